@@ -1,0 +1,14 @@
+"""Train, compare and trust the classic networks for semantic segmentation."""
+
+__version__ = "0.1.0"
+
+
+class UserError(Exception):
+    """A mistake of the user's that one sentence explains: what is wrong, where, and what to do.
+
+    The command line prints the sentence and exits with 2; nobody sees a traceback.
+    """
+
+    def __str__(self) -> str:
+        # A DataLoader's worker sends its whole traceback as the message; the sentence is what follows our name in it.
+        return super().__str__().rpartition("UserError: ")[2].strip()

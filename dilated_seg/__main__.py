@@ -1,0 +1,84 @@
+"""The command ``dilated-seg VERB``: finds the verb, and imports what it needs only then."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+
+from dilated_seg import UserError, __version__
+
+# Lightning's own four take --config experiments/....yaml, overlays and flags; the rest are ours.
+LIGHTNING = ("fit", "validate", "test", "predict")
+VERBS = {
+    "fit": "train a network: --config experiments/....yaml, then overlays and flags",
+    "validate": "score a checkpoint on the validation split: --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt",
+    "test": "score a checkpoint on the test split",
+    "predict": "write a checkpoint's predictions on the validation split as PNGs",
+    "ablate": "run every experiment an ablation file names, here, one after another, then compare them",
+    "report": "compare finished runs: table, plots and pictures",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked."""
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        if args[0] == "--version":
+            print(f"dilated-seg {__version__}")
+            return 0
+        verb = args.pop(0)
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, 1)
+            raise UserError(f"there is no verb '{verb}': " + (f"did you mean '{near[0]}'?" if near else "see --help"))
+        if verb in LIGHTNING:
+            from dilated_seg.cli import CLI
+
+            CLI([verb, *args])
+            return 0
+        return {"ablate": ablate, "report": report}[verb](args)
+    except UserError as error:
+        print(f"dilated-seg: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dilated-seg: interrupted", file=sys.stderr)
+        return 1
+
+
+def overview() -> str:
+    """The help of the whole command."""
+    rows = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
+    return (
+        "usage: dilated-seg VERB ...   (dilated-seg VERB --help for one verb)\n\n"
+        f"Train, compare and trust the classic networks for semantic segmentation.\n\n{rows}"
+    )
+
+
+def ablate(args: list[str]) -> int:
+    """The verb ``ablate``."""
+    parser = argparse.ArgumentParser("dilated-seg ablate", description=VERBS["ablate"], allow_abbrev=False)
+    parser.add_argument("file", help="the ablation, such as experiments/quickstart.yaml")
+    parser.add_argument("--out", help="folder of its runs and its report; runs/NAME if not given")
+    options = parser.parse_args(args)
+    from dilated_seg import ablation
+
+    return ablation.run(options.file, options.out)
+
+
+def report(args: list[str]) -> int:
+    """The verb ``report``."""
+    parser = argparse.ArgumentParser("dilated-seg report", description=VERBS["report"], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
+    parser.add_argument("--out", default="report", help="where report.md goes (default: %(default)s)")
+    parser.add_argument("--evaluation", help="which evaluation of the runs to compare, such as test-last or val-best")
+    options = parser.parse_args(args)
+    from dilated_seg.analysis import report
+
+    report.compare(options.runs, options.out, options.evaluation)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is read from finished runs; nothing here runs a network again."""

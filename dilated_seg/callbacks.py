@@ -1,0 +1,262 @@
+"""What happens around training: randomness that can resume, files that survive a crash, records and pictures of evaluations."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import dilated_seg
+from dilated_seg.data.base import mix, run_seed
+from dilated_seg.metrics import scores
+
+ABSENT = "a class absent from masks and predictions is left out of the mean"
+
+
+class SeedEveryStep(Callback):
+    """Seeds dropout from the run's seed, the batch's number and the process: what a resumed run needs to draw the same."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        torch.manual_seed(mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank))
+
+
+class Progress(RichProgressBar):
+    """Lightning's progress bar, without a number of epochs that nobody set and a version that names nothing."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Training, epoch {current_epoch}"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
+        """Write a checkpoint to a local path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class EvaluationRecord(Callback):
+    """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
+
+    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT.*`` after it.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, str, np.ndarray]] = []
+        self.record: dict[str, Any] | None = None  # the last one written
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        matrices = outputs["matrices"].cpu().numpy()
+        for name, matrix in zip(batch["id"], matrices, strict=True):
+            if name:  # a padding image has none
+                self.rows.append((len(self.rows) * trainer.world_size + trainer.global_rank, name, matrix))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "test")
+
+    def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
+        rows = self._gather(trainer)
+        if not trainer.is_global_zero:
+            return
+        total = np.sum([matrix for _, _, matrix in rows], axis=0)
+        if not np.array_equal(total, task.metrics.matrix.cpu().numpy() if trainer.world_size == 1 else total):
+            raise RuntimeError("the images' confusion matrices do not add up to the split's")
+        available = len(trainer.datamodule.split(split))  # type: ignore[attr-defined]
+        limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
+        if len(rows) != available and limit == 1.0:
+            raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
+        explicit = trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING)
+        checkpoint = Path(trainer.ckpt_path).stem if trainer.ckpt_path else "last" if trainer.global_step else "untrained"
+        protocol = {
+            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "split": split,
+            "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}",
+            "pixels": int(total.sum()),
+            "resolution": "the mask's own",
+            "inference": "whole image",
+            "absent classes": ABSENT,
+            "checkpoint": f"{checkpoint}, step {task.trained_steps}",
+            "commit": commit(),
+        }
+        name = f"{split}-{checkpoint}" if explicit else split
+        self.record = {
+            "protocol": protocol,
+            "classes": task.classes,
+            "parameters": sum(p.numel() for p in task.net.parameters()),
+            "matrix": total.tolist(),
+        }
+        folder = Path(trainer.default_root_dir) / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"id": [r[1] for r in rows], "matrix": [r[2].ravel() for r in rows]})
+        partial = folder / f"{name}.parquet.partial"
+        pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
+        partial.replace(folder / f"{name}.parquet")
+        write_text(folder / f"{name}.json", json.dumps(self.record, indent=1) + "\n")
+
+    def _gather(self, trainer: Trainer) -> list[tuple[int, str, np.ndarray]]:
+        if trainer.world_size == 1:
+            return self.rows
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, self.rows)
+        return sorted((row for part in parts for row in part), key=lambda row: row[0])
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print one table: the IoU of every class, the means, and the protocol they were measured by."""
+    values = scores(torch.tensor(record["matrix"]))
+    table = Table(title=f"{record['protocol']['dataset']} {record['protocol']['split']}")
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    table.add_column("accuracy %", justify="right")
+    for name, iou, accuracy in zip(record["classes"], values["iou"], values["accuracy"], strict=True):
+        table.add_row(name, percent(iou), percent(accuracy))
+    table.add_section()
+    table.add_row("mean", percent(values["mean_iou"]), percent(values["mean_accuracy"]), style="bold")
+    table.add_row("by frequency / by pixel", percent(values["frequency_weighted_iou"]), percent(values["pixel_accuracy"]))
+    table.caption = "; ".join(f"{key}: {value}" for key, value in record["protocol"].items())
+    Console().print(table)
+
+
+def percent(value: torch.Tensor) -> str:
+    """A fraction as a percentage with one decimal; a class that does not occur has none."""
+    return f"{100 * value:.1f}" if not torch.isnan(value) else "–"
+
+
+def commit() -> str:
+    """The commit of the running code, marked if it has changed since; the package's version outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return dilated_seg.__version__
+
+
+class Gallery(Callback):
+    """Keeps some images of an evaluation as pictures: image, truth and prediction, in the run and in W&B.
+
+    Args:
+        images: How many, evenly spread over the split.
+    """
+
+    def __init__(self, images: int = 6) -> None:
+        self.images = images
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        wanted = set(np.linspace(0, len(loaders.dataset) - 1, self.images, dtype=int).tolist())
+        for i, name in enumerate(batch["id"]):
+            index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
+            if name and index in wanted:
+                self._keep(trainer, name, batch["image"][i], batch["mask"][i], outputs["prediction"][i])
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _keep(self, trainer: Trainer, name: str, image: Any, mask: Any, prediction: Any) -> None:  # noqa: ANN401
+        folder = Path(trainer.default_root_dir) / "gallery"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = image.permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(picture).save(folder / f"{name}.image.png")
+        palette = trainer.datamodule.palette  # type: ignore[attr-defined]
+        for what, ids in (("truth", mask), ("prediction", prediction)):
+            save_mask(folder / f"{name}.{what}.png", ids, palette)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                names = dict(enumerate(trainer.datamodule.classes))  # type: ignore[attr-defined]
+                masks = {
+                    what: {"mask_data": ids.cpu().numpy(), "class_labels": names}
+                    for what, ids in (("truth", mask), ("prediction", prediction))
+                }
+                logger.log_image(f"gallery/{name}", [picture], step=trainer.global_step, masks=[masks])
+
+
+class PredictionWriter(Callback):
+    """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        folder = Path(trainer.default_root_dir) / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, prediction in zip(batch["id"], outputs, strict=True):
+            if name:
+                save_mask(folder / f"{name}.png", prediction, trainer.datamodule.palette)  # type: ignore[attr-defined]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(f"class ids as PNGs: {Path(trainer.default_root_dir) / 'predictions'}")
+
+
+def save_mask(path: Path, ids: Any, palette: Any) -> None:  # noqa: ANN401
+    """Class ids (H, W) as a PNG with a palette, as VOC's labels are; 255 shows as the off-white of VOC."""
+    picture = Image.fromarray(np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids).astype(np.uint8), mode="P")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[255] = (224, 224, 192)
+    picture.putpalette(colours.ravel().tolist())
+    picture.save(path)

@@ -1,0 +1,238 @@
+"""Lightning's command line, with the dataset's facts linked to task and network, and a folder for every run."""
+
+import ctypes
+import logging
+import netrc
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlparse
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
+from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SafeCheckpointIO, SeedEveryStep, show, write_text
+from dilated_seg.data import SegmentationDataModule
+from dilated_seg.task import SegmentationTask
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
+
+
+class Parser(LightningArgumentParser):
+    """Says a user's mistake in one sentence, without the usage of two hundred options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise UserError instead of printing and exiting."""
+        lines = [line.strip(" -") for line in message.splitlines()]
+        raise UserError(" ".join(line for line in lines if line and line != "^")) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved experiment into the run's folder, and into W&B's config for grouping."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        write_text(Path(trainer.default_root_dir) / "config.yaml", resolved(self.parser, self.config))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(self.config.as_dict(), allow_val_change=True)
+
+
+class CLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` for SegmentationTask on any SegmentationDataModule.
+
+    What the dataset knows (classes, ignored label) reaches task and network from there, never from a YAML. Each run has a
+    folder: a new one below ``runs/``, or ``--run_dir``; a run that finds its own configuration there continues.
+
+    Args:
+        args: What follows ``dilated-seg`` on the command line.
+        run: Whether to run the verb, or only build task, data and trainer.
+    """
+
+    def __init__(self, args: Sequence[str], run: bool = True) -> None:
+        keep_memory()
+        defaults = {"default_config_files": [str(EXPERIMENTS / "defaults.yaml")]}
+        self.resumed = False
+        quiet()
+        super().__init__(
+            SegmentationTask,
+            SegmentationDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            parser_class=Parser,
+            parser_kwargs={verb: defaults for verb in self.subcommands()} if run else defaults,
+            args=list(args),
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The links of DESIGN, and the run's folder."""
+        for source, target in (
+            ("data.num_classes", "model.num_classes"),
+            ("data.num_classes", "model.net.init_args.num_classes"),
+            ("data.ignore_index", "model.ignore_index"),
+            ("data.classes", "model.classes"),
+        ):
+            parser.link_arguments(source, target, apply_on="instantiate")
+        parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder; a new one if not given.")
+        parser.set_defaults({"trainer.use_distributed_sampler": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse without Lightning's warning that there are arguments on the command line as well."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's arguments silently replace those on the command line; ours stand."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder, and continue the run in it if there is one of this configuration."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        self.run_dir = Path(os.environ.get(RUN_DIR) or config.run_dir or self._new_folder(config))
+        if self.subcommand != "fit":
+            checkpoint = config.get("ckpt_path")
+            if checkpoint and not Path(checkpoint).is_file():
+                raise UserError(f"there is no checkpoint {checkpoint}: name a file of a run's folder checkpoints/")
+            return
+        saved, last = self.run_dir / "config.yaml", self.run_dir / "checkpoints" / "last.ckpt"
+        if not saved.exists():
+            return
+        if saved.read_text() != resolved(self._parser(self.subcommand), config):
+            raise UserError(f"{self.run_dir} holds a run of another configuration: name another --run_dir or remove it")
+        if last.exists() and config.ckpt_path is None:
+            config.ckpt_path = str(last)
+            self.resumed = True
+
+    def _new_folder(self, config: Any) -> Path:  # noqa: ANN401
+        checkpoint = config.get("ckpt_path")
+        if self.subcommand not in (None, "fit") and checkpoint and Path(checkpoint).parent.name == "checkpoints":
+            return Path(checkpoint).parents[1]  # an evaluation belongs to the run it evaluates
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("several processes were started from outside: name the run's folder with --run_dir")
+        parent = Path("runs") / experiment_name(config)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for n in range(1, 1000):
+            folder = parent / (stamp if n == 1 else f"{stamp}-{n}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return folder
+        raise UserError(f"{parent} holds 999 runs of this second: name the run's folder with --run_dir")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
+        """The trainer, with the run's folder, loggers and what every run needs."""
+        os.environ[RUN_DIR] = str(self.run_dir)
+        training = self.subcommand == "fit"
+        if training:
+            keep_history(self.run_dir / "metrics.csv")
+        wanted = self._get(self.config_init, "trainer").get("logger")
+        if wanted is None or wanted is True:
+            kwargs["logger"] = loggers(self.run_dir) if training else False
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        kwargs |= {
+            "default_root_dir": str(self.run_dir),
+            "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
+        }
+        trainer = super().instantiate_trainer(**kwargs)
+        os.environ.pop(RUN_DIR) if trainer.world_size == 1 else None
+        self.evaluation = EvaluationRecord()
+        trainer.callbacks[:0] = [SeedEveryStep(), self.evaluation, PredictionWriter()]
+        if training and trainer.is_global_zero:
+            print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
+        return trainer
+
+    def after_fit(self) -> None:
+        """Keep the last weights, also when training does not end on a validation."""
+        self.trainer.save_checkpoint(self.run_dir / "checkpoints" / "last.ckpt")
+
+    def after_validate(self) -> None:
+        """Print the table."""
+        if self.evaluation.record:
+            show(self.evaluation.record)
+
+    after_test = after_validate
+
+
+def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN401
+    """The configuration as YAML, without what belongs to one call of it: folder and checkpoint."""
+    config = config.clone()
+    config.run_dir = config.ckpt_path = None
+    return parser.dump(config, skip_none=False)
+
+
+def experiment_name(config: Any) -> Path:  # noqa: ANN401
+    """The run's place below runs/: that of its experiment below experiments/, or the dataset's name."""
+    for path in config.get("config") or []:
+        file = Path(str(path)).resolve()
+        if file.is_file():
+            inside = EXPERIMENTS in file.parents
+            return file.relative_to(EXPERIMENTS).with_suffix("") if inside else Path(file.stem)
+    return Path(config.data.class_path.rpartition(".")[2].lower())
+
+
+def loggers(run_dir: Path) -> list[Any]:
+    """metrics.csv in the run, and W&B, which stays offline unless it has a key or WANDB_MODE says otherwise."""
+    chosen: list[Any] = [CSVLogger(run_dir, name="", version="")]
+    if os.environ.get("WANDB_MODE") != "disabled":
+        offline = "WANDB_MODE" not in os.environ and not has_wandb_key()
+        os.environ.setdefault("WANDB_SILENT", "true")
+        project = os.environ.get("WANDB_PROJECT", "dilated_seg")
+        wandb_logger = WandbLogger(name=str(run_dir), save_dir=run_dir, project=project, offline=offline)
+        wandb_logger._wandb_init.pop("anonymous", None)  # Lightning passes it on, wandb warns that it means nothing any more
+        chosen.append(wandb_logger)
+    return chosen
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B would find a key: in the environment, or in ~/.netrc as ``wandb login`` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return host in netrc.netrc().hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def keep_history(metrics: Path) -> None:
+    """Move an earlier session's metrics.csv aside as metrics-N.csv: Lightning's logger would delete it."""
+    if metrics.exists():
+        n = len(list(metrics.parent.glob("metrics-*.csv"))) + 1
+        shutil.move(metrics, metrics.with_name(f"metrics-{n}.csv"))
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back after every step; training on a CPU spends less on page faults."""
+    if sys.platform == "linux":
+        try:
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+        except (OSError, AttributeError):
+            return
+        for option, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # no mmap, never trim, grow by 64 MiB
+            mallopt(option, value)
+
+
+def quiet() -> None:
+    """Drop what tells a user of this package nothing to act on."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # hardware, seeds, advertisements
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",  # ours starts where the run stands: data/base.py
+        ".*Experiment logs directory.*",  # what it would delete is kept: keep_history
+        ".*LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,93 @@
+"""The confusion matrix of a split, and every score that is read from it."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from dilated_seg.shapes import Logits, Mask
+
+
+def predict(logits: Logits) -> Mask:
+    """The class of the highest score at every pixel (B, H, W)."""
+    return logits.max(1).indices  # several times as fast on a CPU as argmax
+
+
+def confusion_matrices(prediction: Mask, mask: Mask, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """One confusion matrix an image: int64 (B, C, C), entry [i, t, p] counts pixels of class t predicted as p.
+
+    Raises:
+        ValueError: A mask holds a value that is neither a class nor ``ignore_index``, or a prediction no class.
+    """
+    ignored = mask == ignore_index
+    for name, values, wrong in (
+        ("mask", mask, ((mask < 0) | (mask >= num_classes)) & ~ignored),
+        ("prediction", prediction, (prediction < 0) | (prediction >= num_classes)),
+    ):
+        if wrong.any():
+            raise ValueError(f"a {name} holds {int(values[wrong][0])}, which is none of {num_classes} classes")
+    images, rows = len(mask), num_classes + 1  # one row more takes the ignored pixels
+    truth = torch.where(ignored, num_classes, mask.long())
+    image = torch.arange(images, device=mask.device).view(-1, 1, 1)
+    index = (image * rows + truth) * num_classes + prediction
+    counts = torch.bincount(index.flatten(), minlength=images * rows * num_classes)
+    return counts.view(images, rows, num_classes)[:, :num_classes]
+
+
+def scores(matrix: Tensor) -> dict[str, Tensor]:
+    """Every score of one (C, C) confusion matrix, in float64 and as a fraction of 1.
+
+    ``iou`` and ``accuracy`` are by class. A class absent from both masks and predictions has no IoU (NaN) and is left out of
+    the mean; a class only predicted has 0. Accuracies leave out the classes absent from the masks.
+    """
+    matrix = matrix.double()
+    hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+    iou = hits / (truth + predicted - hits)  # 0 / 0 is NaN: absent
+    accuracy = hits / truth
+    share = truth / truth.sum()
+    return {
+        "pixel_accuracy": hits.sum() / truth.sum(),
+        "mean_accuracy": accuracy.nanmean(),
+        "mean_iou": iou.nanmean(),
+        "frequency_weighted_iou": (share * iou.nan_to_num()).sum(),
+        "iou": iou,
+        "accuracy": accuracy,
+    }
+
+
+class SegmentationMetrics(Metric):
+    """All scores of a split from one int64 confusion matrix over its pixels, the same on any number of processes.
+
+    Never a mean over batches or images: on two images of unequal content those are other numbers.
+
+    Args:
+        num_classes: C, not counting the ignored label.
+        ignore_index: The mask value that no score sees.
+    """
+
+    full_state_update = False
+    matrix: Tensor
+    images: Tensor  # the confusion matrices (B, C, C) of the batch counted last
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.add_state("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Logits | Mask, mask: Mask) -> None:
+        """Count a batch.
+
+        Args:
+            prediction: Logits (B, C, H, W) or class ids (B, H, W).
+            mask: Class ids, and ``ignore_index`` where unlabelled (B, H, W).
+
+        Raises:
+            ValueError: A mask or prediction holds a value outside the classes.
+        """
+        if prediction.ndim == 4:
+            prediction = predict(prediction)
+        self.images = confusion_matrices(prediction, mask, self.num_classes, self.ignore_index)
+        self.matrix += self.images.sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scores of everything counted so far: see ``scores``."""
+        return scores(self.matrix)

@@ -1,0 +1,14 @@
+"""The networks, one file a paper.
+
+A network is built as ``Net(num_classes, ..., width=1.0)`` and called as ``forward(image: Image) -> Logits``: the logits
+have the image's own height and width, whatever these are. ``output_stride`` says how many image pixels lie between two
+neighbouring scores before the last upsampling. There is no loss, no softmax and no disk in a network.
+"""
+
+from dilated_seg.models.deconvnet import DeconvNet
+from dilated_seg.models.deeplab import DeepLabV1
+from dilated_seg.models.dilatednet import ContextModule, DilatedNet, FrontEnd
+from dilated_seg.models.fcn import FCN
+from dilated_seg.models.segnet import SegNet
+
+__all__ = ["FCN", "ContextModule", "DeconvNet", "DeepLabV1", "DilatedNet", "FrontEnd", "SegNet"]

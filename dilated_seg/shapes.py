@@ -1,0 +1,9 @@
+"""The tensors of this package as types: jaxtyping checks them on every call while the tests run, and never else."""
+
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+Image = Float[Tensor, "batch 3 height width"]  # RGB, normalised
+Mask = Integer[Tensor, "batch height width"]  # class ids, and ignore_index where unlabelled
+Logits = Float[Tensor, "batch classes height width"]  # one score map a class, at the image's size
+Maps = Float[Tensor, "batch _ _ _"]  # features inside a network, of any channels and size

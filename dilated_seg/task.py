@@ -1,0 +1,135 @@
+"""The task: a network, its loss, its metrics and its optimiser, on any dataset."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from dilated_seg import UserError
+from dilated_seg.metrics import SegmentationMetrics, predict
+from dilated_seg.shapes import Image, Logits, Mask
+
+# The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
+BIAS_RATE = 2.0
+
+
+class SegmentationTask(LightningModule):
+    """Semantic segmentation with one network: image in, one class a pixel out.
+
+    Args:
+        net: Takes normalised RGB (B, 3, H, W), gives logits (B, C, H, W).
+        num_classes: C, not counting the ignored label.
+        ignore_index: The mask value that neither loss nor metrics see.
+        classes: Names for the logged IoU of each class; their numbers if None.
+        optimizer: Built on two parameter groups: weights as it says, biases at twice the rate and without decay.
+        lr_scheduler: Steps once an iteration, as the papers' poly and step schedules do; a constant rate if None.
+        class_weights: Factor of each class in the loss. The sum is divided by the number of valid pixels, as SegNet did,
+            not by the sum of their weights.
+        mean: Of each channel (RGB, 0 to 255), subtracted from the image.
+        std: The image is then divided by it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        ignore_index: int = 255,
+        classes: Sequence[str] | None = None,
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        class_weights: Sequence[float] | None = None,
+        mean: tuple[float, float, float] = (123.68, 116.779, 103.939),
+        std: tuple[float, float, float] = (58.393, 57.12, 57.375),
+    ) -> None:
+        super().__init__()
+        # The command line gives YAML to save, from which load_from_checkpoint rebuilds everything. Objects built in Python
+        # are no hyperparameters: a checkpoint that held them could only be loaded by executing a pickle.
+        self.save_hyperparameters(ignore=None if _given_hyperparameters.get() else ["net", "optimizer", "lr_scheduler"])
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise UserError(f"model.class_weights has {len(class_weights)} numbers, but there are {num_classes} classes")
+        self.net = net.to(memory_format=torch.channels_last)  # up to 4 times as fast for narrow networks on a CPU
+        self.trained_steps = 0
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights is not None else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.mean_loss = MeanMetric()
+
+    def forward(self, image: Tensor) -> Logits:
+        """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
+        normalised: Image = ((image.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.net(normalised).float()
+
+    def loss_sum(self, logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over valid pixels, and how many these are."""
+        total = F.cross_entropy(logits, mask.long(), weight=self.class_weights, ignore_index=self.ignore_index, reduction="sum")
+        return total, (mask != self.ignore_index).sum()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        total, valid = self.loss_sum(self(batch["image"]), batch["mask"])
+        valid = self.trainer.strategy.reduce(valid.float(), reduce_op="sum")
+        # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
+        loss = total * self.trainer.world_size / valid.clamp(min=1)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.global_step % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+            raise UserError(f"the loss is {loss.item()} at step {self.global_step}: lower model.optimizer's learning rate")
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Count a batch; gives its ``matrices`` of confusion (B, C, C) and ``prediction`` (B, H, W)."""
+        logits = self(batch["image"])
+        total, valid = self.loss_sum(logits, batch["mask"])
+        self.mean_loss.update(total / valid.clamp(min=1), weight=valid)
+        prediction = predict(logits)
+        self.metrics.update(prediction, batch["mask"])
+        return {"matrices": self.metrics.images, "prediction": prediction}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        self.trained_steps = self.global_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_steps = checkpoint["global_step"]
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+        self.mean_loss.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Class ids (B, H, W)."""
+        return predict(self(batch["image"]))
+
+    def _log_scores(self, split: str) -> None:
+        values = self.metrics.compute()
+        named = {name: value for name, value in values.items() if value.ndim == 0}
+        named |= {f"iou/{name}": value for name, value in zip(self.classes, values["iou"], strict=True)}
+        named["loss"] = self.mean_loss.compute()
+        self.log_dict({f"{split}/{name}": value for name, value in named.items()})
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union is no public name
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        biases = [parameter for name, parameter in named if name.endswith("bias")]
+        weights = [parameter for name, parameter in named if not name.endswith("bias")]
+        optimizer = self.optimizer([{"params": weights}, {"params": biases, "weight_decay": 0.0}])
+        optimizer.param_groups[1]["lr"] *= BIAS_RATE
+        if self.lr_scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}

@@ -1,0 +1,193 @@
+"""The command as a user calls it, in a process of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from dilated_seg.metrics import scores
+from dilated_seg.task import SegmentationTask
+from tests.conftest import ROOT
+
+# One network, few and small pictures, two validations.
+TINY = [
+    "--config", "experiments/shapes/frontend.yaml",
+    "--data.init_args.images=[16,3,2]", "--data.init_args.size=[32,64]", "--data.init_args.batch_size=2",
+    "--model.net.init_args.width=0.02", "--model.net.init_args.dropout=0.5",
+    "--trainer.max_steps=12", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1",
+]  # fmt: skip
+
+
+def dilated_seg(*args, **env):
+    command = [sys.executable, "-m", "dilated_seg", *map(str, args)]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "COLUMNS": "200", "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def fails_in_one_sentence(result, *words):
+    assert result.returncode != 0
+    assert "Traceback" not in result.stdout + result.stderr
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("dilated-seg: ")
+    for word in words:
+        assert word in message
+    return True
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = dilated_seg("fit", *TINY, "--run_dir", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_run_folder_holds_configuration_checkpoints_metrics_and_evaluation(run):
+    for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "evaluations/val.json"):
+        assert (run / name).is_file(), name
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 12
+    assert len(list((run / "gallery").glob("*.prediction.png"))) == 3
+
+
+def test_the_per_image_matrices_add_up_to_the_split(run):
+    record = json.loads((run / "evaluations/val.json").read_text())
+    table = pq.read_table(run / "evaluations/val.parquet")
+    matrices = torch.tensor(table["matrix"].to_pylist()).view(3, 8, 8)
+    assert table["id"].to_pylist() == ["val000000", "val000001", "val000002"]
+    assert torch.equal(matrices.sum(0), torch.tensor(record["matrix"]))
+    assert record["protocol"]["checkpoint"] == "last, step 12"
+    assert record["protocol"]["images"] == 3
+
+
+def test_validate_prints_one_table_with_classes_mean_and_protocol(run):
+    result = dilated_seg("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt")
+    assert result.returncode == 0, result.stderr
+    record = json.loads((run / "evaluations/val-best.json").read_text())
+    mean = 100 * scores(torch.tensor(record["matrix"]))["mean_iou"]
+    for text in ("night hill", "IoU %", f"{mean:.1f}", "images: 3", "whole image", "checkpoint: best"):
+        assert text in result.stdout
+    assert (run / "metrics.csv").is_file()
+
+
+def test_test_and_predict_write_into_the_run_of_their_checkpoint(run):
+    for verb in ("test", "predict"):
+        result = dilated_seg(verb, "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt")
+        assert result.returncode == 0, result.stderr
+    assert (run / "evaluations/test-last.json").is_file()
+    assert len(list((run / "predictions").glob("*.png"))) == 3
+
+
+def test_a_checkpoint_rebuilds_its_network_without_further_arguments(run):
+    task = SegmentationTask.load_from_checkpoint(run / "checkpoints/last.ckpt", map_location="cpu")
+    assert task.num_classes == 8
+    assert task.classes[6] == "day hill"
+    assert task.trained_steps == 12
+    with torch.no_grad():
+        assert task(torch.zeros(1, 3, 20, 30, dtype=torch.uint8)).shape == (1, 8, 20, 30)
+
+
+def test_batch_size_and_workers_change_no_integer(run):
+    records = []
+    for flags in (
+        ["--data.init_args.eval_batch_size=1"],
+        ["--data.init_args.eval_batch_size=2", "--data.init_args.num_workers=2"],
+    ):
+        args = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", *flags]
+        assert dilated_seg("validate", *args).returncode == 0
+        records.append(json.loads((run / "evaluations/val-last.json").read_text()))
+    assert records[0]["matrix"] == records[1]["matrix"] == json.loads((run / "evaluations/val.json").read_text())["matrix"]
+
+
+def test_two_processes_count_the_same_integers_as_one(run):
+    args = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt"]
+    assert dilated_seg("validate", *args).returncode == 0
+    one = json.loads((run / "evaluations/val-last.json").read_text())
+    two_processes = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    result = dilated_seg("validate", *args, *two_processes)
+    assert result.returncode == 0, result.stderr
+    two = json.loads((run / "evaluations/val-last.json").read_text())
+    assert two["matrix"] == one["matrix"]
+    assert two["protocol"]["images"] == 3
+
+
+# Runs the command, and kills the process without warning when a step is done.
+KILL = """
+import os, sys
+from dilated_seg.__main__ import main
+from dilated_seg.task import SegmentationTask
+def die(self, *args):
+    if self.global_step == {step}:
+        os.kill(os.getpid(), {signal})
+SegmentationTask.on_train_batch_start = die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("step", [5, 8, 11])
+def test_a_killed_run_continues_to_the_same_weights(run, tmp_path, step):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILL.format(step=step, signal=int(signal.SIGKILL)), "fit", *TINY, "--run_dir", folder]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step - step % 4
+    result = dilated_seg("fit", *TINY, "--run_dir", folder)
+    assert result.returncode == 0, result.stderr
+    assert "continuing" in result.stdout
+    expected, resumed = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (run, folder))
+    assert resumed["global_step"] == 12
+    for name, tensor in expected["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][name]), name
+
+
+def test_a_folder_of_another_configuration_is_refused(run):
+    result = dilated_seg("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
+    assert fails_in_one_sentence(result, "another configuration")
+
+
+def test_help_and_our_verbs_do_not_import_torch():
+    for args in (["--help"], ["ablate", "--help"], ["report", "--help"]):
+        code = f"import sys; from dilated_seg.__main__ import main\ntry: main({args})\nexcept SystemExit: pass\n"
+        code += "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'matplotlib', 'wandb')))"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["fti"], ["fti", "fit"]),
+        (["ablate", "experiments/nothing.yaml"], ["nothing.yaml"]),
+        (["report", "nothing"], ["nothing"]),
+        (["fit", "--config", "experiments/nothing.yaml"], ["nothing.yaml"]),
+        ([*("fit", *TINY), "--model.net.init_args.contxt=basic"], ["contxt"]),
+        ([*("fit", *TINY), "--trainer.max_stps=3"], ["max_stps"]),
+        ([*("fit", *TINY), "--model.class_weights=[1,2]"], ["class_weights", "8 classes"]),
+        (["validate", *TINY, "--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(args, words, tmp_path):
+    if args[0] == "fit":
+        args = [*args, "--run_dir", tmp_path / "run"]
+    assert fails_in_one_sentence(dilated_seg(*args), *words)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_the_data_is_one_sentence(camvid, tmp_path, workers):
+    experiment = ["--config", "experiments/camvid/dilatednet_narrow.yaml", "--run_dir", tmp_path / "run"]
+    small = ["--data.init_args.batch_size=2", f"--data.init_args.num_workers={workers}", "--trainer.max_steps=4"]
+    result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid / "nowhere"))
+    assert fails_in_one_sentence(result, "nowhere")
+    shutil.rmtree(tmp_path / "run")
+    label = camvid / "trainannot" / "train_0.png"
+    label.write_bytes(b"no picture")
+    assert fails_in_one_sentence(dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid)), str(label))

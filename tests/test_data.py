@@ -1,0 +1,225 @@
+"""Datasets and their batches."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from dilated_seg import UserError
+from dilated_seg.data import CamVid, Shapes
+from dilated_seg.data.base import EvaluationOrder, Images, TrainingOrder, collate, read_image
+from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
+from dilated_seg.data.transforms import training
+
+
+def test_a_picture_of_shapes_is_a_function_of_its_index():
+    first, second = Shapes().split("val"), Shapes().split("val")
+    for i in (0, 5):
+        assert torch.equal(first[i]["image"], second[i]["image"])
+        assert torch.equal(first[i]["mask"], second[i]["mask"])
+    assert not torch.equal(first[0]["image"], first[1]["image"])
+    assert not torch.equal(first[0]["image"], Shapes().split("test")[0]["image"])
+    assert not torch.equal(first[0]["image"], Shapes(world=1).split("val")[0]["image"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5), (32, 48), (256, 256)])
+@pytest.mark.parametrize("num_classes", [2, 5, 8, 21])
+def test_shapes_come_in_any_size_and_number_of_classes(size, num_classes):
+    data = Shapes(size=size, num_classes=num_classes, images=(3, 1, 1))
+    seen = set()
+    for i in range(3):
+        sample = data.split("train")[i]
+        assert sample["image"].shape == (3, *size)
+        assert sample["mask"].shape == size
+        seen |= set(sample["mask"].unique().tolist())
+    assert seen <= {*range(num_classes), 255}
+    assert data.num_classes == len(data.classes) == len(set(data.classes)) == len(data.palette)
+
+
+def test_every_class_of_shapes_occurs_and_objects_wear_an_ignored_band():
+    masks = torch.stack([Shapes().split("train")[i]["mask"] for i in range(60)])
+    counts = torch.bincount(masks.flatten().long(), minlength=256)
+    assert (counts[:8] > 0).all()
+    assert 0.01 < counts[255] / masks.numel() < 0.15
+    for k in (SUN, MOON):  # nothing is drawn over sun and moon: only the band touches them
+        for mask in masks:
+            inside = mask == k
+            around = torch.nn.functional.max_pool2d(inside[None, None].float(), 3, 1, 1)[0, 0].bool() & ~inside
+            assert set(mask[around].tolist()) <= {255}
+
+
+def test_a_hill_is_farther_from_sun_and_moon_than_a_front_end_can_see():
+    split = Shapes().split("train")
+    for i in range(200):
+        mask = split[i]["mask"]
+        hill = ((mask == DAY) | (mask == NIGHT)).any(0).nonzero()
+        beacon = ((mask == SUN) | (mask == MOON)).any(0).nonzero()
+        gap = (hill[:, None, 0] - beacon[None, :, 0]).abs().min()
+        assert gap > 190 + 8  # half the receptive field, and a cell of the upsampling
+        assert (mask == DAY).any() == (mask == SUN).any()
+    assert round((LAND - SKY) * 320) > 198
+
+
+def test_day_and_night_hills_look_the_same():
+    colours = {DAY: [], NIGHT: []}
+    split = Shapes().split("train")
+    for i in range(400):
+        sample = split[i]
+        for k, found in colours.items():
+            if (sample["mask"] == k).sum() > 50:
+                found.append(sample["image"][:, sample["mask"] == k].float().mean(1))
+    day, night = (torch.stack(found) for found in colours.values())
+    error = (day.var(0) / len(day) + night.var(0) / len(night)).sqrt()
+    assert ((day.mean(0) - night.mean(0)).abs() < 4 * error).all()
+
+
+def test_camvid_reads_both_suffixes_and_ignores_eleven(camvid):
+    data = CamVid(root=str(camvid))
+    split = data.split("train")
+    assert [split[i]["id"] for i in range(6)] == [f"train_{i}" for i in range(6)]
+    for i in range(6):
+        raw = torch.from_numpy(np.array(Image.open(camvid / "trainannot" / f"train_{i}.png")))
+        mask = split[i]["mask"]
+        assert torch.equal(mask == 255, raw == 11)
+        assert torch.equal(mask[raw != 11], raw[raw != 11])
+        assert split[i]["image"].shape == (3, 48, 64)
+
+
+def test_camvid_takes_its_folder_from_the_environment(camvid, monkeypatch):
+    monkeypatch.setenv("DILATED_SEG_CAMVID", str(camvid))
+    assert len(CamVid().split("val")) == 3
+    monkeypatch.delenv("DILATED_SEG_CAMVID")
+    with pytest.raises(UserError, match="DILATED_SEG_CAMVID"):
+        CamVid().split("val")
+
+
+def damage_missing_folder(root):
+    (root / "train").rename(root / "elsewhere")
+
+
+def damage_missing_label(root):
+    (root / "trainannot" / "train_2.png").unlink()
+
+
+def damage_missing_image(root):
+    (root / "train" / "train_2.png").unlink()
+
+
+def damage_size(root):
+    Image.fromarray(np.zeros((48, 60), np.uint8)).save(root / "trainannot" / "train_2.png")
+
+
+def damage_value(root):
+    Image.fromarray(np.full((48, 64), 99, np.uint8)).save(root / "trainannot" / "train_2.png")
+
+
+def damage_colours(root):
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / "trainannot" / "train_2.png")
+
+
+def damage_bytes(root):
+    (root / "train" / "train_2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (damage_missing_folder, "train is no folder"),
+        (damage_missing_label, "train_2 has no label"),
+        (damage_missing_image, "train_2 has no image"),
+        (damage_size, "48 x 64 and its label .* is 48 x 60"),
+        (damage_value, "holds the value 99"),
+        (damage_colours, "mode RGB"),
+        (damage_bytes, "cannot be read"),
+    ],
+)
+def test_a_damaged_camvid_is_named_in_one_sentence(camvid, damage, sentence):
+    damage(camvid)
+    with pytest.raises(UserError, match=sentence) as caught:
+        [CamVid(root=str(camvid)).split("train")[i] for i in range(6)]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_palette_label_is_read_as_indices(camvid):
+    path = camvid / "trainannot" / "train_0.png"
+    raw = np.array(Image.open(path))
+    coloured = Image.fromarray(raw, mode="P")
+    coloured.putpalette([7, 99, 200] * 256)
+    coloured.save(path)
+    assert torch.equal(CamVid(root=str(camvid)).split("train")[0]["mask"] == 3, torch.from_numpy(raw == 3))
+
+
+def test_an_image_is_turned_upright_by_its_exif(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (3, 30, 20)
+
+
+def test_augmentation_moves_image_and_mask_together_and_invents_no_class():
+    mask = torch.randint(0, 4, (40, 60), dtype=torch.uint8) * 60
+    image = mask.expand(3, -1, -1).clone()
+    augment = training((64, 48), (0.5, 2.0), True, 0.0, 255)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        moved, labels = augment(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        assert moved.shape == (3, 64, 48)
+        assert set(labels.unique().tolist()) <= {0, 60, 120, 180, 255}
+        assert (moved[0][labels == 255] == 124).all()
+    torch.manual_seed(0)
+    moved, labels = training((30, 30), (1.0, 1.0), True, 0.0, 255)(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    assert torch.equal(moved[0], labels)
+
+
+def test_batches_depend_on_seed_and_number_alone():
+    def order(done=0, **options):
+        return list(TrainingOrder(23, 4, seed=5, done=lambda: done, **options))
+
+    assert order() == order()
+    assert order(2) == order()[2:]  # a resumed run starts where it stands
+    assert order(5)[0][0][0] == 1  # the second epoch
+    assert [key for _, key in sum(order(5), [])] != [key for _, key in sum(order(), [])]
+    assert list(TrainingOrder(23, 4, seed=6)) != order()
+
+
+def test_processes_share_a_permutation_without_repeating_an_image():
+    shares = [sum(TrainingOrder(23, 2, seed=5, rank=rank, world=3), []) for rank in range(3)]
+    images = [index for share in shares for _, index in share]
+    assert len(images) == len(set(images)) == 18
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 30])
+def test_evaluation_sees_every_image_once_in_equal_steps(world, batch_size):
+    orders = [list(EvaluationOrder(10, batch_size, rank, world)) for rank in range(world)]
+    assert len({len(order) for order in orders}) == 1
+    seen = [index for order in orders for batch in order for index in batch if index is not None]
+    assert sorted(seen) == list(range(10))
+
+
+def test_augmentation_does_not_depend_on_who_asks_when():
+    images = Images(Shapes(images=(8, 1, 1)).split("train"), training((32, 64), (0.8, 1.2), True, 0.2, 255), seed=3)
+    first = images[(1, 5)]["image"]
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert torch.equal(images[(1, 5)]["image"], first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(images[(2, 5)]["image"], first)
+
+
+def test_a_padding_image_is_void():
+    sample = Images(Shapes().split("val"))[None]
+    assert (sample["mask"] == 255).all()
+    assert sample["id"] == ""
+
+
+def test_unequal_sizes_in_a_batch_are_refused_with_the_remedy():
+    samples = [Shapes(size=size).split("val")[0] for size in ((8, 8), (8, 9))]
+    with pytest.raises(UserError, match="eval_batch_size=1"):
+        collate(samples)
+
+
+def test_a_split_smaller_than_a_batch_is_refused():
+    with pytest.raises(UserError, match="3 images"):
+        TrainingOrder(3, 4, 0)

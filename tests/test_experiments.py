@@ -1,0 +1,91 @@
+"""Every YAML below experiments/ is read by the real command line, and trains."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+from dilated_seg import UserError, ablation
+from dilated_seg.cli import CLI
+from tests.conftest import ROOT
+
+FILES = sorted((ROOT / "experiments").rglob("*.yaml"))
+ABLATIONS = [f for f in FILES if "experiments" in (yaml.safe_load(f.read_text()) or {})]
+PARTS = [f for f in FILES if f.parent.name == "data" or f.name == "defaults.yaml"]
+EXPERIMENTS = [f for f in FILES if f not in ABLATIONS and f not in PARTS]
+SMALL = {
+    "CamVid": ["--data.init_args.batch_size=2", "--data.init_args.crop_size=[32,32]", "--data.init_args.num_workers=0"],
+    "Shapes": [
+        "--data.init_args.images=[4,1,1]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=2",
+        "--data.init_args.num_workers=0",
+    ],
+}  # fmt: skip
+
+
+def name(file):
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_every_experiment_parses_builds_and_takes_a_step(file, camvid, tmp_path, monkeypatch):
+    monkeypatch.setenv("DILATED_SEG_CAMVID", str(camvid))
+    content = yaml.safe_load(file.read_text())
+    dataset = (
+        content["data"] if isinstance(content["data"], dict) else yaml.safe_load((file.parent / content["data"]).read_text())
+    )
+    small = [
+        "--model.net.init_args.width=0.03", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
+        "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1",
+        "--model.lr_scheduler.init_args.total_iters=1",
+    ]  # fmt: skip
+    cli = CLI(["fit", "--config", str(file), *small, *SMALL[dataset["class_path"]], "--run_dir", str(tmp_path / "run")])
+    assert cli.trainer.global_step == 1
+    assert cli.model.num_classes == cli.datamodule.num_classes
+    assert torch.isfinite(cli.trainer.callback_metrics["val/mean_iou"])
+    assert (tmp_path / "run/evaluations/val.json").is_file()
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_the_header_of_an_experiment_names_the_paper_our_number_the_cost_and_its_own_command(file):
+    header = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
+    for word in ("# paper:", "ours:", "cost:"):
+        assert word in header
+    assert re.search(r"# run: +(.*)", header).group(1) == f"python -m dilated_seg fit --config {name(file)}"
+
+
+@pytest.mark.parametrize("file", ABLATIONS, ids=name)
+def test_every_ablation_expands_to_runs_that_parse(file):
+    expanded = ablation.read(file)
+    assert len({run.folder for run in expanded.runs}) == len(expanded.runs) >= 2
+    for run in expanded.runs:
+        cli = CLI([word for word in run.arguments[1:] if word != "fit"], run=False)
+        assert cli.config.seed_everything == run.seed
+
+
+def test_overlays_and_seeds_multiply_experiments(tmp_path):
+    (tmp_path / "a.yaml").write_text("{}")
+    file = tmp_path / "study.yaml"
+    file.write_text("experiments: {A: a.yaml}\noverlays: {as it is: {}, wide: {model: {net: {}}}}\nseeds: [0, 1, 2]\n")
+    runs = ablation.read(file, tmp_path / "out").runs
+    assert [(run.name, run.seed) for run in runs] == [
+        ("A, as it is", 0), ("A, as it is", 1), ("A, as it is", 2), ("A, wide", 0), ("A, wide", 1), ("A, wide", 2),
+    ]  # fmt: skip
+    assert runs[5].folder == tmp_path / "out" / "A_wide" / "seed2"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "names no experiments"),
+        ("experiments: {A: b.yaml}", "b.yaml"),
+        ("experiments: {A: a.yaml}\nseed: 3", "unknown key 'seed'"),
+        ("experiments: {A: a.yaml}\nevaluate: train", "choose val or test"),
+        ("experiments: {A: a.yaml", "is no YAML"),
+    ],
+)
+def test_a_mistake_in_an_ablation_file_is_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "a.yaml").write_text("{}")
+    (tmp_path / "study.yaml").write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        ablation.read(tmp_path / "study.yaml")

@@ -1,0 +1,67 @@
+"""What the other papers say of their networks, and what our forms promise."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dilated_seg.models import FCN, DeconvNet, DeepLabV1, SegNet
+from dilated_seg.models.layers import scaled, upsample
+
+
+def test_fcn_starts_from_zero_scores():
+    assert not FCN(4, 8, width=1 / 16)(torch.randn(1, 3, 64, 64)).any()
+
+
+def test_fcn_8s_with_silent_skips_is_fcn_32s():
+    fine, coarse = FCN(3, 8, width=1 / 16).eval(), FCN(3, 32, width=1 / 16).eval()
+    nn.init.normal_(coarse.score_fr.weight)
+    fine.load_state_dict(coarse.state_dict(), strict=False)
+    image = torch.randn(1, 3, 256, 256)
+    inside = (slice(None), slice(None), slice(64, -64), slice(64, -64))
+    with torch.no_grad():  # two doublings and one by 8 against one by 32: both are piecewise linear, not the same pieces
+        assert F.mse_loss(fine(image)[inside], coarse(image)[inside]) < 0.05 * coarse(image)[inside].var()
+
+
+def test_upsampling_keeps_every_score_over_the_pixels_it_came_from():
+    ramp = torch.arange(9.0).view(1, 1, 1, 9) * 8 + 3.5  # the centre of each cell of 8 pixels
+    pixels = upsample(ramp, 8, torch.Size((1, 70)))[0, 0, 0]
+    torch.testing.assert_close(pixels[4:66], torch.arange(70.0)[4:66])
+    ramp = torch.arange(9.0).view(1, 1, 1, 9) * 8  # DeepLab's poolings: the first pixel
+    torch.testing.assert_close(upsample(ramp, 8, torch.Size((1, 61)), corners=True)[0, 0, 0], torch.arange(61.0))
+
+
+def test_segnet_unpools_to_the_positions_of_the_maxima():
+    net, image = SegNet(2, width=1 / 16), torch.randn(1, 4, 10, 14)
+    pooled, indices = net.pool(image)
+    restored = F.max_unpool2d(pooled, indices, 2, 2, output_size=image.shape[-2:])
+    assert torch.equal(restored[restored != 0], image[restored != 0])
+    assert int((restored != 0).sum()) == pooled.numel()
+
+
+def test_segnet_decoder_mirrors_its_encoder():
+    net = SegNet(11, width=1 / 8)
+    encoder = [c for stage in net.encoder for c in stage if isinstance(c, nn.Conv2d)]
+    decoder = [c for stage in net.decoder for c in stage if isinstance(c, nn.Conv2d)] + [net.conv1_1_D]
+    assert [c.out_channels for c in encoder[:-1]][::-1] == [c.out_channels for c in decoder[:-1]]
+
+
+def test_deconvnet_bottleneck_is_one_cell_at_224():
+    net = DeconvNet(2, width=1 / 64).eval()
+    shapes = []
+    net.bottleneck.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[-2:]))
+    with torch.no_grad():
+        net(torch.randn(1, 3, 224, 224))
+    assert shapes == [(7, 7)]
+
+
+def test_deeplab_scores_have_the_released_sizes():
+    net, shapes = DeepLabV1(21, width=1 / 64).eval(), []
+    net.fc8.register_forward_hook(lambda _, args, output: shapes.append(tuple(output.shape[-2:])))
+    for size in ((321, 321), (97, 129), (100, 130)):
+        with torch.no_grad():
+            net(torch.randn(1, 3, *size))
+    assert shapes == [(41, 41), (13, 17), (14, 18)]
+
+
+def test_width_scales_hidden_layers_and_never_to_nothing():
+    assert [scaled(64, width) for width in (1, 0.5, 1 / 64, 1 / 1000)] == [64, 32, 1, 1]

@@ -1,0 +1,112 @@
+"""Loss, optimiser and training of the task."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Trainer
+from torch import nn
+
+from dilated_seg import UserError
+from dilated_seg.data import Shapes
+from dilated_seg.models import DilatedNet, SegNet
+from dilated_seg.task import SegmentationTask
+
+
+def tiny(**options):
+    return SegmentationTask(DilatedNet(8, None, width=1 / 32, dropout=0.0), 8, **options)
+
+
+def trainer(**options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", devices=1, num_sanity_val_steps=0, **quiet, **options)
+
+
+def test_ignored_pixels_give_no_gradient_and_no_loss():
+    task, mask = tiny(), torch.randint(0, 8, (1, 6, 7))
+    logits = torch.randn(1, 8, 6, 7, requires_grad=True)
+    mask[0, :3] = 255
+    total, valid = task.loss_sum(logits, mask)
+    total.backward()
+    assert valid == 21
+    assert not logits.grad[:, :, :3].any()
+    assert logits.grad[:, :, 3:].any()
+    assert total.item() == pytest.approx(F.cross_entropy(logits[:, :, 3:], mask[:, 3:], reduction="sum").item(), rel=1e-5)
+
+
+def test_an_image_without_valid_pixels_has_loss_zero_not_nan():
+    total, valid = tiny().loss_sum(torch.randn(1, 8, 4, 4), torch.full((1, 4, 4), 255))
+    assert (total / valid.clamp(min=1)).item() == 0
+
+
+def test_class_weights_divide_by_the_number_of_pixels_not_by_the_weights():
+    weights = [float(k + 1) for k in range(8)]
+    logits, mask = torch.randn(1, 8, 5, 5), torch.randint(0, 8, (1, 5, 5))
+    total, valid = tiny(class_weights=weights).loss_sum(logits, mask)
+    by_hand = (F.cross_entropy(logits, mask, reduction="none") * torch.tensor(weights)[mask]).sum()
+    torch.testing.assert_close(total, by_hand)
+    assert valid == 25
+
+
+def test_class_weights_of_another_number_are_refused():
+    with pytest.raises(UserError, match="3 numbers"):
+        tiny(class_weights=[1, 2, 3])
+
+
+def test_biases_learn_at_twice_the_rate_and_do_not_decay():
+    task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=5e-4))
+    weights, biases = task.configure_optimizers()["optimizer"].param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (0.1, 5e-4)
+    assert (biases["lr"], biases["weight_decay"]) == (0.2, 0.0)
+    assert {parameter.ndim for parameter in biases["params"]} == {1}
+    assert sum(len(group["params"]) for group in (weights, biases)) == len(list(task.parameters()))
+
+
+def test_the_poly_schedule_steps_once_an_iteration():
+    task = tiny(
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=4, power=0.9),
+    )
+    rates = []
+    task.on_train_batch_start = lambda *_: rates.append(task.optimizers().param_groups[0]["lr"])
+    trainer(max_steps=4, limit_val_batches=0).fit(task, Shapes((16, 16), images=(8, 1, 1), batch_size=2))
+    assert rates == pytest.approx([0.1 * (1 - step / 4) ** 0.9 for step in range(4)])
+
+
+def test_training_overfits_four_pictures():
+    data = Shapes((32, 64), images=(4, 1, 1), batch_size=4, flip=False)
+    task = SegmentationTask(DilatedNet(8, None, width=1 / 16, dropout=0.0), 8, optimizer=lambda g: torch.optim.Adam(g, lr=3e-3))
+    batch = next(iter(data.train_dataloader()))
+    fit = trainer(max_steps=60, limit_val_batches=0, gradient_clip_val=1.0)
+    with torch.no_grad():
+        before, valid = task.loss_sum(task(batch["image"]), batch["mask"])
+    fit.fit(task, data)
+    with torch.no_grad():
+        after, _ = task.eval().loss_sum(task(batch["image"]), batch["mask"])
+    assert after < 0.3 * before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence():
+    task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    nn.init.constant_(task.net.front_end.final.bias, torch.nan)
+    with pytest.raises(UserError, match="learning rate"):
+        trainer(max_steps=2, limit_val_batches=0).fit(task, Shapes((16, 16), images=(4, 1, 1), batch_size=2))
+
+
+def test_validation_logs_scores_by_class_name():
+    data = Shapes((32, 64), images=(1, 3, 1))
+    task = tiny(classes=data.classes)
+    logged = trainer().validate(task, data, verbose=False)[0]
+    assert {"val/mean_iou", "val/pixel_accuracy", "val/mean_accuracy", "val/frequency_weighted_iou", "val/loss"} <= set(logged)
+    assert "val/iou/night hill" in logged
+
+
+def test_an_image_is_normalised_by_mean_and_deviation_of_the_network():
+    task = SegmentationTask(nn.Identity(), 3, mean=(1.0, 2.0, 3.0), std=(2.0, 2.0, 4.0))
+    pixel = torch.tensor([5, 4, 11], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert task(pixel).flatten().tolist() == [2.0, 1.0, 2.0]
+
+
+def test_a_task_built_in_python_trains_batch_norm_and_reports():
+    task = SegmentationTask(SegNet(8, width=1 / 16), 8, optimizer=lambda g: torch.optim.SGD(g, lr=0.01))
+    trainer(max_steps=2, limit_val_batches=2).fit(task, Shapes((24, 40), images=(4, 2, 2), batch_size=2))
+    assert task.trained_steps == 2
