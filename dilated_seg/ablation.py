@@ -109,6 +109,7 @@ def run(file: str, out: str | None = None) -> int:
     from dilated_seg.analysis import report
 
     ablation, console = read(file, out), Console()
+    check(ablation)
     for number, one in enumerate(ablation.runs, start=1):
         label = f"{number} of {len(ablation.runs)}: {one.name}, seed {one.seed}"
         if finished(one, ablation):
@@ -118,11 +119,23 @@ def run(file: str, out: str | None = None) -> int:
         try:
             train(one, ablation)
         except (KeyboardInterrupt, SystemExit):
-            console.print(f"interrupted; to continue: dilated-seg ablate {file}" + (f" --out {out}" if out else ""))
+            print(f"interrupted; to continue: dilated-seg ablate {file}" + (f" --out {out}" if out else ""), flush=True)
             return 1
     folder = Path(out) if out else Path("runs") / ablation.name
     report.compare([one.folder for one in ablation.runs], folder, ablation.evaluation, [one.name for one in ablation.runs])
     return 0
+
+
+def check(ablation: Ablation) -> None:
+    """Parse every run before the first is trained, and refuse folders that hold runs of another configuration."""
+    from dilated_seg.cli import Resolve
+
+    for one in ablation.runs:
+        text, saved = Resolve(one.arguments).text, one.folder / "config.yaml"
+        if saved.is_file() and saved.read_text() != text:
+            raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
+        if yaml.safe_load(text)["trainer"]["devices"] not in (1, "1"):
+            raise UserError(f"{one.name} asks for several devices, but ablate trains on one: set trainer.devices to 1")
 
 
 def finished(one: Run, ablation: Ablation) -> bool:

@@ -1,8 +1,6 @@
-"""What happens around training: randomness that can resume, files that survive a crash, records and pictures of evaluations."""
+"""What happens around training: randomness that can resume, progress, records and pictures of evaluations."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-import dilated_seg
-from dilated_seg.data.base import mix, run_seed
-from dilated_seg.metrics import scores
+from dilated_seg.data.order import mix, run_seed
+from dilated_seg.runs import commit, write_text
 
 ABSENT = "a class absent from masks and predictions is left out of the mean"
 
@@ -44,29 +38,6 @@ class Progress(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
-        """Write a checkpoint to a local path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 class EvaluationRecord(Callback):
@@ -110,8 +81,6 @@ class EvaluationRecord(Callback):
         if not trainer.is_global_zero:
             return
         total = np.sum([matrix for _, _, matrix in rows], axis=0)
-        if not np.array_equal(total, task.metrics.matrix.cpu().numpy() if trainer.world_size == 1 else total):
-            raise RuntimeError("the images' confusion matrices do not add up to the split's")
         available = len(trainer.datamodule.split(split))  # type: ignore[attr-defined]
         limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
         if len(rows) != available and limit == 1.0:
@@ -152,37 +121,6 @@ class EvaluationRecord(Callback):
         return sorted((row for part in parts for row in part), key=lambda row: row[0])
 
 
-def show(record: dict[str, Any]) -> None:
-    """Print one table: the IoU of every class, the means, and the protocol they were measured by."""
-    values = scores(torch.tensor(record["matrix"]))
-    table = Table(title=f"{record['protocol']['dataset']} {record['protocol']['split']}")
-    table.add_column("class")
-    table.add_column("IoU %", justify="right")
-    table.add_column("accuracy %", justify="right")
-    for name, iou, accuracy in zip(record["classes"], values["iou"], values["accuracy"], strict=True):
-        table.add_row(name, percent(iou), percent(accuracy))
-    table.add_section()
-    table.add_row("mean", percent(values["mean_iou"]), percent(values["mean_accuracy"]), style="bold")
-    table.add_row("by frequency / by pixel", percent(values["frequency_weighted_iou"]), percent(values["pixel_accuracy"]))
-    table.caption = "; ".join(f"{key}: {value}" for key, value in record["protocol"].items())
-    Console().print(table)
-
-
-def percent(value: torch.Tensor) -> str:
-    """A fraction as a percentage with one decimal; a class that does not occur has none."""
-    return f"{100 * value:.1f}" if not torch.isnan(value) else "–"
-
-
-def commit() -> str:
-    """The commit of the running code, marked if it has changed since; the package's version outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return dilated_seg.__version__
-
-
 class Gallery(Callback):
     """Keeps some images of an evaluation as pictures: image, truth and prediction, in the run and in W&B.
 
@@ -202,8 +140,8 @@ class Gallery(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        wanted = set(np.linspace(0, len(loaders.dataset) - 1, self.images, dtype=int).tolist())
+        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        wanted = set(np.linspace(0, len(loaders.dataset) - 1, self.images).astype(int).tolist())
         for i, name in enumerate(batch["id"]):
             index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
             if name and index in wanted:
@@ -212,7 +150,7 @@ class Gallery(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def _keep(self, trainer: Trainer, name: str, image: Any, mask: Any, prediction: Any) -> None:  # noqa: ANN401
-        folder = Path(trainer.default_root_dir) / "gallery"
+        folder = Path(trainer.default_root_dir) / "gallery" / ("test" if trainer.testing else "val")
         folder.mkdir(parents=True, exist_ok=True)
         picture = image.permute(1, 2, 0).cpu().numpy()
         Image.fromarray(picture).save(folder / f"{name}.image.png")

@@ -2,7 +2,6 @@
 
 import ctypes
 import logging
-import netrc
 import os
 import shutil
 import sys
@@ -11,18 +10,19 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlparse
 
+import wandb
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
-from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SafeCheckpointIO, SeedEveryStep, show, write_text
+from dilated_seg.analysis.tables import show_evaluation
+from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SeedEveryStep
 from dilated_seg.data import SegmentationDataModule
+from dilated_seg.runs import EXPERIMENTS, SafeCheckpointIO, experiment_name, keep_history, loggers, write_text
 from dilated_seg.task import SegmentationTask
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 
@@ -65,18 +65,23 @@ class CLI(LightningCLI):
         keep_memory()
         defaults = {"default_config_files": [str(EXPERIMENTS / "defaults.yaml")]}
         self.resumed = False
+        self.created: Path | None = None
         quiet()
-        super().__init__(
-            SegmentationTask,
-            SegmentationDataModule,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=SaveConfig,
-            parser_class=Parser,
-            parser_kwargs={verb: defaults for verb in self.subcommands()} if run else defaults,
-            args=list(args),
-            run=run,
-        )
+        try:
+            super().__init__(
+                SegmentationTask,
+                SegmentationDataModule,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=SaveConfig,
+                parser_class=Parser,
+                parser_kwargs={verb: defaults for verb in self.subcommands()} if run else defaults,
+                args=list(args),
+                run=run,
+            )
+        except UserError:
+            self._discard()
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links of DESIGN, and the run's folder."""
@@ -100,7 +105,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder, and continue the run in it if there is one of this configuration."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        self.run_dir = Path(os.environ.get(RUN_DIR) or config.run_dir or self._new_folder(config))
+        self.run_dir = Path(config.run_dir or os.environ.get(RUN_DIR) or self._new_folder(config))
+        self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
         if self.subcommand != "fit":
             checkpoint = config.get("ckpt_path")
             if checkpoint and not Path(checkpoint).is_file():
@@ -110,7 +116,7 @@ class CLI(LightningCLI):
         if not saved.exists():
             return
         if saved.read_text() != resolved(self._parser(self.subcommand), config):
-            raise UserError(f"{self.run_dir} holds a run of another configuration: name another --run_dir or remove it")
+            raise UserError(f"{self.run_dir} holds a run of another configuration: name another folder or remove it")
         if last.exists() and config.ckpt_path is None:
             config.ckpt_path = str(last)
             self.resumed = True
@@ -129,6 +135,7 @@ class CLI(LightningCLI):
                 folder.mkdir(parents=True)
             except FileExistsError:
                 continue
+            self.created = folder
             return folder
         raise UserError(f"{parent} holds 999 runs of this second: name the run's folder with --run_dir")
 
@@ -147,12 +154,27 @@ class CLI(LightningCLI):
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         }
         trainer = super().instantiate_trainer(**kwargs)
-        os.environ.pop(RUN_DIR) if trainer.world_size == 1 else None
+        if trainer.world_size == 1:
+            del os.environ[RUN_DIR]
         self.evaluation = EvaluationRecord()
-        trainer.callbacks[:0] = [SeedEveryStep(), self.evaluation, PredictionWriter()]
+        trainer.callbacks[:0] = [SeedEveryStep(), self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
         return trainer
+
+    def _discard(self) -> None:
+        """A mistake leaves nothing behind: the folder goes if this call made it and nothing was learnt."""
+        if self.created and not (self.created / "checkpoints").exists():
+            if wandb.run is not None:
+                wandb.finish()
+            shutil.rmtree(self.created, ignore_errors=True)
+
+    def before_fit(self) -> None:
+        """Look at the data before anything starts."""
+        for split in {"fit": ("train", "val"), "test": ("test",)}.get(str(self.subcommand), ("val",)):
+            self.datamodule.split(split)
+
+    before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
         """Keep the last weights, also when training does not end on a validation."""
@@ -161,7 +183,7 @@ class CLI(LightningCLI):
     def after_validate(self) -> None:
         """Print the table."""
         if self.evaluation.record:
-            show(self.evaluation.record)
+            show_evaluation(self.evaluation.record)
 
     after_test = after_validate
 
@@ -170,48 +192,20 @@ def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN4
     """The configuration as YAML, without what belongs to one call of it: folder and checkpoint."""
     config = config.clone()
     config.run_dir = config.ckpt_path = None
-    return parser.dump(config, skip_none=False)
+    return str(parser.dump(config, skip_none=False))
 
 
-def experiment_name(config: Any) -> Path:  # noqa: ANN401
-    """The run's place below runs/: that of its experiment below experiments/, or the dataset's name."""
-    for path in config.get("config") or []:
-        file = Path(str(path)).resolve()
-        if file.is_file():
-            inside = EXPERIMENTS in file.parents
-            return file.relative_to(EXPERIMENTS).with_suffix("") if inside else Path(file.stem)
-    return Path(config.data.class_path.rpartition(".")[2].lower())
+class Resolve(CLI):
+    """Parses the arguments of ``fit`` and builds nothing: ``text`` is the configuration that the run would save."""
 
+    def before_instantiate_classes(self) -> None:
+        self.text = resolved(self._parser(self.subcommand), self.config[self.subcommand])
 
-def loggers(run_dir: Path) -> list[Any]:
-    """metrics.csv in the run, and W&B, which stays offline unless it has a key or WANDB_MODE says otherwise."""
-    chosen: list[Any] = [CSVLogger(run_dir, name="", version="")]
-    if os.environ.get("WANDB_MODE") != "disabled":
-        offline = "WANDB_MODE" not in os.environ and not has_wandb_key()
-        os.environ.setdefault("WANDB_SILENT", "true")
-        project = os.environ.get("WANDB_PROJECT", "dilated_seg")
-        wandb_logger = WandbLogger(name=str(run_dir), save_dir=run_dir, project=project, offline=offline)
-        wandb_logger._wandb_init.pop("anonymous", None)  # Lightning passes it on, wandb warns that it means nothing any more
-        chosen.append(wandb_logger)
-    return chosen
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
 
-
-def has_wandb_key() -> bool:
-    """Whether W&B would find a key: in the environment, or in ~/.netrc as ``wandb login`` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return host in netrc.netrc().hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def keep_history(metrics: Path) -> None:
-    """Move an earlier session's metrics.csv aside as metrics-N.csv: Lightning's logger would delete it."""
-    if metrics.exists():
-        n = len(list(metrics.parent.glob("metrics-*.csv"))) + 1
-        shutil.move(metrics, metrics.with_name(f"metrics-{n}.csv"))
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
 
 
 def keep_memory() -> None:

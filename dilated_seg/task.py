@@ -27,13 +27,18 @@ class SegmentationTask(LightningModule):
         num_classes: C, not counting the ignored label.
         ignore_index: The mask value that neither loss nor metrics see.
         classes: Names for the logged IoU of each class; their numbers if None.
-        optimizer: Built on two parameter groups: weights as it says, biases at twice the rate and without decay.
+        optimizer: Takes the weights as it says, and the biases at twice the rate and without decay.
         lr_scheduler: Steps once an iteration, as the papers' poly and step schedules do; a constant rate if None.
+        lr_factors: Multiplies the rate of the parameters whose names start with the key, such as ``net.fc8: 10`` for DeepLab.
         class_weights: Factor of each class in the loss. The sum is divided by the number of valid pixels, as SegNet did,
             not by the sum of their weights.
         mean: Of each channel (RGB, 0 to 255), subtracted from the image.
         std: The image is then divided by it.
     """
+
+    class_weights: Tensor | None
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class SegmentationTask(LightningModule):
         classes: Sequence[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_factors: dict[str, float] | None = None,
         class_weights: Sequence[float] | None = None,
         mean: tuple[float, float, float] = (123.68, 116.779, 103.939),
         std: tuple[float, float, float] = (58.393, 57.12, 57.375),
@@ -57,7 +63,7 @@ class SegmentationTask(LightningModule):
         self.trained_steps = 0
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -81,7 +87,8 @@ class SegmentationTask(LightningModule):
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
         loss = total * self.trainer.world_size / valid.clamp(min=1)
         self.log("train/loss", loss, prog_bar=True)
-        if self.global_step % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % every == 0 and not torch.isfinite(loss):
             raise UserError(f"the loss is {loss.item()} at step {self.global_step}: lower model.optimizer's learning rate")
         return loss
 
@@ -125,11 +132,22 @@ class SegmentationTask(LightningModule):
         self.log_dict({f"{split}/{name}": value for name, value in named.items()})
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union is no public name
-        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        biases = [parameter for name, parameter in named if name.endswith("bias")]
-        weights = [parameter for name, parameter in named if not name.endswith("bias")]
-        optimizer = self.optimizer([{"params": weights}, {"params": biases, "weight_decay": 0.0}])
-        optimizer.param_groups[1]["lr"] *= BIAS_RATE
+        groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                factors = [factor for prefix, factor in self.lr_factors.items() if name.startswith(prefix)]
+                groups.setdefault(factors[0] if factors else 1.0, ([], []))[name.endswith("bias")].append(parameter)
+        if unused := [p for p in self.lr_factors if not any(name.startswith(p) for name, _ in self.named_parameters())]:
+            raise UserError(f"model.lr_factors names {unused[0]}, but no parameter of the network starts so")
+        optimizer = self.optimizer(
+            [
+                group
+                for weights, biases in groups.values()
+                for group in ({"params": weights}, {"params": biases, "weight_decay": 0.0})
+            ]
+        )
+        for group, factor in zip(optimizer.param_groups, (f * b for f in groups for b in (1.0, BIAS_RATE)), strict=True):
+            group["lr"] *= factor
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}

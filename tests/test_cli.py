@@ -2,15 +2,16 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from dilated_seg.metrics import scores
 from dilated_seg.task import SegmentationTask
@@ -55,7 +56,7 @@ def test_a_run_folder_holds_configuration_checkpoints_metrics_and_evaluation(run
         assert (run / name).is_file(), name
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_steps"] == 12
-    assert len(list((run / "gallery").glob("*.prediction.png"))) == 3
+    assert len(list((run / "gallery/val").glob("*.prediction.png"))) == 3
 
 
 def test_the_per_image_matrices_add_up_to_the_split(run):
@@ -149,6 +150,21 @@ def test_a_killed_run_continues_to_the_same_weights(run, tmp_path, step):
         assert torch.equal(tensor, resumed["state_dict"][name]), name
 
 
+def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch(tmp_path):
+    """Two pictures have unequal numbers of valid pixels: the mean of two means would be another gradient."""
+    same = [*TINY, "--model.net.init_args.dropout=0.0", "--trainer.max_steps=3", "--trainer.val_check_interval=3"]
+    alone = ["--data.init_args.batch_size=4", "--run_dir", tmp_path / "one"]
+    together = ["--data.init_args.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    for flags in (alone, [*together, "--run_dir", tmp_path / "two"]):
+        result = dilated_seg("fit", *same, *flags)
+        assert result.returncode == 0, result.stderr
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
+
+
 def test_a_folder_of_another_configuration_is_refused(run):
     result = dilated_seg("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
     assert fails_in_one_sentence(result, "another configuration")
@@ -179,6 +195,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(args, words, tmp_path):
     if args[0] == "fit":
         args = [*args, "--run_dir", tmp_path / "run"]
     assert fails_in_one_sentence(dilated_seg(*args), *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -187,7 +204,12 @@ def test_a_mistake_in_the_data_is_one_sentence(camvid, tmp_path, workers):
     small = ["--data.init_args.batch_size=2", f"--data.init_args.num_workers={workers}", "--trainer.max_steps=4"]
     result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid / "nowhere"))
     assert fails_in_one_sentence(result, "nowhere")
-    shutil.rmtree(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     label = camvid / "trainannot" / "train_0.png"
     label.write_bytes(b"no picture")
     assert fails_in_one_sentence(dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid)), str(label))
+    assert not (tmp_path / "run").exists()
+    Image.fromarray(np.full((48, 64), 77, np.uint8)).save(label)  # found only while training
+    result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid))
+    assert fails_in_one_sentence(result, str(label), "77")
+    assert not (tmp_path / "run").exists()

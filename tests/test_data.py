@@ -8,7 +8,9 @@ from torchvision import tv_tensors
 
 from dilated_seg import UserError
 from dilated_seg.data import CamVid, Shapes
-from dilated_seg.data.base import EvaluationOrder, Images, TrainingOrder, collate, read_image
+from dilated_seg.data.base import Images, collate
+from dilated_seg.data.files import read_image
+from dilated_seg.data.order import EvaluationOrder, TrainingOrder
 from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
 from dilated_seg.data.transforms import training
 
@@ -179,13 +181,13 @@ def test_batches_depend_on_seed_and_number_alone():
     assert order() == order()
     assert order(2) == order()[2:]  # a resumed run starts where it stands
     assert order(5)[0][0][0] == 1  # the second epoch
-    assert [key for _, key in sum(order(5), [])] != [key for _, key in sum(order(), [])]
+    assert [key for batch in order(5) for _, key in batch] != [key for batch in order() for _, key in batch]
     assert list(TrainingOrder(23, 4, seed=6)) != order()
 
 
 def test_processes_share_a_permutation_without_repeating_an_image():
-    shares = [sum(TrainingOrder(23, 2, seed=5, rank=rank, world=3), []) for rank in range(3)]
-    images = [index for share in shares for _, index in share]
+    batches = [batch for rank in range(3) for batch in TrainingOrder(23, 2, seed=5, rank=rank, world=3)]
+    images = [index for batch in batches for _, index in batch]
     assert len(images) == len(set(images)) == 18
 
 

@@ -61,6 +61,16 @@ def test_biases_learn_at_twice_the_rate_and_do_not_decay():
     assert sum(len(group["params"]) for group in (weights, biases)) == len(list(task.parameters()))
 
 
+def test_a_factor_multiplies_the_rate_of_the_parameters_it_names():
+    task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), lr_factors={"net.front_end.final": 10.0})
+    rates = {id(p): group["lr"] for group in task.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    final = task.net.front_end.final
+    assert (rates[id(final.weight)], rates[id(final.bias)]) == pytest.approx((1.0, 2.0))
+    assert rates[id(task.net.front_end.stages[0][0].weight)] == pytest.approx(0.1)
+    with pytest.raises(UserError, match="net.nothing"):
+        tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), lr_factors={"net.nothing": 2.0}).configure_optimizers()
+
+
 def test_the_poly_schedule_steps_once_an_iteration():
     task = tiny(
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
@@ -78,7 +88,7 @@ def test_training_overfits_four_pictures():
     batch = next(iter(data.train_dataloader()))
     fit = trainer(max_steps=60, limit_val_batches=0, gradient_clip_val=1.0)
     with torch.no_grad():
-        before, valid = task.loss_sum(task(batch["image"]), batch["mask"])
+        before, _ = task.loss_sum(task(batch["image"]), batch["mask"])
     fit.fit(task, data)
     with torch.no_grad():
         after, _ = task.eval().loss_sum(task(batch["image"]), batch["mask"])

@@ -12,6 +12,8 @@ from PIL import Image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from dilated_seg.analysis.report import Result
@@ -35,7 +37,7 @@ def bars(results: Sequence[Result], file: Path) -> None:
     """Mean IoU of each network, a dot for every seed."""
     grouped = groups(results)
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.45 * len(grouped)), layout="constrained")
-    for row, (name, group) in enumerate(grouped.items()):
+    for row, group in enumerate(grouped.values()):
         values = [100 * float(result.scores["mean_iou"]) for result in group]
         axes.barh(row, np.mean(values), color=COLOURS[0], alpha=0.85)
         if len(values) > 1:
@@ -54,7 +56,7 @@ def class_bars(results: Sequence[Result], file: Path) -> None:
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        text = "–" if np.isnan(value) else f"{value:.0f}"
+        text = "-" if np.isnan(value) else f"{value:.0f}"
         axes.text(column, row, text, ha="center", va="center", color="white" if value < 55 else "black", fontsize=9)
     axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right")
     axes.set_yticks(range(len(grouped)), list(grouped))
@@ -64,19 +66,22 @@ def class_bars(results: Sequence[Result], file: Path) -> None:
     plt.close(figure)
 
 
-def curves(histories: Mapping[str, History], file: Path) -> None:
-    """Validation mean IoU and training loss over steps."""
+def curves(histories: Sequence[tuple[str, History]], file: Path) -> None:
+    """Validation mean IoU and training loss over steps, a line for every seed, a colour for every name."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for k, (name, history) in enumerate(histories.items()):
-        style = {"color": COLOURS[k % len(COLOURS)], "label": name, "linewidth": 1.6}
+    names = list(dict.fromkeys(name for name, _ in histories))
+    for i, (name, history) in enumerate(histories):
+        k = names.index(name)
+        first = name not in [earlier for earlier, _ in histories[:i]]
+        style = {"color": COLOURS[k % len(COLOURS)], "label": name if first else None, "linewidth": 1.6}
         for axes, key, scale in ((panels[0], "val/mean_iou", 100), (panels[1], "train/loss", 1)):
             if points := history.get(key):
                 steps, values = zip(*points, strict=True)
                 marker = MARKERS[k % len(MARKERS)] if scale == 100 else None
-                axes.plot(steps, np.array(values) * scale, marker=marker, markersize=4, **style)
+                axes.plot(np.array(steps) + 1, np.array(values) * scale, marker=marker, markersize=4, **style)
     panels[0].set(xlabel="step", ylabel="validation mean IoU, %", ylim=(0, 100))
     panels[1].set(xlabel="step", ylabel="training loss", yscale="log")
-    panels[0].legend(fontsize=8, frameon=False, loc="upper left")
+    panels[0].legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -87,37 +92,41 @@ def curves(histories: Mapping[str, History], file: Path) -> None:
 def contact_sheet(results: Sequence[Result], file: Path, images: int = 4) -> None:
     """Image, truth, and the prediction of every network (first seed), from the galleries that the runs kept."""
     first = {name: group[0] for name, group in groups(results).items()}
-    galleries = [result.folder / "gallery" for result in first.values()]
+    galleries = [result.folder / "gallery" / result.record["protocol"]["split"] for result in first.values()]
     shared = [{p.name.removesuffix(".image.png") for p in gallery.glob("*.image.png")} for gallery in galleries]
     names = sorted(set.intersection(*shared))[:images]
     if not names:
         return
     titles = ["image", "truth", *first]
-    width, height = Image.open(galleries[0] / f"{names[0]}.image.png").size
-    across = len(names) if width > 1.5 * height else len(titles)
-    wide = across == len(names)  # panoramas: one network a row; else one network a column
-    rows, columns = (len(titles), len(names)) if wide else (len(names), len(titles))
-    cell = 11 / columns
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(11 + wide, rows * cell * height / width + 0.3), squeeze=False, layout="constrained"
-    )
-    for t, title in enumerate(titles):
-        for n, name in enumerate(names):
-            axes = panels[t, n] if wide else panels[n, t]
-            what = ("image", "truth")[t] if t < 2 else "prediction"
-            axes.imshow(Image.open(galleries[max(0, t - 2)] / f"{name}.{what}.png").convert("RGB"), interpolation="nearest")
+    files = [[galleries[0] / f"{n}.image.png", galleries[0] / f"{n}.truth.png", *(g / f"{n}.prediction.png" for g in galleries)]
+             for n in names]  # fmt: skip
+    height, width = picture(files[0][0]).shape[:2]
+    panorama = width > 1.5 * height  # then a row for each network, else a column
+    rows, columns = (len(titles), len(names)) if panorama else (len(names), len(titles))
+    size = (12, 12 / columns * rows * height / width + 0.3)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    for n in range(len(names)):
+        for t, title in enumerate(titles):
+            axes = panels[t, n] if panorama else panels[n, t]
+            axes.imshow(picture(files[n][t]), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if n == 0 and wide:
+            if n == 0 and panorama:
                 axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
             elif n == 0:
                 axes.set_title(title, fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
-def finish(figure: plt.Figure, axes: plt.Axes, file: Path) -> None:
+def picture(file: Path) -> np.ndarray:
+    """A PNG of the gallery, its palette applied, as RGB (H, W, 3)."""
+    with Image.open(file) as image:
+        return np.array(image.convert("RGB"))
+
+
+def finish(figure: Figure, axes: Axes, file: Path) -> None:
     """The look that all the plots with axes share."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)

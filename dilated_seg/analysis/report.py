@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dilated_seg import UserError
 from dilated_seg.analysis import plots
+from dilated_seg.analysis.tables import percent, protocol
 from dilated_seg.metrics import scores
 
 MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
@@ -61,7 +62,7 @@ def compare(
     write_results(results, out / "results.parquet")
     plots.bars(results, out / "mean_iou.png")
     plots.class_bars(results, out / "class_iou.png")
-    plots.curves({result.name: history(result.folder) for result in results}, out / "curves.png")
+    plots.curves([(result.name, history(result.folder)) for result in results], out / "curves.png")
     plots.contact_sheet(results, out / "predictions.png")
     (out / "report.md").write_text(markdown(results))
     show(results)
@@ -111,7 +112,7 @@ def same_split(results: Sequence[Result]) -> None:
 def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Everything a run logged, by name: (step, value), over all its sessions."""
     logged: dict[str, dict[int, float]] = {}
-    files = sorted(folder.glob("metrics-*.csv"), key=lambda p: int(p.stem.partition("-")[2])) + [folder / "metrics.csv"]
+    files = [*sorted(folder.glob("metrics-*.csv"), key=lambda p: int(p.stem.partition("-")[2])), folder / "metrics.csv"]
     for file in files:
         if file.is_file():
             with file.open() as lines:
@@ -148,31 +149,21 @@ def table_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         means = [float(result.scores["mean_iou"]) for result in group]
         iou = torch.stack([result.scores["iou"] for result in group]).nanmean(0)
         pixel = np.mean([float(result.scores["pixel_accuracy"]) for result in group])
-        each = [" ".join(number(mean) for mean in means)] if seeds else []
+        each = [" ".join(percent(mean) for mean in means)] if seeds else []
         size = f"{group[0].record['parameters']:,}"
-        rows.append([name, size, number(np.mean(means)), *each, number(pixel), *(number(v) for v in iou)])
+        rows.append([name, size, percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])
     rows.sort(key=lambda row: -float(row[2]))
     name, matrix = majority(results)
     values = scores(matrix)
-    baseline = [f"({name} everywhere)", "0", number(values["mean_iou"]), *([""] if seeds else [])]
-    rows.append([*baseline, number(values["pixel_accuracy"]), *(number(v) for v in values["iou"])])
+    baseline = [f"({name} everywhere)", "0", percent(values["mean_iou"]), *([""] if seeds else [])]
+    rows.append([*baseline, percent(values["pixel_accuracy"]), *(percent(v) for v in values["iou"])])
     return header, rows
-
-
-def number(value: Any) -> str:  # noqa: ANN401
-    """A fraction as a percentage with one decimal."""
-    return "–" if np.isnan(float(value)) else f"{100 * float(value):.1f}"
-
-
-def protocol(results: Sequence[Result]) -> str:
-    """What all the numbers have in common, in one line."""
-    return "; ".join(f"{key}: {value}" for key, value in results[0].record["protocol"].items()) + "; in percent"
 
 
 def show(results: Sequence[Result]) -> None:
     """Print the comparison."""
     header, rows = table_rows(results)
-    table = Table(title="comparison", caption=protocol(results))
+    table = Table(title="comparison", caption=f"{protocol(results[0].record)}; in percent")
     for column in header:
         table.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
     for row in rows:
@@ -186,7 +177,7 @@ def markdown(results: Sequence[Result]) -> str:
     header, rows = table_rows(results)
     lines = ["# Comparison", "", f"| {' | '.join(header)} |", f"|{'|'.join(['---'] + ['---:'] * (len(header) - 1))}|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", f"{protocol(results)}.", ""]
+    lines += ["", f"{protocol(results[0].record)}; in percent.", ""]
     for title, picture in (
         ("Mean IoU", "mean_iou.png"), ("IoU of each class", "class_iou.png"),
         ("Training", "curves.png"), ("Image, truth, predictions", "predictions.png"),

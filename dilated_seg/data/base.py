@@ -1,28 +1,17 @@
-"""What every dataset shares: which images make up which batch, and how they become tensors.
+"""What every dataset shares: splits, batches, and the hooks that Lightning calls for them."""
 
-Nothing here remembers where it is.  Batch b of process r is computed from the seed and b, the augmentation of an image
-from the seed, the epoch and the image's index: so an interrupted run sees the same batches as one that went through, and
-the number of workers changes nothing.
-"""
-
-import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from dilated_seg import UserError
 from dilated_seg.data import transforms
-
-Key = tuple[int, int] | int | None  # (epoch, index) in training; index, or None for a padding image, in evaluation
+from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, mix, run_seed
 
 
 class Sample(TypedDict):
@@ -147,56 +136,6 @@ class Images(Dataset[Sample]):
         return Sample(image=image.as_subclass(Tensor), mask=mask.as_subclass(Tensor), id=sample["id"])
 
 
-class TrainingOrder(Sampler[list[Key]]):
-    """Batches of (epoch, index): each epoch a new permutation, the last incomplete batch left out.
-
-    Args:
-        size: Images in the split.
-        batch_size: Images a process takes.
-        seed: Of the run.
-        rank: This process; all processes cut their share out of the same permutation.
-        world: Number of processes.
-        done: Says how many batches were taken before, so that iteration starts where the run stands.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, done: Callable[[], int] = int
-    ) -> None:
-        self.size, self.batch_size, self.seed, self.rank, self.world, self.done = (
-            size, batch_size, seed, rank, world, done,
-        )  # fmt: skip
-        self.batches = size // (batch_size * world)
-        if not self.batches:
-            needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
-            raise UserError(f"the training split has {size} images and a step needs {needed}: lower data.batch_size")
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch, first = divmod(self.done(), self.batches)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-        for batch in range(first, self.batches):
-            start = (batch * self.world + self.rank) * self.batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
-
-
-class EvaluationOrder(Sampler[list[Key]]):
-    """Process r takes images r, r + world, ...; all make the same number of steps, the surplus ones on None."""
-
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
-
-    def __len__(self) -> int:
-        return -(-self.size // (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        mine: list[Key] = list(range(self.rank, self.size, self.world))
-        mine += [None] * (-(-self.size // self.world) - len(mine))
-        for step in range(len(self)):
-            yield mine[step * self.batch_size : (step + 1) * self.batch_size] or [None]
-
-
 def collate(samples: list[Sample]) -> dict[str, Any]:
     """Stack samples of equal size into a batch."""
     sizes = {tuple(sample["mask"].shape) for sample in samples}
@@ -211,58 +150,3 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         "mask": torch.stack([sample["mask"] for sample in samples]),
         "id": [sample["id"] for sample in samples],
     }
-
-
-def run_seed() -> int:
-    """The run's seed, as ``seed_everything`` set it, in every process of the run."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def mix(*numbers: int) -> int:
-    """One seed of 63 bits out of several numbers: neighbours in, unrelated seeds out."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def read_image(path: Path) -> Tensor:
-    """An image file as uint8 RGB (3, H, W), turned upright if its EXIF says so.
-
-    Raises:
-        UserError: The file is damaged or no image.
-    """
-    return _decode(path, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def read_mask(path: Path, classes: Tensor) -> Tensor:
-    """A label file of one channel, or with a palette, as class ids (H, W): value v becomes ``classes[v]``.
-
-    Args:
-        path: The file; colour labels are refused, since their colours are not class ids.
-        classes: uint8 (256,): the class id of every value; ``transforms.UNKNOWN`` for values that must not occur.
-
-    Raises:
-        UserError: The file is damaged, coloured, or holds an unknown value.
-    """
-
-    def indices(image: Image.Image) -> Image.Image:
-        if image.mode not in ("L", "P"):
-            raise UserError(f"{path} has mode {image.mode}, but a label holds one class id a pixel (mode L or P)")
-        return image
-
-    values = _decode(path, indices)
-    mask = classes[values.long()]
-    if (mask == transforms.UNKNOWN).any():
-        value = int(values[mask == transforms.UNKNOWN][0])
-        raise UserError(f"{path} holds the value {value}, which is no class of this dataset: correct the label")
-    return mask
-
-
-def _decode(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            array = np.array(convert(image))
-    except FileNotFoundError:
-        raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
-    tensor = torch.from_numpy(array)
-    return v2.functional.pil_to_tensor(Image.fromarray(array)) if tensor.ndim == 3 else tensor

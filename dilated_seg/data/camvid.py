@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from dilated_seg import UserError
-from dilated_seg.data.base import Sample, SegmentationDataModule, read_image, read_mask
+from dilated_seg.data.base import Sample, SegmentationDataModule
+from dilated_seg.data.files import check_sizes, read_image, read_mask
 from dilated_seg.data.transforms import UNKNOWN
 
 
@@ -76,17 +76,3 @@ class Frames:
     def __getitem__(self, index: int) -> Sample:
         stem, image, mask = self.pairs[index]
         return Sample(image=read_image(image), mask=read_mask(mask, self.values), id=stem)
-
-
-def check_sizes(image: Path, mask: Path) -> None:
-    """Compare an image's size with its label's, reading the files' headers only."""
-    sizes = []
-    for path in (image, mask):
-        try:
-            with Image.open(path) as opened:
-                sizes.append(opened.size)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
-    if sizes[0] != sizes[1]:
-        (w1, h1), (w2, h2) = sizes
-        raise UserError(f"{image} is {h1} x {w1} and its label {mask} is {h2} x {w2}: they must have one size")

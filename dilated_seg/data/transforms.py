@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 UNKNOWN = 254  # stands in a table of class ids for label values that must not occur
 
 
-class RandomScale(v2.Transform):
+class RandomScale(v2.Transform):  # type: ignore[misc] # torchvision has no types
     """Resize image and mask by one factor drawn uniformly from a range."""
 
     def __init__(self, scale: tuple[float, float]) -> None:

@@ -62,5 +62,5 @@ class DeconvNet(nn.Module):
         maps = self.bottleneck(maps)
         for stage in self.decoder:
             indices, size = taken.pop()
-            maps = stage(F.max_unpool2d(maps, indices, 2, 2, output_size=size))
+            maps = stage(F.max_unpool2d(maps, indices, [2, 2], [2, 2], output_size=size))
         return self.score(maps)

@@ -67,7 +67,7 @@ class DilatedNet(nn.Module):
         self.front_end = FrontEnd(num_classes, width, dropout)
         self.context: nn.Module = nn.Identity()
         if context:
-            nn.init.constant_(self.front_end.final.bias, HEADROOM)
+            nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
             self.context = ContextModule(num_classes, context, dilated)
 
     def forward(self, image: Image) -> Logits:
@@ -147,14 +147,13 @@ def identity_(convolution: nn.Module, num_classes: int) -> None:
     channels of one group is C / out_channels, so that a class's maps add up to what came in; all else is zero in the Basic
     module. Where a group holds several channels, a little noise tells them apart (standard deviation 0.01 C / out_channels).
     """
-    weight, bias = convolution.weight, convolution.bias
+    weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
     out_channels, in_channels, kernel_size, _ = weight.shape
     gain = num_classes / out_channels
     group_out = torch.arange(out_channels) * num_classes // out_channels
     group_in = torch.arange(in_channels) * num_classes // in_channels
     same = (group_out[:, None] == group_in[None, :]).to(weight)
+    nn.init.zeros_(bias)
+    nn.init.normal_(weight, std=0.01 * gain if out_channels > num_classes else 0.0)
     with torch.no_grad():
-        nn.init.normal_(weight, std=0.01 * gain) if out_channels > num_classes else nn.init.zeros_(weight)
-        centre = kernel_size // 2
-        weight[:, :, centre, centre] += gain * same
-        nn.init.zeros_(bias)
+        weight[:, :, kernel_size // 2, kernel_size // 2] += gain * same

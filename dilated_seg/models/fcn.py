@@ -51,15 +51,15 @@ class FCN(nn.Module):
             {str(n): nn.Conv2d(scaled(vgg.VGG16[n - 1][0], width), num_classes, 1) for n in SKIPS[stride]}
         )
         for score in (self.score_fr, *self.score_pool.values()):  # Section 4.3: zero, so the sum starts as the coarse scores
-            nn.init.zeros_(score.weight)
-            nn.init.zeros_(score.bias)
+            nn.init.zeros_(score.get_parameter("weight"))
+            nn.init.zeros_(score.get_parameter("bias"))
 
     def forward(self, image: Image) -> Logits:
         maps, pools = image, {}
-        for n, stage in enumerate(self.stages, start=1):
-            maps = pools[str(n)] = self.pool(stage(maps))
+        for number, stage in zip("12345", self.stages, strict=True):
+            maps = pools[number] = self.pool(stage(maps))
         scores = self.score_fr(self.classifier(maps))
-        for n, score in self.score_pool.items():
-            finer = score(pools[n])
+        for number, score in self.score_pool.items():
+            finer = score(pools[number])
             scores = upsample(scores, 2, finer.shape[-2:]) + finer
         return upsample(scores, self.output_stride, image.shape[-2:])

@@ -56,5 +56,5 @@ class SegNet(nn.Module):
             taken.append((indices, size))
         for stage in self.decoder:
             indices, size = taken.pop()
-            maps = stage(F.max_unpool2d(maps, indices, 2, 2, output_size=size))
+            maps = stage(F.max_unpool2d(maps, indices, [2, 2], [2, 2], output_size=size))
         return self.conv1_1_D(maps)

@@ -1,0 +1,125 @@
+"""Many runs from one file: what is finished stays, what was interrupted continues, the numbers are the same."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from dilated_seg import UserError
+from dilated_seg.analysis import report
+from tests.conftest import ROOT
+from tests.test_cli import KILL, dilated_seg, fails_in_one_sentence
+
+FILE = """
+experiments: {front end: EXPERIMENTS/shapes/frontend.yaml, SegNet: EXPERIMENTS/shapes/segnet.yaml}
+seeds: [0, 1]
+common:
+  data: {init_args: {images: [8, 2, 3], size: [24, 48], batch_size: 2}}
+  model: {net: {init_args: {width: 0.02}}, lr_scheduler: {init_args: {total_iters: 6}}}
+  trainer: {max_steps: 6, val_check_interval: 2}
+evaluate: test
+"""
+COLUMNS = ("mean_iou", "pixel_accuracy", "iou/star")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """An ablation that ran through."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(FILE.replace("EXPERIMENTS", str(ROOT / "experiments")))
+    result = dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def results(out):
+    table = pq.read_table(out / "results.parquet").to_pandas()
+    return table.set_index(["network", "seed"]).sort_index()[list(COLUMNS)]
+
+
+def test_an_ablation_ends_with_table_report_and_pictures(study):
+    folder, printed = study
+    assert {"front end", "SegNet"} <= {name for name, _ in results(folder / "out").index}
+    for text in ("front end", "SegNet", "(background everywhere)", "each seed", "split: test", "images: 3"):
+        assert text in printed
+    markdown = (folder / "out" / "report.md").read_text()
+    for picture in ("mean_iou", "class_iou", "curves", "predictions"):
+        assert f"({picture}.png)" in markdown
+        assert (folder / "out" / f"{picture}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)])
+def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_path, kind, code):
+    folder, _ = study
+    # every run passes step 3; the first one is finished and the second is killed there
+    stop = KILL.replace(
+        "if self.global_step == {step}", "if self.global_step == {step} and 'seed1' in str(self.trainer.default_root_dir)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        stop.format(step=3, signal=int(kind)),
+        "ablate",
+        folder / "study.yaml",
+        "--out",
+        tmp_path / "out",
+    ]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert stopped.returncode == code, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "out" / "report.md").exists()
+    finished = tmp_path / "out" / "front_end" / "seed0" / "checkpoints" / "last.ckpt"
+    written = finished.stat().st_mtime_ns
+    again = dilated_seg("ablate", folder / "study.yaml", "--out", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert finished.stat().st_mtime_ns == written
+    assert results(tmp_path / "out").equals(results(folder / "out"))
+
+
+def test_a_finished_ablation_only_reports(study):
+    folder, _ = study
+    weights = list((folder / "out").glob("*/*/checkpoints/last.ckpt"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    assert dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out").returncode == 0
+    assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
+    folder, _ = study
+    changed = (folder / "study.yaml").read_text().replace("width: 0.02", "width: 0.03")
+    (tmp_path / "changed.yaml").write_text(changed)
+    result = dilated_seg("ablate", tmp_path / "changed.yaml", "--out", folder / "out")
+    assert fails_in_one_sentence(result, "another configuration")
+
+
+def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
+    folder, _ = study
+    report.compare([folder / "out" / "SegNet"], tmp_path, "test-last")
+    assert "seed0" in capsys.readouterr().out
+
+
+def test_numbers_of_different_splits_are_not_compared(study, tmp_path):
+    folder, _ = study
+    one = report.read(folder / "out" / "SegNet" / "seed0", "test-last", "a")
+    other = report.read(folder / "out" / "SegNet" / "seed0", "val", "b")
+    with pytest.raises(UserError, match="same images"):
+        report.same_split([one, other])
+
+
+def test_the_majority_baseline_is_worked_out_from_the_truth(study):
+    folder, _ = study
+    result = report.read(folder / "out" / "SegNet" / "seed0", "test-last", "a")
+    name, matrix = report.majority([result])
+    assert name == "background"
+    assert int(matrix.sum()) == result.record["protocol"]["pixels"]
+    assert int((matrix > 0).any(0).sum()) == 1
+
+
+def test_curves_are_read_over_all_sessions_of_a_run(tmp_path):
+    (tmp_path / "metrics-1.csv").write_text("step,val/mean_iou\n3,0.1\n6,0.2\n")
+    (tmp_path / "metrics.csv").write_text("step,val/mean_iou\n6,0.2\n9,0.4\n")
+    assert report.history(tmp_path)["val/mean_iou"] == [(3, 0.1), (6, 0.2), (9, 0.4)]
