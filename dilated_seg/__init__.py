@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake of the user's that one sentence explains: what is wrong, where, and what to do.
 
     The command line prints the sentence and exits with 2; nobody sees a traceback.

@@ -1,6 +1,7 @@
 """What happens around training: randomness that can resume, progress, records and pictures of evaluations."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ class EvaluationRecord(Callback):
         if not trainer.is_global_zero:
             return
         total = np.sum([matrix for _, _, matrix in rows], axis=0)
-        available = len(trainer.datamodule.split(split))  # type: ignore[attr-defined]
+        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        available = len(loaders.dataset)
         limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
         if len(rows) != available and limit == 1.0:
             raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
@@ -190,11 +192,11 @@ class PredictionWriter(Callback):
             print(f"class ids as PNGs: {Path(trainer.default_root_dir) / 'predictions'}")
 
 
-def save_mask(path: Path, ids: Any, palette: Any) -> None:  # noqa: ANN401
+def save_mask(path: Path, ids: torch.Tensor, palette: Sequence[tuple[int, int, int]]) -> None:
     """Class ids (H, W) as a PNG with a palette, as VOC's labels are; 255 shows as the off-white of VOC."""
-    picture = Image.fromarray(np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids).astype(np.uint8), mode="P")
+    picture = Image.fromarray(ids.cpu().numpy().astype(np.uint8))
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     colours[255] = (224, 224, 192)
-    picture.putpalette(colours.ravel().tolist())
+    picture.putpalette(colours.ravel().tolist())  # now it has mode P
     picture.save(path)

@@ -31,7 +31,7 @@ def loggers(run_dir: Path) -> list[Any]:
     """metrics.csv in the run, and W&B, which stays offline unless it has a key or WANDB_MODE says otherwise."""
     chosen: list[Any] = [CSVLogger(run_dir, name="", version="")]
     if os.environ.get("WANDB_MODE") != "disabled":
-        offline = "WANDB_MODE" not in os.environ and not has_wandb_key()
+        offline = not os.environ.get("WANDB_MODE") and not has_wandb_key()
         os.environ.setdefault("WANDB_SILENT", "true")
         project = os.environ.get("WANDB_PROJECT", "dilated_seg")
         wandb_logger = WandbLogger(name=str(run_dir), save_dir=run_dir, project=project, offline=offline)

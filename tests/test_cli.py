@@ -165,6 +165,17 @@ def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch(tmp_path)
         torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
 
 
+def test_without_a_key_wandb_logs_offline_into_the_run(tmp_path):
+    folder = tmp_path / "run"
+    nobody = {"WANDB_MODE": "", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
+    result = dilated_seg("fit", *TINY, "--run_dir", folder, **nobody)
+    assert result.returncode == 0, result.stderr
+    (logged,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    content = logged.read_bytes()
+    for name in (b"val/mean_iou", b"DilatedNet", b"gallery"):
+        assert name in content
+
+
 def test_a_folder_of_another_configuration_is_refused(run):
     result = dilated_seg("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
     assert fails_in_one_sentence(result, "another configuration")

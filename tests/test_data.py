@@ -1,5 +1,8 @@
 """Datasets and their batches."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from dilated_seg.data.files import read_image
 from dilated_seg.data.order import EvaluationOrder, TrainingOrder
 from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
 from dilated_seg.data.transforms import training
+from tests.conftest import ROOT
 
 
 def test_a_picture_of_shapes_is_a_function_of_its_index():
@@ -94,6 +98,19 @@ def test_camvid_takes_its_folder_from_the_environment(camvid, monkeypatch):
     monkeypatch.delenv("DILATED_SEG_CAMVID")
     with pytest.raises(UserError, match="DILATED_SEG_CAMVID"):
         CamVid().split("val")
+
+
+REAL = Path(os.environ.get("DILATED_SEG_CAMVID", ROOT.parent / "shared" / "data" / "camvid"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="real CamVid is not here: DILATED_SEG_CAMVID names its folder")
+def test_real_camvid_has_the_counts_of_its_release():
+    train, val = (CamVid(root=str(REAL)).split(name) for name in ("train", "val"))
+    assert (len(train), len(val)) == (367, 101)
+    counts = sum(torch.bincount(val[i]["mask"].flatten().long(), minlength=256) for i in range(len(val)))
+    assert counts[:11].all()
+    assert counts.sum() == 101 * 360 * 480
+    assert round(100 * counts[255].item() / counts.sum().item(), 2) == 1.70
 
 
 def damage_missing_folder(root):

@@ -35,6 +35,7 @@ CONTEXT = (
     (3,      1,        1,     32),  #   67 x 67
     (1,      1,        1,      1),  #   67 x 67
 )  # fmt: skip
+COLUMN = {"basic": 2, "large": 3}
 
 # Every score of the front end starts this far above zero if a context module follows. Softmax does not see it. The module's
 # ReLUs do: from zero they cut off every class that scores below the middle, and trained from nothing such a class never
@@ -127,10 +128,9 @@ class ContextModule(nn.Module):
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         in_channels = num_classes
-        for number, (kernel_size, dilation, basic, large) in enumerate(CONTEXT, start=1):
-            out_channels = num_classes * (basic if size == "basic" else large)
-            name = f"ctx{number}"
-            layers |= conv_relu(name, in_channels, out_channels, kernel_size, dilation if dilated else 1)
+        for number, row in enumerate(CONTEXT, start=1):
+            name, out_channels = f"ctx{number}", num_classes * row[COLUMN[size]]
+            layers |= conv_relu(name, in_channels, out_channels, kernel_size=row[0], dilation=row[1] if dilated else 1)
             identity_(layers[name], num_classes)
             in_channels = out_channels
         layers.popitem()  # the last layer gives logits: no ReLU
