@@ -3,10 +3,11 @@
 __version__ = "0.1.0"
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake of the user's that one sentence explains: what is wrong, where, and what to do.
 
-    The command line prints the sentence and exits with 2; nobody sees a traceback.
+    The command line prints the sentence and exits with 2; nobody sees a traceback. It is no ValueError: jsonargparse would take
+    that for its own and wrap it in a page of types.
     """
 
     def __str__(self) -> str:

@@ -42,6 +42,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         return 2
+    except SystemExit as end:
+        if end.code is not None:
+            raise
+        # Lightning ends a run on SIGTERM so, which would look like success
+        print("dilated-seg: ended by SIGTERM; the same command with the same --run_dir continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("dilated-seg: interrupted", file=sys.stderr)
         return 1

@@ -36,7 +36,7 @@ class Run:
 class Ablation:
     """An ablation file, expanded.
 
-    The file is YAML with these keys; paths in it are relative to the file.
+    The file is YAML with these keys. A file's name is relative to it; a path inside settings is relative to where you are.
 
     - ``experiments``: a name for each experiment's file.
     - ``overlays`` (optional): a name for each variant, which is a file or settings laid over an experiment (``{}`` for the
@@ -73,22 +73,33 @@ def read(file: str | Path, out: str | Path | None = None) -> Ablation:
         raise UserError(f"{path} names no experiments: give it a key 'experiments' with a name for each file")
     if unknown := sorted(content.keys() - set(KEYS)):
         raise UserError(f"{path} has the unknown key '{unknown[0]}': an ablation has {', '.join(KEYS)}")
-    split = content.get("evaluate", "val")
+    split, seeds = content.get("evaluate", "val"), content.get("seeds", [0])
     if split not in ("val", "test"):
         raise UserError(f"{path} evaluates '{split}': choose val or test")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"{path} has seeds {seeds}: give a list of whole numbers, such as [0, 1, 2]")
     common = [layer(path, content["common"])] if content.get("common") else []
     folder = Path(out) if out else Path("runs") / path.stem
-    seeds = content.get("seeds", [0])
     runs = []
     for (experiment, base), (overlay, over) in itertools.product(
-        content["experiments"].items(), (content.get("overlays") or {"": {}}).items()
+        named(path, "experiments", content["experiments"]), named(path, "overlays", content.get("overlays") or {"": {}})
     ):
         name = ", ".join(part for part in (experiment, overlay) if part)
         configs = (layer(path, base), *([layer(path, over)] if over else []), *common)
         for seed in seeds:
             place = name if len(seeds) == 1 else f"{name}/seed{seed}"
             runs.append(Run(name, configs, seed, folder / place.replace(" ", "_").replace(",", "")))
+    for one, two in itertools.combinations(runs, 2):
+        if one.folder == two.folder:
+            raise UserError(f"{path}: '{one.name}' and '{two.name}' would share the folder {one.folder}: rename one")
     return Ablation(path.stem, tuple(runs), split)
+
+
+def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
+    """The names and values of a mapping in an ablation file."""
+    if not isinstance(value, dict) or not all(isinstance(entry, str | dict) for entry in value.values()):
+        raise UserError(f"{ablation} has a key '{key}' that does not give each name a file or settings: write NAME: FILE")
+    return [(str(name), entry) for name, entry in value.items()]
 
 
 def layer(ablation: Path, value: str | Mapping[str, Any]) -> str:
@@ -127,15 +138,21 @@ def run(file: str, out: str | None = None) -> int:
 
 
 def check(ablation: Ablation) -> None:
-    """Parse every run before the first is trained, and refuse folders that hold runs of another configuration."""
+    """Parse every run and look at its data before the first is trained; refuse folders with other runs in them."""
     from dilated_seg.cli import Resolve
 
+    looked_at = []
     for one in ablation.runs:
-        text, saved = Resolve(one.arguments).text, one.folder / "config.yaml"
+        resolve = Resolve(one.arguments)
+        text, saved = resolve.text, one.folder / "config.yaml"
         if saved.is_file() and saved.read_text() != text:
             raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
         if yaml.safe_load(text)["trainer"]["devices"] not in (1, "1"):
             raise UserError(f"{one.name} asks for several devices, but ablate trains on one: set trainer.devices to 1")
+        if resolve.data not in looked_at:
+            looked_at.append(resolve.data)
+            for split in ("train", "val", ablation.split):
+                resolve.dataset().split(split)
 
 
 def finished(one: Run, ablation: Ablation) -> bool:

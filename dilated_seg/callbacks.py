@@ -79,16 +79,14 @@ class EvaluationRecord(Callback):
 
     def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
         rows = self._gather(trainer)
-        if not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         total = np.sum([matrix for _, _, matrix in rows], axis=0)
         loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         available = len(loaders.dataset)
         limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
-        if len(rows) != available and limit == 1.0:
+        if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
             raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
-        explicit = trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING)
-        checkpoint = Path(trainer.ckpt_path).stem if trainer.ckpt_path else "last" if trainer.global_step else "untrained"
         protocol = {
             "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
             "split": split,
@@ -97,11 +95,12 @@ class EvaluationRecord(Callback):
             "resolution": "the mask's own",
             "inference": "whole image",
             "absent classes": ABSENT,
-            "checkpoint": f"{checkpoint}, step {task.trained_steps}",
+            "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
             "commit": commit(),
         }
-        name = f"{split}-{checkpoint}" if explicit else split
+        name = evaluation_name(trainer)
         self.record = {
+            "evaluation": name,
             "protocol": protocol,
             "classes": task.classes,
             "parameters": sum(p.numel() for p in task.net.parameters()),
@@ -121,6 +120,18 @@ class EvaluationRecord(Callback):
         parts: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(parts, self.rows)
         return sorted((row for part in parts for row in part), key=lambda row: row[0])
+
+
+def checkpoint_name(trainer: Trainer) -> str:
+    """Which weights are evaluated: a checkpoint's name, those at the end of training, or untrained ones."""
+    return Path(trainer.ckpt_path).stem if trainer.ckpt_path else "last" if trainer.global_step else "untrained"
+
+
+def evaluation_name(trainer: Trainer) -> str:
+    """What an evaluation's files are called: the split while training, and with the checkpoint's name after it."""
+    split = "test" if trainer.testing else "val"
+    after = trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING)
+    return f"{split}-{checkpoint_name(trainer)}" if after else split
 
 
 class Gallery(Callback):
@@ -152,7 +163,7 @@ class Gallery(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def _keep(self, trainer: Trainer, name: str, image: Any, mask: Any, prediction: Any) -> None:  # noqa: ANN401
-        folder = Path(trainer.default_root_dir) / "gallery" / ("test" if trainer.testing else "val")
+        folder = Path(trainer.default_root_dir) / "gallery" / evaluation_name(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         picture = image.permute(1, 2, 0).cpu().numpy()
         Image.fromarray(picture).save(folder / f"{name}.image.png")

@@ -8,11 +8,14 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 import wandb
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
@@ -20,7 +23,7 @@ from dilated_seg import UserError, data, models  # noqa: F401 - their classes ar
 from dilated_seg.analysis.tables import show_evaluation
 from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SeedEveryStep
 from dilated_seg.data import SegmentationDataModule
-from dilated_seg.runs import EXPERIMENTS, SafeCheckpointIO, experiment_name, keep_history, loggers, write_text
+from dilated_seg.runs import EXPERIMENTS, SafeCheckpointIO, commit, experiment_name, keep_history, loggers, write_text
 from dilated_seg.task import SegmentationTask
 
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
@@ -63,6 +66,8 @@ class CLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
         keep_memory()
+        if not (EXPERIMENTS / "defaults.yaml").is_file():
+            raise UserError(f"{EXPERIMENTS}/defaults.yaml is missing: install from a checkout, with pip install -e .")
         defaults = {"default_config_files": [str(EXPERIMENTS / "defaults.yaml")]}
         self.resumed = False
         self.created: Path | None = None
@@ -79,8 +84,10 @@ class CLI(LightningCLI):
                 args=list(args),
                 run=run,
             )
-        except UserError:
-            self._discard()
+        except Exception as error:
+            if mistake := find_mistake(error):
+                self._discard()
+                raise UserError(" ".join(str(mistake).split())) from error
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -95,6 +102,14 @@ class CLI(LightningCLI):
         parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder; a new one if not given.")
         parser.set_defaults({"trainer.use_distributed_sampler": False})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # our table says it once
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # they are written as they come
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Parse without Lightning's warning that there are arguments on the command line as well."""
         self.config = parser.parse_args(args)
@@ -107,10 +122,10 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         self.run_dir = Path(config.run_dir or os.environ.get(RUN_DIR) or self._new_folder(config))
         self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
+        checkpoint = config.get("ckpt_path")
+        if checkpoint and not Path(checkpoint).is_file():
+            raise UserError(f"there is no checkpoint {checkpoint}: name a file of a run's folder checkpoints/")
         if self.subcommand != "fit":
-            checkpoint = config.get("ckpt_path")
-            if checkpoint and not Path(checkpoint).is_file():
-                raise UserError(f"there is no checkpoint {checkpoint}: name a file of a run's folder checkpoints/")
             return
         saved, last = self.run_dir / "config.yaml", self.run_dir / "checkpoints" / "last.ckpt"
         if not saved.exists():
@@ -125,6 +140,8 @@ class CLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if self.subcommand not in (None, "fit") and checkpoint and Path(checkpoint).parent.name == "checkpoints":
             return Path(checkpoint).parents[1]  # an evaluation belongs to the run it evaluates
+        if self.subcommand is None:
+            return Path("runs")  # nothing is run: nothing is made
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("several processes were started from outside: name the run's folder with --run_dir")
         parent = Path("runs") / experiment_name(config)
@@ -141,15 +158,19 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """The trainer, with the run's folder, loggers and what every run needs."""
+        commit()  # as it is now: the checkout may move on while the run lasts
         os.environ[RUN_DIR] = str(self.run_dir)
         training = self.subcommand == "fit"
         if training:
             keep_history(self.run_dir / "metrics.csv")
-        wanted = self._get(self.config_init, "trainer").get("logger")
-        if wanted is None or wanted is True:
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = loggers(self.run_dir) if training else False
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        wanted = self._get(self.config_init, "trainer")
+        plugins = wanted.get("plugins") or []
+        without: list[type] = [ProgressBar] if wanted.get("enable_progress_bar") is False else []
+        without += [] if kwargs.get("logger", wanted.get("logger")) else [LearningRateMonitor]
         kwargs |= {
+            "callbacks": [callback for callback in wanted.get("callbacks") or [] if not isinstance(callback, tuple(without))],
             "default_root_dir": str(self.run_dir),
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         }
@@ -188,10 +209,19 @@ class CLI(LightningCLI):
     after_test = after_validate
 
 
+def find_mistake(error: BaseException | None) -> BaseException | None:
+    """The user's mistake behind an exception: jsonargparse and Lightning wrap what a constructor or a worker raised."""
+    while error is not None and not isinstance(error, UserError | MisconfigurationException):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN401
     """The configuration as YAML, without what belongs to one call of it: folder and checkpoint."""
     config = config.clone()
-    config.run_dir = config.ckpt_path = None
+    config.run_dir = None
+    if "ckpt_path" in config:
+        config.ckpt_path = None
     return str(parser.dump(config, skip_none=False))
 
 
@@ -199,7 +229,15 @@ class Resolve(CLI):
     """Parses the arguments of ``fit`` and builds nothing: ``text`` is the configuration that the run would save."""
 
     def before_instantiate_classes(self) -> None:
-        self.text = resolved(self._parser(self.subcommand), self.config[self.subcommand])
+        config = self.config[self.subcommand]
+        self.text, self.data = resolved(self._parser(self.subcommand), config), config.data
+
+    def dataset(self) -> SegmentationDataModule:
+        """The dataset that the run would train on."""
+        module, _, name = self.data.class_path.rpartition(".")
+        init_args = self.data.init_args.as_dict()
+        built: SegmentationDataModule = getattr(import_module(module), name)(**init_args)
+        return built
 
     def instantiate_classes(self) -> None:
         """Nothing is built."""

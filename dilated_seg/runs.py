@@ -4,6 +4,7 @@ import netrc
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 import dilated_seg
+from dilated_seg import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -33,9 +35,10 @@ def loggers(run_dir: Path) -> list[Any]:
     if os.environ.get("WANDB_MODE") != "disabled":
         offline = not os.environ.get("WANDB_MODE") and not has_wandb_key()
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_DISABLE_JOB_CREATION", "true")  # costs a second a run and serves W&B Launch only
         project = os.environ.get("WANDB_PROJECT", "dilated_seg")
         wandb_logger = WandbLogger(name=str(run_dir), save_dir=run_dir, project=project, offline=offline)
-        wandb_logger._wandb_init.pop("anonymous", None)  # Lightning passes it on, wandb warns that it means nothing any more
+        wandb_logger._wandb_init.pop("anonymous", None)  # Lightning passes it on, and wandb warns that it is obsolete
         chosen.append(wandb_logger)
     return chosen
 
@@ -72,6 +75,22 @@ class SafeCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         partial.replace(target)
 
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Read a checkpoint.
+
+        Raises:
+            UserError: The file is missing, damaged, or none of ours.
+        """
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise UserError(f"there is no checkpoint {path}: name a file of a run's folder checkpoints/") from None
+        except Exception as error:
+            raise UserError(f"{path} cannot be loaded ({type(error).__name__}): it is damaged or no checkpoint") from error
+        if not {"state_dict", "global_step"} <= checkpoint.keys():
+            raise UserError(f"{path} is no checkpoint of a run: name a file of a run's folder checkpoints/")
+        return checkpoint
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
@@ -81,8 +100,9 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+@cache
 def commit() -> str:
-    """The commit of the running code, marked if it has changed since; the package's version outside a checkout."""
+    """The commit of the running code when first asked, marked if files differ from it; the version outside a checkout."""
     root = EXPERIMENTS.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

@@ -83,14 +83,23 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         total, valid = self.loss_sum(self(batch["image"]), batch["mask"])
-        valid = self.trainer.strategy.reduce(valid.float(), reduce_op="sum")
+        everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
+        self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
-        loss = total * self.trainer.world_size / valid.clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step % every == 0 and not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss.item()} at step {self.global_step}: lower model.optimizer's learning rate")
-        return loss
+        return total * self.trainer.world_size / everywhere[1].clamp(min=1)
+
+    def refuse_broken_weights(self) -> None:
+        """End a run whose weights are no numbers any more, before anybody evaluates or saves them.
+
+        Raises:
+            UserError: A parameter is infinite or NaN.
+        """
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UserError(
+                    f"{name} is not finite after step {self.global_step}: lower model.optimizer's learning rate "
+                    "or set trainer.gradient_clip_val"
+                )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Count a batch; gives its ``matrices`` of confusion (B, C, C) and ``prediction`` (B, H, W)."""
@@ -104,10 +113,19 @@ class SegmentationTask(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         self.trained_steps = self.global_step
 
+    def on_train_end(self) -> None:
+        self.refuse_broken_weights()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, by the first parameter that does not fit."""
+        saved, ours = checkpoint["state_dict"], self.state_dict()
+        for name in [*ours, *saved]:
+            if name not in saved or name not in ours or saved[name].shape != ours[name].shape:
+                raise UserError(f"the checkpoint does not fit the network: {name} is missing, left over or of another size")
         self.trained_steps = checkpoint["global_step"]
 
     def on_validation_epoch_start(self) -> None:
+        self.refuse_broken_weights()
         self.metrics.reset()
         self.mean_loss.reset()
 
@@ -121,8 +139,8 @@ class SegmentationTask(LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Class ids (B, H, W)."""
-        return predict(self(batch["image"]))
+        """Class ids (B, H, W), uint8."""
+        return predict(self(batch["image"])).to(torch.uint8)
 
     def _log_scores(self, split: str) -> None:
         values = self.metrics.compute()

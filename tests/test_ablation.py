@@ -51,7 +51,7 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
         assert (folder / "out" / f"{picture}.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1), (signal.SIGTERM, 1)])
 def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_path, kind, code):
     folder, _ = study
     # every run passes step 3; the first one is finished and the second is killed there
@@ -98,8 +98,26 @@ def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
 
 def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
     folder, _ = study
-    report.compare([folder / "out" / "SegNet"], tmp_path, "test-last")
-    assert "seed0" in capsys.readouterr().out
+    report.compare([folder / "out"], tmp_path, "test-last")
+    table = pq.read_table(tmp_path / "results.parquet").to_pandas()
+    assert sorted(zip(table["network"], table["seed"], strict=True)) == [
+        ("SegNet", 0), ("SegNet", 1), ("front_end", 0), ("front_end", 1),
+    ]  # fmt: skip
+    assert "each seed" in capsys.readouterr().out
+
+
+def test_runs_are_named_by_where_their_paths_part(tmp_path):
+    a, b, c = tmp_path / "x" / "net" / "seed0", tmp_path / "y" / "net" / "seed0", tmp_path / "y" / "net" / "seed1"
+    assert [report.label(folder, [a, b, c]) for folder in (a, b, c)] == ["x/net", "y/net", "y/net"]
+    assert report.label(a, [a]) == "net"
+
+
+def test_what_differs_between_protocols_is_said_to_differ(study):
+    folder, _ = study
+    one, other = (report.read(folder / "out" / "SegNet" / f"seed{seed}", "test-last", "a") for seed in (0, 1))
+    other.record["protocol"]["checkpoint"] = "best, step 2"
+    assert "checkpoint: differs" in report.shared_protocol([one, other])
+    assert "checkpoint: best, step 2" in report.markdown([one, other], True)
 
 
 def test_numbers_of_different_splits_are_not_compared(study, tmp_path):

@@ -117,6 +117,7 @@ def test_two_processes_count_the_same_integers_as_one(run):
     assert result.returncode == 0, result.stderr
     two = json.loads((run / "evaluations/val-last.json").read_text())
     assert two["matrix"] == one["matrix"]
+    assert pq.read_table(run / "evaluations/val-last.parquet")["id"].to_pylist() == ["val000000", "val000001", "val000002"]
     assert two["protocol"]["images"] == 3
 
 
@@ -165,6 +166,39 @@ def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch(tmp_path)
         torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
 
 
+def test_sigterm_ends_a_run_with_a_message_and_a_failure(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        KILL.format(step=6, signal=int(signal.SIGTERM)),
+        "fit",
+        *TINY,
+        "--run_dir",
+        tmp_path / "run",
+    ]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "SIGTERM" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "flag", ["--trainer.fast_dev_run=true", "--trainer.num_sanity_val_steps=1", "--trainer.limit_val_batches=1",
+             "--trainer.enable_progress_bar=false", "--trainer.logger=false"],
+)  # fmt: skip
+def test_lightnings_own_flags_work(tmp_path, flag):
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    result = dilated_seg("fit", *TINY, *short, flag, "--run_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_checkpoint_of_another_network_is_refused(run):
+    last = run / "checkpoints/last.ckpt"
+    result = dilated_seg("validate", "--config", run / "config.yaml", "--model.net.init_args.width=0.05", "--ckpt_path", last)
+    assert fails_in_one_sentence(result, "does not fit the network")
+
+
 def test_without_a_key_wandb_logs_offline_into_the_run(tmp_path):
     folder = tmp_path / "run"
     nobody = {"WANDB_MODE": "", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
@@ -199,6 +233,10 @@ def test_help_and_our_verbs_do_not_import_torch():
         ([*("fit", *TINY), "--trainer.max_stps=3"], ["max_stps"]),
         ([*("fit", *TINY), "--model.class_weights=[1,2]"], ["class_weights", "8 classes"]),
         (["validate", *TINY, "--ckpt_path", "nothing.ckpt"], ["nothing.ckpt"]),
+        ([*("fit", *TINY), "--ckpt_path=nothing.ckpt"], ["nothing.ckpt"]),
+        (["validate", *TINY, "--ckpt_path", "README.md"], ["README.md", "cannot be loaded"]),
+        ([*("fit", *TINY), "--data.init_args.batch_size=0"], ["batch_size", "at least 1"]),
+        ([*("fit", *TINY), "--trainer.accelerator=cuda"], ["CUDAAccelerator"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )

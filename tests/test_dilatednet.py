@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from dilated_seg.models import ContextModule, DilatedNet, FrontEnd
-from dilated_seg.models.dilatednet import CONTEXT
 
 
 def receptive_field(layers: nn.Module, channels: int, side: int) -> int:
@@ -68,8 +67,9 @@ def test_the_basic_context_module_has_64_c_squared_weights():
     assert sum(weight.numel() for weight in weights) == 64 * c * c
 
 
-def test_columns_of_table_1_end_with_the_classes():
-    assert CONTEXT[-1][2:] == (1, 1)
+def test_the_large_module_widens_as_table_1_says():
+    widths = [layer.out_channels for layer in ContextModule(3, "large").layers if isinstance(layer, nn.Conv2d)]
+    assert widths == [6, 6, 12, 24, 48, 96, 96, 3]
 
 
 def test_the_context_module_starts_without_changing_what_the_front_end_predicts():

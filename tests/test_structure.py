@@ -1,4 +1,4 @@
-"""What keeps the repository simple: imports point one way, importing costs nothing, files stay short."""
+"""What keeps the repository simple: imports point one way, importing costs nothing, every path says what is in it."""
 
 import subprocess
 import sys
@@ -15,13 +15,6 @@ def test_imports_keep_the_contract_of_setup_cfg():
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, dilated_seg; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'lightning', 'yaml')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_every_module_can_be_imported_first():
-    modules = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "dilated_seg").rglob("*.py") if p.stem != "__main__"]
-    for module in ("dilated_seg.models", "dilated_seg.data", "dilated_seg.metrics", "dilated_seg.analysis.report"):
-        assert subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, capture_output=True).returncode == 0
-    assert len(modules) > 10
 
 
 def test_no_path_is_called_utils_common_core_helpers_or_misc():

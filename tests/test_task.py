@@ -95,7 +95,7 @@ def test_training_overfits_four_pictures():
     assert after < 0.3 * before
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence():
+def test_weights_that_are_not_finite_end_the_run_in_one_sentence():
     task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
     nn.init.constant_(task.net.front_end.final.bias, torch.nan)
     with pytest.raises(UserError, match="learning rate"):

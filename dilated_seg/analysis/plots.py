@@ -1,4 +1,4 @@
-"""The report's pictures: colours that colour-blind readers can tell apart, every seed shown, one protocol a picture."""
+"""The report's pictures, in colours that colour-blind readers can tell apart; their protocol stands in report.md."""
 
 from __future__ import annotations
 
@@ -89,14 +89,18 @@ def curves(histories: Sequence[tuple[str, History]], file: Path) -> None:
     plt.close(figure)
 
 
-def contact_sheet(results: Sequence[Result], file: Path, images: int = 4) -> None:
-    """Image, truth, and the prediction of every network (first seed), from the galleries that the runs kept."""
+def contact_sheet(results: Sequence[Result], file: Path, images: int = 4) -> bool:
+    """Image, truth, and the prediction of every network (first seed), from the galleries that the runs kept.
+
+    Gives False, and writes nothing, if they kept no image in common.
+    """
     first = {name: group[0] for name, group in groups(results).items()}
-    galleries = [result.folder / "gallery" / result.record["protocol"]["split"] for result in first.values()]
+    galleries = [result.folder / "gallery" / result.record["evaluation"] for result in first.values()]
     shared = [{p.name.removesuffix(".image.png") for p in gallery.glob("*.image.png")} for gallery in galleries]
     names = sorted(set.intersection(*shared))[:images]
     if not names:
-        return
+        file.unlink(missing_ok=True)
+        return False
     titles = ["image", "truth", *first]
     files = [[galleries[0] / f"{n}.image.png", galleries[0] / f"{n}.truth.png", *(g / f"{n}.prediction.png" for g in galleries)]
              for n in names]  # fmt: skip
@@ -118,6 +122,7 @@ def contact_sheet(results: Sequence[Result], file: Path, images: int = 4) -> Non
                 axes.set_title(title, fontsize=9)
     figure.savefig(file, dpi=150)
     plt.close(figure)
+    return True
 
 
 def picture(file: Path) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def compare(
     """
     folders = [folder for run in runs for folder in expand(Path(run))]
     evaluation = evaluation or common_evaluation(folders)
-    labels = names or [folder.name for folder in folders]
+    labels = names or [label(folder, folders) for folder in folders]
     results = [read(folder, evaluation, name) for folder, name in zip(folders, labels, strict=True)]
     same_split(results)
     out = Path(out)
@@ -63,10 +65,10 @@ def compare(
     plots.bars(results, out / "mean_iou.png")
     plots.class_bars(results, out / "class_iou.png")
     plots.curves([(result.name, history(result.folder)) for result in results], out / "curves.png")
-    plots.contact_sheet(results, out / "predictions.png")
-    (out / "report.md").write_text(markdown(results))
+    pictures = plots.contact_sheet(results, out / "predictions.png")
+    (out / "report.md").write_text(markdown(results, pictures))
     show(results)
-    print(f"report: {out / 'report.md'}   pictures: {out / 'predictions.png'}")
+    print(f"report: {out / 'report.md'}" + (f"   pictures: {out / 'predictions.png'}" if pictures else ""))
 
 
 def expand(folder: Path) -> list[Path]:
@@ -75,6 +77,16 @@ def expand(folder: Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder} holds no evaluated run: name a folder that fit, validate or test wrote")
     return found
+
+
+def label(folder: Path, folders: Sequence[Path]) -> str:
+    """A run's name: its path below what all have in common, without a last part that only gives the seed."""
+    resolved = [other.resolve() for other in folders]
+    path = folder.resolve()
+    parts = path.parts[len(Path(os.path.commonpath([other.parent for other in resolved])).parts) :]
+    if re.fullmatch(r"seed\d+", parts[-1]):
+        parts = parts[:-1] or path.parts[-2:-1]
+    return "/".join(parts)
 
 
 def common_evaluation(folders: Sequence[Path]) -> str:
@@ -139,6 +151,18 @@ def majority(results: Sequence[Result]) -> tuple[str, torch.Tensor]:
     return results[0].record["classes"][int(truth.argmax())], matrix
 
 
+def different(results: Sequence[Result]) -> list[str]:
+    """What the protocols do not have in common."""
+    keys = results[0].record["protocol"]
+    return [key for key in keys if len({str(result.record["protocol"][key]) for result in results}) > 1]
+
+
+def shared_protocol(results: Sequence[Result]) -> str:
+    """How all the numbers were measured; what differs is said to differ, and listed with the runs."""
+    facts = results[0].record["protocol"] | {key: "differs, see the runs in report.md" for key in different(results)}
+    return protocol({"protocol": facts})
+
+
 def table_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison, best first: the mean over seeds, every seed, and the classes."""
     classes = results[0].record["classes"]
@@ -161,30 +185,39 @@ def table_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print the comparison."""
+    """Print the comparison: a row for each network, then a row for each class, which fits on a narrow terminal too."""
     header, rows = table_rows(results)
-    table = Table(title="comparison", caption=f"{protocol(results[0].record)}; in percent")
-    for column in header:
-        table.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
+    classes = results[0].record["classes"]
+    means, per_class = Table(title="comparison, in percent"), Table(title="IoU of each class, in percent")
+    for column in header[: -len(classes)]:
+        means.add_column(column, justify="left" if column == "network" else "right", no_wrap=column != "network")
     for row in rows:
-        table.add_row(*row, style="dim" if row is rows[-1] else None)
+        means.add_row(*row[: -len(classes)], style="dim" if row is rows[-1] else None)
+    for column in ["class", *(row[0] for row in rows[:-1])]:
+        per_class.add_column(column, justify="left" if column == "class" else "right", overflow="fold", min_width=5)
+    for k, name in enumerate(classes):
+        per_class.add_row(name, *(row[len(row) - len(classes) + k] for row in rows[:-1]))
     console = Console()
-    Console(width=max(console.width, 60 + 11 * len(header)) if not console.is_terminal else None).print(table)
+    console.print(means, per_class)
+    console.print(shared_protocol(results), highlight=False, soft_wrap=True)
 
 
-def markdown(results: Sequence[Result]) -> str:
+def markdown(results: Sequence[Result], pictures: bool) -> str:
     """The report: table, protocol, plots, and the folder of every run."""
     header, rows = table_rows(results)
     lines = ["# Comparison", "", f"| {' | '.join(header)} |", f"|{'|'.join(['---'] + ['---:'] * (len(header) - 1))}|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", f"{protocol(results[0].record)}; in percent.", ""]
+    lines += ["", f"{shared_protocol(results)}; in percent.", ""]
     for title, picture in (
         ("Mean IoU", "mean_iou.png"), ("IoU of each class", "class_iou.png"),
-        ("Training", "curves.png"), ("Image, truth, predictions", "predictions.png"),
+        ("Training", "curves.png"), *([("Image, truth, predictions", "predictions.png")] if pictures else []),
     ):  # fmt: skip
         lines += [f"## {title}", "", f"![{title}]({picture})", ""]
     lines += ["## Runs", ""]
-    lines += [f"- {result.name}, seed {result.seed}: `{result.folder}`" for result in results]
+    apart = different(results)
+    for result in results:
+        own = "; ".join(f"{key}: {result.record['protocol'][key]}" for key in apart)
+        lines.append(f"- {result.name}, seed {result.seed}: `{result.folder}`" + (f" ({own})" if own else ""))
     return "\n".join(lines) + "\n"
 
 

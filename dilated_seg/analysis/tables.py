@@ -23,7 +23,7 @@ def protocol(record: dict[str, Any]) -> str:
 def show_evaluation(record: dict[str, Any]) -> None:
     """Print one table: IoU and accuracy of every class, their means, and the protocol they were measured by."""
     values = scores(torch.tensor(record["matrix"]))
-    table = Table(title=f"{record['protocol']['dataset']} {record['protocol']['split']}", caption=protocol(record))
+    table = Table(title=f"{record['protocol']['dataset']} {record['protocol']['split']}")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     table.add_column("accuracy %", justify="right")
@@ -32,4 +32,6 @@ def show_evaluation(record: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("mean", percent(values["mean_iou"]), percent(values["mean_accuracy"]), style="bold")
     table.add_row("weighted by frequency", percent(values["frequency_weighted_iou"]), percent(values["pixel_accuracy"]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(protocol(record), highlight=False, soft_wrap=True)

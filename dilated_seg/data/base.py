@@ -49,7 +49,6 @@ class SegmentationDataModule(LightningDataModule):
     classes: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
     ignore_index = 255
-    splits: Sequence[str] = ("train", "val", "test")
 
     def __init__(
         self,
@@ -62,6 +61,11 @@ class SegmentationDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+        ):  # fmt: skip
+            if value < least:
+                raise UserError(f"data.{name} is {value}: it must be at least {least}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -98,7 +102,14 @@ class SegmentationDataModule(LightningDataModule):
 
     def _loader(self, images: "Images", order: Sampler[list[Key]]) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
-        return DataLoader(images, batch_sampler=order, num_workers=self.num_workers, collate_fn=collate, pin_memory=pin)
+        return DataLoader(
+            images,
+            batch_sampler=order,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=self.num_workers > 0,
+        )
 
     @property
     def _rank(self) -> int:

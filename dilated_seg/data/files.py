@@ -11,6 +11,8 @@ from torch import Tensor
 from dilated_seg import UserError
 from dilated_seg.data.transforms import UNKNOWN
 
+ORIENTATION = 274  # EXIF's tag
+
 
 def read_image(path: Path) -> Tensor:
     """An image file as uint8 RGB (3, H, W), turned upright if its EXIF says so.
@@ -49,6 +51,8 @@ def _decode(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Tensor
     try:
         with Image.open(path) as image:
             array = np.array(convert(image))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
@@ -62,7 +66,8 @@ def check_sizes(image: Path, mask: Path) -> None:
     for path in (image, mask):
         try:
             with Image.open(path) as opened:
-                sizes.append(opened.size)
+                turned = opened.getexif().get(ORIENTATION, 1) in range(5, 9)  # read_image turns it upright
+                sizes.append(opened.size[::-1] if turned else opened.size)
         except OSError as error:
             raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
     if sizes[0] != sizes[1]:

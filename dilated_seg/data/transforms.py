@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -23,7 +24,12 @@ class RandomScale(v2.Transform):  # type: ignore[misc] # torchvision has no type
         return {"size": [max(1, round(side * factor)) for side in v2.functional.get_size(flat_inputs[0])]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
-        """Bilinear for an image; torchvision takes nearest neighbour for a Mask, whatever it is asked."""
+        """Bilinear for an image; for a mask the nearest neighbour of each pixel's centre.
+
+        torchvision's own nearest neighbour takes the pixel's corner: the labels would sit up to half a pixel to one side.
+        """
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(F.interpolate(inpt[None, None], params["size"], mode="nearest-exact")[0, 0])
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 

@@ -29,7 +29,7 @@ class DeconvNet(nn.Module):
 
     output_stride = 1
 
-    def __init__(self, num_classes: int, width: float = 1.0) -> None:
+    def __init__(self, num_classes: int, *, width: float = 1.0) -> None:
         super().__init__()
         self.encoder = vgg.stages(width, batch_norm="bn{}")
         self.pool = nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=True)

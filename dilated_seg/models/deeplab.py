@@ -35,7 +35,7 @@ class DeepLabV1(nn.Module):
 
     output_stride = 8
 
-    def __init__(self, num_classes: int, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(self, num_classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
         super().__init__()
         self.stages = vgg.stages(width, DILATION)
         self.pools = nn.ModuleList(nn.MaxPool2d(3, stride, padding=1, ceil_mode=True) for stride in POOL_STRIDE)

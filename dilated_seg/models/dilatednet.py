@@ -60,16 +60,17 @@ class DilatedNet(nn.Module):
         self,
         num_classes: int,
         context: Literal["basic", "large"] | None = "basic",
+        *,
         width: float = 1.0,
         dropout: float = 0.5,
         dilated: bool = True,
     ) -> None:
         super().__init__()
-        self.front_end = FrontEnd(num_classes, width, dropout)
+        self.front_end = FrontEnd(num_classes, width=width, dropout=dropout)
         self.context: nn.Module = nn.Identity()
         if context:
             nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
-            self.context = ContextModule(num_classes, context, dilated)
+            self.context = ContextModule(num_classes, context, dilated=dilated)
 
     def forward(self, image: Image) -> Logits:
         maps = self.front_end(image)
@@ -90,7 +91,7 @@ class FrontEnd(nn.Module):
 
     output_stride = 8
 
-    def __init__(self, num_classes: int, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(self, num_classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
         super().__init__()
         self.stages = vgg.stages(width, DILATION)
         self.pools = nn.ModuleList(nn.MaxPool2d(2, 2, ceil_mode=True) if pool else nn.Identity() for pool in POOL)
@@ -124,7 +125,7 @@ class ContextModule(nn.Module):
         dilated: False sets every dilation to 1: same layers and weights, receptive field 15 x 15.
     """
 
-    def __init__(self, num_classes: int, size: Literal["basic", "large"] = "basic", dilated: bool = True) -> None:
+    def __init__(self, num_classes: int, size: Literal["basic", "large"] = "basic", *, dilated: bool = True) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         in_channels = num_classes

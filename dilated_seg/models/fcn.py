@@ -33,7 +33,7 @@ class FCN(nn.Module):
 
     output_stride = 32
 
-    def __init__(self, num_classes: int, stride: Literal[32, 16, 8] = 32, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(self, num_classes: int, stride: Literal[32, 16, 8] = 32, *, width: float = 1.0, dropout: float = 0.5) -> None:
         super().__init__()
         self.output_stride = stride
         self.stages = vgg.stages(width)
