@@ -184,9 +184,9 @@ class Canvas:
     def wire(self, points: Points, thickness: float, colour: Colour, k: int) -> None:
         """A polyline ``thickness`` pixels wide."""
         doubled = [(2 * x, 2 * y) for x, y in points]
-        self.on_mask.line(doubled, fill=255, width=round(2 * thickness) + 4, joint="curve")
-        self.on_mask.line(doubled, fill=k, width=round(2 * thickness), joint="curve")
-        self.on_picture.line(doubled, fill=self.tint(colour), width=round(2 * thickness), joint="curve")
+        self.on_mask.line(doubled, fill=255, width=round(2 * thickness) + 4)
+        self.on_mask.line(doubled, fill=k, width=round(2 * thickness))
+        self.on_picture.line(doubled, fill=self.tint(colour), width=round(2 * thickness))
 
     def disc(self, x: float, y: float, radius: float, colour: Colour, k: int, band: float = 1) -> None:
         """A disc."""
