@@ -16,6 +16,7 @@ VERBS = {
     "predict": "write a checkpoint's predictions on the validation split as PNGs",
     "ablate": "run every experiment an ablation file names, here, one after another, then compare them",
     "report": "compare finished runs: table, plots and pictures",
+    "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
 }
 
 
@@ -38,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             CLI([verb, *args])
             return 0
-        return {"ablate": ablate, "report": report}[verb](args)
+        return {"ablate": ablate, "report": report, "describe": describe}[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         return 2
@@ -83,6 +84,34 @@ def report(args: list[str]) -> int:
     from dilated_seg.analysis import report
 
     report.compare(options.runs, options.out, options.evaluation)
+    return 0
+
+
+def describe(args: list[str]) -> int:
+    """The verb ``describe``."""
+    parser = argparse.ArgumentParser("dilated-seg describe", description=VERBS["describe"], allow_abbrev=False)
+    parser.add_argument("network", nargs="?", help="such as 'FCN(21, stride=8)' or DilatedNet; all networks if not given")
+    parser.add_argument(
+        "--size", nargs=2, type=int, default=(500, 500), metavar=("HEIGHT", "WIDTH"), help="of the image (500 500)"
+    )
+    parser.add_argument("--json", action="store_true", help="everything, for machines")
+    parser.add_argument("--markdown", action="store_true", help="the table of networks as docs/networks.md has it")
+    options = parser.parse_args(args)
+    if min(options.size) < 1:
+        raise UserError(f"--size {options.size[0]} {options.size[1]}: an image has at least 1 x 1 pixels")
+    from dilated_seg.analysis import describe
+
+    descriptions = [
+        describe.describe(call, tuple(options.size)) for call in ([options.network] if options.network else describe.FAMILY)
+    ]
+    if options.json:
+        print(describe.as_json(descriptions))
+    elif options.markdown:
+        print(describe.markdown(descriptions), end="")
+    elif options.network:
+        describe.show(descriptions[0])
+    else:
+        describe.show_family(descriptions)
     return 0
 
 

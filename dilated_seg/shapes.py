@@ -7,3 +7,4 @@ Image = Float[Tensor, "batch 3 height width"]  # RGB, normalised
 Mask = Integer[Tensor, "batch height width"]  # class ids, and ignore_index where unlabelled
 Logits = Float[Tensor, "batch classes height width"]  # one score map a class, at the image's size
 Maps = Float[Tensor, "batch _ _ _"]  # features inside a network, of any channels and size
+Planes = Float[Tensor, "batch {self.in_channels} height width"]  # an image of as many channels as its network says

@@ -66,7 +66,7 @@ def test_a_factor_multiplies_the_rate_of_the_parameters_it_names():
     rates = {id(p): group["lr"] for group in task.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
     final = task.net.front_end.final
     assert (rates[id(final.weight)], rates[id(final.bias)]) == pytest.approx((1.0, 2.0))
-    assert rates[id(task.net.front_end.stages[0][0].weight)] == pytest.approx(0.1)
+    assert rates[id(task.net.front_end.encoder.stages[0][0].weight)] == pytest.approx(0.1)
     with pytest.raises(UserError, match="nothing"):
         tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), lr_factors={"net.nothing": 2.0}).configure_optimizers()
 

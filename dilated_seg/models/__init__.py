@@ -8,7 +8,21 @@ neighbouring scores before the last upsampling. There is no loss, no softmax and
 from dilated_seg.models.deconvnet import DeconvNet
 from dilated_seg.models.deeplab import DeepLabV1
 from dilated_seg.models.dilatednet import ContextModule, DilatedNet, FrontEnd
-from dilated_seg.models.fcn import FCN
-from dilated_seg.models.segnet import SegNet
+from dilated_seg.models.fc_densenet import FCDenseNet
+from dilated_seg.models.fcn import FCN, FCNAlexNet
+from dilated_seg.models.segnet import SegNet, SegNetBasic
+from dilated_seg.models.unet import UNet
 
-__all__ = ["FCN", "ContextModule", "DeconvNet", "DeepLabV1", "DilatedNet", "FrontEnd", "SegNet"]
+__all__ = [
+    "FCN",
+    "ContextModule",
+    "DeconvNet",
+    "DeepLabV1",
+    "DilatedNet",
+    "FCDenseNet",
+    "FCNAlexNet",
+    "FrontEnd",
+    "SegNet",
+    "SegNetBasic",
+    "UNet",
+]

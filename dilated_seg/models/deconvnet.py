@@ -2,21 +2,26 @@
 
 Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015, https://arxiv.org/abs/1505.04366.
 
-Differs from the release: fc6 and its deconvolution pad by 3 where the authors' 7x7 kernels shrink 7 x 7 cells to one and
-back, so that any size goes in, not 224 x 224 alone; batch norm's eps is 1e-5, not 1e-9, with running averages.
+``form="authors"`` is the released network: fc6 and its deconvolution pad by nothing, so that 7 x 7 cells shrink to one and
+back, and batch norm's epsilon is 1e-9; it takes images from 193 x 193 pixels on, and was trained on 224 x 224.
+``form="any_size"`` pads both by 3, with torch's epsilon of 1e-5. In both, evaluation takes running averages, where the
+authors collect the statistics in a pass of their own over the training set.
 """
 
 from collections import OrderedDict
+from functools import partial
+from typing import Literal
 
-import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import conv_relu, initialise, scaled
+from dilated_seg.models.layers import as_in_caffe, conv_relu, initialise, require, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Table 2, lower half: channels of each deconvolution, stage 5 to 1.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
+
+SMALLEST = 193  # pixels that leave 7 cells after five poolings
 
 
 class DeconvNet(nn.Module):
@@ -24,24 +29,26 @@ class DeconvNet(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
+        form: The released layers to the letter, or the same padded so that any size goes in; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
     """
 
     output_stride = 1
 
-    def __init__(self, num_classes: int, *, width: float = 1.0) -> None:
+    def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
         super().__init__()
-        self.encoder = vgg.stages(width, batch_norm="bn{}")
-        self.pool = nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=True)
-        pool5, fc = scaled(vgg.VGG16[4][0], width), scaled(vgg.FC, width)
+        padding, self.smallest = (0, SMALLEST) if form == "authors" else (3, 1)
+        self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="bn{}")
+        pool5, fc = self.encoder.channels[4], scaled(vgg.FC, width)
         self.bottleneck = nn.Sequential(
-            conv_relu("fc6", pool5, fc, 7, batch_norm="bnfc6")
+            conv_relu("fc6", pool5, fc, 7, batch_norm="bnfc6", padding=padding)
             | conv_relu("fc7", fc, fc, 1, batch_norm="bnfc7")
-            | conv_relu("fc6-deconv", fc, pool5, 7, batch_norm="fc6-deconv-bn", deconvolution=True)
+            | conv_relu("fc6-deconv", fc, pool5, 7, batch_norm="fc6-deconv-bn", deconvolution=True, padding=padding)
         )
-        self.decoder = nn.ModuleList()
+        self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
         in_channels = pool5
         for stage, row in zip((5, 4, 3, 2, 1), DECODER, strict=True):
+            self.unpools[f"unpool{stage}"] = nn.MaxUnpool2d(2, 2)
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for i, channels in enumerate(row, start=1):
                 out_channels, number = scaled(channels, width), f"{stage}_{i}"
@@ -51,16 +58,19 @@ class DeconvNet(nn.Module):
             self.decoder.append(nn.Sequential(layers))
         self.score = nn.Conv2d(in_channels, num_classes, 1)  # seg-score-voc in the release
         initialise(self)
+        if form == "authors":
+            as_in_caffe(self)
 
     def forward(self, image: Image) -> Logits:
+        require(image, self.smallest, "DeconvNet in its authors' form")
         maps, taken = image, []
-        for stage in self.encoder:
+        for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):
             maps = stage(maps)
             size = maps.shape[-2:]
-            maps, indices = self.pool(maps)
+            maps, indices = pool(maps)
             taken.append((indices, size))
         maps = self.bottleneck(maps)
-        for stage in self.decoder:
+        for stage, unpool in zip(self.decoder, self.unpools.values(), strict=True):
             indices, size = taken.pop()
-            maps = stage(F.max_unpool2d(maps, indices, [2, 2], [2, 2], output_size=size))
+            maps = stage(unpool(maps, indices, output_size=size))
         return self.score(maps)

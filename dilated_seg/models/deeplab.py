@@ -1,19 +1,24 @@
 """DeepLab v1 with a large field of view: VGG-16 with dilation where its last two poolings stop halving.
 
 Chen, Papandreou, Kokkinos, Murphy and Yuille, "Semantic Image Segmentation with Deep Convolutional Nets and Fully
-Connected CRFs", ICLR 2015, https://arxiv.org/abs/1412.7062; the LargeFOV row of its Table 1.  The CRF is not part of it.
+Connected CRFs", ICLR 2015, https://arxiv.org/abs/1412.7062; the LargeFOV and MSc-LargeFOV rows of its Table 1. The CRF is not
+part of it.
 
-Differs from the release: the scores are upsampled to the image's size inside the network, for training too, where the
-authors compare them with every eighth pixel of the labels.
+The released network takes any size as it is, so ``form="authors"`` and ``form="any_size"`` are the same layers: 3 x 3
+poolings that round up, then scores at stride 8, enlarged with their corners aligned ((n - 1) x 8 + 1 pixels) and cut to the
+image. Images of 8 n + 1 pixels a side align exactly. Differs from the release: scores are enlarged in training too, where
+the authors compare them with every eighth pixel of the labels.
 """
 
 from collections import OrderedDict
+from typing import Literal
 
+import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import conv_relu, initialise, scaled, upsample
-from dilated_seg.shapes import Image, Logits
+from dilated_seg.models.layers import Upsample, crop, initialise, scaled
+from dilated_seg.shapes import Image, Logits, Maps
 
 # Section 3.1: the last two poolings keep the size, and stage 5 is dilated instead; so is fc6, over fewer taps.
 #                 1  2  3  4  5
@@ -23,37 +28,79 @@ DILATION =       (1, 1, 1, 1, 2)  # fmt: skip
 # LargeFOV: fc6 and fc7 have 1024 channels; fc6 is 3x3 with dilation 12, a field of view of 224 pixels.
 FC, FC6_KERNEL, FC6_DILATION = 1024, 3, 12
 
+# Section 4.3, MSc: image and first four poolings are scored too, by 128 3x3 filters that bring them to stride 8 and 128 1x1.
+MSC, MSC_STRIDE = 128, (8, 4, 2, 1, 1)
+
 
 class DeepLabV1(nn.Module):
     """DeepLab-LargeFOV: class scores at stride 8, then bilinear upsampling to the image's size.
 
     Args:
         num_classes: C, not counting the ignored label.
+        form: Both are the released network; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        dropout: After fc6 and fc7.
+        dropout: After fc6 and fc7, and in the branches of ``msc``.
+        msc: The multi-scale form, DeepLab-MSc-LargeFOV: the scores of the image and of the first four poolings are added.
+            An image is padded with zeros at its right and bottom to 8 n + 1 pixels, where all of them align. The names of its
+            layers are ours: the authors' file could not be had, and two independent ports agree on the layers.
     """
 
     output_stride = 8
 
-    def __init__(self, num_classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["any_size", "authors"] = "any_size",
+        width: float = 1.0,
+        *,
+        dropout: float = 0.5,
+        msc: bool = False,
+    ) -> None:
         super().__init__()
-        self.stages = vgg.stages(width, DILATION)
-        self.pools = nn.ModuleList(nn.MaxPool2d(3, stride, padding=1, ceil_mode=True) for stride in POOL_STRIDE)
-        self.pool5a = nn.AvgPool2d(3, 1, padding=1)  # the padding counts in its mean, as in Caffe
-        fc, pool5 = scaled(FC, width), scaled(vgg.VGG16[4][0], width)
-        self.classifier = nn.Sequential(
-            conv_relu("fc6", pool5, fc, FC6_KERNEL, FC6_DILATION)
-            | OrderedDict(drop6=nn.Dropout(dropout))
-            | conv_relu("fc7", fc, fc, 1)
-            | OrderedDict(drop7=nn.Dropout(dropout))
-        )
+        self.encoder = vgg.Encoder(width, DILATION, pool3x3)
+        self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True)  # the padding counts in its mean, as in Caffe
+        fc = scaled(FC, width)
+        self.classifier = nn.Sequential(vgg.classifier(self.encoder.channels[4], fc, FC6_KERNEL, FC6_DILATION, dropout))
         self.fc8 = nn.Conv2d(fc, num_classes, 1)
+        self.branches = nn.ModuleDict()
+        self.upsample = Upsample(self.output_stride, corners=True)
         initialise(self)
         nn.init.normal_(self.fc8.weight, std=0.01)
+        if msc:
+            sources = ("image", "pool1", "pool2", "pool3", "pool4")
+            channels = (3, *self.encoder.channels[:4])
+            for source, in_channels, stride in zip(sources, channels, MSC_STRIDE, strict=True):
+                self.branches[source] = branch(source, in_channels, scaled(MSC, width), num_classes, stride, dropout)
 
     def forward(self, image: Image) -> Logits:
-        maps = image
-        for stage, pool in zip(self.stages, self.pools, strict=True):
-            maps = pool(stage(maps))
-        scores = self.fc8(self.classifier(self.pool5a(maps)))
-        return upsample(scores, self.output_stride, image.shape[-2:], corners=True)
+        padded = to_eights(image) if self.branches else image
+        pooled = self.encoder(padded)
+        scores = self.fc8(self.classifier(self.pool5a(pooled[4])))
+        for score, maps in zip(self.branches.values(), (padded, *pooled), strict=False):
+            scores = scores + score(maps)
+        return crop(self.upsample(scores), 0, image)
+
+
+def pool3x3(stage: int) -> nn.Module:
+    """The pooling after this stage: 3x3, padded by 1, rounding up."""
+    return nn.MaxPool2d(3, POOL_STRIDE[stage - 1], padding=1, ceil_mode=True)
+
+
+def branch(source: str, in_channels: int, hidden: int, num_classes: int, stride: int, dropout: float) -> nn.Sequential:
+    """A two-layer perceptron and its scores (Section 4.3), started small (0.001) beside fc8."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers[f"{source}_ms1"] = nn.Conv2d(in_channels, hidden, 3, stride, padding=1)
+    layers[f"{source}_ms1_relu"], layers[f"{source}_drop1"] = nn.ReLU(inplace=True), nn.Dropout(dropout)
+    layers[f"{source}_ms2"] = nn.Conv2d(hidden, hidden, 1)
+    layers[f"{source}_ms2_relu"], layers[f"{source}_drop2"] = nn.ReLU(inplace=True), nn.Dropout(dropout)
+    layers[f"{source}_ms_score"] = nn.Conv2d(hidden, num_classes, 1)
+    network = nn.Sequential(layers)
+    initialise(network)
+    nn.init.normal_(network[-1].get_parameter("weight"), std=0.001)
+    return network
+
+
+def to_eights(image: Image) -> Maps:
+    """The image with zeros, the mean colour, at its right and bottom to 8 n + 1 pixels a side."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, (1 - width) % 8, 0, (1 - height) % 8))

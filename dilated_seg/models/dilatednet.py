@@ -2,9 +2,11 @@
 
 Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016, https://arxiv.org/abs/1511.07122.
 
-Differs from the paper: every convolution pads with zeros where the paper reflects the image's border once, so that any size
-goes in and the same size comes out; the scores are upsampled to the image's size inside the network, for training too; the
-front end's last bias starts above zero, so that both parts can be trained from nothing together (HEADROOM).
+``padding="reflect"`` is the paper's and the released network: the image is reflected by 186 pixels once, and no convolution of
+the front end pads; published weights need it. ``padding="zeros"`` pads every convolution instead: a third of the pixels to
+compute at 500 x 500, and the better choice to train from nothing. In both, scores are enlarged to the image's size inside
+the network, for training too; and where a context module follows, the front end's last bias starts above zero, so that both
+parts can be trained from nothing together (HEADROOM).
 """
 
 from collections import OrderedDict
@@ -13,8 +15,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dilated_seg.models import vgg
-from dilated_seg.models.layers import conv_relu, initialise, scaled, upsample
+from dilated_seg.models import resnet, vgg
+from dilated_seg.models.layers import (
+    Upsample,
+    bilinear_deconvolution,
+    conv_relu,
+    crop,
+    initialise,
+    reflect,
+    require,
+    scaled,
+)
 from dilated_seg.shapes import Image, Logits, Maps
 
 # Section 4: pool4 and pool5 go; for each pooling gone, what follows is dilated by 2 more.
@@ -22,20 +33,27 @@ from dilated_seg.shapes import Image, Logits, Maps
 POOL =        (True, True, True, False, False)  # fmt: skip
 DILATION =    (   1,    1,    1,     1,     2)  # fmt: skip
 FC6_DILATION = 4
+MARGIN = 186  # pixels that a score sees beyond each side of its own 8 x 8: (380 - 8) / 2
 
-# Table 1, one row a layer; channels in multiples of C, the number of classes.
-#    kernel, dilation, basic, large     receptive field
-CONTEXT = (
-    (3,      1,        1,      2),  #    3 x  3
-    (3,      1,        1,      2),  #    5 x  5
-    (3,      2,        1,      4),  #    9 x  9
-    (3,      4,        1,      8),  #   17 x 17
-    (3,      8,        1,     16),  #   33 x 33
-    (3,     16,        1,     32),  #   65 x 65
-    (3,      1,        1,     32),  #   67 x 67
-    (1,      1,        1,      1),  #   67 x 67
-)  # fmt: skip
+# Table 1, one row a layer, and the two that the authors add for Cityscapes; channels in multiples of C, the number of classes.
+#                  kernel, dilation, basic, large     receptive field
+CONTEXT = {
+    "ctx_conv1_1": (3,      1,        1,      2),  #    3 x  3
+    "ctx_conv1_2": (3,      1,        1,      2),  #    5 x  5
+    "ctx_conv2_1": (3,      2,        1,      4),  #    9 x  9
+    "ctx_conv3_1": (3,      4,        1,      8),  #   17 x 17
+    "ctx_conv4_1": (3,      8,        1,     16),  #   33 x 33
+    "ctx_conv5_1": (3,     16,        1,     32),  #   65 x 65
+    "ctx_conv6_1": (3,     32,        1,     32),  #  129 x 129
+    "ctx_conv7_1": (3,     64,        1,     32),  #  257 x 257
+    "ctx_fc1":     (3,      1,        1,     32),  #  two more than before it
+    "ctx_final":   (1,      1,        1,      1),
+}  # fmt: skip
 COLUMN = {"basic": 2, "large": 3}
+# The appendix: KITTI's frames are too low for dilation 16, Cityscapes' have room for two more.
+LEFT_OUT = {7: ("ctx_conv5_1", "ctx_conv6_1", "ctx_conv7_1"), 8: ("ctx_conv6_1", "ctx_conv7_1"), 10: ()}
+
+NOISE = 0.01  # standard deviation around the Large module's identity in its first two layers; later over their width
 
 # Every score of the front end starts this far above zero if a context module follows. Softmax does not see it. The module's
 # ReLUs do: from zero they cut off every class that scores below the middle, and trained from nothing such a class never
@@ -49,9 +67,15 @@ class DilatedNet(nn.Module):
     Args:
         num_classes: C, not counting the ignored label.
         context: Width of the context module (a column of Table 1), or None for the front end alone.
+        context_layers: Of the context module: 8 (VOC, CamVid), 7 (KITTI) or 10 (Cityscapes).
+        padding: Of the image once by reflection, as in the paper and the releases, or of each convolution by zeros; see the
+            module. Reflected, a score belongs to the first of its 8 x 8 pixels, as the released nets were trained, but with 10
+            context layers to the middle of them, by the fixed deconvolution of the Cityscapes release. Padded with zeros,
+            it belongs to the middle, which is what it sees.
         width: Multiplies the front end's hidden channels; 1 is the paper's network.
         dropout: After fc6 and fc7.
         dilated: False sets every dilation of the context module to 1, for the ablation that asks what dilation buys.
+        resnet: Depth of a ResNet in the place of VGG-16, fc6 and fc7, not in the paper; for padding="zeros" only.
     """
 
     output_stride = 8
@@ -60,57 +84,88 @@ class DilatedNet(nn.Module):
         self,
         num_classes: int,
         context: Literal["basic", "large"] | None = "basic",
-        *,
+        context_layers: Literal[7, 8, 10] = 8,
+        padding: Literal["zeros", "reflect"] = "zeros",
         width: float = 1.0,
+        *,
         dropout: float = 0.5,
         dilated: bool = True,
+        resnet: resnet.Depth | None = None,
     ) -> None:
         super().__init__()
-        self.front_end = FrontEnd(num_classes, width=width, dropout=dropout)
+        reflected = padding == "reflect"
+        self.margin = MARGIN if reflected else 0
+        self.front_end = FrontEnd(num_classes, "valid" if reflected else "zeros", width, dropout=dropout, resnet=resnet)
         self.context: nn.Module = nn.Identity()
+        self.ctx_upsample: nn.Module = Upsample(self.output_stride, corners=reflected or resnet is not None)
         if context:
             nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
-            self.context = ContextModule(num_classes, context, dilated=dilated)
+            border: Literal["zeros", "once"] = "once" if reflected and context == "large" else "zeros"
+            self.context = ContextModule(num_classes, context, context_layers, border, dilated=dilated)
+            if reflected and context_layers == 10:
+                self.ctx_upsample = bilinear_deconvolution(num_classes, 16, 8, padding=4, groups=num_classes)
 
     def forward(self, image: Image) -> Logits:
-        maps = self.front_end(image)
+        maps = self.front_end(reflect(image, self.margin) if self.margin else image)
         maps = self.context(maps)
-        return upsample(maps, self.output_stride, image.shape[-2:])
+        return crop(self.ctx_upsample(maps), 0, image)
 
 
 class FrontEnd(nn.Module):
     """VGG-16 without its last two poolings, dilated instead (Section 4): class scores at stride 8.
 
-    An image of height H and width W gives scores of ceil(H / 8) x ceil(W / 8), each seeing 380 x 380 pixels.
+    An image of height H and width W gives scores of ceil(H / 8) x ceil(W / 8), each seeing 380 x 380 pixels. Without padding
+    it gives ceil((H - 372) / 8) x ceil((W - 372) / 8), and needs 373 pixels a side.
 
     Args:
         num_classes: C, not counting the ignored label.
+        padding: Zeros around the maps of every convolution, or "valid", none, as published.
         width: Multiplies the hidden channels; 1 is the paper's network.
         dropout: After fc6 and fc7.
+        resnet: Depth of a ResNet in the place of VGG-16, fc6 and fc7, its last two strides dilations; always padded.
     """
 
     output_stride = 8
 
-    def __init__(self, num_classes: int, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        padding: Literal["zeros", "valid"] = "zeros",
+        width: float = 1.0,
+        *,
+        dropout: float = 0.5,
+        resnet: resnet.Depth | None = None,
+    ) -> None:
         super().__init__()
-        self.stages = vgg.stages(width, DILATION)
-        self.pools = nn.ModuleList(nn.MaxPool2d(2, 2, ceil_mode=True) if pool else nn.Identity() for pool in POOL)
-        fc, pool5 = scaled(vgg.FC, width), scaled(vgg.VGG16[4][0], width)
-        self.classifier = nn.Sequential(
-            conv_relu("fc6", pool5, fc, 7, FC6_DILATION)
-            | OrderedDict(drop6=nn.Dropout(dropout))
-            | conv_relu("fc7", fc, fc, 1)
-            | OrderedDict(drop7=nn.Dropout(dropout))
-        )
+        self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
+        self.encoder, layers, fc = encoder_and_classifier(padding, width, dropout, resnet)
+        self.classifier = nn.Sequential(layers)
         self.final = nn.Conv2d(fc, num_classes, 1)
         initialise(self)
         nn.init.normal_(self.final.weight, std=0.001)
 
     def forward(self, image: Image) -> Maps:
-        maps = image
-        for stage, pool in zip(self.stages, self.pools, strict=True):
-            maps = pool(stage(maps))
-        return self.final(self.classifier(maps))
+        require(image, self.smallest, "the front end without padding")
+        return self.final(self.classifier(self.encoder(image)[4]))
+
+
+def pool2x2_or_none(stage: int) -> nn.Module:
+    """The pooling after this stage, if it stays."""
+    return vgg.pool2x2(stage) if POOL[stage - 1] else nn.Identity()
+
+
+def encoder_and_classifier(
+    padding: str, width: float, dropout: float, depth: resnet.Depth | None
+) -> tuple[nn.Module, "OrderedDict[str, nn.Module]", int]:
+    """VGG-16 with fc6 and fc7, or a ResNet with neither; and the channels that come out."""
+    if depth is None:
+        pad, fc = 0 if padding == "valid" else None, scaled(vgg.FC, width)
+        encoder = vgg.Encoder(width, DILATION, pool2x2_or_none, padding=pad)
+        return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, padding=pad), fc
+    if padding == "valid":
+        raise ValueError("padding='reflect' and 'valid' are VGG-16's; with resnet take padding='zeros'")
+    residual = resnet.Encoder(depth, width, output_stride=8)
+    return residual, OrderedDict(drop=nn.Dropout(dropout)), residual.channels[4]
 
 
 class ContextModule(nn.Module):
@@ -121,40 +176,56 @@ class ContextModule(nn.Module):
 
     Args:
         num_classes: C.
-        size: Which column of Table 1 gives the channels.
+        size: Which column of Table 1 gives the channels. The Large module is published with 8 layers only.
+        layers: 8, or 7 without the dilation of 16 (KITTI; each score sees 35 x 35), or 10 with dilations of 32 and 64 more
+            (Cityscapes; 259 x 259).
+        padding: "zeros" around every layer's maps, as the released Basic modules have it; "once", all of it (33 cells
+            for 8 layers) around the first layer's, as the released Large module has it; or "valid", none: n cells give n - 66.
         dilated: False sets every dilation to 1: same layers and weights, receptive field 15 x 15.
     """
 
-    def __init__(self, num_classes: int, size: Literal["basic", "large"] = "basic", *, dilated: bool = True) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        size: Literal["basic", "large"] = "basic",
+        layers: Literal[7, 8, 10] = 8,
+        padding: Literal["zeros", "valid", "once"] = "zeros",
+        *,
+        dilated: bool = True,
+    ) -> None:
         super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        rows = {name: row for name, row in CONTEXT.items() if name not in LEFT_OUT[layers]}
+        dilations = {name: row[1] if dilated else 1 for name, row in rows.items()}
+        border = sum(dilations[name] * (row[0] // 2) for name, row in rows.items())
+        built: OrderedDict[str, nn.Module] = OrderedDict()
         in_channels = num_classes
-        for number, row in enumerate(CONTEXT, start=1):
-            name, out_channels = f"ctx{number}", num_classes * row[COLUMN[size]]
-            layers |= conv_relu(name, in_channels, out_channels, kernel_size=row[0], dilation=row[1] if dilated else 1)
-            identity_(layers[name], num_classes)
+        for number, (name, row) in enumerate(rows.items(), start=1):
+            out_channels = num_classes * row[COLUMN[size]]
+            pad = {"zeros": None, "valid": 0, "once": border if number == 1 else 0}[padding]
+            built |= conv_relu(name, in_channels, out_channels, row[0], dilations[name], padding=pad)
+            noise = NOISE if number <= 2 else NOISE * num_classes / max(in_channels, out_channels)
+            identity_(built[name], num_classes, noise if size == "large" else 0.0)
             in_channels = out_channels
-        layers.popitem()  # the last layer gives logits: no ReLU
-        self.layers = nn.Sequential(layers)
+        built.popitem()  # the last layer gives logits: no ReLU
+        self.layers = nn.Sequential(built)
 
     def forward(self, maps: Maps) -> Maps:
         return self.layers(maps)
 
 
-def identity_(convolution: nn.Module, num_classes: int) -> None:
+def identity_(convolution: nn.Module, num_classes: int, noise: float = 0.0) -> None:
     """Let a layer start by passing class maps through (Equations 4 and 5).
 
     Input channels and output channels each fall into C groups of equal size, one a class. The centre tap between
-    channels of one group is C / out_channels, so that a class's maps add up to what came in; all else is zero in the Basic
-    module. Where a group holds several channels, a little noise tells them apart (standard deviation 0.01 C / out_channels).
+    channels of one group is C / out_channels, so that a class's maps add up to what came in. All else is zero in the Basic
+    module (Equation 4); in the Large one it is ``noise``, a standard deviation, so that channels of one class come to differ.
     """
     weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
     out_channels, in_channels, kernel_size, _ = weight.shape
-    gain = num_classes / out_channels
     group_out = torch.arange(out_channels) * num_classes // out_channels
     group_in = torch.arange(in_channels) * num_classes // in_channels
-    same = (group_out[:, None] == group_in[None, :]).to(weight)
+    same = group_out[:, None] == group_in[None, :]
     nn.init.zeros_(bias)
-    nn.init.normal_(weight, std=0.01 * gain if out_channels > num_classes else 0.0)
+    nn.init.normal_(weight, std=noise)
     with torch.no_grad():
-        weight[:, :, kernel_size // 2, kernel_size // 2] += gain * same
+        weight[:, :, kernel_size // 2, kernel_size // 2].masked_fill_(same.to(weight.device), num_classes / out_channels)

@@ -1,11 +1,11 @@
-"""FCN: VGG-16 made convolutional, its scores upsampled and added to those of earlier poolings.
+"""FCN: a classifier made convolutional, its scores upsampled and added to those of earlier poolings.
 
 Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015,
 https://arxiv.org/abs/1411.4038.
 
-Differs from the released network: convolutions pad by half their kernel where conv1_1 pads by 100 and fc6 by nothing, so
-that any size goes in; the released deconvolutions, which never learn, are bilinear interpolation without their fading at
-the image's border.
+``form="authors"`` is the released network: conv1_1 (AlexNet's conv1) pads by 100 and fc6 by nothing, and the scores are
+upsampled by fixed deconvolutions and cropped. ``form="any_size"`` pads by half a kernel and interpolates: the same
+layers and weights without the 100 pixels of border and without the fading that deconvolutions leave at the image's edge.
 """
 
 from collections import OrderedDict
@@ -13,12 +13,32 @@ from typing import Literal
 
 from torch import nn
 
-from dilated_seg.models import vgg
-from dilated_seg.models.layers import conv_relu, initialise, scaled, upsample
+from dilated_seg.models import resnet, vgg
+from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, crop, initialise, scaled
 from dilated_seg.shapes import Image, Logits
 
-# Figure 3: by the stride of the last scores, the poolings whose scores are added, coarse to fine.
-SKIPS = {32: (), 16: (4,), 8: (4, 3)}
+# Figure 3, coarse to fine, by the stride of the last scores.  What is upsampled is added to the scores of a pooling; the
+# offset is where the released Crop layer begins.
+#    upsampling,     pooling, scores of it,  its offset
+POOL4 = ("upscore2",       4, "score_pool4", 5)  # fmt: skip
+POOL3 = ("upscore_pool4",  3, "score_pool3", 9)  # fmt: skip
+SKIPS = {32: (), 16: (POOL4,), 8: (POOL4, POOL3)}
+LAST = {32: ("upscore", 19), 16: ("upscore16", 27), 8: ("upscore8", 31)}
+
+# The at-once release shrinks what it adds by fixed factors, so that training starts from the coarse scores alone.
+AT_ONCE = {4: 0.01, 3: 0.0001}
+
+BORDER = 100  # pixels that the first released convolution pads by
+
+# Krizhevsky, Sutskever and Hinton (2012) as Caffe has it: kernel, stride, channels, groups, pooling and normalisation after it.
+ALEXNET = (
+    ("conv1", 11, 4, 96, 1, True),
+    ("conv2", 5, 1, 256, 2, True),
+    ("conv3", 3, 1, 384, 1, False),
+    ("conv4", 3, 1, 384, 2, False),
+    ("conv5", 3, 1, 256, 2, True),
+)
+ONE_TOWER = (64, 192, 384, 256, 256)  # channels of Krizhevsky's later form (arXiv 1404.5997), which torchvision publishes
 
 
 class FCN(nn.Module):
@@ -27,39 +47,124 @@ class FCN(nn.Module):
     Args:
         num_classes: C, not counting the ignored label.
         stride: Of the scores before the last upsampling: 32, 16 (adds pool4) or 8 (adds pool4 and pool3).
+        form: The released layers to the letter, or the same with padding that does for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: After fc6 and fc7.
+        at_once: Fixed factors before the scores of pool4 and pool3, as in the release that trains all scores at once.
+        resnet: Depth of a ResNet in the place of VGG-16, fc6 and fc7, not in the paper: scores of its last stage, skips from
+            the two before. Has no authors' form.
     """
 
     output_stride = 32
 
-    def __init__(self, num_classes: int, stride: Literal[32, 16, 8] = 32, *, width: float = 1.0, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        stride: Literal[32, 16, 8] = 32,
+        form: Literal["any_size", "authors"] = "any_size",
+        width: float = 1.0,
+        *,
+        dropout: float = 0.5,
+        at_once: bool = False,
+        resnet: resnet.Depth | None = None,
+    ) -> None:
         super().__init__()
+        authors = form == "authors"
         self.output_stride = stride
-        self.stages = vgg.stages(width)
-        self.pool = nn.MaxPool2d(2, 2, ceil_mode=True)
-        fc, pool5 = scaled(vgg.FC, width), scaled(vgg.VGG16[4][0], width)
-        self.classifier = nn.Sequential(
-            conv_relu("fc6", pool5, fc, 7)
-            | OrderedDict(drop6=nn.Dropout(dropout))
-            | conv_relu("fc7", fc, fc, 1)
-            | OrderedDict(drop7=nn.Dropout(dropout))
-        )
+        self.encoder, self.classifier, fc = encoder_and_classifier(width, dropout, authors, resnet)
         initialise(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
-        self.score_pool = nn.ModuleDict(
-            {str(n): nn.Conv2d(scaled(vgg.VGG16[n - 1][0], width), num_classes, 1) for n in SKIPS[stride]}
-        )
-        for score in (self.score_fr, *self.score_pool.values()):  # Section 4.3: zero, so the sum starts as the coarse scores
-            nn.init.zeros_(score.get_parameter("weight"))
+        self.skips = SKIPS[stride]
+        self.decoder = nn.ModuleDict()
+        for upsampling, number, name, _ in self.skips:
+            self.decoder[upsampling] = enlarge(num_classes, 2, form, corners=resnet is not None)
+            if at_once:
+                self.decoder[f"scale_pool{number}"] = Scale(self.encoder.channels[number - 1], AT_ONCE[number])
+            self.decoder[name] = nn.Conv2d(self.encoder.channels[number - 1], num_classes, 1)
+        self.decoder[LAST[stride][0]] = enlarge(num_classes, stride, form, corners=resnet is not None)
+        self.offsets = [skip[3] * authors for skip in self.skips] + [LAST[stride][1] * authors]
+        for score in (self.score_fr, *(self.decoder[skip[2]] for skip in self.skips)):
+            nn.init.zeros_(score.get_parameter("weight"))  # Section 4.3: zero, so the sum starts as the coarse scores
             nn.init.zeros_(score.get_parameter("bias"))
 
     def forward(self, image: Image) -> Logits:
-        maps, pools = image, {}
-        for number, stage in zip("12345", self.stages, strict=True):
-            maps = pools[number] = self.pool(stage(maps))
-        scores = self.score_fr(self.classifier(maps))
-        for number, score in self.score_pool.items():
-            finer = score(pools[number])
-            scores = upsample(scores, 2, finer.shape[-2:]) + finer
-        return upsample(scores, self.output_stride, image.shape[-2:])
+        pooled = self.encoder(image)
+        scores = self.score_fr(self.classifier(pooled[4]))
+        for (upsampling, number, name, _), offset in zip(self.skips, self.offsets, strict=False):
+            scores = self.decoder[upsampling](scores)
+            scale = self.decoder[f"scale_pool{number}"] if f"scale_pool{number}" in self.decoder else nn.Identity()
+            finer = crop(self.decoder[name](scale(pooled[number - 1])), offset, scores)
+            scores = crop(scores, 0, finer) + finer
+        return crop(self.decoder[LAST[self.output_stride][0]](scores), self.offsets[-1], image)
+
+
+def encoder_and_classifier(
+    width: float, dropout: float, authors: bool, depth: resnet.Depth | None
+) -> tuple[vgg.Encoder | resnet.Encoder, nn.Module, int]:
+    """VGG-16 with fc6 and fc7, or a ResNet with neither; and the channels that come out."""
+    if depth is None:
+        encoder = vgg.Encoder(width, border=BORDER if authors else None)
+        fc = scaled(vgg.FC, width)
+        layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding=0 if authors else None)
+        return encoder, nn.Sequential(layers), fc
+    if authors:
+        raise ValueError("form='authors' is VGG-16's; with resnet take form='any_size'")
+    residual = resnet.Encoder(depth, width)
+    return residual, nn.Sequential(OrderedDict(drop=nn.Dropout(dropout))), residual.channels[4]
+
+
+def enlarge(num_classes: int, stride: int, form: str, corners: bool = False) -> nn.Module:
+    """Bilinear upsampling of scores: interpolation, or the released deconvolution from every class to every class."""
+    return bilinear_deconvolution(num_classes, 2 * stride, stride) if form == "authors" else Upsample(stride, corners)
+
+
+class FCNAlexNet(nn.Module):
+    """FCN-AlexNet: class scores at stride 32 of AlexNet made convolutional (Table 1), then upsampled.
+
+    Args:
+        num_classes: C, not counting the ignored label.
+        form: The released layers to the letter, or the same with padding that does for any size; see the module.
+        width: Multiplies the channels of all hidden layers; 1 is the paper's network.
+        dropout: After fc6 and fc7.
+        one_tower: AlexNet without groups and without local response normalisation, whose weights torchvision publishes.
+    """
+
+    output_stride = 32
+
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["any_size", "authors"] = "any_size",
+        width: float = 1.0,
+        *,
+        dropout: float = 0.5,
+        one_tower: bool = False,
+    ) -> None:
+        super().__init__()
+        authors = form == "authors"
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        in_channels = 3
+        for (name, kernel, stride, channels, groups, pooled), single in zip(ALEXNET, ONE_TOWER, strict=True):
+            groups = 1 if one_tower else groups
+            out_channels = groups * scaled((single if one_tower else channels) // groups, width)
+            padding = BORDER if authors and stride > 1 else kernel // 2
+            layers[name] = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups)
+            layers[f"{name}_relu"] = nn.ReLU(inplace=True)
+            if pooled:  # padded by 1 where any size goes in, and then ceil(n / 2) cells as VGG's
+                layers[f"pool{name[-1]}"] = nn.MaxPool2d(3, 2, padding=0 if authors else 1, ceil_mode=authors)
+                if name != "conv5" and not one_tower:
+                    layers[f"norm{name[-1]}"] = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
+            in_channels = out_channels
+        fc = scaled(vgg.FC, width)
+        if not authors:  # a kernel of 6 has no middle: so a cell sees what lies around the middle of its 32 pixels
+            layers["pad6"] = nn.ZeroPad2d((2, 3, 2, 3))
+        self.layers = nn.Sequential(layers | vgg.classifier(in_channels, fc, 6, 1, dropout, padding=0))
+        initialise(self)
+        self.score_fr = nn.Conv2d(fc, num_classes, 1)
+        nn.init.zeros_(self.score_fr.weight)
+        nn.init.zeros_(self.score_fr.get_parameter("bias"))
+        self.upscore = bilinear_deconvolution(num_classes, 63, 32) if authors else Upsample(32)
+        self.offset = 18 if authors else 0
+
+    def forward(self, image: Image) -> Logits:
+        return crop(self.upscore(self.score_fr(self.layers(image))), self.offset, image)

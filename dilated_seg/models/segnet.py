@@ -1,23 +1,29 @@
-"""SegNet: VGG-16's convolutions, mirrored, with every pooling undone at the positions it took its maxima from.
+"""SegNet: VGG-16's convolutions, mirrored, with every pooling undone at the positions it took its maxima from; SegNet-Basic.
 
 Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
 PAMI 2017, https://arxiv.org/abs/1511.00561.
 
-Differs from the release: batch norm's eps is 1e-5, not 1e-9, and its running averages serve for evaluation, where the
-authors compute the statistics in a pass of their own over the training set.
+``form="authors"`` has the release's batch norm (epsilon 1e-9, shift starting at 0.001) and, in SegNet-Basic, its local
+response normalisation of the raw image; ``form="any_size"`` has torch's batch norm, and no normalisation of an image that is
+normalised already. Sizes are the same: the release names those of 360 x 480, and here every unpooling takes the size that
+its pooling saw. In both, evaluation takes running averages, where the authors compute the statistics in a pass of
+their own over the training set.
 """
 
 from collections import OrderedDict
+from functools import partial
+from typing import Literal
 
-import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import conv_relu, initialise, scaled
+from dilated_seg.models.layers import as_in_caffe, conv_relu, initialise, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64,))
+
+BASIC = 64  # channels of all of SegNet-Basic's convolutions (Section 4), four down and four up, 7 x 7 each
 
 
 class SegNet(nn.Module):
@@ -25,18 +31,19 @@ class SegNet(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
+        form: The release's batch norm, or torch's; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
     """
 
     output_stride = 1
 
-    def __init__(self, num_classes: int, *, width: float = 1.0) -> None:
+    def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
         super().__init__()
-        self.encoder = vgg.stages(width, batch_norm="conv{}_bn")
-        self.pool = nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=True)
-        self.decoder = nn.ModuleList()
-        in_channels = scaled(vgg.VGG16[4][0], width)
+        self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="conv{}_bn")
+        self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
+        in_channels = self.encoder.channels[4]
         for stage, row in zip((5, 4, 3, 2, 1), DECODER, strict=True):
+            self.unpools[f"upsample{stage}"] = nn.MaxUnpool2d(2, 2)
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             last = vgg.VGG16[stage - 1][1]
             for number, out_channels in zip(range(last, 0, -1), (scaled(c, width) for c in row), strict=False):
@@ -46,15 +53,59 @@ class SegNet(nn.Module):
             self.decoder.append(nn.Sequential(layers))
         self.conv1_1_D = nn.Conv2d(in_channels, num_classes, 3, padding=1)
         initialise(self)
+        if form == "authors":
+            as_in_caffe(self)
 
     def forward(self, image: Image) -> Logits:
         maps, taken = image, []
-        for stage in self.encoder:
+        for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):
             maps = stage(maps)
             size = maps.shape[-2:]
-            maps, indices = self.pool(maps)
+            maps, indices = pool(maps)
             taken.append((indices, size))
-        for stage in self.decoder:
+        for stage, unpool in zip(self.decoder, self.unpools.values(), strict=True):
             indices, size = taken.pop()
-            maps = stage(F.max_unpool2d(maps, indices, [2, 2], [2, 2], output_size=size))
+            maps = stage(unpool(maps, indices, output_size=size))
         return self.conv1_1_D(maps)
+
+
+class SegNetBasic(nn.Module):
+    """SegNet's small form: four stages of one 7 x 7 convolution down and up, no ReLU in the decoder (Section 4).
+
+    Args:
+        num_classes: C, not counting the ignored label.
+        form: The release's batch norm and normalisation of the image, or torch's and none; see the module.
+        width: Multiplies the channels of all hidden layers; 1 is the paper's network.
+    """
+
+    output_stride = 1
+
+    def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+        super().__init__()
+        authors, channels = form == "authors", scaled(BASIC, width)
+        self.norm = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0) if authors else nn.Identity()
+        self.encoder, self.pools = nn.ModuleList(), nn.ModuleDict()
+        for stage, in_channels in zip((1, 2, 3, 4), (3, channels, channels, channels), strict=True):
+            layers = conv_relu(f"conv{stage}", in_channels, channels, 7, batch_norm=f"conv{stage}_bn")
+            self.encoder.append(nn.Sequential(layers))
+            self.pools[f"pool{stage}"] = vgg.pool2x2(stage, return_indices=True)
+        self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
+        for name in ("conv_decode4", "conv_decode3", "conv_decode2", "conv_decode1"):
+            self.unpools[f"upsample{name[-1]}"] = nn.MaxUnpool2d(2, 2)
+            self.decoder.append(nn.Sequential(conv_relu(name, channels, channels, 7, batch_norm=f"{name}_bn", relu=False)))
+        self.conv_classifier = nn.Conv2d(channels, num_classes, 1)
+        initialise(self)
+        if authors:
+            as_in_caffe(self)
+
+    def forward(self, image: Image) -> Logits:
+        maps, taken = self.norm(image), []
+        for stage, pool in zip(self.encoder, self.pools.values(), strict=True):
+            maps = stage(maps)
+            size = maps.shape[-2:]
+            maps, indices = pool(maps)
+            taken.append((indices, size))
+        for stage, unpool in zip(self.decoder, self.unpools.values(), strict=True):
+            indices, size = taken.pop()
+            maps = stage(unpool(maps, indices, output_size=size))
+        return self.conv_classifier(maps)

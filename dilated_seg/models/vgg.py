@@ -1,15 +1,16 @@
-"""The convolutions of VGG-16, which the encoder of every network here is made of.
+"""The convolutions of VGG-16, which the encoder of most networks here is made of.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
 https://arxiv.org/abs/1409.1556.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from dilated_seg.models.layers import conv_relu, scaled
+from dilated_seg.shapes import Image, Maps
 
 # Table 1, column D, one pair a stage: channels, 3x3 convolutions.  A pooling follows each stage.
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -18,22 +19,60 @@ VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 FC = 4096
 
 
-def stages(width: float = 1.0, dilation: Sequence[int] = (1, 1, 1, 1, 1), batch_norm: str = "") -> nn.ModuleList:
-    """The five stages without their poolings, which differ from paper to paper.
+def pool2x2(stage: int, return_indices: bool = False) -> nn.Module:
+    """VGG's pooling, which rounds sizes up as Caffe does."""
+    return nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=return_indices)
+
+
+class Encoder(nn.Module):
+    """Five stages of convolutions and their poolings, which differ from paper to paper; gives what each pooling gives.
 
     Args:
         width: Multiplies the channels.
         dilation: Of the convolutions of each stage.
+        pool: Makes the pooling after the stage of this number, 1 to 5.
         batch_norm: How the paper names its batch norms, with ``{}`` for the layer's number ("bn{}": bn1_1); none if empty.
+        padding: Of every convolution; None keeps the size.
+        border: Padding of the very first convolution, if it is another.
     """
-    encoder = nn.ModuleList()
-    in_channels = 3
-    for stage, (channels, convolutions) in enumerate(VGG16, start=1):
-        out_channels = scaled(channels, width)
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number in (f"{stage}_{i}" for i in range(1, convolutions + 1)):
-            norm = batch_norm.format(number)
-            layers |= conv_relu(f"conv{number}", in_channels, out_channels, 3, dilation[stage - 1], norm)
-            in_channels = out_channels
-        encoder.append(nn.Sequential(layers))
-    return encoder
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        dilation: Sequence[int] = (1, 1, 1, 1, 1),
+        pool: Callable[[int], nn.Module] = pool2x2,
+        batch_norm: str = "",
+        padding: int | None = None,
+        border: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = [scaled(channels, width) for channels, _ in VGG16]
+        self.stages, self.pools = nn.ModuleList(), nn.ModuleDict()
+        in_channels = 3
+        for stage, (out_channels, (_, convolutions)) in enumerate(zip(self.channels, VGG16, strict=True), start=1):
+            layers: OrderedDict[str, nn.Module] = OrderedDict()
+            for number in (f"{stage}_{i}" for i in range(1, convolutions + 1)):
+                norm, pad = batch_norm.format(number), border if number == "1_1" and border is not None else padding
+                layers |= conv_relu(f"conv{number}", in_channels, out_channels, 3, dilation[stage - 1], norm, padding=pad)
+                in_channels = out_channels
+            self.stages.append(nn.Sequential(layers))
+            self.pools[f"pool{stage}"] = pool(stage)
+
+    def forward(self, image: Image) -> list[Maps]:
+        maps, pooled = image, []
+        for stage, pool in zip(self.stages, self.pools.values(), strict=True):
+            maps = pool(stage(maps))
+            pooled.append(maps)
+        return pooled
+
+
+def classifier(
+    pool5: int, fc: int, kernel_size: int, dilation: int, dropout: float, padding: int | None = None
+) -> "OrderedDict[str, nn.Module]":
+    """fc6 and fc7 as convolutions, with dropout after each."""
+    return (
+        conv_relu("fc6", pool5, fc, kernel_size, dilation, padding=padding)
+        | OrderedDict(drop6=nn.Dropout(dropout))
+        | conv_relu("fc7", fc, fc, 1)
+        | OrderedDict(drop7=nn.Dropout(dropout))
+    )

@@ -1,0 +1,190 @@
+"""What each position of a map sees of the image, found by following every operation of a network's forward pass.
+
+Nothing is computed: tensors are on the "meta" device, which has shapes and no numbers. Along the image's width, each map keeps
+the first and the last image column that each of its own columns depends on; an operation combines these as it combines values.
+Networks have square kernels, so heights are the same.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dilated_seg.models.layers import mirrored
+
+NOTHING = (1 << 60, -(1 << 60))  # first and last column of a place that sees none
+Field = tuple[np.ndarray, np.ndarray]  # of each column of a map: first and last column of the image that it depends on
+
+aten = torch.ops.aten
+
+
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, follows receptive fields, multiply-adds and new memory; ``fields`` is filled for the given image.
+
+    Multiply-adds count the taps of convolutions, those in the padding too.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        columns = np.arange(image.shape[-1])
+        self._fields: dict[int, Field] = {id(image): (columns, columns)}
+        self._kept: list[Any] = [image]  # so that no address is used twice
+        self._storages = {image.untyped_storage()._cdata}
+        self._windows: dict[int, tuple[int, int, int]] = {}
+        self.multiply_adds = 0
+        self.bytes = 0
+
+    def field(self, maps: Tensor) -> Field | None:
+        """First and last image column that each column of ``maps`` depends on; None if it was not followed here."""
+        return self._fields.get(id(maps))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        outputs = [out for out in (result if isinstance(result, tuple | list) else [result]) if isinstance(out, Tensor)]
+        self._kept.append((args, outputs))
+        if not outputs or outputs[0].dim() < 2:
+            return result
+        follow = FOLLOW.get(func.overloadpacket)
+        if follow:
+            source = self._fields.get(id(args[0][0] if isinstance(args[0], list | tuple) else args[0]))
+            field = follow(self, source, args, outputs) if source is not None else None
+        else:
+            field = self._union(args, outputs[0].shape[-1])
+        for out in outputs:
+            if field is not None:
+                self._fields[id(out)] = field
+            storage = out.untyped_storage()._cdata
+            if field is not None and storage not in self._storages:
+                self._storages.add(storage)
+                self.bytes += out.numel() * out.element_size()
+        return result
+
+    def _union(self, args: Any, width: int) -> Field | None:  # noqa: ANN401
+        """An operation that leaves columns where they are sees what its inputs see."""
+        flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
+        fields = [self._fields[id(a)] for a in flat if isinstance(a, Tensor) and id(a) in self._fields and a.shape[-1] == width]
+        if not fields:
+            return None
+        return np.minimum.reduce([f[0] for f in fields]), np.maximum.reduce([f[1] for f in fields])
+
+
+def gather(field: Field, indices: np.ndarray) -> Field:
+    """What each output column sees of those of ``field`` that it takes: ``indices`` (outputs, taps), -1 for none."""
+    first, last = (np.append(side, nothing) for side, nothing in zip(field, NOTHING, strict=True))
+    return first[indices].min(1), last[indices].max(1)
+
+
+def windows(n: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> np.ndarray:
+    """The columns of n that each output of a convolution or a pooling takes (outputs, kernel)."""
+    taken = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
+    return np.where((taken >= 0) & (taken < n), taken, -1)
+
+
+def last(numbers: Any) -> int:  # noqa: ANN401
+    """Of a number for height and one for width, the latter."""
+    return int(numbers[-1] if isinstance(numbers, list | tuple) else numbers)
+
+
+def convolution(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """An output column sees its taps; transposed, those cells whose kernels reach it."""
+    maps, weight, _, stride, padding, dilation, transposed, _, _ = args
+    taps, n, out = weight[0].numel(), maps.shape[-1], outputs[0].shape[-1]
+    trace.multiply_adds += (maps if transposed else outputs[0])[0].numel() * taps
+    if not transposed:
+        return gather(source, windows(n, out, weight.shape[-1], last(stride), last(padding), last(dilation)))
+    at = np.arange(out)[:, None] + last(padding) - np.arange(weight.shape[-1])[None, :] * last(dilation)
+    cell = at // last(stride)
+    return gather(source, np.where((at % last(stride) == 0) & (cell >= 0) & (cell < n), cell, -1))
+
+
+def pooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """An output column sees its window, whichever of it is the largest."""
+    kernel = last(args[1])
+    stride = last(args[2]) if len(args) > 2 and args[2] else kernel
+    padding = last(args[3]) if len(args) > 3 else 0
+    for out in outputs:
+        trace._windows[id(out)] = (kernel, stride, padding)
+    return gather(source, windows(args[0].shape[-1], outputs[0].shape[-1], kernel, stride, padding))
+
+
+def unpooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """A column sees the cells whose window it lies in: it holds one's value or nothing."""
+    maps, indices = args[0], args[1]
+    kernel, stride, padding = trace._windows[id(indices)]
+    at = np.arange(outputs[0].shape[-1])[:, None] + padding - np.arange(kernel)[None, :]
+    cell = at // stride
+    return gather(source, np.where((at % stride == 0) & (cell >= 0) & (cell < maps.shape[-1]), cell, -1))
+
+
+def bilinear(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """A column sees the one or two cells between which it lies."""
+    n, out = args[0].shape[-1], outputs[0].shape[-1]
+    at = np.arange(out)
+    aligned = args[2]
+    place = at * (n - 1) / max(out - 1, 1) if aligned else np.maximum((at + 0.5) * n / out - 0.5, 0)
+    place = np.round(place, 6)
+    left, right = np.floor(place).astype(int), np.minimum(np.ceil(place).astype(int), n - 1)
+    return gather(source, np.stack([left, right], axis=1))
+
+
+def slicing(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """Columns that are cut off are gone."""
+    maps, dim, start, end, step = list(args) + [0, None, None, 1][len(args) - 1 :]
+    if dim % maps.dim() != maps.dim() - 1:
+        return source
+    return source[0][start:end:step], source[1][start:end:step]
+
+
+def padding(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """Zeros see nothing; a repeated edge sees what the edge sees."""
+    left, right = args[1][0], args[1][1]
+    n = args[0].shape[-1]
+    at = np.arange(-left, n + right)
+    repeated = len(args) < 3  # replication: the edge again
+    return gather(source, (np.clip(at, 0, n - 1) if repeated else np.where((at >= 0) & (at < n), at, -1))[:, None])
+
+
+def selection(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
+    """A mirrored column sees what its original sees."""
+    maps, dim = args[0], args[1]
+    if dim % maps.dim() != maps.dim() - 1:
+        return source
+    margin = (outputs[0].shape[-1] - maps.shape[-1]) // 2  # networks select rows and columns only to reflect their image
+    return gather(source, mirrored(maps.shape[-1], margin).numpy()[:, None])
+
+
+FOLLOW: dict[Any, Callable[[Trace, Field, Any, list[Tensor]], Field]] = {
+    aten.convolution: convolution,
+    aten.max_pool2d_with_indices: pooling,
+    aten.avg_pool2d: pooling,
+    aten.max_unpool2d: unpooling,
+    aten.upsample_bilinear2d: bilinear,
+    aten.slice: slicing,
+    aten.constant_pad_nd: padding,
+    aten.replication_pad2d: padding,
+    aten.index_select: selection,
+}
+
+
+def side(field: Field) -> int | None:
+    """The receptive field: how many image columns the middle columns of a map see; None if the image's edge hides it."""
+    n = len(field[0])
+    middle = slice(n // 3, max(n // 3 + 1, n - n // 3))
+    first, last = field[0][middle], field[1][middle]
+    edges = field[0].min(), field[1].max()
+    if (first <= edges[0]).any() or (last >= edges[1]).any():
+        return None
+    return int((last - first).max()) + 1
+
+
+def stride(field: Field) -> float:
+    """Image columns a column of a map, in its middle, over a whole number of any pooling's periods if it is that wide."""
+    n = len(field[0])
+    a, span = n // 4, n // 2 // 64 * 64 or n // 2
+    if not span:
+        return math.nan
+    return round(float(field[0][a + span] + field[1][a + span] - field[0][a] - field[1][a]) / (2 * span), 2)

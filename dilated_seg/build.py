@@ -1,0 +1,85 @@
+"""A network from its constructor call as text, as the command line takes it: ``FCN(21, stride=8)``."""
+
+import ast
+import difflib
+import inspect
+import warnings
+from importlib import import_module
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import nn
+
+from dilated_seg import UserError, models
+
+CLASSES = 21  # PASCAL VOC's, where the text does not say
+
+
+def network(text: str, device: str = "meta") -> nn.Module:
+    """The network that ``text`` calls: a class of `dilated_seg.models`, or any by its import path, with plain values.
+
+    Without arguments it gets 21 classes. Nothing is executed but the constructor.
+
+    Args:
+        text: Such as ``FCN``, ``FCN(21, stride=8)`` or ``mypackage.MyNet(5)``.
+        device: Where the parameters go; "meta" gives names and shapes alone, in no time and no memory.
+
+    Raises:
+        UserError: The text is no such call, the class is unknown, or it refuses the arguments.
+    """
+    path, args, kwargs = parse(text)
+    constructor = find(path)
+    if not args and not kwargs:
+        args = [CLASSES]
+    try:
+        bound = inspect.signature(constructor).bind(*args, **kwargs)
+        refuse_unlisted(constructor, bound.arguments)
+        with torch.device(device), warnings.catch_warnings(action="error"):  # such as no channels
+            return constructor(*args, **kwargs)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, Warning, UserError) as error:
+        raise UserError(f"{text}: {' '.join(str(error).split())}") from error
+
+
+def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Class, positional and named values of a call; strings may be written without quotes, numbers as fractions."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        function, args, named = (call.func, call.args, call.keywords) if isinstance(call, ast.Call) else (call, [], [])
+        path = ast.unparse(function)
+        if not all(part.isidentifier() for part in path.split(".")):
+            raise ValueError("no import path")
+        return path, [value(node) for node in args], {str(k.arg): value(k.value) for k in named}
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise UserError(f"'{text}' is no network: write its class and its arguments, such as 'FCN(21, stride=8)'") from error
+
+
+def value(node: ast.expr) -> Any:  # noqa: ANN401
+    """A plain Python value, a bare word as a string, or one number over another."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+
+def find(path: str) -> type[nn.Module]:
+    """The class of this name in `dilated_seg.models`, or at this import path."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module) if module else models, name, None)
+    except ImportError as error:
+        raise UserError(f"there is no module {module} to take {name} from") from error
+    if (not module and name not in models.__all__) or not (isinstance(found, type) and issubclass(found, nn.Module)):
+        near = difflib.get_close_matches(name, models.__all__, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(models.__all__)}"
+        raise UserError(f"there is no network {path}: {hint}")
+    return found
+
+
+def refuse_unlisted(constructor: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """Refuse a value that a Literal among the constructor's types does not list."""
+    hints = get_type_hints(constructor.__init__)
+    for name, given in arguments.items():
+        allowed = [
+            v for part in (hints.get(name), *get_args(hints.get(name))) if get_origin(part) is Literal for v in get_args(part)
+        ]
+        if allowed and given not in allowed and not (given is None and type(None) in get_args(hints[name])):
+            raise UserError(f"{name}={given!r} is not one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,111 @@
+"""FC-DenseNet, the "One Hundred Layers Tiramisu": dense blocks down, and back up with what was new at each level.
+
+Jegou, Drozdzal, Vazquez, Romero and Bengio, "The One Hundred Layers Tiramisu: Fully Convolutional DenseNets for Semantic
+Segmentation", CVPR workshops 2017, https://arxiv.org/abs/1611.09326.
+
+Differs from the release: evaluation takes running averages in batch norm, where the authors normalise by the batch's own
+statistics then too (``batch_statistics=True`` does as they did, and a prediction then depends on the rest of its batch); an
+image with a side under 32 pixels, which five halvings would leave nothing of, is padded with zeros to 32.
+"""
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dilated_seg.models.layers import BatchNorm, crop, initialise, scaled
+from dilated_seg.shapes import Image, Logits, Maps
+
+# Section 4.1 and Table 2.       layers of the blocks down, of the bottleneck, of the blocks up; growth: new maps a layer
+DEPTHS = {
+    56:  ((4, 4, 4, 4, 4),    4,  (4, 4, 4, 4, 4),    12),
+    67:  ((5, 5, 5, 5, 5),    5,  (5, 5, 5, 5, 5),    16),
+    103: ((4, 5, 7, 10, 12),  15, (12, 10, 7, 5, 4),  16),
+}  # fmt: skip
+FIRST = 48  # channels of the first convolution
+
+EPS = 1e-4  # of batch norm, Lasagne's
+
+
+class FCDenseNet(nn.Module):
+    """FC-DenseNet56, 67 or 103 (Table 2), with the names of layers that the tests' table has.
+
+    Args:
+        num_classes: C, not counting the ignored label.
+        depth: Convolutions, as Table 2 counts them.
+        width: Multiplies the first channels and the growth; 1 is the paper's network.
+        dropout: After every convolution of the blocks and of the transitions down.
+        batch_statistics: Normalise by the batch's statistics in evaluation too, as the authors' code does.
+    """
+
+    output_stride = 1
+
+    def __init__(
+        self,
+        num_classes: int,
+        depth: Literal[56, 67, 103] = 103,
+        width: float = 1.0,
+        *,
+        dropout: float = 0.2,
+        batch_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        down, middle, up, growth = DEPTHS[depth]
+        channels, growth = scaled(FIRST, width), scaled(growth, width)
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        handed = []
+        for level, layers in enumerate(down):
+            self.add_module(f"down{level}", DenseBlock(channels, layers, growth, dropout))
+            channels += layers * growth
+            handed.append(channels)
+            self.add_module(f"td{level}", nn.Sequential(bn_relu_conv(channels, channels, 1, dropout)))
+            self.add_module(f"pool{level}", nn.MaxPool2d(2, 2))
+        self.mid = DenseBlock(channels, middle, growth, dropout)
+        for level, (layers, before) in enumerate(zip(up, (middle, *up), strict=False)):
+            self.add_module(f"tu{level}", nn.ConvTranspose2d(before * growth, before * growth, 3, 2))
+            channels = before * growth + handed.pop()
+            self.add_module(f"up{level}", DenseBlock(channels, layers, growth, dropout))
+        self.score = nn.Conv2d(channels + up[-1] * growth, num_classes, 1)
+        initialise(self, uniform=True)
+        for layer in self.modules():
+            if isinstance(layer, BatchNorm) and batch_statistics:
+                layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+
+    def forward(self, image: Image) -> Logits:
+        height, width = image.shape[-2:]
+        maps, handed = self.first(F.pad(image, (0, max(0, 32 - width), 0, max(0, 32 - height)))), []
+        for level in range(5):
+            maps = torch.cat([maps, self.get_submodule(f"down{level}")(maps)], dim=1)
+            handed.append(maps)
+            maps = self.get_submodule(f"pool{level}")(self.get_submodule(f"td{level}")(maps))
+        new = self.mid(maps)
+        for level in range(5):
+            across = handed.pop()  # Section 3.1: only what the last block made new goes up, not its input
+            maps = torch.cat([crop(self.get_submodule(f"tu{level}")(new), 0, across), across], dim=1)
+            new = self.get_submodule(f"up{level}")(maps)
+        return crop(self.score(torch.cat([maps, new], dim=1)), 0, image)
+
+
+class DenseBlock(nn.ModuleList):
+    """Layers that each see the block's input and all layers before them (Figure 2); gives what they made, not the input."""
+
+    def __init__(self, channels: int, layers: int, growth: int, dropout: float) -> None:
+        super().__init__(nn.Sequential(bn_relu_conv(channels + i * growth, growth, 3, dropout)) for i in range(layers))
+
+    def forward(self, maps: Maps) -> Maps:
+        made: list[torch.Tensor] = []
+        for layer in self:
+            made.append(layer(torch.cat([maps, *made], dim=1)))
+        return torch.cat(made, dim=1)
+
+
+def bn_relu_conv(in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> "OrderedDict[str, nn.Module]":
+    """Batch norm, ReLU, convolution, dropout: Table 1's layer, and with a pooling after it its transition down."""
+    return OrderedDict(
+        bn=BatchNorm(in_channels, eps=EPS),
+        relu=nn.ReLU(inplace=True),
+        conv=nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+        drop=nn.Dropout(dropout),
+    )

@@ -1,0 +1,107 @@
+"""U-Net: four halvings down and four doublings up, each level handed over to the way back.
+
+Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
+https://arxiv.org/abs/1505.04597.
+
+``form="authors"`` is Figure 1: no convolution pads, what is handed over is cropped in the middle, and logits are smaller than
+the image by 184 pixels (572 gives 388). ``form="release"`` is the network in the authors' archive as two independent ports
+report it (the archive itself was not at hand): the same with ReLU after each up-convolution, dropout at the two
+lowest levels, and 128 channels out of the last up-convolution. ``form="any_size"`` pads every convolution, so that logits
+have the image's size; a level of odd size is rounded up and cut on the way back.
+"""
+
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dilated_seg import UserError
+from dilated_seg.models.layers import conv_relu, crop, initialise, scaled
+from dilated_seg.shapes import Maps, Planes
+
+# Figure 1: channels at each level, top to bottom.
+LEVELS = (64, 128, 256, 512, 1024)
+
+BORDER = 184  # pixels that the unpadded convolutions take off the image
+
+
+class UNet(nn.Module):
+    """U-Net (Figure 1). Layers have the names of the authors' file: "conv_d0a-b" leads from point a to point b of level d0.
+
+    Args:
+        num_classes: C, not counting the ignored label.
+        form: Figure 1 to the letter, the network of the authors' archive, or padded so that any size goes in; see the module.
+        width: Multiplies the channels of all hidden layers; 1 is the paper's network.
+        in_channels: Of the image; the authors' microscope pictures have 1.
+    """
+
+    output_stride = 1
+
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["any_size", "authors", "release"] = "any_size",
+        width: float = 1.0,
+        *,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.valid, self.in_channels = form != "any_size", in_channels
+        padding, release = 0 if self.valid else 1, form == "release"
+        channels = [scaled(c, width) for c in LEVELS]
+        self.down, self.pools, self.up_convolutions, self.up = (
+            nn.ModuleList(),
+            nn.ModuleDict(),
+            nn.ModuleList(),
+            nn.ModuleList(),
+        )
+        for level, (above, here) in enumerate(pairwise((in_channels, *channels))):
+            if level:
+                self.pools[f"pool_d{level - 1}c-{level}a"] = nn.MaxPool2d(2, 2, ceil_mode=not self.valid)
+            layers = conv_relu(f"conv_d{level}a-b", above, here, padding=padding)
+            layers |= conv_relu(f"conv_d{level}b-c", here, here, padding=padding)
+            if release and level >= 3:
+                layers[f"drop_d{level}c"] = nn.Dropout(0.5)
+            self.down.append(nn.Sequential(layers))
+        for level in (3, 2, 1, 0):
+            below, here = channels[level + 1], channels[level]
+            out_channels = below if release and level == 0 else here
+            name = f"upconv_d4c_u{level}a" if level == 3 else f"upconv_u{level + 1}d_u{level}a"
+            layers = OrderedDict({name: nn.ConvTranspose2d(below, out_channels, 2, 2)})
+            if release:
+                layers[f"{name}_relu"] = nn.ReLU(inplace=True)
+            self.up_convolutions.append(nn.Sequential(layers))
+            layers = conv_relu(f"conv_u{level}b-c", out_channels + here, here, padding=padding)
+            layers |= conv_relu(f"conv_u{level}c-d", here, here, padding=padding)
+            self.up.append(nn.Sequential(layers))
+        self.add_module("conv_u0d-score", nn.Conv2d(channels[0], num_classes, 1))
+        initialise(self)
+
+    def forward(self, image: Planes) -> Maps:
+        if self.valid:
+            refuse_odd(image)
+        maps, handed = self.down[0](image), []
+        for pool, stage in zip(self.pools.values(), self.down[1:], strict=True):
+            handed.append(maps)
+            maps = stage(pool(maps))
+        for enlarge, stage in zip(self.up_convolutions, self.up, strict=True):
+            maps, across = enlarge(maps), handed.pop()
+            across = crop(across, (across.shape[-1] - maps.shape[-1]) // 2 if self.valid else 0, maps)
+            maps = stage(torch.cat([crop(maps, 0, across), across], dim=1))
+        return self.get_submodule("conv_u0d-score")(maps)
+
+
+def refuse_odd(image: torch.Tensor) -> None:
+    """Refuse an image that leaves an odd side before one of the four unpadded poolings.
+
+    Raises:
+        UserError: A side is not 16 n + 12 with n > 10.
+    """
+    for side in image.shape[-2:]:
+        if side % 16 != 12 or side < 188:
+            near = max(188, (side - 12 + 15) // 16 * 16 + 12)
+            raise UserError(
+                f"U-Net without padding takes sides of 188, 204, 220, ... pixels, not {side}: pad or crop to {near}"
+            )
