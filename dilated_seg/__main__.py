@@ -17,6 +17,7 @@ VERBS = {
     "ablate": "run every experiment an ablation file names, here, one after another, then compare them",
     "report": "compare finished runs: table, plots and pictures",
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
+    "port": "Caffe's or torchvision's weights into one of our networks, as a safetensors file",
 }
 
 
@@ -39,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             CLI([verb, *args])
             return 0
-        return {"ablate": ablate, "report": report, "describe": describe}[verb](args)
+        return {"ablate": ablate, "report": report, "describe": describe, "port": port}[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         return 2
@@ -112,6 +113,29 @@ def describe(args: list[str]) -> int:
         describe.show(descriptions[0])
     else:
         describe.show_family(descriptions)
+    return 0
+
+
+def port(args: list[str]) -> int:
+    """The verb ``port``."""
+    parser = argparse.ArgumentParser("dilated-seg port", description=VERBS["port"], allow_abbrev=False)
+    parser.add_argument("file", help=".caffemodel, .npz, .pth or .safetensors")
+    parser.add_argument(
+        "--net", required=True, metavar="NETWORK", help="what it is for, such as 'FCN(21, stride=8, form=authors)'"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="where the weights go, a .safetensors file")
+    parser.add_argument(
+        "--channels", choices=("bgr", "rgb"), help="of the image the file's network takes; found by its kind if not given"
+    )
+    parser.add_argument(
+        "--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="what that network subtracts from the image (0 to 255)"
+    )
+    parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="what it then divides by")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    options = parser.parse_args(args)
+    from dilated_seg import weights
+
+    weights.port(options.file, options.net, options.out, options.channels, options.mean, options.std, options.overwrite)
     return 0
 
 

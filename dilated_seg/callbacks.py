@@ -1,5 +1,6 @@
 """What happens around training: randomness that can resume, progress, records and pictures of evaluations."""
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import BaseFinetuning, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
+from dilated_seg import UserError
 from dilated_seg.data.order import mix, run_seed
 from dilated_seg.runs import commit, write_text
 
@@ -26,6 +28,63 @@ class SeedEveryStep(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         torch.manual_seed(mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank))
+
+
+class Freeze(BaseFinetuning):
+    """Leaves parts of the task as they are for the first steps, so that new layers learn first, and then thaws them.
+
+    To train them at a lower rate from then on, name them in ``model.lr_factors``. For one process: DistributedDataParallel
+    does not exchange the gradients of what was frozen when it started.
+
+    Args:
+        layers: Parts of the task by name, such as ``net.encoder``; their batch norms keep their statistics too.
+        until: The step at which they thaw; None for never.
+    """
+
+    def __init__(self, layers: list[str], until: int | None = None) -> None:
+        super().__init__()
+        self.layers, self.until = layers, until
+        self.frozen: list[torch.nn.Parameter] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if trainer.world_size > 1:
+            raise UserError("Freeze works on one process: DistributedDataParallel leaves out what thaws later; use devices: 1")
+        super().setup(trainer, pl_module, stage)
+
+    def parts(self, pl_module: LightningModule) -> list[torch.nn.Module]:
+        """The parts of the task that ``layers`` names."""
+        found = dict(pl_module.named_modules())
+        for name in self.layers:
+            if name not in found:
+                near = difflib.get_close_matches(name, found, 1)
+                hint = f"did you mean {near[0]}?" if near else "name one such as net.encoder"
+                raise UserError(f"Freeze: there is no {name} in the task: {hint}")
+        return [found[name] for name in self.layers]
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        parts = self.parts(pl_module)
+        self.frozen = [p for part in parts for p in part.parameters() if p.requires_grad]
+        self.freeze(parts, train_bn=False)
+        if not any(p.requires_grad for p in pl_module.parameters()):
+            raise UserError(f"Freeze: {', '.join(self.layers)} leave nothing to learn: name fewer layers")
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        """Lightning's hook for epochs: steps are what counts here."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning would put back the optimiser's groups as they were stored: all of ours are there from the start."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        if self.frozen and self.until is not None and trainer.global_step >= self.until:
+            for part in self.parts(pl_module):
+                for layer in part.modules():
+                    if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                        layer.track_running_stats = True
+            for parameter in self.frozen:
+                parameter.requires_grad = True
+            self.frozen = []
 
 
 class Progress(RichProgressBar):
@@ -123,8 +182,10 @@ class EvaluationRecord(Callback):
 
 
 def checkpoint_name(trainer: Trainer) -> str:
-    """Which weights are evaluated: a checkpoint's name, those at the end of training, or untrained ones."""
-    return Path(trainer.ckpt_path).stem if trainer.ckpt_path else "last" if trainer.global_step else "untrained"
+    """Which weights are evaluated: a checkpoint's name, those at the end of training, those of a file, or untrained ones."""
+    if trainer.ckpt_path or trainer.global_step:
+        return Path(trainer.ckpt_path).stem if trainer.ckpt_path else "last"
+    return Path(getattr(trainer.lightning_module, "weights", None) or "untrained").stem
 
 
 def evaluation_name(trainer: Trainer) -> str:

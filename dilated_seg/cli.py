@@ -191,7 +191,9 @@ class CLI(LightningCLI):
             shutil.rmtree(self.created, ignore_errors=True)
 
     def before_fit(self) -> None:
-        """Look at the data before anything starts."""
+        """Look at the data before anything starts; a checkpoint needs none of the weights it once started from."""
+        if self._get(self.config_init, "ckpt_path"):
+            self.model.started = True
         for split in {"fit": ("train", "val"), "test": ("test",)}.get(str(self.subcommand), ("val",)):
             self.datamodule.split(split)
 

@@ -14,9 +14,15 @@ from torchmetrics import MeanMetric
 from dilated_seg import UserError
 from dilated_seg.metrics import SegmentationMetrics, predict
 from dilated_seg.shapes import Image, Logits, Mask
+from dilated_seg.weights import imagenet, load, summary
+from dilated_seg.weights.published import RGB
 
 # The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
 BIAS_RATE = 2.0
+
+# Of ImageNet's images (RGB, 0 to 255): what networks without weights of their own are fed with.
+MEAN: RGB = (123.68, 116.779, 103.939)
+STD: RGB = (58.393, 57.12, 57.375)
 
 
 class SegmentationTask(LightningModule):
@@ -32,8 +38,11 @@ class SegmentationTask(LightningModule):
         lr_factors: Multiplies the rate of the parameters whose names start with the key, such as ``net.fc8: 10`` for DeepLab.
         class_weights: Factor of each class in the loss. The sum is divided by the number of valid pixels, as SegNet did,
             not by the sum of their weights.
-        mean: Of each channel (RGB, 0 to 255), subtracted from the image.
-        std: The image is then divided by it.
+        weights: To start from: a file (.safetensors as `port` writes it, .caffemodel, .npz, a torch state dict, a checkpoint),
+            or "imagenet", torchvision's for the network's encoder. Layers that it does not have start as they do without.
+            On the command line a checkpoint that is evaluated or continued has its own weights instead.
+        mean: Of each channel (RGB, 0 to 255), subtracted from the image; that of ``weights`` if None, or else ImageNet's.
+        std: The image is then divided by it; as ``mean``.
     """
 
     class_weights: Tensor | None
@@ -50,8 +59,9 @@ class SegmentationTask(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_factors: dict[str, float] | None = None,
         class_weights: Sequence[float] | None = None,
-        mean: tuple[float, float, float] = (123.68, 116.779, 103.939),
-        std: tuple[float, float, float] = (58.393, 57.12, 57.375),
+        weights: str | None = None,
+        mean: RGB | None = None,
+        std: RGB | None = None,
     ) -> None:
         super().__init__()
         # The command line gives YAML to save, from which load_from_checkpoint rebuilds everything. Objects built in Python
@@ -64,12 +74,31 @@ class SegmentationTask(LightningModule):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
-        weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights is not None else None
-        self.register_buffer("class_weights", weights, persistent=False)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        factors = torch.tensor(class_weights, dtype=torch.float32) if class_weights is not None else None
+        self.register_buffer("class_weights", factors, persistent=False)
+        self.weights, self.normalisation, self.started = weights, (mean, std), False
+        self.register_buffer("mean", torch.tensor(mean or MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std or STD).view(3, 1, 1))
+        self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.metrics = SegmentationMetrics(num_classes, ignore_index)
         self.mean_loss = MeanMetric()
+
+    def prepare_data(self) -> None:
+        """On one process of each machine: have the weights at hand."""
+        if self.weights == "imagenet" and not self.started:
+            imagenet(self.net)
+
+    def setup(self, stage: str) -> None:
+        """Start from ``weights``: once, and not over what a checkpoint brought or training learnt."""
+        if not self.weights or self.started:
+            return
+        self.started = True
+        report, mean, std = load(self.net, self.weights)
+        for ours, theirs, given in zip((self.mean, self.std), (mean, std), self.normalisation, strict=True):
+            if theirs and not given:
+                ours.copy_(torch.tensor(theirs).view(3, 1, 1))
+        if self.trainer.is_global_zero:
+            print(f"{self.weights}: {summary(report)}", flush=True)
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
@@ -122,7 +151,7 @@ class SegmentationTask(LightningModule):
         for name in [*ours, *saved]:
             if name not in saved or name not in ours or saved[name].shape != ours[name].shape:
                 raise UserError(f"the checkpoint does not fit the network: {name} is missing, left over or of another size")
-        self.trained_steps = checkpoint["global_step"]
+        self.trained_steps, self.started = checkpoint["global_step"], True
 
     def on_validation_epoch_start(self) -> None:
         self.refuse_broken_weights()
@@ -152,7 +181,7 @@ class SegmentationTask(LightningModule):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union is no public name
         groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
+            if name not in self.fixed:  # those that a callback has frozen for now are among them
                 factors = [factor for prefix, factor in self.lr_factors.items() if name.startswith(prefix)]
                 groups.setdefault(factors[0] if factors else 1.0, ([], []))[name.endswith("bias")].append(parameter)
         if unused := [p for p in self.lr_factors if not any(name.startswith(p) for name, _ in self.named_parameters())]:

@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from dilated_seg.metrics import scores
+from dilated_seg.models import DilatedNet
 from dilated_seg.task import SegmentationTask
 from tests.conftest import ROOT
 
@@ -262,3 +264,62 @@ def test_a_mistake_in_the_data_is_one_sentence(camvid, tmp_path, workers):
     result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid))
     assert fails_in_one_sentence(result, str(label), "77")
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
+    state = {key: value.contiguous() for key, value in DilatedNet(8, None, width=0.02).state_dict().items() if "encoder" in key}
+    save_file(state, tmp_path / "start.safetensors", {"mean": "100 110 120", "std": "50 50 50"})
+    overlay = tmp_path / "overlay.yaml"
+    freeze = {"class_path": "dilated_seg.callbacks.Freeze", "init_args": {"layers": ["net.front_end.encoder"], "until": 100}}
+    overlay.write_text(
+        yaml.safe_dump({"trainer": {"callbacks+": [freeze]}, "model": {"weights": str(tmp_path / "start.safetensors")}})
+    )
+    result = dilated_seg("fit", *TINY, "--config", overlay, "--run_dir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "26 tensors taken, 0 left over, 6 missing" in result.stdout
+    assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
+    trained = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(trained[f"net.{key}"], value) for key, value in state.items())
+    assert trained["mean"].flatten().tolist() == [100, 110, 120]
+    # the run goes on, and is evaluated, without the file
+    (tmp_path / "start.safetensors").unlink()
+    evaluated = dilated_seg(
+        "validate", "--config", tmp_path / "run/config.yaml", "--ckpt_path", tmp_path / "run/checkpoints/last.ckpt"
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_ported_weights_are_evaluated_without_a_checkpoint(tmp_path):
+    state = {key: value.contiguous() for key, value in DilatedNet(8, None, width=0.02).state_dict().items()}
+    save_file(state, tmp_path / "published.safetensors", {"mean": "0 0 0", "std": "255 255 255"})
+    folder = tmp_path / "run"
+    result = dilated_seg("validate", *TINY, "--model.weights", tmp_path / "published.safetensors", "--run_dir", folder)
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint: published" in result.stdout
+    assert (folder / "evaluations/val-published.json").is_file()
+
+
+def test_imagenet_weights_that_cannot_be_had_are_one_sentence_and_no_run(tmp_path):
+    result = dilated_seg(
+        "fit", *TINY, "--model.weights=imagenet", "--run_dir", tmp_path / "run",
+        TORCH_HOME=str(tmp_path / "torch"), https_proxy="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert fails_in_one_sentence(result, "vgg16-397923af.pth", "put it into", "or name a file")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_are_one_sentence_and_no_run(tmp_path):
+    (tmp_path / "a.caffemodel").write_bytes(b"no model")
+    result = dilated_seg("fit", *TINY, "--model.weights", tmp_path / "a.caffemodel", "--run_dir", tmp_path / "run")
+    assert fails_in_one_sentence(result, "a.caffemodel is damaged or no")
+    assert not (tmp_path / "run").exists()
+
+
+def test_our_verbs_answer_help_without_heavy_imports():
+    code = "import sys; from dilated_seg.__main__ import main\n"
+    for verb in ("describe", "port", "ablate", "report"):
+        check = (
+            code
+            + f"try: main(['{verb}', '--help'])\nexcept SystemExit as end: sys.exit(bool(end.code) or 'torch' in sys.modules)"
+        )
+        assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True).returncode == 0, verb

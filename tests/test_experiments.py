@@ -37,6 +37,7 @@ def test_every_experiment_parses_builds_and_takes_a_step(file, camvid, tmp_path,
     small = [
         "--model.net.init_args.width=0.03", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
         "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1",
+        "--model.weights=null",
     ]  # fmt: skip
     if content["model"]["lr_scheduler"]["class_path"] == "PolynomialLR":
         small.append("--model.lr_scheduler.init_args.total_iters=1")

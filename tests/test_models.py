@@ -160,3 +160,20 @@ def test_a_dense_network_by_batch_statistics_normalises_evaluation_by_the_batch(
     net, image = FCDenseNet(3, 56, width=1 / 6, dropout=0.0, batch_statistics=True), torch.randn(2, 3, 40, 40)
     torch.testing.assert_close(net.eval()(image), net.train()(image))
     assert not any("running" in key for key in net.state_dict())
+
+
+@pytest.mark.parametrize("build", list(NETWORKS.values()), ids=list(NETWORKS))
+def test_a_training_step_is_the_same_to_the_last_bit_when_repeated(build):
+    net, image = build(3, width=1 / 16), torch.randn(2, 3, 40, 56)
+    start, steps = {key: value.clone() for key, value in net.state_dict().items()}, []
+    torch.use_deterministic_algorithms(True)  # raises where an operation has no deterministic form on this device
+    try:
+        for _ in range(2):
+            net.load_state_dict(start)
+            net.zero_grad()
+            torch.manual_seed(0)
+            net(image).square().mean().backward()
+            steps.append([parameter.grad for parameter in net.parameters() if parameter.grad is not None])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))

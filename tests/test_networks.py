@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from dilated_seg.models import FCN, DeconvNet, DeepLabV1, FCDenseNet, SegNet, SegNetBasic, resnet
-from dilated_seg.models.layers import Upsample, scaled
+from dilated_seg.models.layers import Unpool, Upsample, scaled
 
 
 def randomised(net):
@@ -119,3 +119,16 @@ def test_fc_densenet_starts_from_hes_uniform_distribution():
     bound = (6 / (276 * 9)) ** 0.5
     assert weight.abs().max() <= bound
     assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(10, 14), (9, 13), (1, 1), (7, 8)])
+def test_deterministic_unpooling_is_torchs(size):
+    image = torch.randn(2, 3, *size)
+    pooled, indices = F.max_pool2d(image, 2, 2, ceil_mode=True, return_indices=True)
+    unpool = Unpool()
+    expected = unpool(pooled, indices, output_size=list(size))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(unpool(pooled, indices, output_size=list(size)), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)

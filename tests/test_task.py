@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Trainer
+from lightning import Callback, Trainer
+from safetensors.torch import save_file
 from torch import nn
 
 from dilated_seg import UserError
+from dilated_seg.callbacks import Freeze, SeedEveryStep
 from dilated_seg.data import Shapes
-from dilated_seg.models import DilatedNet, SegNet
+from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 
 
@@ -120,3 +122,116 @@ def test_a_task_built_in_python_trains_batch_norm_and_reports():
     task = SegmentationTask(SegNet(8, width=1 / 16), 8, optimizer=lambda g: torch.optim.SGD(g, lr=0.01))
     trainer(max_steps=2, limit_val_batches=2).fit(task, Shapes((24, 40), images=(4, 2, 2), batch_size=2))
     assert task.trained_steps == 2
+
+
+def segnet(weights=None, **options):
+    return SegmentationTask(
+        SegNet(8, width=0.05), 8, weights=weights, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), **options
+    )
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Weights of a SegNet's encoder, with a mean of their own."""
+    state = {
+        f"encoder.{key}": value.contiguous()
+        for key, value in SegNet(8, width=0.05).encoder.state_dict().items()
+        if "_bn" not in key
+    }
+    save_file(state, tmp_path / "start.safetensors", {"mean": "1.0 2.0 3.0", "std": "4.0 5.0 6.0"})
+    return tmp_path / "start.safetensors"
+
+
+DATA = {"images": (8, 2, 1), "size": (32, 48), "batch_size": 2, "num_workers": 0}
+
+
+def test_weights_bring_their_own_mean_and_a_checkpoint_keeps_it(start, tmp_path, capsys):
+    task, fitter = segnet(str(start)), trainer(max_steps=1, limit_val_batches=0)
+    fitter.fit(task, Shapes(**DATA))
+    assert "26 tensors taken, 0 left over, 126 missing" in capsys.readouterr().out
+    assert (task.mean.flatten().tolist(), task.std.flatten().tolist()) == ([1, 2, 3], [4, 5, 6])
+    fitter.save_checkpoint(tmp_path / "a.ckpt")
+    start.unlink()  # from here on nobody needs it
+    again = segnet()
+    trainer().validate(again, Shapes(**DATA), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)
+    assert again.mean.flatten().tolist() == [1, 2, 3]
+    assert torch.equal(again.net.conv1_1_D.weight, task.net.conv1_1_D.weight)
+
+
+def test_a_mean_that_is_given_stands_over_that_of_the_weights(start):
+    task = segnet(str(start), mean=(7.0, 8.0, 9.0))
+    trainer(max_steps=1, limit_val_batches=0).fit(task, Shapes(**DATA))
+    assert (task.mean.flatten().tolist(), task.std.flatten().tolist()) == ([7, 8, 9], [4, 5, 6])
+
+
+def test_weights_can_be_evaluated_without_training(start, tmp_path):
+    full = segnet()
+    save_file({key: value.contiguous() for key, value in full.net.state_dict().items()}, tmp_path / "full.safetensors")
+    task = segnet(str(tmp_path / "full.safetensors"))
+    trainer().validate(task, Shapes(**DATA), verbose=False)
+    assert all(torch.equal(value, full.net.state_dict()[key]) for key, value in task.net.state_dict().items())
+
+
+def test_frozen_layers_stay_until_their_step_and_learn_after_it(start):
+    before = {key: value.clone() for key, value in segnet(str(start)).net.state_dict().items()}
+    states = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, task, *args):
+            states.append({key: value.clone() for key, value in task.net.state_dict().items()})
+
+        def on_train_start(self, trainer, task):
+            before.update({key: value.clone() for key, value in task.net.state_dict().items()})
+
+    task = segnet(str(start))
+    trainer(max_steps=6, limit_val_batches=0, callbacks=[Freeze(["net.encoder"], until=3), Watch()]).fit(task, Shapes(**DATA))
+    encoder = [key for key in before if key.startswith("encoder") and "tracked" not in key]
+    decoder = [key for key in before if key.startswith("decoder") and key.endswith("weight")]
+    assert all(torch.equal(states[2][key], before[key]) for key in encoder)
+    assert any(not torch.equal(states[0][key], before[key]) for key in decoder)
+    assert all(not torch.equal(states[5][key], before[key]) for key in encoder if "bias" not in key)
+
+
+def test_a_thawed_run_that_was_interrupted_ends_with_the_same_weights(start, tmp_path):
+    def run(steps, checkpoint=None):
+        torch.manual_seed(0)
+        task = segnet(str(start))
+        callbacks = [Freeze(["net.encoder"], until=3), SeedEveryStep()]
+        fitter = trainer(max_steps=steps, limit_val_batches=0, callbacks=callbacks)
+        fitter.fit(task, Shapes(**DATA), ckpt_path=checkpoint, weights_only=True)
+        return task, fitter
+
+    whole, _ = run(7)
+    for stop in (2, 5):
+        _, fitter = run(stop)
+        fitter.save_checkpoint(tmp_path / "stop.ckpt")
+        resumed, _ = run(7, tmp_path / "stop.ckpt")
+        assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_what_the_network_itself_holds_fixed_is_not_thawed():
+    task = SegmentationTask(FCN(8, 32, "authors", 0.02), 8, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+    upscore = task.net.decoder.upscore.weight.clone()
+    trainer(max_steps=3, limit_val_batches=0, callbacks=[Freeze(["net.encoder", "net.decoder"], until=1)]).fit(
+        task, Shapes(**DATA)
+    )
+    assert torch.equal(task.net.decoder.upscore.weight, upscore)
+    assert task.net.score_fr.weight.any()
+
+
+def test_a_layer_to_freeze_that_is_none_is_named():
+    with pytest.raises(UserError, match=r"there is no net\.encodr in the task: did you mean net\.encoder\?"):
+        trainer(max_steps=1, callbacks=[Freeze(["net.encodr"])]).fit(segnet(), Shapes(**DATA))
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(UserError, match="leave nothing to learn"):
+        trainer(max_steps=1, callbacks=[Freeze(["net"])]).fit(segnet(), Shapes(**DATA))
+
+
+def test_weights_are_not_loaded_again_over_what_was_learnt(start):
+    task, fitter = segnet(str(start)), trainer(max_steps=2, limit_val_batches=0)
+    fitter.fit(task, Shapes(**DATA))
+    learnt = task.net.encoder.stages[0].conv1_1.weight.clone()
+    trainer().validate(task, Shapes(**DATA), verbose=False)
+    assert torch.equal(task.net.encoder.stages[0].conv1_1.weight, learnt)

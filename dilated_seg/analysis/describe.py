@@ -176,11 +176,15 @@ CONTAINERS = (
     "context",
     "down",
     "up",
+    "enlarge",
+    "join",
+    "enlarge",
+    "join",
 )
 
 TYPES = {
     "Conv2d": "conv", "ConvTranspose2d": "deconv", "BatchNorm": "bn", "BatchNorm2d": "bn", "MaxPool2d": "maxpool",
-    "AvgPool2d": "avgpool", "MaxUnpool2d": "max_unpool", "LocalResponseNorm": "lrn", "Scale": "scale",
+    "AvgPool2d": "avgpool", "MaxUnpool2d": "max_unpool", "Unpool": "max_unpool", "LocalResponseNorm": "lrn", "Scale": "scale",
     "Upsample": "upsample", "ReLU": "relu", "Dropout": "dropout", "ZeroPad2d": "pad",
 }  # fmt: skip
 

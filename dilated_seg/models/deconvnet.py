@@ -15,7 +15,7 @@ from typing import Literal
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import as_in_caffe, conv_relu, initialise, require, scaled
+from dilated_seg.models.layers import Unpool, as_in_caffe, conv_relu, initialise, require, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Table 2, lower half: channels of each deconvolution, stage 5 to 1.
@@ -48,7 +48,7 @@ class DeconvNet(nn.Module):
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
         in_channels = pool5
         for stage, row in zip((5, 4, 3, 2, 1), DECODER, strict=True):
-            self.unpools[f"unpool{stage}"] = nn.MaxUnpool2d(2, 2)
+            self.unpools[f"unpool{stage}"] = Unpool()
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for i, channels in enumerate(row, start=1):
                 out_channels, number = scaled(channels, width), f"{stage}_{i}"

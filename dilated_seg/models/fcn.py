@@ -145,8 +145,8 @@ class FCNAlexNet(nn.Module):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         in_channels = 3
         for (name, kernel, stride, channels, groups, pooled), single in zip(ALEXNET, ONE_TOWER, strict=True):
-            groups = 1 if one_tower else groups
-            out_channels = groups * scaled((single if one_tower else channels) // groups, width)
+            # of two towers every layer has two halves, whether or not its own filters are split between them
+            groups, out_channels = (1, scaled(single, width)) if one_tower else (groups, 2 * scaled(channels // 2, width))
             padding = BORDER if authors and stride > 1 else kernel // 2
             layers[name] = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups)
             layers[f"{name}_relu"] = nn.ReLU(inplace=True)

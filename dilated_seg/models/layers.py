@@ -1,6 +1,7 @@
 """What several networks share: scaled widths, blocks of convolution, upsampling that keeps pixels in place, He's start."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,24 @@ def bilinear_deconvolution(
         own = torch.arange(channels)
         layer.weight[own, own if groups == 1 else 0] = taps[:, None] * taps[None, :]
     return layer.requires_grad_(False)
+
+
+class Unpool(nn.MaxUnpool2d):
+    """Undoes a pooling of 2 x 2: every value back to the place its maximum was taken from, zeros elsewhere.
+
+    torch's own unpooling refuses to run where deterministic algorithms are asked for. Windows do not overlap here, so
+    scattering gives the same, on any device and in any order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(input, indices, list(output_size) if output_size else None)
+        height, width = output_size or [2 * n for n in input.shape[-2:]]
+        flat = input.new_zeros(*input.shape[:2], height * width)
+        return flat.scatter(2, indices.flatten(2), input.flatten(2)).view(*input.shape[:2], height, width)
 
 
 class Scale(nn.Module):

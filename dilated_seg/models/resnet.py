@@ -39,6 +39,7 @@ class Encoder(nn.Module):
         self.bn1 = BatchNorm(in_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.depth = depth
         self.channels = [in_channels, in_channels]
         stride, dilation = 4, 1
         for stage, (blocks, channels) in enumerate(zip(BLOCKS[depth], CHANNELS, strict=True), start=1):

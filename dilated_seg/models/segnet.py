@@ -17,7 +17,7 @@ from typing import Literal
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import as_in_caffe, conv_relu, initialise, scaled
+from dilated_seg.models.layers import Unpool, as_in_caffe, conv_relu, initialise, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
@@ -43,7 +43,7 @@ class SegNet(nn.Module):
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
         in_channels = self.encoder.channels[4]
         for stage, row in zip((5, 4, 3, 2, 1), DECODER, strict=True):
-            self.unpools[f"upsample{stage}"] = nn.MaxUnpool2d(2, 2)
+            self.unpools[f"upsample{stage}"] = Unpool()
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             last = vgg.VGG16[stage - 1][1]
             for number, out_channels in zip(range(last, 0, -1), (scaled(c, width) for c in row), strict=False):
@@ -91,7 +91,7 @@ class SegNetBasic(nn.Module):
             self.pools[f"pool{stage}"] = vgg.pool2x2(stage, return_indices=True)
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
         for name in ("conv_decode4", "conv_decode3", "conv_decode2", "conv_decode1"):
-            self.unpools[f"upsample{name[-1]}"] = nn.MaxUnpool2d(2, 2)
+            self.unpools[f"upsample{name[-1]}"] = Unpool()
             self.decoder.append(nn.Sequential(conv_relu(name, channels, channels, 7, batch_norm=f"{name}_bn", relu=False)))
         self.conv_classifier = nn.Conv2d(channels, num_classes, 1)
         initialise(self)

@@ -51,12 +51,7 @@ class UNet(nn.Module):
         self.valid, self.in_channels = form != "any_size", in_channels
         padding, release = 0 if self.valid else 1, form == "release"
         channels = [scaled(c, width) for c in LEVELS]
-        self.down, self.pools, self.up_convolutions, self.up = (
-            nn.ModuleList(),
-            nn.ModuleDict(),
-            nn.ModuleList(),
-            nn.ModuleList(),
-        )
+        self.down, self.pools, self.up = nn.ModuleList(), nn.ModuleDict(), nn.ModuleList()
         for level, (above, here) in enumerate(pairwise((in_channels, *channels))):
             if level:
                 self.pools[f"pool_d{level - 1}c-{level}a"] = nn.MaxPool2d(2, 2, ceil_mode=not self.valid)
@@ -72,10 +67,10 @@ class UNet(nn.Module):
             layers = OrderedDict({name: nn.ConvTranspose2d(below, out_channels, 2, 2)})
             if release:
                 layers[f"{name}_relu"] = nn.ReLU(inplace=True)
-            self.up_convolutions.append(nn.Sequential(layers))
+            enlarge = nn.Sequential(layers)
             layers = conv_relu(f"conv_u{level}b-c", out_channels + here, here, padding=padding)
             layers |= conv_relu(f"conv_u{level}c-d", here, here, padding=padding)
-            self.up.append(nn.Sequential(layers))
+            self.up.append(Up(enlarge, nn.Sequential(layers), centred=self.valid))
         self.add_module("conv_u0d-score", nn.Conv2d(channels[0], num_classes, 1))
         initialise(self)
 
@@ -86,11 +81,22 @@ class UNet(nn.Module):
         for pool, stage in zip(self.pools.values(), self.down[1:], strict=True):
             handed.append(maps)
             maps = stage(pool(maps))
-        for enlarge, stage in zip(self.up_convolutions, self.up, strict=True):
-            maps, across = enlarge(maps), handed.pop()
-            across = crop(across, (across.shape[-1] - maps.shape[-1]) // 2 if self.valid else 0, maps)
-            maps = stage(torch.cat([crop(maps, 0, across), across], dim=1))
+        for stage in self.up:
+            maps = stage(maps, handed.pop())
         return self.get_submodule("conv_u0d-score")(maps)
+
+
+class Up(nn.Module):
+    """A level of the way back: what comes from below, enlarged, beside what was handed over, cut to the same size."""
+
+    def __init__(self, enlarge: nn.Module, join: nn.Module, centred: bool) -> None:
+        super().__init__()
+        self.enlarge, self.join, self.centred = enlarge, join, centred
+
+    def forward(self, below: Maps, across: Maps) -> Maps:
+        below = self.enlarge(below)
+        across = crop(across, (across.shape[-1] - below.shape[-1]) // 2 if self.centred else 0, below)
+        return self.join(torch.cat([crop(below, 0, across), across], dim=1))
 
 
 def refuse_odd(image: torch.Tensor) -> None:

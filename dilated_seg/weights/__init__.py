@@ -1,0 +1,85 @@
+"""Published weights in our networks: reading files, putting their tensors where they belong, writing safetensors.
+
+What was subtracted from the image goes along with the weights, and the task subtracts it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from dilated_seg import UserError, build
+from dilated_seg.models import ContextModule
+from dilated_seg.weights.files import read, sha256
+from dilated_seg.weights.fit import Report, fit
+from dilated_seg.weights.published import ONE, RGB, imagenet, normalisation
+from dilated_seg.weights.report import show, summary
+
+__all__ = ["Report", "fit", "imagenet", "load", "port", "read", "summary"]
+
+
+def load(net: nn.Module, source: str | Path) -> tuple[Report, RGB | None, RGB | None]:
+    """Put the weights of a file, or with "imagenet" torchvision's, into a network, as far as the file has them.
+
+    Returns:
+        What was taken, and what the image is to be lessened by and divided by (RGB, 0 to 255), None where unknown.
+
+    Raises:
+        UserError: The file cannot be had or read, nothing in it fits, or a tensor has another shape than ours of its name.
+    """
+    file = read(imagenet(net) if str(source) == "imagenet" else source)
+    state, report = fit(file, net)
+    net.load_state_dict(state, strict=False)
+    return report, *normalisation(file, net, bool(report.missing))
+
+
+def port(
+    source: str,
+    network: str,
+    out: str,
+    channels: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Write the weights of a file as a safetensors file for one of our networks, and print what became of every tensor.
+
+    Raises:
+        UserError: As `load`; or ``out`` exists, cannot be written, or nobody knows what the weights expect of the image.
+    """
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        raise UserError(f"--out {out}: the file is a safetensors file, so let its name end in .safetensors")
+    if path.exists() and not overwrite:
+        raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {path.parent}; make it first")
+    net, file = build.network(network), read(source)
+    state, report = fit(file, net, channels)
+    known_mean, known_std = normalisation(file, net, bool(report.missing))
+    use_mean, use_std = tuple(mean) if mean else known_mean, tuple(std) if std else known_std or (ONE if mean else None)
+    if isinstance(net, ContextModule):  # takes scores, no image
+        use_mean, use_std = use_mean or (0.0, 0.0, 0.0), use_std or ONE
+    if use_mean is None or use_std is None:
+        raise UserError(f"{source}: nobody wrote down what these weights subtract from the image: say --mean R G B (0 to 255)")
+    facts = {
+        "net": network,
+        "mean": " ".join(map(repr, use_mean)),
+        "std": " ".join(map(repr, use_std)),
+        "channels": "RGB, 0 to 255, minus mean, over std",
+        "source": f"{file.path.name} sha256:{sha256(file.path)}",
+        "missing": " ".join(name for name, _ in report.missing),
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(state, partial, facts)
+        partial.replace(path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"--out {out}: cannot write it: {error}") from error
+    show(report)
+    print(summary(report))
+    print(f"input: RGB from 0 to 255, minus {use_mean}, over {use_std}")
+    print(f"written: {path} ({path.stat().st_size / 1e6:,.1f} MB)")
+    return report

@@ -1,0 +1,136 @@
+"""Reads .caffemodel files without Caffe: a protocol buffer (``NetParameter`` of caffe.proto), taken apart field by field.
+
+Layers are in field 2 (V1, up to 2014) or 100 (V2), their blobs with four sizes of old or with a ``BlobShape``. Lengths are
+believed only as far as the file reaches, so a damaged one costs no more memory than a whole one.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Field numbers in caffe.proto.
+V1_LAYERS, V2_LAYERS = 2, 100
+LAYER_FIELDS = {V1_LAYERS: (4, 6), V2_LAYERS: (1, 7)}  # name, blobs
+V0_LAYER = 1
+LEGACY_SIZES, DATA, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
+
+
+class CorruptError(Exception):
+    """What is wrong with a file, as the end of a sentence."""
+
+
+def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:
+    """The blobs of a .caffemodel of either form by layer, numbered "0", "1", ...
+
+    Raises:
+        CorruptError: The file is damaged, empty, or something else.
+    """
+    if not os.fstat(file.fileno()).st_size:
+        raise CorruptError("is empty")
+    layers: dict[str, dict[str, Tensor]] = {}
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as content:
+        try:
+            for number, _, start, end in fields(content, 0, len(content)):
+                if number not in LAYER_FIELDS:
+                    continue
+                name, blobs = layer(content, start, end, *LAYER_FIELDS[number])
+                if name in layers and blobs:
+                    raise CorruptError(f"has two layers named {name}")
+                if blobs:
+                    layers[name] = {str(i): blob for i, blob in enumerate(blobs)}
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise CorruptError(f"is damaged or no Caffe model: {error}") from error
+    if not layers:
+        raise CorruptError("is damaged or no file of weights: no layer with weights was found in it")
+    return layers
+
+
+def fields(content: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """A protocol buffer message's fields: number, wire type, where the value starts and ends; of varints value and 0."""
+    while at < end:
+        tag, at = varint(content, at, end)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, at = varint(content, at, end)
+            yield number, wire, value, 0
+            continue
+        size = {1: 8, 5: 4}.get(wire)
+        if wire == 2:
+            size, at = varint(content, at, end)
+        if size is None or number == 0 or size > end - at:
+            raise CorruptError(f"is damaged or no Caffe model: what stands at byte {at:,} does not fit into it")
+        yield number, wire, at, at + size
+        at += size
+
+
+def varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
+    """A protocol buffer's integer of up to ten bytes, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            raise CorruptError(f"is damaged or no Caffe model: it ends at byte {at:,}, in the middle of a number")
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise CorruptError(f"is damaged or no Caffe model: the number at byte {at:,} has no end")
+
+
+def layer(content: memoryview, start: int, end: int, name_field: int, blob_field: int) -> tuple[str, list[Tensor]]:
+    """A layer's name and blobs."""
+    name, blobs = "", []
+    for number, wire, a, b in fields(content, start, end):
+        if wire == 2 and number == name_field:
+            name = bytes(content[a:b]).decode()
+        elif wire == 2 and number == blob_field:
+            blobs.append(blob(content, a, b, name))
+        elif wire == 2 and number == V0_LAYER and blob_field == LAYER_FIELDS[V1_LAYERS][1]:
+            raise CorruptError("is in Caffe's first form (2013): bring it up to date with upgrade_net_proto_binary")
+    return name, blobs
+
+
+def blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
+    """A blob's numbers in its shape: BlobShape, or the four sizes of old."""
+    legacy: dict[int, int] = {}
+    shape: list[int] | None = None
+    parts, singles = [], bytearray()
+    for number, wire, a, b in fields(content, start, end):
+        if number in LEGACY_SIZES and wire == 0:
+            legacy[number] = a
+        elif number == SHAPE and wire == 2:
+            shape = sizes(content, a, b)
+        elif number in (DATA, DOUBLES) and wire == 2:
+            kind = "<f4" if number == DATA else "<f8"
+            if (b - a) % np.dtype(kind).itemsize:
+                raise CorruptError(f"is damaged: a blob of layer {name} ends in the middle of a number")
+            parts.append(np.frombuffer(content[a:b], kind).astype(np.float32))
+        elif number == DATA and wire == 5:
+            singles += content[a:b]
+    if singles:
+        parts.append(np.frombuffer(singles, "<f4").astype(np.float32))
+    values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if shape is None:
+        shape = [legacy.get(n, 1) for n in LEGACY_SIZES] if legacy else [len(values)]
+    if math.prod(shape) != len(values):
+        raise CorruptError(f"is damaged: a blob of layer {name} says it is {shape}, but holds {len(values):,} numbers")
+    return torch.from_numpy(values).reshape(shape)
+
+
+def sizes(content: memoryview, start: int, end: int) -> list[int]:
+    """The sizes of a BlobShape, packed or one by one."""
+    found: list[int] = []
+    for number, wire, a, b in fields(content, start, end):
+        if number == 1 and wire == 0:
+            found.append(a)
+        elif number == 1 and wire == 2:
+            while a < b:
+                value, a = varint(content, a, b)
+                found.append(value)
+    return found

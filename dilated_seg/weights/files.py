@@ -1,0 +1,201 @@
+"""Files of weights as named tensors: Caffe models, .npz, torch state dicts, safetensors. Nothing in a file is ever executed."""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dilated_seg import UserError
+from dilated_seg.weights.caffemodel import CorruptError, read_layers
+
+# What the parts of a layer are called in .npz files; Caffe's own have numbers, told apart by the kind of layer.
+KINDS = {
+    "weight": "weight", "weights": "weight", "w": "weight", "kernel": "weight", "0": "0",
+    "scale": "weight", "gamma": "weight", "shift": "bias", "beta": "bias",
+    "bias": "bias", "biases": "bias", "b": "bias", "1": "1", "2": "2", "3": "3",
+    "mean": "running_mean", "running_mean": "running_mean", "moving_mean": "running_mean",
+    "var": "running_var", "variance": "running_var", "running_var": "running_var", "moving_variance": "running_var",
+    "num_batches_tracked": "num_batches_tracked",
+}  # fmt: skip
+
+EXPANSION = 200  # how much larger than its file an .npz may be, a compressed array of one number included
+
+
+@dataclass
+class Weights:
+    """Tensors by layer and part ("weight", "bias", ... or Caffe's "0", "1", ...), and what is known of the image they take."""
+
+    path: Path
+    kind: Literal["caffe", "npz", "torch", "safetensors"]
+    layers: dict[str, dict[str, Tensor]]
+    mean: tuple[float, float, float] | None = None  # RGB, 0 to 255
+    std: tuple[float, float, float] | None = None
+
+
+def read(path: str | Path) -> Weights:
+    """The tensors of a file, whatever its name ends with.
+
+    Raises:
+        UserError: There is no such file, it is damaged, of no kind known here, or would have to be executed.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return reader(file)(path, file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except CorruptError as error:
+        raise UserError(f"{path} {error}") from error
+
+
+def reader(file: BinaryIO) -> Any:  # noqa: ANN401
+    """The function that reads this kind of file, by its first bytes."""
+    start = file.read(9)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if start.startswith(b"\x89HDF"):
+        raise CorruptError("is HDF5, which is not read here: save its arrays with numpy.savez, named LAYER/0 and LAYER/1")
+    if start.startswith(b"PK\x03\x04"):
+        return read_zip
+    if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+        return read_torch
+    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8:
+        return read_safetensors
+    return read_caffe
+
+
+def read_caffe(path: Path, file: BinaryIO) -> Weights:
+    """A .caffemodel."""
+    return Weights(path, "caffe", read_layers(file))
+
+
+def read_zip(path: Path, file: BinaryIO) -> Weights:
+    """numpy.savez and torch.save both write zip archives."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if any(name.endswith("data.pkl") for name in names):
+                return read_torch(path, file)
+            if not all(name.endswith(".npy") for name in names):
+                raise CorruptError("is a zip archive, but neither numpy's nor torch's")
+            expanded = sum(info.file_size for info in archive.infolist())
+            if expanded > EXPANSION * max(path.stat().st_size, 1 << 20):
+                raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
+            arrays = {name.removesuffix(".npy"): array(archive.read(name), name) for name in names}
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, OSError) as error:
+        raise CorruptError(f"is damaged: {error}") from error
+    except Exception as error:
+        if type(error).__module__ in ("zlib", "_lzma", "lzma", "_bz2"):
+            raise CorruptError(f"is damaged: {error}") from error
+        raise
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, values in arrays.items():
+        layer, kind = split(name)
+        layers.setdefault(layer, {})[kind] = torch.from_numpy(values)
+    return Weights(path, "npz", layers)
+
+
+def array(content: bytes, name: str) -> np.ndarray:
+    """An .npy file; its header is believed only as far as the bytes reach."""
+    stream = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(stream)
+    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+        raise CorruptError(f"is damaged: the header of {name} is none") from error
+    if dtype.kind not in "fiu":
+        raise CorruptError(f"holds {name} of type {dtype}, no numbers: nothing is executed to read it")
+    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise CorruptError(f"is damaged: {name} says it is {shape}, but holds {len(content) - stream.tell():,} bytes")
+    values = np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    return np.array(values, np.float32 if dtype.kind == "f" else np.int64, order="C")
+
+
+def split(name: str) -> tuple[str, str]:
+    """Layer and part of a tensor's name: "conv1_1/0", "conv1_1.weight", "conv1_1_biases"."""
+    for mark in ("/", ".", ":", "_"):
+        layer, found, part = name.rpartition(mark)
+        if found and part.lower() in KINDS and not (mark == "_" and part.isdigit()):
+            return layer, KINDS[part.lower()]
+    return name, ""
+
+
+def read_torch(path: Path, file: BinaryIO) -> Weights:
+    """A state dict that torch.save wrote, or a checkpoint that holds one; loaded without executing its pickle."""
+    file.seek(0)
+    try:
+        with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
+    except Exception as error:  # torch has no error of its own for a damaged file
+        raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CorruptError("holds no state dict of named tensors")
+    return from_state(path, "torch", state)
+
+
+@contextlib.contextmanager
+def without(variable: str) -> Iterator[None]:
+    """The environment as it is, but for one variable."""
+    kept = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[variable] = kept
+
+
+def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[str, Tensor]) -> Weights:
+    """A state dict's tensors; a task's has its network below "net." and what is subtracted from the image beside it."""
+    task = any(key.startswith("net.") for key in state)
+    inside = {key.removeprefix("net."): tensor for key, tensor in state.items() if key.startswith("net.") or not task}
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in inside.items():
+        layer, _, part = key.rpartition(".")
+        layers.setdefault(layer, {})[part] = tensor
+    found = Weights(path, kind, layers)
+    if task and "mean" in state and "std" in state:
+        found.mean, found.std = triple(state["mean"].flatten().tolist()), triple(state["std"].flatten().tolist())
+    return found
+
+
+def read_safetensors(path: Path, file: BinaryIO) -> Weights:
+    """A safetensors file; ours say in their metadata what to subtract from the image and to divide it by."""
+    try:
+        with safe_open(path, framework="pt") as content:
+            state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no dictionary
+            facts = content.metadata() or {}
+        found = from_state(path, "safetensors", state)
+        if "mean" in facts and "std" in facts:
+            found.mean, found.std = (triple([float(n) for n in facts[key].split()]) for key in ("mean", "std"))
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CorruptError(f"is damaged: {error}") from error
+    return found
+
+
+def triple(numbers: list[float]) -> tuple[float, float, float]:
+    """One number a channel."""
+    red, green, blue = numbers
+    return red, green, blue
+
+
+def sha256(path: Path) -> str:
+    """A file's checksum."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,197 @@
+"""Which tensor of a file goes where in a network, what it is turned into, and what is left over or missing.
+
+Layers go by the authors' names, which are ours; a torchvision state dict is renamed to them. What changes on the way:
+fully connected fc6 and fc7 become convolutions (DeepLab-LargeFOV takes every third tap and every fourth filter of them, as
+its Section 3.1 does), and the first convolution's channels go from Caffe's BGR to our RGB.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dilated_seg import UserError
+from dilated_seg.models import vgg
+from dilated_seg.weights.files import Weights
+
+# Layers that see the image itself, whose input channels are colours.
+ON_THE_IMAGE = ("conv1_1", "conv1", "first", "conv_d0a-b", "image_ms1")
+
+# The published names of layers that are called otherwise here.
+ALIASES = (
+    (r"^fc-final$", "final"),
+    (r"^ct_", "ctx_"),
+    (r"^fc8_.*", "fc8"),
+    (r"^seg-score.*", "score"),
+    (r"^score-fr$", "score_fr"),
+    (r"^conv(\d_\d)_bn$", r"bn\1"),  # torchvision's vgg16_bn, renamed below, into DeconvNet
+)
+
+
+@dataclass
+class Report:
+    """What became of the tensors of a file: each is taken (name, shape, ours, what was done) or left over; ours are missing."""
+
+    taken: list[tuple[str, tuple[int, ...], str, str]] = field(default_factory=list)
+    left_over: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    missing: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+
+
+def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dict[str, Tensor], Report]:
+    """The file's tensors as a part of the network's state dict.
+
+    Args:
+        file: What was read.
+        net: May be on the meta device: names and shapes are all that is looked at.
+        channels: "bgr" or "rgb", what the file's first convolution takes; if None, bgr for Caffe's and .npz, else rgb.
+
+    Raises:
+        UserError: Nothing fits, a shape does not, or half of a layer is missing.
+    """
+    ours, report, state, wrong = parts(net), Report(), dict[str, Tensor](), list[str]()
+    flip = (channels or ("bgr" if file.kind in ("caffe", "npz") else "rgb")) == "bgr"
+    for layer, (original, tensors) in renamed(file.layers).items():
+        path = match(layer, ours)
+        names = {kind: f"{original}{'/' if file.kind in ('caffe', 'npz') else '.'}{kind}" for kind in tensors}
+        if path is None or (layer == "fc8" and is_imagenet(tensors)):
+            report.left_over += [(names[kind], tuple(tensor.shape)) for kind, tensor in tensors.items()]
+            continue
+        tensors, names = by_kind(net.get_submodule(path), tensors, names)
+        for kind, tensor in tensors.items():
+            if kind not in ours[path]:
+                if kind != "num_batches_tracked":
+                    report.left_over.append((names[kind], tuple(tensor.shape)))
+                continue
+            converted, how = convert(path.rpartition(".")[2], tensor, ours[path][kind].shape)
+            if converted is None:
+                wrong.append(f"{names[kind]} is {shape(tensor)}, but {path}.{kind} is {shape(ours[path][kind])}")
+                continue
+            if flip and path.rpartition(".")[2] in ON_THE_IMAGE and kind == "weight" and converted.shape[1] == 3:
+                converted, how = converted.flip(1), f"{how}, BGR to RGB".removeprefix(", ")
+            state[f"{path}.{kind}"] = converted.contiguous()
+            if names[kind]:
+                report.taken.append((names[kind], tuple(tensor.shape), f"{path}.{kind}", how))
+    if wrong:
+        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{file.path} does not fit the network: {wrong[0]}{more}")
+    if not report.taken:
+        raise UserError(
+            f"{file.path} has nothing for this network: its layers are {some(file.layers)}, ours {some(leaves(ours))}"
+        )
+    refuse_halves(file, ours, state)
+    fixed = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    for path, kinds in ours.items():
+        report.missing += [
+            (f"{path}.{kind}", tuple(tensor.shape))
+            for kind, tensor in kinds.items()
+            if f"{path}.{kind}" not in state.keys() | fixed and kind != "num_batches_tracked"
+        ]
+    return state, report
+
+
+def parts(net: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The network's tensors by layer and part."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in net.state_dict().items():
+        path, _, kind = key.rpartition(".")
+        found.setdefault(path, {})[kind] = tensor
+    return found
+
+
+def leaves(ours: dict[str, dict[str, Tensor]]) -> list[str]:
+    """The layers' names without where they lie."""
+    return [path.rpartition(".")[2] for path in ours]
+
+
+def some(names: Sequence[str] | dict[str, dict[str, Tensor]]) -> str:
+    """The first few of many names."""
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def shape(tensor: Tensor) -> str:
+    """Sizes as people write them."""
+    return " x ".join(map(str, tensor.shape)) or "a single number"
+
+
+def is_imagenet(tensors: dict[str, Tensor]) -> bool:
+    """Whether a layer scores ImageNet's thousand classes, as VGG's fc8 does and none of ours."""
+    return any(1000 in tensor.shape for tensor in tensors.values())
+
+
+def match(layer: str, ours: dict[str, dict[str, Tensor]]) -> str | None:
+    """Our layer of this name: the same path, or else the one least deep whose path ends so."""
+    candidates = [layer] + [re.sub(pattern, name, layer) for pattern, name in ALIASES if re.search(pattern, layer)]
+    for name in candidates:
+        if name in ours:
+            return name
+        found = sorted((path for path in ours if path.endswith(f".{name}")), key=lambda path: path.count("."))
+        if found:
+            return found[0]
+    return None
+
+
+def by_kind(layer: nn.Module, tensors: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Caffe's numbered blobs as weight and bias. Batch norm has scale and shift, its statistics after them or folded in."""
+    order = {"0": "weight", "1": "bias", "2": "running_mean", "3": "running_var"}
+    tensors = {order.get(kind, kind): tensor for kind, tensor in tensors.items()}
+    names = {order.get(kind, kind): name for kind, name in names.items()}
+    if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats and "running_mean" not in tensors:
+        channels = tensors.get("weight", torch.empty(0)).numel()
+        tensors |= {"running_mean": torch.zeros(channels), "running_var": torch.ones(channels)}
+        names |= {"running_mean": "", "running_var": ""}
+    return tensors, names
+
+
+def convert(layer: str, tensor: Tensor, target: torch.Size) -> tuple[Tensor | None, str]:
+    """A tensor in our shape and what was done to it; None if it is another tensor."""
+    if tensor.shape == target:
+        return tensor, ""
+    if [n for n in tensor.shape if n > 1] == [n for n in target if n > 1]:
+        return tensor.reshape(target), "as convolution" if len(target) == 4 else ""
+    flat = [n for n in tensor.shape if n > 1]
+    if len(target) == 4 and len(flat) == 2 and flat[0] == target[0] and flat[1] == math.prod(target[1:]):
+        return tensor.reshape(target), "as convolution"
+    if layer in ("fc6", "fc7") and tensor.numel() and target[0] * 4 == next((n for n in tensor.shape if n > 1), 0):
+        return large_field_of_view(tensor.reshape([n for n in tensor.shape if n > 1] or [1]), target)
+    return None, ""
+
+
+def large_field_of_view(tensor: Tensor, target: torch.Size) -> tuple[Tensor | None, str]:
+    """DeepLab's decimation of VGG's fc6 and fc7: every 4th filter; every 3rd of 7 x 7 taps, which dilation 12 puts back."""
+    if len(target) == 1:
+        return tensor[::4], "every 4th filter"
+    if target[2] == 3 and tensor[0].numel() == target[1] * 49:
+        return tensor.reshape(-1, target[1], 7, 7)[::4, :, ::3, ::3], "as convolution, every 4th filter, every 3rd tap"
+    if target[2] == 1 and tensor[0].numel() == 4 * target[1]:
+        return tensor.reshape(-1, 4 * target[1])[::4, ::4].reshape(target), "as convolution, every 4th filter of every 4th"
+    return None, ""
+
+
+def refuse_halves(file: Weights, ours: dict[str, dict[str, Tensor]], state: dict[str, Tensor]) -> None:
+    """A layer comes whole or not at all."""
+    for path, kinds in ours.items():
+        there = [kind for kind in kinds if f"{path}.{kind}" in state]
+        lacking = [kind for kind in kinds if f"{path}.{kind}" not in state and kind != "num_batches_tracked"]
+        if there and lacking:
+            raise UserError(f"{file.path} has half of layer {path}: {there[0]} is there, {lacking[0]} is missing")
+
+
+def renamed(layers: dict[str, dict[str, Tensor]]) -> dict[str, tuple[str, dict[str, Tensor]]]:
+    """Layers by the authors' names, with the file's: torchvision numbers those of VGG-16 and AlexNet.
+
+    The classifier beside VGG's original convolutions is full of NaN there, and keeps its number.
+    """
+    numbered = sorted((int(m[1]), name) for name in layers if (m := re.fullmatch(r"features\.(\d+)", name)))
+    convolutions = [name for _, name in numbered if layers[name].get("weight", torch.empty(0)).dim() == 4]
+    vgg_names = [f"conv{stage}_{i}" for stage, (_, n) in enumerate(vgg.VGG16, start=1) for i in range(1, n + 1)]
+    alexnet_names = [f"conv{i}" for i in range(1, 6)]
+    authors, fc = {13: (vgg_names, (0, 3)), 5: (alexnet_names, (1, 4))}.get(len(convolutions), ([], ()))
+    names = dict(zip(convolutions, authors, strict=False))
+    names |= {f"features.{int(name[9:]) + 1}": f"{ours}_bn" for name, ours in names.items()}  # where there is batch norm
+    names |= {f"classifier.{number}": ours for number, ours in zip(fc, ("fc6", "fc7"), strict=False)}
+    broken = {name for name, part in layers.items() if any(t.is_floating_point() and t.isnan().all() for t in part.values())}
+    return {name if name in broken else names.get(name, name): (name, part) for name, part in layers.items()}
