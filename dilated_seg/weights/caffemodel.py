@@ -115,7 +115,7 @@ def blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
             singles += content[a:b]
     if singles:
         parts.append(np.frombuffer(singles, "<f4").astype(np.float32))
-    values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    values = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.float32)])
     if shape is None:
         shape = [legacy.get(n, 1) for n in LEGACY_SIZES] if legacy else [len(values)]
     if math.prod(shape) != len(values):
