@@ -307,6 +307,7 @@ WRONG = {
     "truncated": (caffemodel(GOOD)[:-40], "is damaged or no"),
     "no weights": (caffemodel({}), "no layer with weights"),
     "V0": (b"\x12\x06\x0a\x04\x0a\x02ab", "first form"),
+    "an empty blob": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3)), np.ones(0)]}), "conv1_1/1 is 0, but"),
     "two layers of one name": (caffemodel(GOOD) + caffemodel(GOOD), "two layers named conv1_1"),
     "another shape": (caffemodel(GOOD | {"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}), "conv1_1/0 is 2 x 3 x 3 x 3, but"),
     "another shape twice": (caffemodel({"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}), "; and 1 more"),
@@ -388,6 +389,7 @@ def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_pat
     state = {"encoder.stages.0.conv1_1.weight": torch.ones(1, 3, 3, 3), "encoder.stages.0.conv1_1.bias": torch.ones(1)}
     save_file(state, file)
     good = [caffemodel(GOOD, "v1"), caffemodel(GOOD), caffemodel(GOOD, packed=False), file.read_bytes(), torch_saved(state)]
+    good.append(torch_saved(state, _use_new_zipfile_serialization=False))
     good.append(npz(**{"conv1_1/0": np.ones((1, 3, 3, 3)), "conv1_1/1": np.ones(1)}))
     outcomes = {"read": 0, "refused": 0}
     for trial in range(1500):
@@ -442,3 +444,34 @@ class TestImageNet:
         with pytest.raises(UserError, match="invalid hash value"):
             published.download((tmp_path / "served-0123456789ab.pth").as_uri(), tmp_path / "to" / "served-0123456789ab.pth")
         assert not list((tmp_path / "to").iterdir())
+
+
+def test_a_file_that_shares_a_few_names_only_is_of_another_network(tmp_path):
+    net = network("FCN(2, resnet=18, width=1/16)", "cpu")
+    blocks = {f"res2{block}_branch2{part}": [np.ones((4, 4, 3, 3))] for block in "abcdef" for part in "abc"}
+    stem = net.state_dict()["encoder.conv1.weight"].numpy()
+    (tmp_path / "resnet.caffemodel").write_bytes(caffemodel({"conv1": [stem]} | blocks))
+    with pytest.raises(UserError, match=r"of another network: 1 of its 19 layers \(encoder.conv1\) are called as one of our"):
+        weights.load(net, tmp_path / "resnet.caffemodel")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_become_single(dtype, tmp_path, capsys):
+    net = network("DilatedNet(2, context=None, width=1/64)", "cpu")
+    state = {key: value.to(dtype) for key, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "half.pth")
+    assert (
+        port(
+            tmp_path / "half.pth",
+            "DilatedNet(2, context=None, width=1/64)",
+            tmp_path / "o.safetensors",
+            "--mean",
+            "0",
+            "0",
+            "0",
+        )
+        == 0
+    )
+    assert f"from {dtype}" in capsys.readouterr().out
+    ported = load_file(tmp_path / "o.safetensors")
+    assert all(torch.equal(ported[key], value.float()) for key, value in state.items())

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def read_torch(path: Path, file: BinaryIO) -> Weights:
     """A state dict that torch.save wrote, or a checkpoint that holds one; loaded without executing its pickle."""
     file.seek(0)
     try:
-        with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"), warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error

@@ -71,6 +71,8 @@ def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dic
                 continue
             if flip and path.rpartition(".")[2] in ON_THE_IMAGE and kind == "weight" and converted.shape[1] == 3:
                 converted, how = converted.flip(1), f"{how}, BGR to RGB".removeprefix(", ")
+            if converted.dtype != ours[path][kind].dtype:
+                converted, how = converted.to(ours[path][kind].dtype), f"{how}, from {converted.dtype}".removeprefix(", ")
             state[f"{path}.{kind}"] = converted.contiguous()
             if names[kind]:
                 report.taken.append((names[kind], tuple(tensor.shape), f"{path}.{kind}", how))
@@ -82,6 +84,12 @@ def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dic
             f"{file.path} has nothing for this network: its layers are {some(file.layers)}, ours {some(leaves(ours))}"
         )
     refuse_halves(file, ours, state)
+    found = {key.rpartition(".")[0] for key in state}
+    if 2 * len(found) < min(len(file.layers), len(ours)):
+        raise UserError(
+            f"{file.path} is of another network: {len(found)} of its {len(file.layers)} layers ({some(sorted(found))}) "
+            f"are called as one of our {len(ours)}"
+        )
     fixed = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     for path, kinds in ours.items():
         report.missing += [
@@ -150,13 +158,13 @@ def convert(layer: str, tensor: Tensor, target: torch.Size) -> tuple[Tensor | No
     """A tensor in our shape and what was done to it; None if it is another tensor."""
     if tensor.shape == target:
         return tensor, ""
-    if [n for n in tensor.shape if n > 1] == [n for n in target if n > 1]:
+    if [n for n in tensor.shape if n != 1] == [n for n in target if n != 1]:
         return tensor.reshape(target), "as convolution" if len(target) == 4 else ""
-    flat = [n for n in tensor.shape if n > 1]
+    flat = [n for n in tensor.shape if n != 1]
     if len(target) == 4 and len(flat) == 2 and flat[0] == target[0] and flat[1] == math.prod(target[1:]):
         return tensor.reshape(target), "as convolution"
-    if layer in ("fc6", "fc7") and tensor.numel() and target[0] * 4 == next((n for n in tensor.shape if n > 1), 0):
-        return large_field_of_view(tensor.reshape([n for n in tensor.shape if n > 1] or [1]), target)
+    if layer in ("fc6", "fc7") and tensor.numel() and target[0] * 4 == next((n for n in tensor.shape if n != 1), 0):
+        return large_field_of_view(tensor.reshape([n for n in tensor.shape if n != 1] or [1]), target)
     return None, ""
 
 
