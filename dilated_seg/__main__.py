@@ -95,21 +95,23 @@ def describe(args: list[str]) -> int:
     parser.add_argument(
         "--size", nargs=2, type=int, default=(500, 500), metavar=("HEIGHT", "WIDTH"), help="of the image (500 500)"
     )
-    parser.add_argument("--json", action="store_true", help="everything, for machines")
-    parser.add_argument("--markdown", action="store_true", help="the table of networks as docs/networks.md has it")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="everything, for machines")
+    form.add_argument("--markdown", action="store_true", help="the table of networks as docs/networks.md has it")
     options = parser.parse_args(args)
     if min(options.size) < 1:
         raise UserError(f"--size {options.size[0]} {options.size[1]}: an image has at least 1 x 1 pixels")
     from dilated_seg.analysis import describe
 
     descriptions = [
-        describe.describe(call, tuple(options.size)) for call in ([options.network] if options.network else describe.FAMILY)
+        describe.describe(call, tuple(options.size))
+        for call in ([options.network] if options.network is not None else describe.FAMILY)
     ]
     if options.json:
         print(describe.as_json(descriptions))
     elif options.markdown:
         print(describe.markdown(descriptions), end="")
-    elif options.network:
+    elif options.network is not None:
         describe.show(descriptions[0])
     else:
         describe.show_family(descriptions)

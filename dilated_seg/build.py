@@ -34,10 +34,15 @@ def network(text: str, device: str = "meta") -> nn.Module:
     try:
         bound = inspect.signature(constructor).bind(*args, **kwargs)
         refuse_unlisted(constructor, bound.arguments)
+        classes, width = (bound.arguments.get(name, 1) for name in ("num_classes", "width"))
+        if type(classes) is not int or classes < 1:
+            raise UserError(f"num_classes={classes!r} is no whole number from 1 on")
+        if not isinstance(width, int | float) or not 0 < width < 100:
+            raise UserError(f"width={width!r} is no number above 0 (1 is the paper's)")
         with torch.device(device), warnings.catch_warnings(action="error"):  # such as no channels
             return constructor(*args, **kwargs)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, LookupError, Warning, UserError) as error:
-        raise UserError(f"{text}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a constructor raises, what it was given is the user's
+        raise UserError(f"{text}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -67,8 +72,11 @@ def find(path: str) -> type[nn.Module]:
         found = getattr(import_module(module) if module else models, name, None)
     except ImportError as error:
         raise UserError(f"there is no module {module} to take {name} from") from error
+    except Exception as error:
+        raise UserError(f"the module {module} cannot be imported: {' '.join(str(error).split())}") from error
     if (not module and name not in models.__all__) or not (isinstance(found, type) and issubclass(found, nn.Module)):
-        near = difflib.get_close_matches(name, models.__all__, 1)
+        lower = {network.lower(): network for network in models.__all__}
+        near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, 1)]
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(models.__all__)}"
         raise UserError(f"there is no network {path}: {hint}")
     return found

@@ -33,18 +33,27 @@ class SeedEveryStep(Callback):
 class Freeze(BaseFinetuning):
     """Leaves parts of the task as they are for the first steps, so that new layers learn first, and then thaws them.
 
-    To train them at a lower rate from then on, name them in ``model.lr_factors``. For one process: DistributedDataParallel
-    does not exchange the gradients of what was frozen when it started.
+    A frozen batch norm normalises by its running statistics, as in evaluation, and keeps them. To train what has thawed at a
+    lower rate, name it in ``model.lr_factors``. For one process: DistributedDataParallel does not exchange the gradients
+    of what was frozen when it started.
 
     Args:
-        layers: Parts of the task by name, such as ``net.encoder``; their batch norms keep their statistics too.
+        layers: Parts of the task by name, such as ``net.encoder``; no part of them may be frozen by another Freeze.
         until: The step at which they thaw; None for never.
     """
 
     def __init__(self, layers: list[str], until: int | None = None) -> None:
         super().__init__()
+        if not layers:
+            raise UserError("Freeze: name at least one of its layers, such as net.encoder")
         self.layers, self.until = layers, until
         self.frozen: list[torch.nn.Parameter] = []
+        self.norms: dict[torch.nn.modules.batchnorm._BatchNorm, bool] = {}  # and whether they track statistics
+
+    @property
+    def state_key(self) -> str:
+        """Tells several of these callbacks apart."""
+        return self._generate_state_key(layers=self.layers, until=self.until)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -64,8 +73,14 @@ class Freeze(BaseFinetuning):
         return [found[name] for name in self.layers]
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
-        parts = self.parts(pl_module)
+        parts, fixed = self.parts(pl_module), getattr(pl_module, "fixed", ())
+        inside = {id(parameter) for part in parts for parameter in part.parameters()}
+        for name, parameter in pl_module.named_parameters():
+            if id(parameter) in inside and not parameter.requires_grad and name not in fixed:
+                raise UserError(f"Freeze: {name} is frozen by another Freeze already: name each layer once")
         self.frozen = [p for part in parts for p in part.parameters() if p.requires_grad]
+        norms = (layer for part in parts for layer in part.modules())
+        self.norms = {n: n.track_running_stats for n in norms if isinstance(n, torch.nn.modules.batchnorm._BatchNorm)}
         self.freeze(parts, train_bn=False)
         if not any(p.requires_grad for p in pl_module.parameters()):
             raise UserError(f"Freeze: {', '.join(self.layers)} leave nothing to learn: name fewer layers")
@@ -78,13 +93,22 @@ class Freeze(BaseFinetuning):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         if self.frozen and self.until is not None and trainer.global_step >= self.until:
-            for part in self.parts(pl_module):
-                for layer in part.modules():
-                    if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-                        layer.track_running_stats = True
-            for parameter in self.frozen:
-                parameter.requires_grad = True
-            self.frozen = []
+            self.thaw()
+        for norm in self.norms:  # Lightning puts the whole task into training mode again after each validation
+            norm.eval()
+
+    def thaw(self) -> None:
+        """Let the layers learn again."""
+        for norm, tracks in self.norms.items():
+            norm.track_running_stats = tracks
+            norm.train()
+        for parameter in self.frozen:
+            parameter.requires_grad = True
+        self.norms, self.frozen = {}, []
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing stays frozen beyond the fit it was asked for."""
+        self.thaw()
 
 
 class Progress(RichProgressBar):

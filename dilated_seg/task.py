@@ -94,11 +94,18 @@ class SegmentationTask(LightningModule):
             return
         self.started = True
         report, mean, std = load(self.net, self.weights)
+        if report.on_the_image and None in (mean or self.normalisation[0], std or self.normalisation[1]):
+            raise UserError(
+                f"model.weights {self.weights}: nobody wrote down what these weights subtract from the image: "
+                "say model.mean and model.std (RGB, 0 to 255), or port the file with --mean"
+            )
         for ours, theirs, given in zip((self.mean, self.std), (mean, std), self.normalisation, strict=True):
             if theirs and not given:
                 ours.copy_(torch.tensor(theirs).view(3, 1, 1))
         if self.trainer.is_global_zero:
             print(f"{self.weights}: {summary(report)}", flush=True)
+            mean, std = (tuple(round(n, 3) for n in numbers.flatten().tolist()) for numbers in (self.mean, self.std))
+            print(f"input: RGB from 0 to 255, minus {mean}, over {std}", flush=True)
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""

@@ -1,6 +1,7 @@
 """Our networks are the authors', layer by layer: compared with a table of their definitions at full width, without numbers."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,3 +84,17 @@ def test_padding_once_is_the_unpadded_module_on_padded_maps(layers, border):
     valid.load_state_dict(once.state_dict())
     padded = nn.functional.pad(maps, [border] * 4)
     torch.testing.assert_close(once(maps), valid(padded))
+
+
+# fcn8s: the table's file is the deployed one, without dropout. SegNet for VOC: a variant with dropout that is not ours.
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("fcn8s_voc", "segnet_vgg16_voc")])
+def test_dropout_is_where_the_authors_have_it(name):
+    call, margin = PUBLISHED[name]
+    layers, _, _ = describe.run(network(call).eval(), tuple(side - margin for side in AUTHORS[name]["native_input_hw"]))
+    net, names = network(call), [row["name"] for row in rows(name)]
+    found = []
+    for before, layer in pairwise([row for row in layers if row.type in ("conv", "deconv", "dropout", "maxpool")]):
+        if layer.type == "dropout":
+            after = next(n for n in names if before.name == n or before.name.endswith(f".{n}"))
+            found.append([after, net.get_submodule(layer.name).p])
+    assert found == AUTHORS[name]["dropouts"]

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dilated_seg import UserError
 from dilated_seg.__main__ import main
 from dilated_seg.analysis import describe
 from dilated_seg.build import network
@@ -171,7 +170,17 @@ def test_every_network_of_the_family_cites_its_paper():
         ("FCN(21", "write its class and its arguments"),
         ("FCN(open('x'))", "write its class and its arguments"),
         ("__import__('os').system('true')", "is no network"),
-        ("FCN(0)", "FCN\\(0\\)"),
+        ("FCN(0)", "num_classes=0 is no whole number"),
+        ("FCN(-1)", "num_classes=-1 is no whole number"),
+        ("FCN(a)", "num_classes='a' is no whole number"),
+        ("FCN(2, width=0)", "width=0 is no number above 0"),
+        ("FCN(2, width=nan)", "width='nan' is no number above 0"),
+        ("FCN(2, width=1e300)", "is no number above 0"),
+        ("fcn(21)", "did you mean FCN?"),
+        ("torch.nn.Linear(3, 4)", "Linear has no convolution"),
+        ("dilated_seg.models.vgg.Encoder()", "Encoder gives no logits"),
+        ("dilated_seg.task.SegmentationTask(3, 4)", "SegmentationTask"),
+        ("", "is no network"),
         ("nowhere.Net(3)", "there is no module nowhere"),
         ("torch.nn.functional.relu(3)", "there is no network"),
         ("DilatedNet(21, context='huge')", "context='huge' is not one of 'basic', 'large'"),
@@ -182,8 +191,7 @@ def test_a_network_that_is_none_is_one_sentence(call, sentence, capsys):
     assert main(["describe", call]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    with pytest.raises(UserError, match=sentence):
-        raise UserError(error)
+    assert sentence in error
 
 
 def test_an_image_that_a_form_does_not_take_is_one_sentence(capsys):

@@ -167,7 +167,9 @@ def test_a_mean_that_is_given_stands_over_that_of_the_weights(start):
 def test_weights_can_be_evaluated_without_training(start, tmp_path):
     full = segnet()
     save_file({key: value.contiguous() for key, value in full.net.state_dict().items()}, tmp_path / "full.safetensors")
-    task = segnet(str(tmp_path / "full.safetensors"))
+    with pytest.raises(UserError, match=r"nobody wrote down .* say model\.mean and model\.std"):
+        trainer().validate(segnet(str(tmp_path / "full.safetensors")), Shapes(**DATA), verbose=False)
+    task = segnet(str(tmp_path / "full.safetensors"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     trainer().validate(task, Shapes(**DATA), verbose=False)
     assert all(torch.equal(value, full.net.state_dict()[key]) for key, value in task.net.state_dict().items())
 
@@ -235,3 +237,58 @@ def test_weights_are_not_loaded_again_over_what_was_learnt(start):
     learnt = task.net.encoder.stages[0].conv1_1.weight.clone()
     trainer().validate(task, Shapes(**DATA), verbose=False)
     assert torch.equal(task.net.encoder.stages[0].conv1_1.weight, learnt)
+
+
+def test_a_frozen_batch_norm_normalises_as_in_evaluation():
+    outputs, task = [], segnet()
+    norm = task.net.encoder.stages[0].conv1_1_bn
+    norm.running_mean.fill_(5.0)
+    norm.running_var.fill_(9.0)
+    norm.register_forward_hook(lambda layer, args, out: outputs.append((args[0].clone(), out.clone())))
+    freeze = Freeze(["net.encoder"], until=2)
+    trainer(max_steps=4, limit_val_batches=0, callbacks=[freeze]).fit(task, Shapes(**DATA))
+    for maps, out in outputs[:2]:
+        torch.testing.assert_close(out, ((maps - 5) / (9 + norm.eps) ** 0.5))
+    assert all(abs(out.detach().mean().item()) < 1e-3 for _, out in outputs[2:])
+    assert norm.running_mean.abs().max() < 5
+
+
+def test_layers_thaw_one_after_the_other_and_the_run_resumes(tmp_path):
+    thawed = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, task, *args):
+            stages = task.net.encoder.stages
+            thawed.append([stages[i].get_parameter(f"conv{i + 1}_1.weight").requires_grad for i in (0, 4)])
+
+    def run(steps, checkpoint=None):
+        torch.manual_seed(0)
+        gradual = [Freeze(["net.encoder.stages.4"], 1), Freeze(["net.encoder.stages.0", "net.encoder.stages.1"], 3)]
+        task, fitter = segnet(), trainer(max_steps=steps, limit_val_batches=0, callbacks=[*gradual, Watch(), SeedEveryStep()])
+        fitter.fit(task, Shapes(**DATA), ckpt_path=checkpoint, weights_only=True)
+        return task, fitter
+
+    whole, _ = run(5)
+    assert thawed == [[False, False], [False, True], [False, True], [True, True], [True, True]]
+    _, fitter = run(2)
+    fitter.save_checkpoint(tmp_path / "stop.ckpt")
+    resumed, _ = run(5, tmp_path / "stop.ckpt")
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_a_layer_frozen_twice_is_refused():
+    twice = [Freeze(["net.encoder"], 2), Freeze(["net.encoder.stages.0"])]
+    with pytest.raises(UserError, match="is frozen by another Freeze already"):
+        trainer(max_steps=1, callbacks=twice).fit(segnet(), Shapes(**DATA))
+
+
+def test_nothing_stays_frozen_after_the_fit_it_was_asked_for():
+    task = segnet()
+    trainer(max_steps=1, limit_val_batches=0, callbacks=[Freeze(["net.encoder"])]).fit(task, Shapes(**DATA))
+    assert all(parameter.requires_grad for parameter in task.parameters())
+    assert all(layer.track_running_stats for layer in task.modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def test_freezing_no_layer_is_refused():
+    with pytest.raises(UserError, match="at least one"):
+        Freeze([])

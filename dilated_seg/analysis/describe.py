@@ -72,9 +72,9 @@ class Layer:
 class Description:
     """A network on one image: its layers in the order they run, and what they add up to.
 
-    ``bytes`` is the memory of all maps that one image leaves behind in float32, those between layers included: what
-    training keeps at most, and far more than evaluation needs at any time. ``receptive_field`` is that of the scores: the
-    largest of any layer that learns; None if it is larger than any image the tracing tried.
+    ``bytes`` adds up all maps that one image leaves behind in float32, those between layers included: about what training
+    keeps, which has dropout's besides, and far more than evaluation needs at any time. ``receptive_field`` is that of the
+    scores: the largest of any layer that learns; None if it is larger than any image the tracing tried.
     """
 
     network: str
@@ -99,7 +99,9 @@ def describe(text: str, size: tuple[int, int] = (500, 500)) -> Description:
     net = network(text).eval()
     try:
         layers, trace, output = run(net, size)
-    except (RuntimeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a network of the user's own may raise anything
         raise UserError(f"{text} takes no image of {size[0]} x {size[1]}: {' '.join(str(error).split())}") from error
     add_fields(net, layers)
     learning = [layer.receptive_field for layer in layers if layer.learnt and layer.type in ("conv", "deconv")]
@@ -120,7 +122,9 @@ def describe(text: str, size: tuple[int, int] = (500, 500)) -> Description:
 
 def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[list[Layer], receptive_field.Trace, torch.Tensor]:
     """One forward pass on the meta device; with ``fields``, each layer's stride and receptive field too."""
-    channels = next(layer.in_channels for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    channels = next((layer.in_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)
+    if channels is None:
+        raise UserError(f"{type(net).__name__} has no convolution, so it is no network on images")
     image = torch.empty(1, channels, *size, device="meta")
     trace, layers = receptive_field.Trace(image), list[Layer]()
     before, handles = dict[nn.Module, tuple[int, int]](), []
@@ -144,6 +148,8 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
     try:
         with torch.no_grad(), trace:
             output = net(image)
+        if not isinstance(output, torch.Tensor) or output.dim() != 4:
+            raise UserError(f"{type(net).__name__} gives no logits (B, C, H, W)")
     finally:
         for handle in handles:
             handle.remove()
@@ -163,24 +169,10 @@ def add_fields(net: nn.Module, layers: list[Layer]) -> None:
 
 
 # Parts of a layer's path that say where it lies in our code and not which layer of the paper it is.
-CONTAINERS = (
-    "encoder",
-    "stages",
-    "pools",
-    "unpools",
-    "classifier",
-    "bottleneck",
-    "decoder",
-    "layers",
-    "front_end",
-    "context",
-    "down",
-    "up",
-    "enlarge",
-    "join",
-    "enlarge",
-    "join",
-)
+CONTAINERS = {
+    "encoder", "stages", "pools", "unpools", "classifier", "bottleneck", "decoder", "layers", "front_end", "context", "down",
+    "up", "enlarge", "join",
+}  # fmt: skip
 
 TYPES = {
     "Conv2d": "conv", "ConvTranspose2d": "deconv", "BatchNorm": "bn", "BatchNorm2d": "bn", "MaxPool2d": "maxpool",
@@ -263,7 +255,7 @@ def show(description: Description) -> None:
         f"parameters:       {description.parameters:,}" + (f", {fixed:,} of them fixed" if fixed else ""), highlight=False
     )
     console.print(f"multiply-adds:    {description.multiply_adds / 1e9:,.1f} billion, convolutions only", highlight=False)
-    console.print(f"maps:             {description.bytes / 1e6:,.0f} MB in float32, kept for training", highlight=False)
+    console.print(f"maps:             {description.bytes / 1e6:,.0f} MB in float32, all layers together", highlight=False)
     console.print(f"output stride:    {description.output_stride}", highlight=False)
     console.print(f"receptive field:  {field(description.receptive_field)} pixels a side, of a score", highlight=False)
 
@@ -317,9 +309,9 @@ Made by `dilated-seg describe --markdown --size {descriptions[0].size[0]} {descr
 {rows}
 
 Parameters include those that never learn. Multiply-adds are those of convolutions, taps in the padding included. MB of maps is
-what one image leaves behind in float32: what training keeps at most. Output stride: image pixels between two neighbouring
-scores before the last upsampling. Receptive field: the side, in pixels, of what one score depends on in an image that is large
-enough; a smaller one is seen whole.
+what all layers write for one image in float32: about what training keeps, without dropout's. Output stride: image pixels
+between two neighbouring scores before the last upsampling. Receptive field: the side, in pixels, of what one score depends on
+in an image that is large enough; a smaller one is seen whole.
 """
 
 

@@ -3,9 +3,10 @@
 Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015, https://arxiv.org/abs/1505.04366.
 
 ``form="authors"`` is the released network: fc6 and its deconvolution pad by nothing, so that 7 x 7 cells shrink to one and
-back, and batch norm's epsilon is 1e-9; it takes images from 193 x 193 pixels on, and was trained on 224 x 224.
-``form="any_size"`` pads both by 3, with torch's epsilon of 1e-5. In both, evaluation takes running averages, where the
-authors collect the statistics in a pass of their own over the training set.
+back, and batch norm's epsilon is 1e-9; it takes images from 193 x 193 pixels on, and was trained on 224 x 224. The
+deconvolutions and the scores start from a normal distribution (0.01), as in the release. ``form="any_size"`` pads both by
+3, with torch's epsilon of 1e-5, and starts as He et al. do. In both, evaluation takes running averages, where the authors
+collect the statistics in a pass of their own over the training set.
 """
 
 from collections import OrderedDict
@@ -60,6 +61,9 @@ class DeconvNet(nn.Module):
         initialise(self)
         if form == "authors":
             as_in_caffe(self)
+            for layer in self.modules():
+                if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:
+                    nn.init.normal_(layer.get_parameter("weight"), std=0.01)
 
     def forward(self, image: Image) -> Logits:
         require(image, self.smallest, "DeconvNet in its authors' form")

@@ -5,7 +5,8 @@ Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2
 ``padding="reflect"`` is the paper's and the released network: the image is reflected by 186 pixels once, and no convolution of
 the front end pads; published weights need it. ``padding="zeros"`` pads every convolution instead: a third of the pixels to
 compute at 500 x 500, and the better choice to train from nothing. In both, scores are enlarged to the image's size inside
-the network, for training too; and where a context module follows, the front end's last bias starts above zero, so that both
+the network, for training too; the Basic module starts as the exact identity of Equation 4, where the release's filler
+leaves noise (0.01) beside it; and where a context module follows, the front end's last bias starts above zero, so that both
 parts can be trained from nothing together (HEADROOM).
 """
 

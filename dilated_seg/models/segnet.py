@@ -7,7 +7,8 @@ PAMI 2017, https://arxiv.org/abs/1511.00561.
 response normalisation of the raw image; ``form="any_size"`` has torch's batch norm, and no normalisation of an image that is
 normalised already. Sizes are the same: the release names those of 360 x 480, and here every unpooling takes the size that
 its pooling saw. In both, evaluation takes running averages, where the authors compute the statistics in a pass of
-their own over the training set.
+their own over the training set. The release for VOC has other first values (Xavier's, shift 0) and dropout beside; that
+for CamVid, which is the one meant here, has not.
 """
 
 from collections import OrderedDict

@@ -3,14 +3,15 @@
 What was subtracted from the image goes along with the weights, and the task subtracts it.
 """
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dilated_seg import UserError, build
-from dilated_seg.models import ContextModule
 from dilated_seg.weights.files import read, sha256
 from dilated_seg.weights.fit import Report, fit
 from dilated_seg.weights.published import ONE, RGB, imagenet, normalisation
@@ -31,7 +32,7 @@ def load(net: nn.Module, source: str | Path) -> tuple[Report, RGB | None, RGB | 
     file = read(imagenet(net) if str(source) == "imagenet" else source)
     state, report = fit(file, net)
     net.load_state_dict(state, strict=False)
-    return report, *normalisation(file, net, bool(report.missing))
+    return report, *normalisation(file)
 
 
 def port(
@@ -51,35 +52,52 @@ def port(
     path = Path(out)
     if path.suffix != ".safetensors":
         raise UserError(f"--out {out}: the file is a safetensors file, so let its name end in .safetensors")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
     if not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}; make it first")
+    for name, numbers, least in (("mean", mean or (), -math.inf), ("std", std or (), 0.0)):
+        if not all(math.isfinite(n) and n > least for n in numbers):
+            raise UserError(f"--{name} {' '.join(map(str, numbers))}: three finite numbers are needed, the deviations above 0")
     net, file = build.network(network), read(source)
     state, report = fit(file, net, channels)
-    known_mean, known_std = normalisation(file, net, bool(report.missing))
+    known_mean, known_std = normalisation(file)
     use_mean, use_std = tuple(mean) if mean else known_mean, tuple(std) if std else known_std or (ONE if mean else None)
-    if isinstance(net, ContextModule):  # takes scores, no image
-        use_mean, use_std = use_mean or (0.0, 0.0, 0.0), use_std or ONE
-    if use_mean is None or use_std is None:
-        raise UserError(f"{source}: nobody wrote down what these weights subtract from the image: say --mean R G B (0 to 255)")
     facts = {
         "net": network,
-        "mean": " ".join(map(repr, use_mean)),
-        "std": " ".join(map(repr, use_std)),
-        "channels": "RGB, 0 to 255, minus mean, over std",
         "source": f"{file.path.name} sha256:{sha256(file.path)}",
         "missing": " ".join(name for name, _ in report.missing),
     }
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        save_file(state, partial, facts)
-        partial.replace(path)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"--out {out}: cannot write it: {error}") from error
+    if use_mean and use_std:
+        facts |= {"mean": " ".join(map(repr, use_mean)), "std": " ".join(map(repr, use_std)), "channels": "RGB, 0 to 255"}
+    elif report.on_the_image:
+        raise UserError(f"{source}: nobody wrote down what these weights subtract from the image: say --mean R G B (0 to 255)")
+    write(state, path, facts)
     show(report)
     print(summary(report))
-    print(f"input: RGB from 0 to 255, minus {use_mean}, over {use_std}")
+    if use_mean and use_std:
+        print(f"input: RGB from 0 to 255, minus {use_mean}, over {use_std}")
     print(f"written: {path} ({path.stat().st_size / 1e6:,.1f} MB)")
     return report
+
+
+def write(state: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
+    """A safetensors file that appears whole or not at all; tensors that share memory are written one by one."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(dict(apart(state)), partial, facts)
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if not isinstance(error, Exception):
+            raise
+        raise UserError(f"--out {path}: cannot write it: {' '.join(str(error).split())}") from error
+
+
+def apart(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, each with memory of its own."""
+    seen = set()
+    for key, tensor in state.items():
+        storage = tensor.untyped_storage().data_ptr()
+        yield key, tensor.clone() if storage in seen else tensor
+        seen.add(storage)

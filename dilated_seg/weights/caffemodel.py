@@ -20,6 +20,8 @@ LAYER_FIELDS = {V1_LAYERS: (4, 6), V2_LAYERS: (1, 7)}  # name, blobs
 V0_LAYER = 1
 LEGACY_SIZES, DATA, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
 
+DIMENSIONS = 32  # of a blob; Caffe's own limit
+
 
 class CorruptError(Exception):
     """What is wrong with a file, as the end of a sentence."""
@@ -118,7 +120,7 @@ def blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
     values = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.float32)])
     if shape is None:
         shape = [legacy.get(n, 1) for n in LEGACY_SIZES] if legacy else [len(values)]
-    if math.prod(shape) != len(values):
+    if math.prod(shape) != len(values) or len(shape) > DIMENSIONS or max(shape, default=0) > len(values):
         raise CorruptError(f"is damaged: a blob of layer {name} says it is {shape}, but holds {len(values):,} numbers")
     return torch.from_numpy(values).reshape(shape)
 

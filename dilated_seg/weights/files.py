@@ -53,9 +53,14 @@ def read(path: str | Path) -> Weights:
         UserError: There is no such file, it is damaged, of no kind known here, or would have to be executed.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read {path}: it is no file")
     try:
         with path.open("rb") as file:
-            return reader(file)(path, file)
+            found: Weights = reader(file)(path, file)
+        if odd := [name for name in found.layers if not name.isprintable()]:
+            raise CorruptError(f"has a layer whose name is no text: {odd[0]!a}")
+        return found
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except CorruptError as error:
@@ -71,7 +76,7 @@ def reader(file: BinaryIO) -> Any:  # noqa: ANN401
         raise CorruptError("is HDF5, which is not read here: save its arrays with numpy.savez, named LAYER/0 and LAYER/1")
     if start.startswith(b"PK\x03\x04"):
         return read_zip
-    if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return read_torch
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8:
         return read_safetensors
@@ -88,13 +93,13 @@ def read_zip(path: Path, file: BinaryIO) -> Weights:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
+            expanded = sum(info.file_size for info in archive.infolist())
+            if expanded > EXPANSION * max(path.stat().st_size, 1 << 20):
+                raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
             if any(name.endswith("data.pkl") for name in names):
                 return read_torch(path, file)
             if not all(name.endswith(".npy") for name in names):
                 raise CorruptError("is a zip archive, but neither numpy's nor torch's")
-            expanded = sum(info.file_size for info in archive.infolist())
-            if expanded > EXPANSION * max(path.stat().st_size, 1 << 20):
-                raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
             arrays = {name.removesuffix(".npy"): array(archive.read(name), name) for name in names}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, OSError) as error:
         raise CorruptError(f"is damaged: {error}") from error
@@ -148,6 +153,9 @@ def read_torch(path: Path, file: BinaryIO) -> Weights:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CorruptError("holds no state dict of named tensors")
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CorruptError(f"holds {name!a} in a form that is no plain array of numbers")
     return from_state(path, "torch", state)
 
 
@@ -165,7 +173,12 @@ def without(variable: str) -> Iterator[None]:
 def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[str, Tensor]) -> Weights:
     """A state dict's tensors; a task's has its network below "net." and what is subtracted from the image beside it."""
     task = any(key.startswith("net.") for key in state)
-    inside = {key.removeprefix("net."): tensor for key, tensor in state.items() if key.startswith("net.") or not task}
+    own = ("mean", "std", "class_weights")
+    inside = {
+        key.removeprefix("net."): tensor
+        for key, tensor in state.items()
+        if not task or (key not in own and not key.startswith(("metrics.", "mean_loss.")))
+    }
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in inside.items():
         layer, _, part = key.rpartition(".")
@@ -185,6 +198,8 @@ def read_safetensors(path: Path, file: BinaryIO) -> Weights:
         found = from_state(path, "safetensors", state)
         if "mean" in facts and "std" in facts:
             found.mean, found.std = (triple([float(n) for n in facts[key].split()]) for key in ("mean", "std"))
+            if min(found.std) <= 0:
+                raise ValueError("its deviation is not above 0")
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise CorruptError(f"is damaged: {error}") from error
     return found
@@ -193,6 +208,8 @@ def read_safetensors(path: Path, file: BinaryIO) -> Weights:
 def triple(numbers: list[float]) -> tuple[float, float, float]:
     """One number a channel."""
     red, green, blue = numbers
+    if not all(math.isfinite(n) for n in numbers):
+        raise ValueError("its mean or deviation is not finite")
     return red, green, blue
 
 

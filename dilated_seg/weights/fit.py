@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dilated_seg import UserError
-from dilated_seg.models import vgg
+from dilated_seg.models import ContextModule, resnet, vgg
 from dilated_seg.weights.files import Weights
 
 # Layers that see the image itself, whose input channels are colours.
@@ -39,6 +39,11 @@ class Report:
     left_over: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     missing: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
+    @property
+    def on_the_image(self) -> bool:
+        """Whether a layer was taken that sees the image itself, so that its mean and its channels matter."""
+        return any(ours.split(".")[-2] in ON_THE_IMAGE for _, _, ours, _ in self.taken)
+
 
 def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dict[str, Tensor], Report]:
     """The file's tensors as a part of the network's state dict.
@@ -46,50 +51,48 @@ def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dic
     Args:
         file: What was read.
         net: May be on the meta device: names and shapes are all that is looked at.
-        channels: "bgr" or "rgb", what the file's first convolution takes; if None, bgr for Caffe's and .npz, else rgb.
+        channels: "bgr" or "rgb", what the file's first convolution takes; if None, it is told by where the names come from.
 
     Raises:
-        UserError: Nothing fits, a shape does not, or half of a layer is missing.
+        UserError: Nothing fits, a shape does not, a tensor is none of finite real numbers, two are for one place, or a part of
+            the network that makes sense only as a whole is in the file only partly, or with layers that ours has not.
     """
-    ours, report, state, wrong = parts(net), Report(), dict[str, Tensor](), list[str]()
-    flip = (channels or ("bgr" if file.kind in ("caffe", "npz") else "rgb")) == "bgr"
+    ours, report, state, wrong, unplaced = parts(net), Report(), dict[str, Tensor](), list[str](), list[str]()
     for layer, (original, tensors) in renamed(file.layers).items():
         path = match(layer, ours)
         names = {kind: f"{original}{'/' if file.kind in ('caffe', 'npz') else '.'}{kind}" for kind in tensors}
         if path is None or (layer == "fc8" and is_imagenet(tensors)):
             report.left_over += [(names[kind], tuple(tensor.shape)) for kind, tensor in tensors.items()]
+            unplaced.append(layer)
             continue
-        tensors, names = by_kind(net.get_submodule(path), tensors, names)
+        tensors, names = by_kind(file, net.get_submodule(path), tensors, names)
         for kind, tensor in tensors.items():
+            key = f"{path}.{kind}"
             if kind not in ours[path]:
                 if kind != "num_batches_tracked":
                     report.left_over.append((names[kind], tuple(tensor.shape)))
                 continue
-            converted, how = convert(path.rpartition(".")[2], tensor, ours[path][kind].shape)
+            if key in state:
+                raise UserError(f"{file.path} has two tensors for {key}: {names[kind]} is the second")
+            converted, how = convert(last(path), tensor, ours[path][kind].shape)
             if converted is None:
-                wrong.append(f"{names[kind]} is {shape(tensor)}, but {path}.{kind} is {shape(ours[path][kind])}")
+                wrong.append(f"{names[kind]} is {shape(tensor)}, but {key} is {shape(ours[path][kind])}")
                 continue
-            if flip and path.rpartition(".")[2] in ON_THE_IMAGE and kind == "weight" and converted.shape[1] == 3:
+            coloured = kind == "weight" and last(path) in ON_THE_IMAGE and converted.shape[1] == 3
+            if coloured and (channels or channel_order(file, layer, original, path)) == "bgr":
                 converted, how = converted.flip(1), f"{how}, BGR to RGB".removeprefix(", ")
-            if converted.dtype != ours[path][kind].dtype:
-                converted, how = converted.to(ours[path][kind].dtype), f"{how}, from {converted.dtype}".removeprefix(", ")
-            state[f"{path}.{kind}"] = converted.contiguous()
+            if kind != "num_batches_tracked":
+                converted, how = single(file, names[kind], converted, how)
+            state[key] = converted.contiguous()
             if names[kind]:
-                report.taken.append((names[kind], tuple(tensor.shape), f"{path}.{kind}", how))
+                report.taken.append((names[kind], tuple(tensor.shape), key, how))
     if wrong:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"{file.path} does not fit the network: {wrong[0]}{more}")
     if not report.taken:
-        raise UserError(
-            f"{file.path} has nothing for this network: its layers are {some(file.layers)}, ours {some(leaves(ours))}"
-        )
-    refuse_halves(file, ours, state)
-    found = {key.rpartition(".")[0] for key in state}
-    if 2 * len(found) < min(len(file.layers), len(ours)):
-        raise UserError(
-            f"{file.path} is of another network: {len(found)} of its {len(file.layers)} layers ({some(sorted(found))}) "
-            f"are called as one of our {len(ours)}"
-        )
+        found = some([last(path) for path in ours])
+        raise UserError(f"{file.path} has nothing for this network: its layers are {some(list(file.layers))}, ours {found}")
+    refuse_parts(file, net, ours, state, unplaced)
     fixed = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     for path, kinds in ours.items():
         report.missing += [
@@ -98,6 +101,37 @@ def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dic
             if f"{path}.{kind}" not in state.keys() | fixed and kind != "num_batches_tracked"
         ]
     return state, report
+
+
+def channel_order(file: Weights, layer: str, original: str, path: str) -> str:
+    """Caffe's images are BGR, and so are arrays under Caffe's names; torchvision's and ours are RGB.
+
+    Raises:
+        UserError: The names are Caffe's, but the file is torch's: it may have been turned around, or not.
+    """
+    if file.kind == "caffe":
+        return "bgr"
+    if layer == path or layer != original or "layer1.0.conv1" in file.layers or file.mean:
+        return "rgb"
+    if file.kind == "npz":
+        return "bgr"
+    raise UserError(
+        f"{file.path} has Caffe's names in a file of torch, and does not say whether {original} takes BGR or RGB: "
+        "say so with dilated-seg port --channels"
+    )
+
+
+def single(file: Weights, name: str, tensor: Tensor, how: str) -> tuple[Tensor, str]:
+    """The tensor in single precision.
+
+    Raises:
+        UserError: It holds other things than finite real numbers.
+    """
+    if not tensor.is_floating_point():
+        raise UserError(f"{file.path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, which no weight is")
+    if not tensor.isfinite().all():
+        raise UserError(f"{file.path} holds numbers in {name or 'a layer'} that are not finite")
+    return tensor.float(), how if tensor.dtype == torch.float32 else f"{how}, from {tensor.dtype}".removeprefix(", ")
 
 
 def parts(net: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -109,14 +143,8 @@ def parts(net: nn.Module) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def leaves(ours: dict[str, dict[str, Tensor]]) -> list[str]:
-    """The layers' names without where they lie."""
-    return [path.rpartition(".")[2] for path in ours]
-
-
-def some(names: Sequence[str] | dict[str, dict[str, Tensor]]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few of many names."""
-    names = list(names)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
@@ -142,9 +170,14 @@ def match(layer: str, ours: dict[str, dict[str, Tensor]]) -> str | None:
     return None
 
 
-def by_kind(layer: nn.Module, tensors: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def by_kind(
+    file: Weights, layer: nn.Module, tensors: dict[str, Tensor], names: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Caffe's numbered blobs as weight and bias. Batch norm has scale and shift, its statistics after them or folded in."""
     order = {"0": "weight", "1": "bias", "2": "running_mean", "3": "running_var"}
+    kinds = [order.get(kind, kind) for kind in tensors]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(f"{file.path} has two tensors for one part of a layer: {' and '.join(names.values())}")
     tensors = {order.get(kind, kind): tensor for kind, tensor in tensors.items()}
     names = {order.get(kind, kind): name for kind, name in names.items()}
     if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats and "running_mean" not in tensors:
@@ -179,13 +212,56 @@ def large_field_of_view(tensor: Tensor, target: torch.Size) -> tuple[Tensor | No
     return None, ""
 
 
-def refuse_halves(file: Weights, ours: dict[str, dict[str, Tensor]], state: dict[str, Tensor]) -> None:
-    """A layer comes whole or not at all."""
+# Layers of encoders: beside those of ours that a file has, it must have no others.
+ENCODERS = r"(conv|bn)\d+(_\d+)?(_bn)?|features\.\d+|layer\d\..*|(res|bn|scale)\d[a-z].*|(bn|scale)_conv\d"
+
+
+def refuse_parts(
+    file: Weights, net: nn.Module, ours: dict[str, dict[str, Tensor]], state: dict[str, Tensor], unplaced: list[str]
+) -> None:
+    """A layer, an encoder and a context module come whole or not at all; fixed scales belong to weights trained with them."""
     for path, kinds in ours.items():
         there = [kind for kind in kinds if f"{path}.{kind}" in state]
         lacking = [kind for kind in kinds if f"{path}.{kind}" not in state and kind != "num_batches_tracked"]
         if there and lacking:
             raise UserError(f"{file.path} has half of layer {path}: {there[0]} is there, {lacking[0]} is missing")
+    for group, foreign in wholes(net):
+        there = [path for path in group if f"{path}.weight" in state]
+        lacking = [path for path in group if path not in there]
+        if there and lacking:
+            raise UserError(f"{file.path} has {there[0]} and no {lacking[0]}: it is of another network, or only part of one")
+        beside = [layer for layer in unplaced if there and re.fullmatch(foreign, layer)]
+        if beside:
+            raise UserError(
+                f"{file.path} has {beside[0]} beside {there[0]}, for which this network has no place: it is another's"
+            )
+    scaled = [any(name.startswith("scale_pool") for name in layers) for layers in (map(last, ours), file.layers)]
+    if scaled[0] != scaled[1] and any(last(key.rpartition(".")[0]).startswith("score_pool") for key in state):
+        raise UserError(f"{file.path} was trained {'with' if scaled[1] else 'without'} fixed scales: say at_once={scaled[1]}")
+
+
+def wholes(net: nn.Module) -> list[tuple[list[str], str]]:
+    """Convolutions that make sense only together, and what layers beside them in a file would belong to the same part."""
+
+    def convolutions(part: nn.Module, prefix: str) -> list[str]:
+        kinds = nn.Conv2d | nn.ConvTranspose2d
+        return [f"{prefix}.{n}".strip(".") for n, layer in part.named_modules() if isinstance(layer, kinds)]
+
+    found = []
+    for name, part in net.named_modules():
+        if isinstance(part, vgg.Encoder | resnet.Encoder):
+            found.append((convolutions(part, name), ENCODERS))
+        elif isinstance(part, ContextModule):
+            found.append((convolutions(part, name), "ctx?_.*"))
+    if not found:  # no encoder apart: all but the scores
+        heads = ("score", "classifier")
+        found.append(([path for path in convolutions(net, "") if not any(h in last(path) for h in heads)], ENCODERS))
+    return found
+
+
+def last(path: str) -> str:
+    """A layer's name without where it lies."""
+    return path.rpartition(".")[2]
 
 
 def renamed(layers: dict[str, dict[str, Tensor]]) -> dict[str, tuple[str, dict[str, Tensor]]]:

@@ -9,20 +9,7 @@ import torch
 from torch import nn
 
 from dilated_seg import UserError
-from dilated_seg.models import (
-    FCN,
-    DeconvNet,
-    DeepLabV1,
-    DilatedNet,
-    FCDenseNet,
-    FCNAlexNet,
-    FrontEnd,
-    SegNet,
-    SegNetBasic,
-    dilatednet,
-    resnet,
-    vgg,
-)
+from dilated_seg.models import FCNAlexNet, resnet, vgg
 from dilated_seg.weights.files import Weights
 
 RGB = tuple[float, float, float]
@@ -32,17 +19,17 @@ VGG_MEAN: RGB = (123.68, 116.779, 103.939)  # VGG's authors'; Caffe's weights, a
 ONE: RGB = (1.0, 1.0, 1.0)
 TORCHVISION: tuple[RGB, RGB] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
-# What the released networks subtract: by class, and DilatedNet's by data set, told by classes and context layers.
+# What the released networks subtract, by layers that only they have, the first that is found; DilatedNet's by data set.
 ILSVRC: RGB = (122.67892, 116.66877, 104.00699)
-RELEASED: dict[type[nn.Module], tuple[RGB, RGB]] = {
-    FCN: (ILSVRC, ONE),
-    FCNAlexNet: (ILSVRC, ONE),
-    DeconvNet: (ILSVRC, ONE),
-    DeepLabV1: ((122.675, 116.669, 104.008), ONE),
-    SegNet: ((0.0, 0.0, 0.0), ONE),
-    SegNetBasic: ((0.0, 0.0, 0.0), ONE),
-    FCDenseNet: ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
-}
+NOTHING: RGB = (0.0, 0.0, 0.0)
+RELEASED = (
+    (r"conv1(_1)?_bn", NOTHING),  # SegNet
+    (r"bnfc6", ILSVRC),  # DeconvNet
+    (r"score[_-]fr|upscore.*", ILSVRC),  # FCN
+    (r"fc8_.*", (122.675, 116.669, 104.008)),  # DeepLab
+    (r"conv1_1", VGG_MEAN),  # VGG-16, fully convolutional or not
+    (r"conv1", ILSVRC),  # CaffeNet
+)
 DILATED: dict[tuple[int, int], RGB] = {
     (21, 8): (116.52, 111.36, 102.93),  # VOC
     (11, 8): (105.41212523, 108.77808759, 110.70313206),  # CamVid
@@ -51,40 +38,42 @@ DILATED: dict[tuple[int, int], RGB] = {
 }
 
 
-def normalisation(file: Weights, net: nn.Module, start: bool) -> tuple[RGB | None, RGB | None]:
-    """What the weights expect to be subtracted from the image and to divide it by; None where nobody knows.
+def normalisation(file: Weights) -> tuple[RGB | None, RGB | None]:
+    """What the weights expect to be subtracted from the image and to divide it by, told by what is in the file.
 
-    Args:
-        file: The weights.
-        net: The network they are put into.
-        start: Whether they are a classifier's to start from, and not all that the network has.
+    None where nobody wrote it down.
     """
     if file.mean and file.std:
         return file.mean, file.std
-    if file.kind == "torch":
-        torchvision = any(name.startswith("features.") for name in file.layers) or "layer1.0.conv1" in file.layers
-        classifier = [tensor for name, part in file.layers.items() if name.startswith("classifier") for tensor in part.values()]
-        features = "features.0" in file.layers and all(bool(tensor.isnan().all()) for tensor in classifier)
-        if features:  # the convolutions of VGG's authors
-            return VGG_MEAN, ONE
-        return TORCHVISION if torchvision else (None, None)
-    if file.kind == "safetensors":
+    if file.kind in ("torch", "safetensors"):
+        return torchvisions(file)
+    if any("." in name for name in file.layers):  # ours: the authors' names have no path
         return None, None
-    if start:  # a classifier's weights
-        return (VGG_MEAN if "conv1_1" in file.layers else ILSVRC), ONE
-    if isinstance(net, DilatedNet | FrontEnd):
-        return dilated_mean(net), ONE
-    return RELEASED.get(type(net), (None, None))
+    if dilated := released_dilatednet(file):
+        return dilated, ONE
+    for pattern, mean in RELEASED:
+        if any(re.fullmatch(pattern, name) for name in file.layers):
+            return mean, ONE
+    return None, None
 
 
-def dilated_mean(net: DilatedNet | FrontEnd) -> RGB | None:
-    """The mean of the data set that this DilatedNet was released for."""
-    front_end = net.front_end if isinstance(net, DilatedNet) else net
-    context = net.context if isinstance(net, DilatedNet) else None
-    layers = (
-        sum(isinstance(layer, nn.Conv2d) for layer in context.modules()) if isinstance(context, dilatednet.ContextModule) else 8
-    )
-    return DILATED.get((front_end.final.out_channels, layers))
+def torchvisions(file: Weights) -> tuple[RGB | None, RGB | None]:
+    """Of torchvision's own files; VGG's original convolutions have a classifier of nothing but NaN there."""
+    classifier = [tensor for name, part in file.layers.items() if name.startswith("classifier.") for tensor in part.values()]
+    if "features.0" in file.layers and classifier:
+        return (VGG_MEAN, ONE) if all(bool(tensor.isnan().all()) for tensor in classifier) else TORCHVISION
+    return TORCHVISION if "layer1.0.conv1" in file.layers else (None, None)
+
+
+def released_dilatednet(file: Weights) -> RGB | None:
+    """The mean of the data set whose classes and context layers a DilatedNet has; a front end alone has no layers to count."""
+    final = file.layers.get("fc-final") or file.layers.get("final")
+    if not final:
+        return None
+    classes = next((n for n in next(iter(final.values())).shape if n > 1), 0)
+    layers = sum(bool(re.match("ctx?_", name)) and "upsample" not in name for name in file.layers)
+    known = [mean for (c, n), mean in DILATED.items() if c == classes and layers in (0, n)]
+    return known[0] if len(known) == 1 else None
 
 
 def imagenet(net: nn.Module) -> Path:

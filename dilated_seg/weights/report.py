@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from dilated_seg.weights.fit import Report, some
@@ -16,12 +18,14 @@ def show(report: Report) -> None:
     for heading in ("in the file", "shape", "in the network", "what was done"):
         table.add_column(heading, no_wrap=True)
     for name, size, ours, how in report.taken:
-        table.add_row(name, "x".join(map(str, size)), ours, how)
+        table.add_row(escape(name), "x".join(map(str, size)), ours, how)
     for name, size in report.left_over:
-        table.add_row(name, "x".join(map(str, size)), "[yellow]left over[/]", "")
+        table.add_row(escape(name), "x".join(map(str, size)), "[yellow]left over[/]", "")
     for name, size in report.missing:
         table.add_row("[yellow]missing[/]", "x".join(map(str, size)), name, "keeps its start")
-    Console(width=max(Console().width, 130)).print(table)
+    console = Console()
+    width = Measurement.get(console, console.options.update(width=1000), table).maximum
+    Console(width=max(console.width, width)).print(table)
 
 
 def summary(report: Report) -> str:
