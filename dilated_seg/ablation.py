@@ -151,8 +151,9 @@ def check(ablation: Ablation) -> None:
             raise UserError(f"{one.name} asks for several devices, but ablate trains on one: set trainer.devices to 1")
         if resolve.data not in looked_at:
             looked_at.append(resolve.data)
-            for split in ("train", "val", ablation.split):
-                resolve.dataset().split(split)
+            data = resolve.dataset()
+            for split in (data.train_split, "val", ablation.split):
+                data.split(split)
 
 
 def finished(one: Run, ablation: Ablation) -> bool:

@@ -243,7 +243,9 @@ class Gallery(Callback):
         for i, name in enumerate(batch["id"]):
             index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
             if name and index in wanted:
-                self._keep(trainer, name, batch["image"][i], batch["mask"][i], outputs["prediction"][i])
+                height, width = batch["size"][i]
+                maps = (batch["image"][i], batch["mask"][i], outputs["prediction"][i])
+                self._keep(trainer, name, *(m[..., :height, :width] for m in maps))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -279,9 +281,10 @@ class PredictionWriter(Callback):
     ) -> None:
         folder = Path(trainer.default_root_dir) / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, prediction in zip(batch["id"], outputs, strict=True):
+        for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
-                save_mask(folder / f"{name}.png", prediction, trainer.datamodule.palette)  # type: ignore[attr-defined]
+                palette = trainer.datamodule.palette  # type: ignore[attr-defined]
+                save_mask(folder / f"{name}.png", prediction[:height, :width], palette)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

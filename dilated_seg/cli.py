@@ -194,8 +194,10 @@ class CLI(LightningCLI):
         """Look at the data before anything starts; a checkpoint needs none of the weights it once started from."""
         if self._get(self.config_init, "ckpt_path"):
             self.model.started = True
-        for split in {"fit": ("train", "val"), "test": ("test",)}.get(str(self.subcommand), ("val",)):
-            self.datamodule.split(split)
+        dataset = self.datamodule
+        splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
+        for split in splits.get(str(self.subcommand), ("val",)):
+            dataset.split(split)
 
     before_validate = before_test = before_predict = before_fit
 

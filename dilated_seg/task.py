@@ -1,6 +1,6 @@
 """The task: a network, its loss, its metrics and its optimiser, on any dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -137,12 +137,27 @@ class SegmentationTask(LightningModule):
                     "or set trainer.gradient_clip_val"
                 )
 
+    def each_size(self, batch: dict[str, Any]) -> Iterator[tuple[tuple[slice, slice, slice], Logits]]:
+        """The logits of a batch and where in it they belong: of all images at once, or one by one if they are padded.
+
+        What stands beside a smaller image in its batch must not change what the network says of it.
+        """
+        sizes = batch.get("size") or [tuple(batch["mask"].shape[-2:])]
+        if len(set(sizes)) == 1:
+            height, width = sizes[0]
+            yield (slice(None), slice(height), slice(width)), self(batch["image"])
+            return
+        for i, (height, width) in enumerate(sizes):
+            here = slice(i, i + 1), slice(height), slice(width)
+            yield here, self(batch["image"][i : i + 1, :, :height, :width])
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Count a batch; gives its ``matrices`` of confusion (B, C, C) and ``prediction`` (B, H, W)."""
-        logits = self(batch["image"])
-        total, valid = self.loss_sum(logits, batch["mask"])
-        self.mean_loss.update(total / valid.clamp(min=1), weight=valid)
-        prediction = predict(logits)
+        prediction = torch.zeros_like(batch["mask"], dtype=torch.long)
+        for here, logits in self.each_size(batch):
+            total, valid = self.loss_sum(logits, batch["mask"][here])
+            self.mean_loss.update(total / valid.clamp(min=1), weight=valid)
+            prediction[here] = predict(logits)
         self.metrics.update(prediction, batch["mask"])
         return {"matrices": self.metrics.images, "prediction": prediction}
 
@@ -176,7 +191,10 @@ class SegmentationTask(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Class ids (B, H, W), uint8."""
-        return predict(self(batch["image"])).to(torch.uint8)
+        prediction = torch.zeros_like(batch["mask"], dtype=torch.uint8)
+        for here, logits in self.each_size(batch):
+            prediction[here] = predict(logits).to(torch.uint8)
+        return prediction
 
     def _log_scores(self, split: str) -> None:
         values = self.metrics.compute()

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from dilated_seg import UserError
 from dilated_seg.data import CamVid, Shapes
-from dilated_seg.data.base import Images, collate
+from dilated_seg.data.base import Images, stack
 from dilated_seg.data.files import read_image
 from dilated_seg.data.order import EvaluationOrder, TrainingOrder
 from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
@@ -260,8 +260,8 @@ def test_a_padding_image_is_void():
 
 def test_unequal_sizes_in_a_batch_are_refused_with_the_remedy():
     samples = [Shapes(size=size).split("val")[0] for size in ((8, 8), (8, 9))]
-    with pytest.raises(UserError, match="eval_batch_size=1"):
-        collate(samples)
+    with pytest.raises(UserError, match=r"set data\.crop_size, or data\.batch_size=1"):
+        stack(samples)
 
 
 def test_a_split_smaller_than_a_batch_is_refused():

@@ -10,6 +10,7 @@ from torch import nn
 from dilated_seg import UserError
 from dilated_seg.callbacks import Freeze, SeedEveryStep
 from dilated_seg.data import Shapes
+from dilated_seg.data.base import pad
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 
@@ -292,3 +293,28 @@ def test_nothing_stays_frozen_after_the_fit_it_was_asked_for():
 def test_freezing_no_layer_is_refused():
     with pytest.raises(UserError, match="at least one"):
         Freeze([])
+
+
+def test_what_stands_beside_a_smaller_image_changes_nothing():
+    torch.manual_seed(0)
+    task = tiny().eval()
+    nn.init.normal_(task.net.front_end.final.weight, std=0.5)
+    sizes = [(24, 40), (37, 21), (24, 40), (9, 50)]
+    samples = [
+        {
+            "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8),
+            "mask": torch.randint(0, 8, size, dtype=torch.uint8),
+            "id": str(i),
+        }
+        for i, size in enumerate(sizes)
+    ]
+    with torch.no_grad():
+        together = task.validation_step(pad(samples), 0)
+        loss = task.mean_loss.compute()
+        task.mean_loss.reset()
+        alone = [task.validation_step(pad([sample]), 0) for sample in samples]
+    assert torch.equal(together["matrices"], torch.cat([one["matrices"] for one in alone]))
+    for one, prediction, (height, width) in zip(alone, together["prediction"], sizes, strict=True):
+        assert torch.equal(prediction[:height, :width], one["prediction"][0])
+    torch.testing.assert_close(loss, task.mean_loss.compute())
+    assert int(together["matrices"].sum()) == sum(height * width for height, width in sizes)

@@ -2,6 +2,9 @@
 
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.camvid import CamVid
+from dilated_seg.data.cityscapes import Cityscapes
+from dilated_seg.data.folder import Folder
 from dilated_seg.data.shapes import Shapes
+from dilated_seg.data.voc import VOC
 
-__all__ = ["CamVid", "SegmentationDataModule", "Shapes"]
+__all__ = ["VOC", "CamVid", "Cityscapes", "Folder", "SegmentationDataModule", "Shapes"]

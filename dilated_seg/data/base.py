@@ -1,9 +1,10 @@
 """What every dataset shares: splits, batches, and the hooks that Lightning calls for them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -11,15 +12,8 @@ from torchvision import tv_tensors
 
 from dilated_seg import UserError
 from dilated_seg.data import transforms
+from dilated_seg.data.files import Sample
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, mix, run_seed
-
-
-class Sample(TypedDict):
-    """One image: uint8 RGB (3, H, W), its mask of class ids (H, W), and the name it goes by."""
-
-    image: Tensor
-    mask: Tensor
-    id: str
 
 
 @runtime_checkable
@@ -34,7 +28,9 @@ class Split(Protocol):
 class SegmentationDataModule(LightningDataModule):
     """A dataset: its facts as class attributes, its splits by ``split(name)``, its batches by Lightning's hooks.
 
-    A batch is ``{"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W), "id": [str]}``.
+    A batch is ``{"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W), "id": [str], "size": [(int, int)]}``. In evaluation,
+    images smaller than the largest of their batch are padded at the right and bottom, their masks with ``ignore_index``;
+    ``size`` says where they end, and the task looks at each up to there.
 
     Args:
         batch_size: Images a process takes in one training step.
@@ -44,8 +40,10 @@ class SegmentationDataModule(LightningDataModule):
         jitter: Training images change brightness, contrast and saturation by up to this fraction.
         eval_batch_size: Images evaluated at once; changes speed and memory, never a number.
         num_workers: Processes that read images beside the training one.
+        predict_split: What ``predict`` predicts; it needs no labels.
     """
 
+    train_split = "train"
     classes: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
     ignore_index = 255
@@ -59,6 +57,7 @@ class SegmentationDataModule(LightningDataModule):
         jitter: float = 0.0,
         eval_batch_size: int = 1,
         num_workers: int = 0,
+        predict_split: str = "val",
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -69,6 +68,7 @@ class SegmentationDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.predict_split = predict_split
         self.augment = transforms.training(crop_size, scale, flip, jitter, self.ignore_index)
 
     @property
@@ -81,9 +81,9 @@ class SegmentationDataModule(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define split()")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        images = Images(self.split("train"), self.augment, run_seed())
+        images = Images(self.split(self.train_split), self.augment, run_seed())
         order = TrainingOrder(len(images), self.batch_size, run_seed(), self._rank, self._world, self._batches_done)
-        return self._loader(images, order)
+        return self._loader(images, order, stack)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation("val")
@@ -92,15 +92,20 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation("val")
+        return self._evaluation(self.predict_split, labelled=False)
 
-    def _evaluation(self, name: str) -> DataLoader[Any]:
-        images = Images(self.split(name))
-        if not len(images):
+    def _evaluation(self, name: str, labelled: bool = True) -> DataLoader[Any]:
+        split = self.split(name)
+        if not len(split):
             raise UserError(f"{type(self).__name__} has no images in its split '{name}': there is nothing to evaluate")
-        return self._loader(images, EvaluationOrder(len(images), self.eval_batch_size, self._rank, self._world))
+        if labelled and not getattr(split, "labelled", True):
+            raise UserError(
+                f"{type(self).__name__} has no labels for its split '{name}', so it cannot be scored here: "
+                f"predict it (predict --data.init_args.predict_split {name})"
+            )
+        return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, self._rank, self._world), pad)
 
-    def _loader(self, images: "Images", order: Sampler[list[Key]]) -> DataLoader[Any]:
+    def _loader(self, images: "Images", order: Sampler[list[Key]], collate: Callable[..., Any]) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
         return DataLoader(
             images,
@@ -147,17 +152,31 @@ class Images(Dataset[Sample]):
         return Sample(image=image.as_subclass(Tensor), mask=mask.as_subclass(Tensor), id=sample["id"])
 
 
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Stack samples of equal size into a batch."""
+def stack(samples: list[Sample]) -> dict[str, Any]:
+    """Samples of equal size as a batch.
+
+    Raises:
+        UserError: Their sizes differ.
+    """
     sizes = {tuple(sample["mask"].shape) for sample in samples}
     if len(sizes) > 1:
         (h1, w1), (h2, w2) = sorted(sizes)[:2]
         raise UserError(
-            f"images of {h1} x {w1} and {h2} x {w2} are in one batch: "
-            "set data.crop_size for training and data.eval_batch_size=1 for evaluation"
+            f"images of {h1} x {w1} and {h2} x {w2} are in one training batch: set data.crop_size, or data.batch_size=1"
         )
+    return pad(samples)
+
+
+def pad(samples: list[Sample], ignore_index: int = 255) -> dict[str, Any]:
+    """Samples as a batch of the largest one's size, the others with nothing at their right and bottom, ignored there."""
+    sizes = [(int(sample["mask"].shape[0]), int(sample["mask"].shape[1])) for sample in samples]
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    borders = [(0, width - w, 0, height - h) for h, w in sizes]
     return {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "mask": torch.stack([sample["mask"] for sample in samples]),
+        "image": torch.stack([F.pad(sample["image"], border) for sample, border in zip(samples, borders, strict=True)]),
+        "mask": torch.stack(
+            [F.pad(sample["mask"], border, value=ignore_index) for sample, border in zip(samples, borders, strict=True)]
+        ),
         "id": [sample["id"] for sample in samples],
+        "size": sizes,
     }

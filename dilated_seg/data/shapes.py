@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from dilated_seg import UserError
-from dilated_seg.data.base import Sample, SegmentationDataModule
+from dilated_seg.data.base import SegmentationDataModule
+from dilated_seg.data.files import Sample
 
 # The first eight classes, in this order; further ones are more dots, wires and stars in other colours.
 CLASSES = ("background", "dot", "wire", "star", "sun", "moon", "day hill", "night hill")

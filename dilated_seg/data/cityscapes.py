@@ -1,0 +1,91 @@
+"""Cityscapes: street scenes of 50 cities, 1024 x 2048."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dilated_seg import UserError
+from dilated_seg.data.base import SegmentationDataModule
+from dilated_seg.data.files import Pairs, read_mask
+from dilated_seg.data.transforms import UNKNOWN
+
+# The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+LAST = 33  # the highest label id; the others up to it are ignored
+
+VALUES = torch.tensor([255] * (LAST + 1) + [UNKNOWN] * (255 - LAST), dtype=torch.uint8)
+VALUES[list(LABEL_IDS)] = torch.arange(19, dtype=torch.uint8)
+
+SPLITS = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
+
+
+class Cityscapes(SegmentationDataModule):
+    """Cityscapes: 2975 training, 500 validation and 1525 test images with fine labels in 19 classes.
+
+    Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.  The folder holds
+    ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``; label ids become class ids as
+    they are read, the rest is ignored. The test split's labels are dummies: it can be predicted, not scored.
+
+    Args:
+        root: The folder; None takes the environment variable DILATED_SEG_CITYSCAPES.
+        labels: Fine, or the coarse ones that train, val and train_extra have.
+        train_split: "train", or "train_extra", 19998 more images that have coarse labels only.
+        options: See SegmentationDataModule.
+    """
+
+    classes = (
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+        "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    )  # fmt: skip
+    palette = (
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+        (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        root: str | None = None,
+        labels: Literal["gtFine", "gtCoarse"] = "gtFine",
+        train_split: Literal["train", "train_extra"] = "train",
+        **options: Any,  # noqa: ANN401 - jsonargparse reads the base's types
+    ) -> None:
+        super().__init__(**options)
+        self.root, self.labels, self.train_split = root, labels, train_split
+
+    def split(self, name: str) -> Pairs:
+        """The images of "train", "val", "test" or "train_extra", in the order of city and frame.
+
+        Raises:
+            UserError: A folder is missing, an image has no label, a label no image, or sizes differ.
+        """
+        root = self.root or os.environ.get("DILATED_SEG_CITYSCAPES")
+        if not root:
+            raise UserError("Cityscapes' folder is not named: set the environment variable DILATED_SEG_CITYSCAPES or data.root")
+        if name not in SPLITS:
+            raise UserError(f"Cityscapes has no split '{name}': choose one of {', '.join(SPLITS)}")
+        kind = "gtCoarse" if name == "train_extra" else self.labels
+        images = frames(Path(root) / "leftImg8bit" / name, "_leftImg8bit.png")
+        labels = frames(Path(root) / kind / name, f"_{kind}_labelIds.png") if name != "test" else {}
+        if name != "test":
+            for missing, files, other in ((images.keys() - labels, images, "label"), (labels.keys() - images, labels, "image")):
+                if missing:
+                    raise UserError(f"{files[min(missing)]} has no {other}: add it or remove its partner")
+        pairs = [(frame, path, labels.get(frame)) for frame, path in images.items()]
+        return Pairs(pairs, partial(read_mask, classes=VALUES)).check()
+
+
+def frames(folder: Path, ending: str) -> dict[str, Path]:
+    """The files of all cities by "CITY_SEQUENCE_FRAME", in that order.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
+        )
+    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"), key=lambda path: path.name)}

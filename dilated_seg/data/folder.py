@@ -1,0 +1,102 @@
+"""A folder of the user's own images and masks."""
+
+import colorsys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dilated_seg import UserError
+from dilated_seg.data.base import SegmentationDataModule
+from dilated_seg.data.files import Pairs, names, partners, read_mask
+from dilated_seg.data.transforms import UNKNOWN
+
+
+class Folder(SegmentationDataModule):
+    """Your own data: ``images/NAME.jpg`` (or .png) with ``masks/NAME.png``, and ``classes.yaml``.
+
+    A mask's value is the class id, in the order of the classes; 255, or what ``ignore`` says, is ignored. The file reads::
+
+        classes: [background, road, car]
+        palette: [[0, 0, 0], [128, 64, 128], [0, 0, 142]]   # optional
+        ignore: [255]                                       # optional: values of the masks that count nowhere
+
+    The splits are the lists ``train.txt``, ``val.txt`` and ``test.txt``, a name a line; or folders of these names, each with
+    images/ and masks/.
+
+    Args:
+        root: The folder.
+        options: See SegmentationDataModule.
+
+    Raises:
+        UserError: There is no classes.yaml, or it is not as above.
+    """
+
+    def __init__(self, root: str, **options: Any) -> None:  # noqa: ANN401 - jsonargparse reads the base's types
+        super().__init__(**options)
+        self.root = Path(root)
+        facts = read_facts(self.root / "classes.yaml")
+        self.classes = tuple(map(str, facts["classes"]))
+        self.palette = tuple(tuple(colour) for colour in facts.get("palette") or colours(len(self.classes)))
+        self.values = torch.full((256,), UNKNOWN, dtype=torch.uint8)
+        self.values[: len(self.classes)] = torch.arange(len(self.classes), dtype=torch.uint8)
+        self.values[facts.get("ignore", [255])] = 255
+
+    def split(self, name: str) -> Pairs:
+        """The images of "train", "val" or "test".
+
+        Raises:
+            UserError: The split, an image or a mask is missing, or sizes differ.
+        """
+
+        def read(path: Path) -> torch.Tensor:
+            return read_mask(path, self.values)
+
+        if (self.root / name).is_dir():
+            return Pairs(partners(self.root / name / "images", self.root / name / "masks"), read).check()
+        listed = names(self.root / f"{name}.txt")
+        pairs = {pair[0]: pair for pair in partners(self.root / "images", self.root / "masks")}
+        if unknown := [stem for stem in listed if Path(stem).stem not in pairs]:
+            raise UserError(f"{self.root / name}.txt names {unknown[0]}, which is not in {self.root / 'images'}")
+        return Pairs([pairs[Path(stem).stem] for stem in listed], read).check()
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What classes.yaml says.
+
+    Raises:
+        UserError: The file is missing or says something else.
+    """
+    try:
+        facts = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; it should say classes: [background, ...]") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("classes"), list) or not 2 <= len(facts["classes"]) <= 250:
+        raise UserError(f"{path} should say classes: [background, ...], from 2 to 250 of them")
+    if unknown := facts.keys() - {"classes", "palette", "ignore"}:
+        raise UserError(f"{path} has the unknown key '{min(map(str, unknown))}': classes, palette and ignore are known")
+    if len(set(map(str, facts["classes"]))) < len(facts["classes"]):
+        raise UserError(f"{path} names a class twice")
+    byte = range(256)
+    palette, ignore = facts.get("palette"), facts.get("ignore", [255])
+    if palette and not (
+        isinstance(palette, list)
+        and len(palette) == len(facts["classes"])
+        and all(isinstance(c, list) and len(c) == 3 and all(v in byte for v in c) for c in palette)
+    ):
+        raise UserError(
+            f"{path}: palette should give [red, green, blue] (0 to 255) for each of {len(facts['classes'])} classes"
+        )
+    if not isinstance(ignore, list) or not all(type(v) is int and v in byte and v >= len(facts["classes"]) for v in ignore):
+        raise UserError(f"{path}: ignore should list values of the masks from {len(facts['classes'])} to 255, such as [255]")
+    return facts
+
+
+def colours(classes: int) -> list[list[int]]:
+    """Colours as different as a circle has room for; black for the first class."""
+    return [[0, 0, 0]] + [
+        [round(255 * v) for v in colorsys.hsv_to_rgb(k / (classes - 1), 0.75, 0.9)] for k in range(classes - 1)
+    ]
