@@ -133,11 +133,14 @@ def port(args: list[str]) -> int:
         "--mean", nargs=3, type=float, metavar=("R", "G", "B"), help="what that network subtracts from the image (0 to 255)"
     )
     parser.add_argument("--std", nargs=3, type=float, metavar=("R", "G", "B"), help="what it then divides by")
+    parser.add_argument("--without", nargs="+", default=(), metavar="LAYER", help="layers or parts that are to start anew")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     options = parser.parse_args(args)
     from dilated_seg import weights
 
-    weights.port(options.file, options.net, options.out, options.channels, options.mean, options.std, options.overwrite)
+    weights.port(
+        options.file, options.net, options.out, options.channels, options.mean, options.std, options.overwrite, options.without
+    )
     return 0
 
 

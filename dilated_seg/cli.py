@@ -197,7 +197,7 @@ class CLI(LightningCLI):
         dataset = self.datamodule
         splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
         for split in splits.get(str(self.subcommand), ("val",)):
-            dataset.split(split)
+            dataset.opened(split)
 
     before_validate = before_test = before_predict = before_fit
 

@@ -18,19 +18,25 @@ def confusion_matrices(prediction: Mask, mask: Mask, num_classes: int, ignore_in
     Raises:
         ValueError: A mask holds a value that is neither a class nor ``ignore_index``, or a prediction no class.
     """
-    ignored = mask == ignore_index
-    for name, values, wrong in (
-        ("mask", mask, ((mask < 0) | (mask >= num_classes)) & ~ignored),
-        ("prediction", prediction, (prediction < 0) | (prediction >= num_classes)),
-    ):
-        if wrong.any():
-            raise ValueError(f"a {name} holds {int(values[wrong][0])}, which is none of {num_classes} classes")
-    images, rows = len(mask), num_classes + 1  # one row more takes the ignored pixels
-    truth = torch.where(ignored, num_classes, mask.long())
-    image = torch.arange(images, device=mask.device).view(-1, 1, 1)
-    index = (image * rows + truth) * num_classes + prediction
-    counts = torch.bincount(index.flatten(), minlength=images * rows * num_classes)
-    return counts.view(images, rows, num_classes)[:, :num_classes]
+    if mask.dtype != torch.uint8:
+        outside = ((mask < 0) | (mask > 255)) & (mask != ignore_index)
+        if outside.any():
+            raise ValueError(f"a mask holds {int(mask[outside][0])}, which is none of {num_classes} classes")
+        if not 0 <= ignore_index <= 255:  # a value of its own among those that a byte has
+            mask, ignore_index = torch.where(mask == ignore_index, 255, mask), 255
+    for extreme in prediction.aminmax() if prediction.numel() else ():
+        if not 0 <= extreme < num_classes:
+            raise ValueError(f"a prediction holds {int(extreme)}, which is none of {num_classes} classes")
+    # One count over (value of the mask, class predicted), in the smallest integers that hold it: void and values that should
+    # not be there have rows of their own, so no pass over the pixels is spent on them.
+    kind = torch.int16 if 256 * num_classes < 2**15 else torch.int32
+    index = mask.to(kind) * num_classes + prediction.to(kind)
+    counts = torch.stack([torch.bincount(image.flatten(), minlength=256 * num_classes) for image in index])
+    counts = counts.view(len(mask), 256, num_classes)
+    counts[:, ignore_index] = 0
+    if (wrong := counts[:, num_classes:].sum((0, 2)).nonzero()).numel():
+        raise ValueError(f"a mask holds {int(wrong[0]) + num_classes}, which is none of {num_classes} classes")
+    return counts[:, :num_classes]
 
 
 def scores(matrix: Tensor) -> dict[str, Tensor]:

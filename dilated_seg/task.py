@@ -41,6 +41,7 @@ class SegmentationTask(LightningModule):
         weights: To start from: a file (.safetensors as `port` writes it, .caffemodel, .npz, a torch state dict, a checkpoint),
             or "imagenet", torchvision's for the network's encoder. Layers that it does not have start as they do without.
             On the command line a checkpoint that is evaluated or continued has its own weights instead.
+        weights_without: Layers or parts of the network that ``weights`` is not to fill, such as the scores for other classes.
         mean: Of each channel (RGB, 0 to 255), subtracted from the image; that of ``weights`` if None, or else ImageNet's.
         std: The image is then divided by it; as ``mean``.
     """
@@ -60,6 +61,7 @@ class SegmentationTask(LightningModule):
         lr_factors: dict[str, float] | None = None,
         class_weights: Sequence[float] | None = None,
         weights: str | None = None,
+        weights_without: Sequence[str] = (),
         mean: RGB | None = None,
         std: RGB | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class SegmentationTask(LightningModule):
         factors = torch.tensor(class_weights, dtype=torch.float32) if class_weights is not None else None
         self.register_buffer("class_weights", factors, persistent=False)
         self.weights, self.normalisation, self.started = weights, (mean, std), False
+        self.weights_without = weights_without
         self.register_buffer("mean", torch.tensor(mean or MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std or STD).view(3, 1, 1))
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
@@ -93,7 +96,7 @@ class SegmentationTask(LightningModule):
         if not self.weights or self.started:
             return
         self.started = True
-        report, mean, std = load(self.net, self.weights)
+        report, mean, std = load(self.net, self.weights, self.weights_without)
         if report.on_the_image and None in (mean or self.normalisation[0], std or self.normalisation[1]):
             raise UserError(
                 f"model.weights {self.weights}: nobody wrote down what these weights subtract from the image: "
@@ -142,7 +145,7 @@ class SegmentationTask(LightningModule):
 
         What stands beside a smaller image in its batch must not change what the network says of it.
         """
-        sizes = batch.get("size") or [tuple(batch["mask"].shape[-2:])]
+        sizes = [tuple(size) for size in batch.get("size") or [batch["mask"].shape[-2:]]]
         if len(set(sizes)) == 1:
             height, width = sizes[0]
             yield (slice(None), slice(height), slice(width)), self(batch["image"])

@@ -145,8 +145,8 @@ def damage_bytes(root):
     ("damage", "sentence"),
     [
         (damage_missing_folder, "train is no folder"),
-        (damage_missing_label, "train_2 has no label"),
-        (damage_missing_image, "train_2 has no image"),
+        (damage_missing_label, r"train_2\.png has no label"),
+        (damage_missing_image, r"train_2\.png has no image"),
         (damage_size, "48 x 64 and its label .* is 48 x 60"),
         (damage_value, "holds the value 99"),
         (damage_colours, "^[^ ]*train_2.png has mode RGB"),
@@ -182,6 +182,60 @@ def test_a_turned_photograph_and_its_upright_label_belong_together(camvid):
     Image.new("RGB", (48, 64)).save(camvid / "train" / "train_1.jpg", exif=exif)  # turned, it is 48 high and 64 wide
     sample = CamVid(root=str(camvid)).split("train")[1]
     assert sample["image"].shape[1:] == sample["mask"].shape == (48, 64)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_label_that_lies_on_its_side_with_its_photograph_is_turned_with_it(camvid, orientation):
+    label = np.random.default_rng(0).integers(0, 11, (64, 48), np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.stack([label * 20] * 3, 2)).save(camvid / "train" / "train_2.png", exif=exif)
+    Image.fromarray(label).save(camvid / "trainannot" / "train_2.png")
+    sample = CamVid(root=str(camvid)).split("train")[2]
+    assert sample["mask"].shape == (48, 64)
+    assert torch.equal(sample["mask"] * 20, sample["image"][0])
+
+
+def test_sixteen_bits_are_scaled_and_not_saturated(tmp_path):
+    ramp = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[1].flatten().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_an_image_of_any_mode_becomes_rgb(mode, tmp_path):
+    suffix = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    Image.new(mode, (5, 4)).save(tmp_path / f"a.{suffix}")
+    assert read_image(tmp_path / f"a.{suffix}").shape == (3, 4, 5)
+
+
+def test_an_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (300, 200)).save(tmp_path / "a.png")
+    monkeypatch.setenv("DILATED_SEG_MAX_PIXELS", "59999")
+    with pytest.raises(UserError, match=r"200 x 300 pixels, more than are let in.*DILATED_SEG_MAX_PIXELS"):
+        read_image(tmp_path / "a.png")
+    monkeypatch.setenv("DILATED_SEG_MAX_PIXELS", "60000")
+    assert read_image(tmp_path / "a.png").shape == (3, 200, 300)
+    monkeypatch.setenv("DILATED_SEG_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="should be a number"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damaged_images_are_named_or_read_and_never_crash(suffix, tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / f"a.{suffix}"
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(path)
+    good, refused = path.read_bytes(), 0
+    for trial in range(200):
+        content = bytearray(good)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content if trial % 2 else content[: rng.integers(len(content))])
+        try:
+            read_image(path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"eval_batch_size": 0}, {"num_workers": -1}])

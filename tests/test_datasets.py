@@ -19,7 +19,7 @@ def voc(tmp_path):
 
 @pytest.fixture
 def cityscapes(tmp_path):
-    return trees.cityscapes(tmp_path)
+    return trees.cityscapes(tmp_path / "cityscapes")
 
 
 @pytest.fixture
@@ -87,7 +87,11 @@ def test_label_ids_of_cityscapes_become_train_ids(cityscapes):
 
 
 def test_cityscapes_has_coarse_labels_too_and_keeps_those_of_test_back(cityscapes):
-    assert len(Cityscapes(root=str(cityscapes), labels="gtCoarse").split("val")) == 2
+    Image.new("L", (34, 16), 7).save(cityscapes / "gtCoarse/train/bochum/bochum_000000_000313_gtCoarse_labelIds.png")
+    coarse = Cityscapes(root=str(cityscapes), labels="gtCoarse")
+    assert not coarse.split("train")[2]["mask"].any()
+    (cityscapes / "gtCoarse/val/lindau/lindau_000003_000019_gtCoarse_labelIds.png").unlink()
+    assert len(coarse.split("val")) == 2  # validation is by the fine labels
     assert (Cityscapes(root=str(cityscapes)).split("test")[0]["mask"] == 255).all()
 
 
@@ -120,6 +124,68 @@ def test_your_own_folder_by_lists_and_by_folders(folder, tmp_path):
     Image.new("RGB", (4, 4)).save(folder / "test/images/x.png")
     Image.new("L", (4, 4)).save(folder / "test/masks/x.png")
     assert ids(data.split("test")) == ["x"]
+
+
+def test_a_list_may_name_some_images_with_or_without_suffix_and_with_dots(folder):
+    for name in ("a", "a.v2"):
+        Image.new("RGB", (4, 4)).save(folder / f"images/{name}.png")
+        Image.new("L", (4, 4), name == "a.v2").save(folder / f"masks/{name}.png")
+    (folder / "val.txt").write_bytes(b"\xef\xbb\xbfa.v2\r\n\r\na.png\r\n")
+    split = Folder(root=str(folder)).split("val")
+    assert ids(split) == ["a.v2", "a"]
+    assert split[0]["mask"].all() and not split[1]["mask"].any()
+
+
+def test_images_without_masks_can_be_predicted(folder):
+    for i in range(2):
+        Image.new("RGB", (4, 4 + i)).save(folder / f"images/new {i}.png")
+    (folder / "test.txt").write_text("new 0\nnew 1\n")
+    data = Folder(root=str(folder), predict_split="test", eval_batch_size=2)
+    assert [batch["id"] for batch in data.predict_dataloader()] == [["new 0", "new 1"]]
+    with pytest.raises(UserError, match="no labels"):
+        data.test_dataloader()
+    (folder / "test.txt").write_text("new 0\nphoto 1\n")
+    with pytest.raises(UserError, match=r"new 0\.png has no mask"):
+        data.split("test")
+
+
+def test_a_jpeg_is_no_mask(folder):
+    Image.open(folder / "masks/photo 2.png").save(folder / "masks/photo 2.jpg")
+    (folder / "masks/photo 2.png").unlink()
+    assert not Folder(root=str(folder)).split("val").labelled
+
+
+def test_hidden_files_are_none(voc, cityscapes):
+    (voc / "sbd/dataset/cls/._2007_000004.mat").write_bytes(b"x")
+    assert len(VOC(root=str(voc), sbd=str(voc / "sbd")).split("trainaug")) == 4
+    (cityscapes / "leftImg8bit/val/lindau/._lindau_000003_000019_leftImg8bit.png").write_bytes(b"x")
+    assert len(Cityscapes(root=str(cityscapes)).split("val")) == 2
+
+
+def test_two_files_of_one_name_are_refused(folder):
+    Image.new("RGB", (12, 18)).save(folder / "images/photo 2.png")
+    with pytest.raises(UserError, match="have one name"):
+        Folder(root=str(folder)).split("val")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"", "is empty"), ("photo 2".encode("utf-16"), "is no UTF-8"), (b"photo 2\nphoto 2\n", "names photo 2 twice")],
+)
+def test_a_wrong_list_is_one_sentence(folder, content, sentence):
+    (folder / "val.txt").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        Folder(root=str(folder)).split("val")
+
+
+def test_another_number_of_images_than_published_is_said(voc, capsys):
+    VOC(root=str(voc)).split("val")
+    assert capsys.readouterr().err == "VOC: val has 2 images here, as published 1,449\n"
+
+
+def test_a_split_is_looked_through_once(voc):
+    data = VOC(root=str(voc))
+    assert data.opened("val") is data.opened("val")
 
 
 def test_values_that_your_masks_ignore_are_named_in_classes_yaml(folder):

@@ -69,14 +69,14 @@ def test_a_caffemodel_goes_through_port_bit_for_bit(name, form, packed, tmp_path
 
 
 def test_the_ported_network_sees_in_rgb_what_the_released_one_saw_in_bgr(tmp_path):
-    net = FCN(5, 8, "authors", 1 / 64).eval()
+    net = FCN(21, 8, "authors", 1 / 64).eval()
     blobs, _ = published_blobs("fcn8s_voc", net)
     (tmp_path / "fcn.caffemodel").write_bytes(caffemodel(blobs, "v1"))
     net.load_state_dict({k: torch.from_numpy(v) for k, v in flat(net, blobs).items()})
     picture = torch.randint(0, 256, (1, 3, 60, 70)).float()  # BGR
     with torch.no_grad():
         expected = net(picture - torch.tensor([104.00699, 116.66877, 122.67892]).view(3, 1, 1))
-    ours = FCN(5, 8, "authors", 1 / 64).eval()
+    ours = FCN(21, 8, "authors", 1 / 64).eval()
     report, mean, std = weights.load(ours, tmp_path / "fcn.caffemodel")
     assert not report.missing and std == (1.0, 1.0, 1.0)
     with torch.no_grad():
@@ -163,6 +163,87 @@ def test_a_context_module_of_other_layers_is_refused(tmp_path):
     assert not report.missing and len(report.left_over) == 16
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "ckpt", "npz"])
+@pytest.mark.parametrize("name", list(NARROW))
+def test_every_network_reads_its_own_file(name, suffix, tmp_path):
+    net, again = network(NARROW[name], "cpu"), network(NARROW[name], "cpu")
+    state = {key: value.contiguous() for key, value in net.state_dict().items()}
+    if suffix == "npz":
+        np.savez(tmp_path / "own.npz", **state)
+    elif suffix == "safetensors":
+        save_file(state, tmp_path / "own.safetensors")
+    else:
+        whole = {"state_dict": {f"net.{key}": value for key, value in state.items()}} if suffix == "ckpt" else state
+        torch.save(whole, tmp_path / f"own.{suffix}")
+    report, _, _ = weights.load(again, tmp_path / f"own.{suffix}")
+    assert not report.missing and not report.left_over
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in state.items() if "tracked" not in key)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "sentence"),
+    [
+        ("SegNet(3, width=1/64)", "FCN(3, width=1/64)", "has encoder.stages.0.conv1_1_bn beside"),
+        ("FCN(3, resnet=34, width=1/64)", "FCN(3, resnet=18, width=1/64)", "has encoder.layer1.2.conv1 beside"),
+        ("ContextModule(3)", "ContextModule(3, layers=7)", "has layers.ctx_conv5_1 beside"),
+        ("DilatedNet(3, context_layers=10, width=1/64)", "DilatedNet(3, width=1/64)", "has context.layers.ctx_conv6_1 beside"),
+        ("FCN(3, 8, at_once=True, width=1/64)", "FCN(3, 8, width=1/64)", "say at_once=True"),
+    ],
+)
+def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, tmp_path):
+    torch.save(network(theirs, "cpu").state_dict(), tmp_path / "theirs.pth")
+    with pytest.raises(UserError, match=sentence):
+        weights.load(network(ours, "cpu"), tmp_path / "theirs.pth")
+
+
+@pytest.mark.parametrize(
+    ("call", "without"),
+    [
+        ("FCN({}, 8, width=1/64)", ["score_fr", "score_pool4", "score_pool3"]),
+        ("SegNet({}, width=1/64)", ["conv1_1_D"]),
+        ("DilatedNet({}, width=1/64)", ["final", "context"]),
+    ],
+)
+def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_path):
+    torch.save(network(call.format(5), "cpu").state_dict(), tmp_path / "five.pth")
+    net = network(call.format(3), "cpu")
+    with pytest.raises(UserError, match=r"is to start anew, as for other classes, name it in model\.weights_without"):
+        weights.load(net, tmp_path / "five.pth")
+    report, _, _ = weights.load(net, tmp_path / "five.pth", without)
+    assert report.missing and all(any(w in name for w in without) for name, _ in report.missing)
+
+
+def test_the_release_for_cityscapes_goes_into_the_padded_form_without_its_upsampling(tmp_path):
+    net = network(NARROW["dilation10_cityscapes_basic"], "cpu")
+    (tmp_path / "d.caffemodel").write_bytes(caffemodel(published_blobs("dilation10_cityscapes_basic", net)[0]))
+    report, mean, _ = weights.load(network("DilatedNet(19, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
+    assert [name for name, _ in report.left_over] == ["ctx_upsample/0"] and mean == MEANS["cityscapes"]
+
+
+@pytest.mark.parametrize(("classes", "names"), [(11, {}), (5, {}), (40, {"final": "score_fr"})])
+def test_a_release_of_unknown_data_has_no_mean(classes, names, tmp_path):
+    net = network(f"FrontEnd({classes}, padding=valid, width=1/64)", "cpu")
+    blobs, _ = published_blobs("dilated_frontend_voc", net)
+    layers = {names.get("final", "final") if name == "fc-final" else name: b for name, b in blobs.items()}
+    (tmp_path / "d.caffemodel").write_bytes(caffemodel(layers))
+    target = network(f"FCN({classes}, form=authors, width=1/64)", "cpu") if names else net
+    assert weights.load(target, tmp_path / "d.caffemodel")[1:] == (None, None)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"model": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
+    net = network(TINY, "cpu")
+    torch.save(wrap(net.state_dict()), tmp_path / "wrapped.pth")
+    report, _, _ = weights.load(network(TINY, "cpu"), tmp_path / "wrapped.pth")
+    assert not report.missing and not report.left_over
+
+
+def test_torchvisions_names_alone_prove_nothing(tmp_path):
+    """Files converted from Caffe have them too, and take another image."""
+    torch.save(Vgg(1 / 32).state_dict(), tmp_path / "vgg16_from_caffe.pth")
+    assert weights.load(FCN(4, width=1 / 32), tmp_path / "vgg16_from_caffe.pth")[1:] == (None, None)
+
+
 def test_our_own_arrays_are_rgb_and_come_back_as_they_went(tmp_path):
     net = network(TINY, "cpu")
     np.savez(tmp_path / "own.npz", **net.state_dict())
@@ -227,11 +308,19 @@ class Vgg(nn.Module):
         self.classifier = nn.Sequential(*layers)
 
 
-def test_torchvisions_vgg_classifies_as_the_middle_of_our_convolutions(tmp_path):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """torch's cache of downloads."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    return tmp_path / "hub/checkpoints"
+
+
+def test_torchvisions_vgg_classifies_as_the_middle_of_our_convolutions(cache):
     theirs = Vgg(1 / 32).eval()
-    torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
+    torch.save(theirs.state_dict(), cache / "vgg16-397923af.pth")
     net = FCN(4, width=1 / 32).eval()
-    report, mean, std = weights.load(net, tmp_path / "vgg16.pth")
+    report, mean, std = weights.load(net, "imagenet")
     assert len(report.taken) == 30
     assert [name for name, _ in report.left_over] == ["classifier.6.weight", "classifier.6.bias"]
     assert [name for name, _ in report.missing] == ["score_fr.weight", "score_fr.bias"]
@@ -272,12 +361,12 @@ def test_vgg_with_batch_norm_starts_segnet_and_deconvnet(tmp_path):
         assert torch.equal(getattr(stage, second).running_mean, theirs.features[4].running_mean)
 
 
-def test_features_without_a_classifier_are_the_authors_own(tmp_path):
+def test_features_without_a_classifier_are_the_authors_own(cache):
     state = Vgg(1 / 32).state_dict()
     state = {key: torch.full_like(v, torch.nan) if key.startswith("classifier") else v for key, v in state.items()}
-    torch.save(state, tmp_path / "features.pth")
+    torch.save(state, cache / "vgg16-397923af.pth")
     net = FCN(4, width=1 / 32)
-    report, mean, std = weights.load(net, tmp_path / "features.pth")
+    report, mean, std = weights.load(net, "imagenet")
     assert (mean, std) == ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
     assert "classifier.fc6.weight" in [name for name, _ in report.missing]
     assert "classifier.0.weight" in [name for name, _ in report.left_over]
@@ -285,11 +374,11 @@ def test_features_without_a_classifier_are_the_authors_own(tmp_path):
 
 
 @pytest.mark.parametrize("build", [lambda: FCN(3, 8, resnet=18), lambda: DilatedNet(3, resnet=18)])
-def test_torchvisions_resnet_starts_ours(build, tmp_path):
+def test_torchvisions_resnet_starts_ours(build, cache):
     theirs = torchvision.models.resnet18()
-    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    torch.save(theirs.state_dict(), cache / "resnet18-f37072fd.pth")
     net = build()
-    report, mean, std = weights.load(net, tmp_path / "resnet18.pth")
+    report, mean, std = weights.load(net, "imagenet")
     encoder = net.encoder if isinstance(net, FCN) else net.front_end.encoder
     state = theirs.state_dict()
     assert all(torch.equal(v, state[key]) for key, v in encoder.state_dict().items() if "tracked" not in key)
@@ -316,7 +405,7 @@ def test_torchvisions_alexnet_starts_the_one_tower_form_and_is_refused_by_the_ot
     assert torch.equal(net.layers.conv4.weight, theirs.features["8"].weight)
     assert torch.equal(net.layers.fc6.weight.flatten(1), theirs.classifier["1"].weight)
     assert [name for name, _ in report.missing] == ["score_fr.weight", "score_fr.bias"]
-    with pytest.raises(UserError, match=r"does not fit the network: features.0.weight is 2 x 3 x 11 x 11"):
+    with pytest.raises(UserError, match=r"does not fit the network: features.0.weight is 2 x 3 x 11 x 11 there"):
         weights.load(FCNAlexNet(3, width=1 / 32), tmp_path / "alexnet.pth")
 
 
@@ -395,10 +484,10 @@ WRONG = {
     "truncated": (caffemodel(GOOD)[:-40], "is damaged or no"),
     "no weights": (caffemodel({}), "no layer with weights"),
     "V0": (b"\x12\x06\x0a\x04\x0a\x02ab", "first form"),
-    "an empty blob": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3)), np.ones(0)]}), "conv1_1/1 is 0, but"),
+    "an empty blob": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3)), np.ones(0)]}), "conv1_1/1 is 0 there"),
     "two layers of one name": (caffemodel(GOOD) + caffemodel(GOOD), "two layers named conv1_1"),
-    "another shape": (caffemodel(GOOD | {"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(1)]}), "conv1_1/0 is 2 x 3 x 3 x 3, but"),
-    "another shape twice": (caffemodel({"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}), "; and 1 more"),
+    "another shape": (caffemodel(GOOD | {"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(1)]}), "conv1_1/0 is 2 x 3 x 3 x 3 there"),
+    "another shape twice": (caffemodel({"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}), "(and 1 more)"),
     "half a layer": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3))]}), "half of layer encoder.stages.0.conv1_1"),
     "a part of an encoder": (caffemodel({k: v for k, v in GOOD.items() if k != "conv3_2"}), "no encoder.stages.2.conv3_2"),
     "a misspelt layer": (

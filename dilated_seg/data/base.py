@@ -68,6 +68,7 @@ class SegmentationDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self._opened: dict[str, Split] = {}
         self.predict_split = predict_split
         self.augment = transforms.training(crop_size, scale, flip, jitter, self.ignore_index)
 
@@ -80,8 +81,14 @@ class SegmentationDataModule(LightningDataModule):
         """The images of a split, unaugmented. Each dataset writes this one."""
         raise NotImplementedError(f"{type(self).__name__} must define split()")
 
+    def opened(self, name: str) -> Split:
+        """The split, looked through once: every further call gives the same one."""
+        if name not in self._opened:
+            self._opened[name] = self.split(name)
+        return self._opened[name]
+
     def train_dataloader(self) -> DataLoader[Any]:
-        images = Images(self.split(self.train_split), self.augment, run_seed())
+        images = Images(self.opened(self.train_split), self.augment, run_seed())
         order = TrainingOrder(len(images), self.batch_size, run_seed(), self._rank, self._world, self._batches_done)
         return self._loader(images, order, stack)
 
@@ -95,7 +102,7 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation(self.predict_split, labelled=False)
 
     def _evaluation(self, name: str, labelled: bool = True) -> DataLoader[Any]:
-        split = self.split(name)
+        split = self.opened(name)
         if not len(split):
             raise UserError(f"{type(self).__name__} has no images in its split '{name}': there is nothing to evaluate")
         if labelled and not getattr(split, "labelled", True):

@@ -71,7 +71,7 @@ class CamVid(SegmentationDataModule):
         root = Path(given)
         if not (root / LABELS).is_dir():
             return Pairs(partners(root / name, root / f"{name}annot"), partial(read_mask, classes=VALUES)).check()
-        listed = {Path(line).stem for line in names(root / f"{name}.txt")}
+        listed = {line.removesuffix(".png") for line in names(root / f"{name}.txt")}
         pairs = [pair for pair in partners(root / STILLS, root / LABELS, ("", "_L")) if pair[0] in listed]
         if missing := listed - {frame for frame, *_ in pairs}:
             raise UserError(f"{root / name}.txt names {min(missing)}, which is not in {root / STILLS}")
@@ -98,6 +98,8 @@ def grouped(path: Path) -> dict[tuple[int, int, int], int]:
 def lines(path: Path) -> list[str]:
     """A text file's lines that say something."""
     try:
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        return [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; it comes with the original labels") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: save it as such") from error

@@ -9,7 +9,7 @@ import torch
 
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, read_mask
+from dilated_seg.data.files import Pairs, counted, read_mask
 from dilated_seg.data.transforms import UNKNOWN
 
 # The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
@@ -31,7 +31,7 @@ class Cityscapes(SegmentationDataModule):
 
     Args:
         root: The folder; None takes the environment variable DILATED_SEG_CITYSCAPES.
-        labels: Fine, or the coarse ones that train, val and train_extra have.
+        labels: Of training images, fine or coarse; validation is always by the fine ones, train_extra has coarse ones only.
         train_split: "train", or "train_extra", 19998 more images that have coarse labels only.
         options: See SegmentationDataModule.
     """
@@ -67,7 +67,7 @@ class Cityscapes(SegmentationDataModule):
             raise UserError("Cityscapes' folder is not named: set the environment variable DILATED_SEG_CITYSCAPES or data.root")
         if name not in SPLITS:
             raise UserError(f"Cityscapes has no split '{name}': choose one of {', '.join(SPLITS)}")
-        kind = "gtCoarse" if name == "train_extra" else self.labels
+        kind = "gtCoarse" if name == "train_extra" else self.labels if name == "train" else "gtFine"
         images = frames(Path(root) / "leftImg8bit" / name, "_leftImg8bit.png")
         labels = frames(Path(root) / kind / name, f"_{kind}_labelIds.png") if name != "test" else {}
         if name != "test":
@@ -75,7 +75,7 @@ class Cityscapes(SegmentationDataModule):
                 if missing:
                     raise UserError(f"{files[min(missing)]} has no {other}: add it or remove its partner")
         pairs = [(frame, path, labels.get(frame)) for frame, path in images.items()]
-        return Pairs(pairs, partial(read_mask, classes=VALUES)).check()
+        return counted("Cityscapes", name, Pairs(pairs, partial(read_mask, classes=VALUES)), SPLITS).check()
 
 
 def frames(folder: Path, ending: str) -> dict[str, Path]:
@@ -88,4 +88,5 @@ def frames(folder: Path, ending: str) -> dict[str, Path]:
         raise UserError(
             f"{folder} is no folder: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
         )
-    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"), key=lambda path: path.name)}
+    files = sorted(folder.glob(f"*/[!.]*{ending}"), key=lambda path: path.name)
+    return {path.name.removesuffix(ending): path for path in files}

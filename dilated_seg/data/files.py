@@ -1,5 +1,8 @@
 """Image and label files: read as they are meant, or refused in one sentence that names the file."""
 
+import os
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +16,15 @@ from torch import Tensor
 from dilated_seg import UserError
 from dilated_seg.data.transforms import UNKNOWN
 
-ORIENTATION = 274  # EXIF's tag
+ORIENTATION = 274  # EXIF's tag, and what it asks for where it exchanges height and width
+TURNS = {
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+MAX_PIXELS = "DILATED_SEG_MAX_PIXELS"
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+LABEL = ".png"  # a JPEG's values are not those that were saved
 
 
 class Sample(TypedDict):
@@ -47,7 +56,9 @@ class Pairs:
     def check(self) -> "Pairs":
         """Look at every file's header, once and before anything is trained."""
         for _, image, label in self.pairs:
-            if label and label.suffix in SUFFIXES:  # SBD's files have no header to look at: they are compared as they are read
+            if (
+                label and label.suffix.lower() == LABEL
+            ):  # SBD's files have no header to look at: they are compared as they are read
                 check_sizes(image, label)
         return self
 
@@ -59,9 +70,18 @@ class Pairs:
         image = read_image(path)
         mask = self.read_label(label) if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
         if mask.shape != image.shape[1:]:
+            mask = turned(mask, path)
+        if mask.shape != image.shape[1:]:
             (h1, w1), (h2, w2) = image.shape[1:], mask.shape
             raise UserError(f"{path} is {h1} x {w1} and its label {label} is {h2} x {w2}: they must have one size")
         return Sample(image=image, mask=mask, id=name)
+
+
+def counted(dataset: str, split: str, pairs: Pairs, published: Mapping[str, int]) -> Pairs:
+    """The pairs, after a line that says so if they are not as many as were published: scores are then not comparable."""
+    if len(pairs) != published[split] and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{dataset}: {split} has {len(pairs):,} images here, as published {published[split]:,}", file=sys.stderr)
+    return pairs
 
 
 def partners(images: Path, labels: Path, endings: tuple[str, str] = ("", "")) -> list[tuple[str, Path, Path | None]]:
@@ -74,33 +94,63 @@ def partners(images: Path, labels: Path, endings: tuple[str, str] = ("", "")) ->
     for folder, ending in zip((images, labels), endings, strict=True):
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: it should hold the {'images' if folder == images else 'labels'}")
-        files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and p.stem.endswith(ending)]
-        found.append({p.stem.removesuffix(ending): p for p in files if not p.name.startswith(".")})
+        found.append(by_name(folder, ending, SUFFIXES if folder == images else (LABEL,)))
     pictures, masks = found
     for missing, what, where, other in (
         (pictures.keys() - masks, "label", labels, images),
         (masks.keys() - pictures, "image", images, labels),
     ):
         if missing:
-            raise UserError(f"{other / min(missing)} has no {what} in {where}: add it or remove its partner")
+            lonely = (pictures if other == images else masks)[min(missing)]
+            raise UserError(f"{lonely} has no {what} in {where}: add it or remove its partner")
     return [(name, path, masks[name]) for name, path in pictures.items()]
+
+
+def by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """A folder's files of these kinds by name, without the ending of each; hidden files are none.
+
+    Raises:
+        UserError: Two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and path.stem.endswith(ending) and not path.name.startswith("."):
+            name = path.stem.removesuffix(ending)
+            if name in found:
+                raise UserError(f"{found[name]} and {path.name} have one name: remove one of them")
+            found[name] = path
+    return found
 
 
 def names(path: Path) -> list[str]:
     """A list file's names, one a line."""
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        found = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"cannot read the list {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the list {path} is no UTF-8 text: save it as such") from error
+    if not found:
+        raise UserError(f"the list {path} is empty: it should hold a name a line")
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise UserError(f"the list {path} names {twice[0]} twice: remove one of the lines")
+    return found
 
 
 def read_image(path: Path) -> Tensor:
-    """An image file as uint8 RGB (3, H, W), turned upright if its EXIF says so.
+    """An image file of any mode as uint8 RGB (3, H, W), turned upright if its EXIF says so; 16 bits are scaled to 8.
 
     Raises:
-        UserError: The file is damaged or no image.
+        UserError: The file is damaged, no image, or larger than anything that is let in.
     """
-    return _decode(path, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
+    return _decode(path, lambda image: eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow's own conversion would saturate 16-bit greyscale: nearly all of it white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).clip(0, 255).astype(np.uint8))
 
 
 def read_mask(path: Path, classes: Tensor) -> Tensor:
@@ -149,27 +199,58 @@ def read_colours(path: Path, classes: Mapping[tuple[int, int, int], int]) -> Ten
 
 def _decode(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Tensor:
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, not only warned of
+            if image.width * image.height > most_pixels():
+                raise UserError(
+                    f"{path} has {image.height} x {image.width} pixels, more than are let in: if it is meant, set the "
+                    f"environment variable {MAX_PIXELS}"
+                )
             array = np.array(convert(image))
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)) if array.ndim == 3 else array)
 
 
+def most_pixels() -> int:
+    """How many pixels an image may have: a file of 155 KB can unpack to 160 million."""
+    given = os.environ.get(MAX_PIXELS, "200000000")
+    if not given.isdigit():
+        raise UserError(f"the environment variable {MAX_PIXELS} is '{given}': it should be a number of pixels")
+    return int(given)
+
+
 def check_sizes(image: Path, mask: Path) -> None:
-    """Compare an image's size with its label's, reading the files' headers only."""
-    sizes = []
-    for path in (image, mask):
-        try:
-            with Image.open(path) as opened:
-                turned = opened.getexif().get(ORIENTATION, 1) in range(5, 9)  # read_image turns it upright
-                sizes.append(opened.size[::-1] if turned else opened.size)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
-    if sizes[0] != sizes[1]:
-        (w1, h1), (w2, h2) = sizes
-        raise UserError(f"{image} is {h1} x {w1} and its label {mask} is {h2} x {w2}: they must have one size")
+    """Compare an image's size with its label's, reading the files' headers only.
+
+    A photograph may lie on its side, to be turned upright by its EXIF: its label may be as the file lies, and is then turned
+    with it, or upright already.
+    """
+    (width, height), turned = header(image)
+    size, _ = header(mask)
+    if size != (width, height) and not (turned and size == (height, width)):
+        w, h = size
+        raise UserError(f"{image} is {height} x {width} and its label {mask} is {h} x {w}: they must have one size")
+
+
+def header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Width and height as the file lies, and whether its EXIF turns it on its side."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as opened:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # of a PNG, Pillow would decode all of it to look for EXIF at its end
+            exif = opened.getexif() if opened.format == "JPEG" or "exif" in opened.info else {}
+            return opened.size, exif.get(ORIENTATION, 1) in TURNS
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
+
+
+def turned(mask: Tensor, image: Path) -> Tensor:
+    """A mask that lies as its image's file does, turned upright with it."""
+    with Image.open(image) as opened:
+        method = TURNS.get(opened.getexif().get(ORIENTATION, 1))
+    return mask if method is None else torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(method)))

@@ -9,7 +9,7 @@ import yaml
 
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, names, partners, read_mask
+from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, by_name, names, read_mask
 from dilated_seg.data.transforms import UNKNOWN
 
 
@@ -23,7 +23,7 @@ class Folder(SegmentationDataModule):
         ignore: [255]                                       # optional: values of the masks that count nowhere
 
     The splits are the lists ``train.txt``, ``val.txt`` and ``test.txt``, a name a line; or folders of these names, each with
-    images/ and masks/.
+    images/ and masks/. A split whose images have no masks at all can be predicted, not scored.
 
     Args:
         root: The folder.
@@ -53,13 +53,26 @@ class Folder(SegmentationDataModule):
         def read(path: Path) -> torch.Tensor:
             return read_mask(path, self.values)
 
-        if (self.root / name).is_dir():
-            return Pairs(partners(self.root / name / "images", self.root / name / "masks"), read).check()
-        listed = names(self.root / f"{name}.txt")
-        pairs = {pair[0]: pair for pair in partners(self.root / "images", self.root / "masks")}
-        if unknown := [stem for stem in listed if Path(stem).stem not in pairs]:
-            raise UserError(f"{self.root / name}.txt names {unknown[0]}, which is not in {self.root / 'images'}")
-        return Pairs([pairs[Path(stem).stem] for stem in listed], read).check()
+        inside = self.root / name if (self.root / name).is_dir() else self.root
+        if not (inside / "images").is_dir():
+            raise UserError(f"{inside / 'images'} is no folder: it should hold the images")
+        images = by_name(inside / "images")
+        masks = by_name(inside / "masks", suffixes=(LABEL,)) if (inside / "masks").is_dir() else {}
+        listed = list(images) if inside != self.root else [known(line, images) for line in names(self.root / f"{name}.txt")]
+        if unknown := [stem for stem in listed if stem not in images]:
+            raise UserError(f"{self.root / name}.txt names {unknown[0]}, which is not in {inside / 'images'}")
+        without = [stem for stem in listed if stem not in masks]
+        if without and len(without) < len(listed):
+            raise UserError(
+                f"{images[without[0]]} has no mask {inside / 'masks' / without[0]}.png, and others of the split have"
+            )
+        return Pairs([(stem, images[stem], masks.get(stem)) for stem in listed], read).check()
+
+
+def known(line: str, images: dict[str, Path]) -> str:
+    """A list's line as an image's name, with or without its suffix."""
+    path = Path(line)
+    return path.stem if line not in images and path.suffix.lower() in SUFFIXES else line
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if palette and not (
         isinstance(palette, list)
         and len(palette) == len(facts["classes"])
-        and all(isinstance(c, list) and len(c) == 3 and all(v in byte for v in c) for c in palette)
+        and all(isinstance(c, list) and len(c) == 3 and all(type(v) is int and v in byte for v in c) for c in palette)
     ):
         raise UserError(
             f"{path}: palette should give [red, green, blue] (0 to 255) for each of {len(facts['classes'])} classes"

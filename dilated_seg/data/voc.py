@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, names, read_mask
+from dilated_seg.data.files import Pairs, counted, names, read_mask
 from dilated_seg.data.transforms import UNKNOWN
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
@@ -67,12 +67,13 @@ class VOC(SegmentationDataModule):
         """
         voc = self.folder(self.root, "DILATED_SEG_VOC", ("VOCdevkit/VOC2012", "VOC2012", "."), "JPEGImages")
         if name == "trainaug":
-            return Pairs(self.augmented(voc), read_label).check()
+            return counted("VOC", name, Pairs(self.augmented(voc), read_label), SPLITS).check()
         if name not in SPLITS:
             raise UserError(f"VOC has no split '{name}': choose one of {', '.join(SPLITS)}")
         listed = names(voc / "ImageSets" / "Segmentation" / f"{name}.txt")
         labels = None if name == "test" else voc / "SegmentationClass"
-        return Pairs([pair(stem, voc / "JPEGImages", labels) for stem in listed], read_label).check()
+        pairs = Pairs([pair(stem, voc / "JPEGImages", labels) for stem in listed], read_label)
+        return counted("VOC", name, pairs, SPLITS).check()
 
     def augmented(self, voc: Path) -> list[tuple[str, Path, Path | None]]:
         """Train, and what SBD labels, without val; no image of val is ever among them."""
@@ -82,7 +83,8 @@ class VOC(SegmentationDataModule):
         lists = voc / "ImageSets" / "Segmentation"
         train, val = names(lists / "train.txt"), set(names(lists / "val.txt"))
         labels = sbd / "cls" if (sbd / "cls").is_dir() else sbd
-        further = sorted({p.stem for p in labels.iterdir() if p.suffix in (".mat", ".png")} - val - set(train))
+        labelled = {p.stem for p in labels.iterdir() if p.suffix in (".mat", ".png") and not p.name.startswith(".")}
+        further = sorted(labelled - val - set(train))
         images = voc / "JPEGImages"
         return [pair(stem, images, voc / "SegmentationClass") for stem in train] + [
             pair(stem, images, labels) for stem in further

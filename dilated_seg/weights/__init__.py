@@ -20,7 +20,7 @@ from dilated_seg.weights.report import show, summary
 __all__ = ["Report", "fit", "imagenet", "load", "port", "read", "summary"]
 
 
-def load(net: nn.Module, source: str | Path) -> tuple[Report, RGB | None, RGB | None]:
+def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tuple[Report, RGB | None, RGB | None]:
     """Put the weights of a file, or with "imagenet" torchvision's, into a network, as far as the file has them.
 
     Returns:
@@ -29,8 +29,10 @@ def load(net: nn.Module, source: str | Path) -> tuple[Report, RGB | None, RGB | 
     Raises:
         UserError: The file cannot be had or read, nothing in it fits, or a tensor has another shape than ours of its name.
     """
-    file = read(imagenet(net) if str(source) == "imagenet" else source)
-    state, report = fit(file, net)
+    published = str(source) == "imagenet"
+    file = read(imagenet(net) if published else source)
+    file.published = published
+    state, report = fit(file, net, without=without)
     net.load_state_dict(state, strict=False)
     return report, *normalisation(file)
 
@@ -43,6 +45,7 @@ def port(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     overwrite: bool = False,
+    without: Sequence[str] = (),
 ) -> Report:
     """Write the weights of a file as a safetensors file for one of our networks, and print what became of every tensor.
 
@@ -60,7 +63,7 @@ def port(
         if not all(math.isfinite(n) and n > least for n in numbers):
             raise UserError(f"--{name} {' '.join(map(str, numbers))}: three finite numbers are needed, the deviations above 0")
     net, file = build.network(network), read(source)
-    state, report = fit(file, net, channels)
+    state, report = fit(file, net, channels, without)
     known_mean, known_std = normalisation(file)
     use_mean, use_std = tuple(mean) if mean else known_mean, tuple(std) if std else known_std or (ONE if mean else None)
     facts = {

@@ -44,6 +44,7 @@ class Weights:
     layers: dict[str, dict[str, Tensor]]
     mean: tuple[float, float, float] | None = None  # RGB, 0 to 255
     std: tuple[float, float, float] | None = None
+    published: bool = False  # whether it came from torchvision itself
 
 
 def read(path: str | Path) -> Weights:
@@ -150,7 +151,10 @@ def read_torch(path: Path, file: BinaryIO) -> Weights:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
     except Exception as error:  # torch has no error of its own for a damaged file
         raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = content
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CorruptError("holds no state dict of named tensors")
     for name, tensor in state.items():
@@ -172,6 +176,8 @@ def without(variable: str) -> Iterator[None]:
 
 def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[str, Tensor]) -> Weights:
     """A state dict's tensors; a task's has its network below "net." and what is subtracted from the image beside it."""
+    if state and all(key.startswith("module.") for key in state):  # as DataParallel leaves it
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     task = any(key.startswith("net.") for key in state)
     own = ("mean", "std", "class_weights")
     inside = {
@@ -185,7 +191,12 @@ def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[st
         layers.setdefault(layer, {})[part] = tensor
     found = Weights(path, kind, layers)
     if task and "mean" in state and "std" in state:
-        found.mean, found.std = triple(state["mean"].flatten().tolist()), triple(state["std"].flatten().tolist())
+        try:
+            found.mean, found.std = triple(state["mean"].flatten().tolist()), triple(state["std"].flatten().tolist())
+        except ValueError as error:
+            raise CorruptError(f"is damaged: {error}") from error
+        if min(found.std) <= 0:
+            raise CorruptError("is damaged: its deviation is not above 0")
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dilated_seg import UserError
-from dilated_seg.models import ContextModule, resnet, vgg
+from dilated_seg.models import ContextModule, FCDenseNet, FCNAlexNet, SegNetBasic, UNet, resnet, vgg
 from dilated_seg.weights.files import Weights
 
 # Layers that see the image itself, whose input channels are colours.
@@ -45,25 +45,29 @@ class Report:
         return any(ours.split(".")[-2] in ON_THE_IMAGE for _, _, ours, _ in self.taken)
 
 
-def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dict[str, Tensor], Report]:
+def fit(
+    file: Weights, net: nn.Module, channels: str | None = None, without: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], Report]:
     """The file's tensors as a part of the network's state dict.
 
     Args:
         file: What was read.
         net: May be on the meta device: names and shapes are all that is looked at.
         channels: "bgr" or "rgb", what the file's first convolution takes; if None, it is told by where the names come from.
+        without: Layers or parts of the network that are to start anew, by name ("score_fr", "context").
 
     Raises:
         UserError: Nothing fits, a shape does not, a tensor is none of finite real numbers, two are for one place, or a part of
             the network that makes sense only as a whole is in the file only partly, or with layers that ours has not.
     """
-    ours, report, state, wrong, unplaced = parts(net), Report(), dict[str, Tensor](), list[str](), list[str]()
+    ours, report, state, wrong, unplaced = parts(net), Report(), dict[str, Tensor](), list[tuple[str, str]](), list[str]()
     for layer, (original, tensors) in renamed(file.layers).items():
         path = match(layer, ours)
         names = {kind: f"{original}{'/' if file.kind in ('caffe', 'npz') else '.'}{kind}" for kind in tensors}
-        if path is None or (layer == "fc8" and is_imagenet(tensors)):
+        anew = path is not None and not set(path.split(".")).isdisjoint(without)
+        if path is None or anew or (layer == "fc8" and is_imagenet(tensors)):
             report.left_over += [(names[kind], tuple(tensor.shape)) for kind, tensor in tensors.items()]
-            unplaced.append(layer)
+            unplaced += [] if anew else [layer]
             continue
         tensors, names = by_kind(file, net.get_submodule(path), tensors, names)
         for kind, tensor in tensors.items():
@@ -76,7 +80,7 @@ def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dic
                 raise UserError(f"{file.path} has two tensors for {key}: {names[kind]} is the second")
             converted, how = convert(last(path), tensor, ours[path][kind].shape)
             if converted is None:
-                wrong.append(f"{names[kind]} is {shape(tensor)}, but {key} is {shape(ours[path][kind])}")
+                wrong.append((last(path), f"{names[kind]} is {shape(tensor)} there and {shape(ours[path][kind])} here"))
                 continue
             coloured = kind == "weight" and last(path) in ON_THE_IMAGE and converted.shape[1] == 3
             if coloured and (channels or channel_order(file, layer, original, path)) == "bgr":
@@ -87,8 +91,11 @@ def fit(file: Weights, net: nn.Module, channels: str | None = None) -> tuple[dic
             if names[kind]:
                 report.taken.append((names[kind], tuple(tensor.shape), key, how))
     if wrong:
-        more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(f"{file.path} does not fit the network: {wrong[0]}{more}")
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{file.path} does not fit the network: {wrong[0][1]}{more}; if {wrong[0][0]} is to start anew, as for other "
+            "classes, name it in model.weights_without (port --without)"
+        )
     if not report.taken:
         found = some([last(path) for path in ours])
         raise UserError(f"{file.path} has nothing for this network: its layers are {some(list(file.layers))}, ours {found}")
@@ -225,23 +232,25 @@ def refuse_parts(
         lacking = [kind for kind in kinds if f"{path}.{kind}" not in state and kind != "num_batches_tracked"]
         if there and lacking:
             raise UserError(f"{file.path} has half of layer {path}: {there[0]} is there, {lacking[0]} is missing")
-    for group, foreign in wholes(net):
+    for name, group, foreign in wholes(net):
         there = [path for path in group if f"{path}.weight" in state]
         lacking = [path for path in group if path not in there]
         if there and lacking:
             raise UserError(f"{file.path} has {there[0]} and no {lacking[0]}: it is of another network, or only part of one")
-        beside = [layer for layer in unplaced if there and re.fullmatch(foreign, layer)]
+        inside = f"{name}." if name else "nothing lies here"
+        beside = [n for n in unplaced if re.fullmatch(foreign, n) or re.fullmatch(foreign, last(n)) or n.startswith(inside)]
+        beside = beside if there else []
         if beside:
             raise UserError(
                 f"{file.path} has {beside[0]} beside {there[0]}, for which this network has no place: it is another's"
             )
-    scaled = [any(name.startswith("scale_pool") for name in layers) for layers in (map(last, ours), file.layers)]
+    scaled = [any(name.startswith("scale_pool") for name in layers) for layers in (map(last, ours), map(last, file.layers))]
     if scaled[0] != scaled[1] and any(last(key.rpartition(".")[0]).startswith("score_pool") for key in state):
         raise UserError(f"{file.path} was trained {'with' if scaled[1] else 'without'} fixed scales: say at_once={scaled[1]}")
 
 
-def wholes(net: nn.Module) -> list[tuple[list[str], str]]:
-    """Convolutions that make sense only together, and what layers beside them in a file would belong to the same part."""
+def wholes(net: nn.Module) -> list[tuple[str, list[str], str]]:
+    """Parts whose convolutions make sense only together, and what layers beside them in a file would belong to them too."""
 
     def convolutions(part: nn.Module, prefix: str) -> list[str]:
         kinds = nn.Conv2d | nn.ConvTranspose2d
@@ -250,12 +259,12 @@ def wholes(net: nn.Module) -> list[tuple[list[str], str]]:
     found = []
     for name, part in net.named_modules():
         if isinstance(part, vgg.Encoder | resnet.Encoder):
-            found.append((convolutions(part, name), ENCODERS))
+            found.append((name, convolutions(part, name), ENCODERS))
         elif isinstance(part, ContextModule):
-            found.append((convolutions(part, name), "ctx?_.*"))
-    if not found:  # no encoder apart: all but the scores
+            found.append((name, convolutions(part, name), "ctx?_(conv|fc|final).*"))
+    if isinstance(net, UNet | FCDenseNet | SegNetBasic | FCNAlexNet):  # no encoder apart: all but the scores
         heads = ("score", "classifier")
-        found.append(([path for path in convolutions(net, "") if not any(h in last(path) for h in heads)], ENCODERS))
+        found.append(("", [path for path in convolutions(net, "") if not any(h in last(path) for h in heads)], ENCODERS))
     return found
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dilated_seg import UserError
 from dilated_seg.models import FCNAlexNet, resnet, vgg
-from dilated_seg.weights.files import Weights
+from dilated_seg.weights.files import Weights, sha256
 
 RGB = tuple[float, float, float]
 
@@ -25,7 +25,6 @@ NOTHING: RGB = (0.0, 0.0, 0.0)
 RELEASED = (
     (r"conv1(_1)?_bn", NOTHING),  # SegNet
     (r"bnfc6", ILSVRC),  # DeconvNet
-    (r"score[_-]fr|upscore.*", ILSVRC),  # FCN
     (r"fc8_.*", (122.675, 116.669, 104.008)),  # DeepLab
     (r"conv1_1", VGG_MEAN),  # VGG-16, fully convolutional or not
     (r"conv1", ILSVRC),  # CaffeNet
@@ -36,6 +35,13 @@ DILATED: dict[tuple[int, int], RGB] = {
     (11, 7): (91.34692262, 95.55136972, 96.19429688),  # KITTI
     (19, 10): (73.16, 82.91, 72.39),  # Cityscapes
 }
+
+
+# The starts of the SHA-256 of torchvision's files that we know what to do with.
+CHECKSUMS = (
+    "397923af", "88682ab5", "6c64b313", "7be5be79", "f37072fd", "b627a593", "0676ba61", "11ad3fa6", "63fe2227", "cd907fc2",
+    "394f9c45", "f82ba261",
+)  # fmt: skip
 
 
 def normalisation(file: Weights) -> tuple[RGB | None, RGB | None]:
@@ -49,16 +55,29 @@ def normalisation(file: Weights) -> tuple[RGB | None, RGB | None]:
         return torchvisions(file)
     if any("." in name for name in file.layers):  # ours: the authors' names have no path
         return None, None
-    if dilated := released_dilatednet(file):
-        return dilated, ONE
+    if "final" in file.layers or "fc-final" in file.layers:
+        mean = released_dilatednet(file)
+        return mean, ONE if mean else None
+    if fcn := file.layers.get("score_fr") or file.layers.get("score-fr"):
+        return (ILSVRC, ONE) if classes_of(fcn) == 21 else (None, None)  # of other data sets' releases it is another
     for pattern, mean in RELEASED:
         if any(re.fullmatch(pattern, name) for name in file.layers):
             return mean, ONE
     return None, None
 
 
+def classes_of(scores: dict[str, Tensor]) -> int:
+    """How many classes a layer of scores has."""
+    return next((n for n in next(iter(scores.values())).shape if n > 1), 1)
+
+
 def torchvisions(file: Weights) -> tuple[RGB | None, RGB | None]:
-    """Of torchvision's own files; VGG's original convolutions have a classifier of nothing but NaN there."""
+    """Of torchvision's own files, told by their checksums; VGG's original convolutions have a classifier of only NaN there.
+
+    The same names are in files that were converted from Caffe, whose image is another.
+    """
+    if not file.published and not sha256(file.path).startswith(CHECKSUMS):
+        return None, None
     classifier = [tensor for name, part in file.layers.items() if name.startswith("classifier.") for tensor in part.values()]
     if "features.0" in file.layers and classifier:
         return (VGG_MEAN, ONE) if all(bool(tensor.isnan().all()) for tensor in classifier) else TORCHVISION
@@ -67,10 +86,7 @@ def torchvisions(file: Weights) -> tuple[RGB | None, RGB | None]:
 
 def released_dilatednet(file: Weights) -> RGB | None:
     """The mean of the data set whose classes and context layers a DilatedNet has; a front end alone has no layers to count."""
-    final = file.layers.get("fc-final") or file.layers.get("final")
-    if not final:
-        return None
-    classes = next((n for n in next(iter(final.values())).shape if n > 1), 0)
+    classes = classes_of(file.layers.get("fc-final") or file.layers["final"])
     layers = sum(bool(re.match("ctx?_", name)) and "upsample" not in name for name in file.layers)
     known = [mean for (c, n), mean in DILATED.items() if c == classes and layers in (0, n)]
     return known[0] if len(known) == 1 else None
