@@ -66,7 +66,7 @@ def test_logits_have_the_size_of_the_image(build, size):
 
 @pytest.mark.parametrize("build", list(NETWORKS.values()), ids=list(NETWORKS))
 @given(st.integers(1, 200), st.integers(1, 200))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_image_from_1_to_200_pixels_gives_logits_of_its_size(build, height, width):
     with torch.device("meta"), torch.no_grad():
         net = build(3, width=1 / 16).eval()

@@ -606,7 +606,7 @@ def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_pat
     good.append(torch_saved(state, _use_new_zipfile_serialization=False))
     good.append(npz(**{f"{name}/{i}": values for name, b in GOOD.items() for i, values in enumerate(b)}))
     outcomes = {"read": 0, "refused": 0}
-    for trial in range(1500):
+    for trial in range(700):
         content = bytearray(good[trial % len(good)])
         for _ in range(rng.integers(1, 6)):
             content[rng.integers(len(content))] = rng.integers(256)
@@ -616,7 +616,7 @@ def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_pat
             outcomes["read"] += 1
         except UserError:
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 50
+    assert min(outcomes.values()) > 25
 
 
 @pytest.mark.parametrize(
