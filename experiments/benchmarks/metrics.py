@@ -1,13 +1,10 @@
 """From the logits of a Cityscapes image (19 classes, 1024 x 2048) to its confusion matrix: ours, torchmetrics', NumPy's.
 
-All give the same integers, which is checked. Ratios are of one run on one thread; memory is the growth of a fresh process.
+All give the same integers, which is checked. Ratios are of one run on one thread.
 
 run:    python experiments/benchmarks/metrics.py
 """
 
-import resource
-import subprocess
-import sys
 import time
 from statistics import median
 
@@ -70,19 +67,7 @@ def example():
     return torch.randn(1, CLASSES, *SIZE, generator=generator), mask
 
 
-def growth(name):
-    """Megabytes that one call adds to the peak of a process that holds the example."""
-    code = f"import sys; sys.argv = ['', {name!r}]; import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-
-
 def main():
-    if len(sys.argv) > 1:
-        logits, mask = example()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        WAYS[sys.argv[1]](logits, mask)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-        return
     logits, mask = example()
     expected, found = ours(logits, mask), {}
     for name, way in WAYS.items():
@@ -95,7 +80,7 @@ def main():
         found[name] = median(times)
     for name, seconds in found.items():
         ratio = seconds / found["SegmentationMetrics"]
-        print(f"{name:32}{1000 * seconds:8.1f} ms, {ratio:5.1f} times ours; {growth(name):5} MB")
+        print(f"{name:32}{1000 * seconds:8.1f} ms, {ratio:5.1f} times ours")
 
 
 if __name__ == "__main__":
