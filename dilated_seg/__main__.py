@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dilated_seg import UserError, __version__
 
@@ -14,6 +16,7 @@ VERBS = {
     "validate": "score a checkpoint on the validation split: --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt",
     "test": "score a checkpoint on the test split",
     "predict": "write a checkpoint's predictions on the validation split as PNGs",
+    "prepare": "check a dataset as downloaded and write it as shards, to map into memory or to stream",
     "ablate": "run every experiment an ablation file names, here, one after another, then compare them",
     "report": "compare finished runs: table, plots and pictures",
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
@@ -40,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             CLI([verb, *args])
             return 0
-        return {"ablate": ablate, "report": report, "describe": describe, "port": port}[verb](args)
+        return {"ablate": ablate, "report": report, "describe": describe, "port": port, "prepare": prepare}[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         return 2
@@ -115,6 +118,48 @@ def describe(args: list[str]) -> int:
         describe.show(descriptions[0])
     else:
         describe.show_family(descriptions)
+    return 0
+
+
+def prepare(args: list[str]) -> int:
+    """The verb ``prepare``."""
+    parser = argparse.ArgumentParser("dilated-seg prepare", description=VERBS["prepare"], allow_abbrev=False)
+    parser.add_argument("dataset", choices=("voc", "cityscapes", "camvid", "folder"))
+    parser.add_argument("--root", help="the folder of its release, or of its archives; or its environment variable is taken")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="to make; then name it as data.root")
+    parser.add_argument(
+        "--store",
+        choices=("files", "raw"),
+        default="files",
+        help="the original files in Parquet; or decoded pixels in Arrow: larger, and several times as fast to read",
+    )
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="all that are there if not given")
+    parser.add_argument("--sbd", metavar="FOLDER", help="voc: SBD, for trainaug; or its environment variable is taken")
+    parser.add_argument("--labels", choices=("gtFine", "gtCoarse"), help="cityscapes: of training images (gtFine)")
+    parser.add_argument("--download", action="store_true", help="voc: fetch the archives of VOC and SBD into --root first")
+    parser.add_argument("--other_counts", action="store_true", help="accept other numbers of images than were published")
+    parser.add_argument(
+        "--on_bad_image", choices=("error", "skip"), default="error", help="skip: leave out training images that cannot be read"
+    )
+    parser.add_argument("--verify", action="store_true", help="only compare the files of --out with their checksums")
+    options = parser.parse_args(args)
+    from dilated_seg import prepare
+
+    if options.verify:
+        prepare.verify(options.out)
+        return 0
+    own = {"voc": "sbd", "cityscapes": "labels"}
+    for dataset, option in own.items():
+        if getattr(options, option) and dataset != options.dataset:
+            raise UserError(f"--{option} is for {dataset}, not for {options.dataset}")
+    given = {option: value for option in own.values() if (value := getattr(options, option))}
+    if options.dataset == "voc" and "sbd" not in given and os.environ.get("DILATED_SEG_SBD"):
+        given["sbd"] = os.environ["DILATED_SEG_SBD"]
+    if options.dataset == "folder" and not options.root:
+        raise UserError("name the folder with --root")
+    name = {"voc": "VOC", "cityscapes": "Cityscapes", "camvid": "CamVid", "folder": "Folder"}[options.dataset]
+    skip, counts = options.on_bad_image == "skip", options.other_counts
+    prepare.prepare(name, options.root, options.out, options.store, options.splits, given, counts, skip, options.download)
     return 0
 
 

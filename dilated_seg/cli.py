@@ -198,6 +198,8 @@ class CLI(LightningCLI):
         splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
         for split in splits.get(str(self.subcommand), ("val",)):
             dataset.opened(split)
+        if self.subcommand == "fit" and self.trainer.is_global_zero:
+            dataset.say_what_is_shared()
 
     before_validate = before_test = before_predict = before_fit
 

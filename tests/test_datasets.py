@@ -179,7 +179,7 @@ def test_a_wrong_list_is_one_sentence(folder, content, sentence):
 
 
 def test_another_number_of_images_than_published_is_said(voc, capsys):
-    VOC(root=str(voc)).split("val")
+    VOC(root=str(voc)).opened("val")
     assert capsys.readouterr().err == "VOC: val has 2 images here, as published 1,449\n"
 
 

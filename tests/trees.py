@@ -83,18 +83,19 @@ def cityscapes(root: Path) -> Path:
     return root
 
 
-def folder(root: Path, classes=("background", "road", "car")) -> Path:
-    """images/, masks/, lists and classes.yaml."""
+def folder(root: Path, classes=("background", "road", "car"), images=3) -> Path:
+    """images/, masks/, lists and classes.yaml; the third image is val's."""
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for i, size in enumerate([(12, 18), (9, 20), (12, 18)]):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / f"images/photo {i}.{('png', 'jpg', 'jpeg')[i]}")
+    for i, size in enumerate(([(12, 18), (9, 20), (12, 18)] * images)[:images]):
+        suffix = ("png", "jpg", "jpeg")[i % 3]
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / f"images/photo {i}.{suffix}")
         mask = rng.integers(0, len(classes), size, np.uint8)
         mask[0] = 255
         Image.fromarray(mask).save(root / f"masks/photo {i}.png")
     (root / "classes.yaml").write_text(f"classes: [{', '.join(classes)}]\n")
-    (root / "train.txt").write_text("photo 0\nphoto 1.jpg\n")
+    (root / "train.txt").write_text("photo 0\nphoto 1.jpg\n" + "".join(f"photo {i}\n" for i in range(3, images)))
     (root / "val.txt").write_text("photo 2\n")
     return root
 
@@ -118,4 +119,16 @@ def camvid32(root: Path) -> Path:
     (root / "label_colors.txt").write_text(text)
     (root / "train.txt").write_text("0001TP_006690.png\n0006R0_f00930.png\n")
     (root / "val.txt").write_text("Seq05VD_f00000\n")
+    return root
+
+
+def camvid(root: Path) -> Path:
+    """SegNet's release: frames and labels of one channel, 11 where unlabelled."""
+    rng = np.random.default_rng(0)
+    for split, frames in (("train", 5), ("val", 2), ("test", 3)):
+        for name in (split, f"{split}annot"):
+            (root / name).mkdir(parents=True)
+        for i in range(frames):
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(root / split / f"{split}_{i:05d}.png")
+            Image.fromarray(rng.integers(0, 12, (12, 16), np.uint8)).save(root / f"{split}annot" / f"{split}_{i:05d}.png")
     return root

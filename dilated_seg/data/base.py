@@ -1,7 +1,10 @@
 """What every dataset shares: splits, batches, and the hooks that Lightning calls for them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 
-from dilated_seg import UserError
+from dilated_seg import UserError, manifest
 from dilated_seg.data import transforms
-from dilated_seg.data.files import Sample
+from dilated_seg.data.files import Pairs, ReadLabel, Sample
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, mix, run_seed
+from dilated_seg.data.shards import Shards
 
 
 @runtime_checkable
@@ -32,21 +36,33 @@ class SegmentationDataModule(LightningDataModule):
     images smaller than the largest of their batch are padded at the right and bottom, their masks with ``ignore_index``;
     ``size`` says where they end, and the task looks at each up to there.
 
+    A dataset that lies on a disk is read from the folders of its release, or from the shards that ``prepare`` made of them.
+
     Args:
         batch_size: Images a process takes in one training step.
         crop_size: (height, width) of training crops; None trains on whole images.
         scale: Training images are resized by a factor drawn from this range before cropping.
         flip: Mirror half of the training images left to right.
         jitter: Training images change brightness, contrast and saturation by up to this fraction.
+        rotate: Training images are turned by up to this many degrees to either side; what comes in is ignored.
         eval_batch_size: Images evaluated at once; changes speed and memory, never a number.
         num_workers: Processes that read images beside the training one.
         predict_split: What ``predict`` predicts; it needs no labels.
+        streaming: Read prepared shards a few images at a time, from the folder or a URL (hf://, s3://, https://), instead of
+            mapping them into memory. Training then sees them in an order that reads each part of a shard once.
+        on_bad_image: What training does with a file that cannot be read: end in an error, or skip it, say so, and take the
+            next image instead. Evaluation always ends.
     """
 
     train_split = "train"
     classes: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
     ignore_index = 255
+
+    root: str | None = None  # the folder or URL; datasets that lie on a disk take it
+    variable: ClassVar[str] = ""  # the environment variable that names it where root does not
+    published: ClassVar[Mapping[str, int]] = {}  # how many images each split has
+    submitted: Sequence[int] | None = None  # a test server's value for each class, if it is not the class id
 
     def __init__(
         self,
@@ -55,9 +71,12 @@ class SegmentationDataModule(LightningDataModule):
         scale: tuple[float, float] = (1.0, 1.0),
         flip: bool = True,
         jitter: float = 0.0,
+        rotate: float = 0.0,
         eval_batch_size: int = 1,
         num_workers: int = 0,
         predict_split: str = "val",
+        streaming: bool = False,
+        on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -65,31 +84,110 @@ class SegmentationDataModule(LightningDataModule):
         ):  # fmt: skip
             if value < least:
                 raise UserError(f"data.{name} is {value}: it must be at least {least}")
+        if not 0 < scale[0] <= scale[1]:
+            raise UserError(f"data.scale is {list(scale)}: it must be two factors above 0, the smaller first")
+        if crop_size is not None and min(crop_size) < 1:
+            raise UserError(f"data.crop_size is {list(crop_size)}: height and width must be at least 1")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.streaming, self.on_bad_image = streaming, on_bad_image
         self._opened: dict[str, Split] = {}
+        self.skipped: Counter[str] = Counter()
         self.predict_split = predict_split
-        self.augment = transforms.training(crop_size, scale, flip, jitter, self.ignore_index)
+        self.augment = transforms.training(crop_size, scale, flip, jitter, self.ignore_index, rotate)
 
     @property
     def num_classes(self) -> int:
         """C, not counting the ignored label."""
         return len(self.classes)
 
+    def place(self) -> str:
+        """The dataset's folder or URL.
+
+        Raises:
+            UserError: Nobody named it.
+        """
+        place = self.root or os.environ.get(self.variable)
+        if not place:
+            name = type(self).__name__
+            raise UserError(f"{name}'s folder is not named: set the environment variable {self.variable}, or data.root")
+        return place
+
+    @property
+    def read_label(self) -> ReadLabel:
+        """Reads a label's file as class ids (H, W). Each dataset that lies on a disk writes this one."""
+        raise NotImplementedError(f"{type(self).__name__} lies on no disk")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Small files of the folder that reading it needs, besides images and labels."""
+        return ()
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Options that decide what the shards hold."""
+        return {}
+
+    def available(self) -> list[str]:
+        """The splits that ``prepare`` finds in the folder. Each dataset that lies on a disk writes this one."""
+        raise NotImplementedError(f"{type(self).__name__} lies on no disk")
+
     def split(self, name: str) -> Split:
-        """The images of a split, unaugmented. Each dataset writes this one."""
+        """The images of a split, unaugmented, as the release has them. Each dataset writes this one."""
         raise NotImplementedError(f"{type(self).__name__} must define split()")
 
     def opened(self, name: str) -> Split:
-        """The split, looked through once: every further call gives the same one."""
+        """The split from shards or folders, looked through once: every further call gives the same one.
+
+        Raises:
+            UserError: It is not there, or not as it should be.
+        """
         if name not in self._opened:
-            self._opened[name] = self.split(name)
+            split = self._prepared(name) or self.split(name)
+            if isinstance(split, Pairs) and not (self.on_bad_image == "skip" and name == self.train_split):
+                split.check()
+            if len(split) != self.published.get(name, len(split)) and os.environ.get("LOCAL_RANK", "0") == "0":
+                counts = f"{len(split):,} images here, as published {self.published[name]:,}"
+                print(f"{type(self).__name__}: {name} has {counts}", file=sys.stderr)
+            self._opened[name] = split
         return self._opened[name]
 
+    def _prepared(self, name: str) -> Shards | None:
+        if not self.variable and self.root is None:
+            return None  # drawn, not read
+        place = self.place()
+        facts = manifest.read(place)
+        if facts is None:
+            if self.streaming:
+                raise UserError(
+                    f"{place} holds no shards to stream: make them with dilated-seg prepare, or drop data.streaming"
+                )
+            return None
+        if facts["dataset"] != type(self).__name__:
+            raise UserError(f"{place} holds {facts['dataset']}, not {type(self).__name__}: name another folder or dataset")
+        for option, value in self.choices.items():
+            if facts["options"].get(option) != value and name == self.train_split:
+                raise UserError(
+                    f"{place} was prepared with {option} {facts['options'].get(option)}, not {value}: prepare it anew or set "
+                    f"data.{option}"
+                )
+        return Shards(place, facts, name, self.read_label, self.streaming)
+
+    def say_what_is_shared(self) -> None:
+        """A line if validation images are trained on: their scores then say nothing about new images."""
+        train, val = (set(getattr(self.opened(name), "members", ())) for name in (self.train_split, "val"))
+        if train & val:
+            print(
+                f"{type(self).__name__}: {self.train_split} has images of val: val's scores say nothing about new images",
+                file=sys.stderr,
+            )
+
     def train_dataloader(self) -> DataLoader[Any]:
-        images = Images(self.opened(self.train_split), self.augment, run_seed())
-        order = TrainingOrder(len(images), self.batch_size, run_seed(), self._rank, self._world, self._batches_done)
+        split = self.opened(self.train_split)
+        images = Images(split, self.augment, run_seed(), self.on_bad_image == "skip")
+        permute = getattr(split, "order", None)
+        order = TrainingOrder(len(images), self.batch_size, run_seed(), self._rank, self._world, self._batches_done, permute)
         return self._loader(images, order, stack)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -123,6 +221,19 @@ class SegmentationDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401
+        """Say once of each file that it was skipped, and count."""
+        for problem in batch.pop("skipped", ()):
+            if not self.skipped[problem]:
+                print(f"skipped: {problem}", file=sys.stderr)
+            self.skipped[problem] += 1
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if self.skipped:
+            print(f"skipped {len(self.skipped)} files, {self.skipped.total()} times in all", file=sys.stderr)
+            self.skipped.clear()
+
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
@@ -136,30 +247,42 @@ class SegmentationDataModule(LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
 
 
-class Images(Dataset[Sample]):
+class Images(Dataset[dict[str, Any]]):
     """A split as a DataLoader reads it: augmented by a seed of its own for every (epoch, index), or as it is."""
 
-    def __init__(self, split: Split, augment: Callable[..., Any] | None = None, seed: int = 0) -> None:
-        self.split, self.augment, self.seed = split, augment, seed
+    def __init__(self, split: Split, augment: Callable[..., Any] | None = None, seed: int = 0, skip_bad: bool = False) -> None:
+        self.split, self.augment, self.seed, self.skip_bad = split, augment, seed, skip_bad
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
         if key is None:  # a process that has run out of images keeps step with the others; void counts nowhere
             sample = self.split[0]
-            return Sample(image=sample["image"], mask=torch.full_like(sample["mask"], 255), id="")
+            return {**sample, "mask": torch.full_like(sample["mask"], 255), "id": ""}
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        sample = self.split[index]
+        sample, skipped = self.readable(index) if self.skip_bad else (self.split[index], [])
         if self.augment is None:
-            return sample
+            return {**sample}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, epoch, index))
             image, mask = self.augment(tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"]))
-        return Sample(image=image.as_subclass(Tensor), mask=mask.as_subclass(Tensor), id=sample["id"])
+        return {
+            "image": image.as_subclass(Tensor), "mask": mask.as_subclass(Tensor), "id": sample["id"], "skipped": skipped
+        }  # fmt: skip
+
+    def readable(self, index: int) -> tuple[Sample, list[str]]:
+        """An image, or the next one that can be read; and what was said of those before it."""
+        problems: list[str] = []
+        for step in range(len(self)):
+            try:
+                return self.split[(index + step) % len(self)], problems
+            except UserError as problem:
+                problems.append(str(problem))
+        raise UserError(f"no image of the training split can be read: {problems[0]}")
 
 
-def stack(samples: list[Sample]) -> dict[str, Any]:
+def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples of equal size as a batch.
 
     Raises:
@@ -171,10 +294,13 @@ def stack(samples: list[Sample]) -> dict[str, Any]:
         raise UserError(
             f"images of {h1} x {w1} and {h2} x {w2} are in one training batch: set data.crop_size, or data.batch_size=1"
         )
-    return pad(samples)
+    batch = pad(samples)
+    if skipped := [problem for sample in samples for problem in sample.get("skipped", ())]:
+        batch["skipped"] = skipped
+    return batch
 
 
-def pad(samples: list[Sample], ignore_index: int = 255) -> dict[str, Any]:
+def pad(samples: list[dict[str, Any]], ignore_index: int = 255) -> dict[str, Any]:
     """Samples as a batch of the largest one's size, the others with nothing at their right and bottom, ignored there."""
     sizes = [(int(sample["mask"].shape[0]), int(sample["mask"].shape[1])) for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))

@@ -1,19 +1,15 @@
 """CamVid, as released with SegNet, and in the original 32 colours."""
 
-import os
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dilated_seg import UserError
+from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, names, partners, read_colours, read_mask
-from dilated_seg.data.transforms import UNKNOWN
+from dilated_seg.data.files import Pairs, ReadLabel, names, partners, read_colours, read_mask, refuse, values_as
 
 # What a label's value means in SegNet's release: the class id; 11 is unlabelled.
-VALUES = torch.tensor([*range(11), 255] + [UNKNOWN] * 244, dtype=torch.uint8)
+VALUES = values_as({k: k for k in range(11)} | {11: 255})
 
 # The original 32 classes that make up each of the 11; Void is ignored. Listings agree but for RoadShoulder, which some count
 # as road: here it is pavement, as in the two that could be looked up.
@@ -30,7 +26,7 @@ GROUPS = {
     "pedestrian": ("Pedestrian", "Child", "CartLuggagePram", "Animal"),
     "bicyclist": ("Bicyclist", "MotorcycleScooter"),
 }
-STILLS, LABELS = "701_StillsRaw_full", "LabeledApproved_full"
+STILLS, LABELS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
 
 
 class CamVid(SegmentationDataModule):
@@ -55,6 +51,9 @@ class CamVid(SegmentationDataModule):
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     )  # fmt: skip
 
+    variable = "DILATED_SEG_CAMVID"
+    published = {"train": 367, "val": 101, "test": 233}
+
     def __init__(self, root: str | None = None, **options: Any) -> None:  # noqa: ANN401 - jsonargparse reads the base's types
         super().__init__(**options)
         self.root = root
@@ -63,22 +62,37 @@ class CamVid(SegmentationDataModule):
         """The frames of "train", "val" or "test".
 
         Raises:
-            UserError: A folder or a list is missing, a frame has no label, a label no frame, or their sizes differ.
+            UserError: A folder or a list is missing, a frame has no label or a label no frame.
         """
-        given = self.root or os.environ.get("DILATED_SEG_CAMVID")
-        if not given:
-            raise UserError("CamVid's folder is not named: set the environment variable DILATED_SEG_CAMVID or data.root")
-        root = Path(given)
+        root = Path(self.place())
         if not (root / LABELS).is_dir():
-            return Pairs(partners(root / name, root / f"{name}annot"), partial(read_mask, classes=VALUES)).check()
+            return Pairs(partners(root / name, root / f"{name}annot"), self.read_label)
         listed = {line.removesuffix(".png") for line in names(root / f"{name}.txt")}
         pairs = [pair for pair in partners(root / STILLS, root / LABELS, ("", "_L")) if pair[0] in listed]
-        if missing := listed - {frame for frame, *_ in pairs}:
-            raise UserError(f"{root / name}.txt names {min(missing)}, which is not in {root / STILLS}")
-        return Pairs(pairs, partial(read_colours, classes=grouped(root / "label_colors.txt"))).check()
+        missing = sorted(listed - {frame for frame, *_ in pairs})
+        refuse([f"{root / name}.txt names {frame}, which is not in {root / STILLS}" for frame in missing])
+        return Pairs(pairs, self.read_label)
+
+    def available(self) -> list[str]:
+        """The splits that the folder has."""
+        root = Path(self.place())
+        return [name for name in self.published if (root / name).is_dir() or (root / f"{name}.txt").is_file()]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The original release's labels need the list of their colours."""
+        return (COLOURS,) if (Path(self.place()) / LABELS).is_dir() else ()
+
+    @cached_property
+    def read_label(self) -> ReadLabel:
+        """Class ids as SegNet's release has them, or the original's colours."""
+        root = self.place()
+        prepared = manifest.read(root)
+        coloured = COLOURS in prepared["files"] if prepared else (Path(root) / LABELS).is_dir()
+        return partial(read_colours, classes=grouped(root)) if coloured else partial(read_mask, classes=VALUES)
 
 
-def grouped(path: Path) -> dict[tuple[int, int, int], int]:
+def grouped(root: str) -> dict[tuple[int, int, int], int]:
     """The class id of every colour that label_colors.txt lists ("R G B NAME" a line); 255 for Void.
 
     Raises:
@@ -86,20 +100,12 @@ def grouped(path: Path) -> dict[tuple[int, int, int], int]:
     """
     classes = {name: k for k, group in enumerate(GROUPS.values()) for name in group} | {"Void": 255}
     found = {}
-    for line in lines(path):
+    for line in filter(str.strip, manifest.read_text(root, COLOURS).splitlines()):
         *colour, name = line.split()
         if name not in classes or len(colour) != 3 or not all(c.isdigit() for c in colour):
-            raise UserError(f"{path} has the line '{line}', which is not R G B and one of CamVid's 32 classes")
+            raise UserError(
+                f"{manifest.join(root, COLOURS)} has the line '{line}', which is not R G B and one of CamVid's 32 classes"
+            )
         red, green, blue = map(int, colour)
         found[red, green, blue] = classes[name]
     return found
-
-
-def lines(path: Path) -> list[str]:
-    """A text file's lines that say something."""
-    try:
-        return [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; it comes with the original labels") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: save it as such") from error

@@ -1,25 +1,18 @@
 """Cityscapes: street scenes of 50 cities, 1024 x 2048."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, counted, read_mask
-from dilated_seg.data.transforms import UNKNOWN
+from dilated_seg.data.files import Pairs, ReadLabel, paired, read_mask, values_as
 
 # The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 LAST = 33  # the highest label id; the others up to it are ignored
 
-VALUES = torch.tensor([255] * (LAST + 1) + [UNKNOWN] * (255 - LAST), dtype=torch.uint8)
-VALUES[list(LABEL_IDS)] = torch.arange(19, dtype=torch.uint8)
-
-SPLITS = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
+VALUES = values_as(dict.fromkeys(range(LAST + 1), 255) | {value: k for k, value in enumerate(LABEL_IDS)})
 
 
 class Cityscapes(SegmentationDataModule):
@@ -46,6 +39,10 @@ class Cityscapes(SegmentationDataModule):
         (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
     )  # fmt: skip
 
+    variable = "DILATED_SEG_CITYSCAPES"
+    published = {"train": 2975, "val": 500, "test": 1525, "train_extra": 19998}
+    submitted = LABEL_IDS
+
     def __init__(
         self,
         root: str | None = None,
@@ -60,22 +57,31 @@ class Cityscapes(SegmentationDataModule):
         """The images of "train", "val", "test" or "train_extra", in the order of city and frame.
 
         Raises:
-            UserError: A folder is missing, an image has no label, a label no image, or sizes differ.
+            UserError: A folder is missing, an image has no label or a label no image.
         """
-        root = self.root or os.environ.get("DILATED_SEG_CITYSCAPES")
-        if not root:
-            raise UserError("Cityscapes' folder is not named: set the environment variable DILATED_SEG_CITYSCAPES or data.root")
-        if name not in SPLITS:
-            raise UserError(f"Cityscapes has no split '{name}': choose one of {', '.join(SPLITS)}")
+        root = Path(self.place())
+        if name not in self.published:
+            raise UserError(f"Cityscapes has no split '{name}': choose one of {', '.join(self.published)}")
+        images = frames(root / "leftImg8bit" / name, "_leftImg8bit.png")
+        if name == "test":
+            return Pairs([(frame, path, None) for frame, path in images.items()], self.read_label)
         kind = "gtCoarse" if name == "train_extra" else self.labels if name == "train" else "gtFine"
-        images = frames(Path(root) / "leftImg8bit" / name, "_leftImg8bit.png")
-        labels = frames(Path(root) / kind / name, f"_{kind}_labelIds.png") if name != "test" else {}
-        if name != "test":
-            for missing, files, other in ((images.keys() - labels, images, "label"), (labels.keys() - images, labels, "image")):
-                if missing:
-                    raise UserError(f"{files[min(missing)]} has no {other}: add it or remove its partner")
-        pairs = [(frame, path, labels.get(frame)) for frame, path in images.items()]
-        return counted("Cityscapes", name, Pairs(pairs, partial(read_mask, classes=VALUES)), SPLITS).check()
+        labels = frames(root / kind / name, f"_{kind}_labelIds.png")
+        return Pairs(paired(images, labels, root / "leftImg8bit" / name, root / kind / name), self.read_label)
+
+    def available(self) -> list[str]:
+        """The splits that the folder has."""
+        return [name for name in self.published if (Path(self.place()) / "leftImg8bit" / name).is_dir()]
+
+    @property
+    def read_label(self) -> ReadLabel:
+        """Label ids as class ids."""
+        return partial(read_mask, classes=VALUES)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Shards hold one kind of labels of the training images."""
+        return {"labels": self.labels}
 
 
 def frames(folder: Path, ending: str) -> dict[str, Path]:

@@ -1,10 +1,11 @@
 """Image and label files: read as they are meant, or refused in one sentence that names the file."""
 
+import io
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -35,6 +36,30 @@ class Sample(TypedDict):
     id: str
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file whose content lies in a shard: it reads as the file did, and goes by the shard's name and its own."""
+
+    shard: str
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return f"{self.name} (in {self.shard})"
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """The content, as of a file."""
+        return io.BytesIO(self.content)
+
+
+Source = Path | Stored
+ReadLabel = Callable[[Source], Tensor]
+
+
 class Pairs:
     """Images with their labels, in the order of the list.
 
@@ -43,45 +68,61 @@ class Pairs:
         read_label: Reads a label's file as class ids (H, W).
 
     Raises:
-        UserError: Two images have one name, a file is missing, or an image and its label differ in size.
+        UserError: Two images have one name.
     """
 
-    def __init__(self, pairs: Sequence[tuple[str, Path, Path | None]], read_label: Callable[[Path], Tensor]) -> None:
+    def __init__(self, pairs: Sequence[tuple[str, Path, Path | None]], read_label: ReadLabel) -> None:
         self.pairs, self.read_label = list(pairs), read_label
         self.labelled = all(label for *_, label in self.pairs)
-        names = [name for name, *_ in self.pairs]
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f"{twice[0]} is the name of two images: rename one of them")
+        counts = Counter(name for name, *_ in self.pairs)
+        self.members = set(counts)  # what two splits may have in common
+        refuse([f"{name} is the name of two images: rename one" for name, n in counts.items() if n > 1])
 
     def check(self) -> "Pairs":
-        """Look at every file's header, once and before anything is trained."""
-        for _, image, label in self.pairs:
-            if (
-                label and label.suffix.lower() == LABEL
-            ):  # SBD's files have no header to look at: they are compared as they are read
-                check_sizes(image, label)
+        """Look at every file's header, once and before anything is trained.
+
+        Raises:
+            UserError: A file is missing or damaged, or an image and its label differ in size.
+        """
+        refuse([problem for _, image, label in self.pairs if (problem := size_problem(image, label))])
         return self
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        name, path, label = self.pairs[index]
-        image = read_image(path)
-        mask = self.read_label(label) if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
-        if mask.shape != image.shape[1:]:
-            mask = turned(mask, path)
-        if mask.shape != image.shape[1:]:
-            (h1, w1), (h2, w2) = image.shape[1:], mask.shape
-            raise UserError(f"{path} is {h1} x {w1} and its label {label} is {h2} x {w2}: they must have one size")
-        return Sample(image=image, mask=mask, id=name)
+        return decode(*self.pairs[index], self.read_label)
 
 
-def counted(dataset: str, split: str, pairs: Pairs, published: Mapping[str, int]) -> Pairs:
-    """The pairs, after a line that says so if they are not as many as were published: scores are then not comparable."""
-    if len(pairs) != published[split] and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{dataset}: {split} has {len(pairs):,} images here, as published {published[split]:,}", file=sys.stderr)
-    return pairs
+def decode(name: str, image: Source, label: Source | None, read_label: ReadLabel) -> Sample:
+    """An image and its label, or a mask that is ignored everywhere.
+
+    Raises:
+        UserError: A file is missing or damaged, a label holds what is no class, or the two differ in size.
+    """
+    picture = read_image(image)
+    mask = read_label(label) if label else torch.full(picture.shape[1:], 255, dtype=torch.uint8)
+    if mask.shape != picture.shape[1:]:
+        mask = turned(mask, image)
+    if mask.shape != picture.shape[1:]:
+        (h1, w1), (h2, w2) = picture.shape[1:], mask.shape
+        raise UserError(f"{image} is {h1} x {w1} and its label {label} is {h2} x {w2}: they must have one size")
+    return Sample(image=picture, mask=mask, id=name)
+
+
+class DataError(UserError):
+    """Several files are not as they should be: the first of them in a sentence, all of them in ``problems``."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        more = f"; {len(problems) - 1} more such problems" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise what is wrong, if anything is."""
+    if problems:
+        raise DataError(problems)
 
 
 def partners(images: Path, labels: Path, endings: tuple[str, str] = ("", "")) -> list[tuple[str, Path, Path | None]]:
@@ -96,14 +137,28 @@ def partners(images: Path, labels: Path, endings: tuple[str, str] = ("", "")) ->
             raise UserError(f"{folder} is no folder: it should hold the {'images' if folder == images else 'labels'}")
         found.append(by_name(folder, ending, SUFFIXES if folder == images else (LABEL,)))
     pictures, masks = found
-    for missing, what, where, other in (
-        (pictures.keys() - masks, "label", labels, images),
-        (masks.keys() - pictures, "image", images, labels),
-    ):
-        if missing:
-            lonely = (pictures if other == images else masks)[min(missing)]
-            raise UserError(f"{lonely} has no {what} in {where}: add it or remove its partner")
-    return [(name, path, masks[name]) for name, path in pictures.items()]
+    return paired(pictures, masks, images, labels)
+
+
+def paired(
+    images: Mapping[str, Path], labels: Mapping[str, Path], image_folder: Path, label_folder: Path
+) -> list[tuple[str, Path, Path | None]]:
+    """Images and labels of the same names.
+
+    Raises:
+        UserError: An image has no label or a label no image.
+    """
+    refuse(
+        [
+            f"{files[name]} has no {what} in {folder}: add it or remove its partner"
+            for files, others, what, folder in (
+                (images, labels, "label", label_folder),
+                (labels, images, "image", image_folder),
+            )
+            for name in sorted(files.keys() - others.keys())
+        ]
+    )
+    return [(name, path, labels[name]) for name, path in images.items()]
 
 
 def by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
@@ -137,8 +192,10 @@ def names(path: Path) -> list[str]:
     return found
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Source) -> Tensor:
     """An image file of any mode as uint8 RGB (3, H, W), turned upright if its EXIF says so; 16 bits are scaled to 8.
+
+    The tensor's values lie pixel by pixel, as they come out of the file: cutting a crop out of it costs nothing.
 
     Raises:
         UserError: The file is damaged, no image, or larger than anything that is let in.
@@ -153,12 +210,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).clip(0, 255).astype(np.uint8))
 
 
-def read_mask(path: Path, classes: Tensor) -> Tensor:
+def read_mask(path: Source, classes: bytes) -> Tensor:
     """A label file of one channel, or with a palette, as class ids (H, W): value v becomes ``classes[v]``.
 
     Args:
         path: The file; colour labels are refused, since their colours are not class ids.
-        classes: uint8 (256,): the class id of every value; ``UNKNOWN`` for values that must not occur.
+        classes: The class id of each of the 256 values; ``UNKNOWN`` for values that must not occur.
 
     Raises:
         UserError: The file is damaged, coloured, or holds an unknown value.
@@ -169,15 +226,20 @@ def read_mask(path: Path, classes: Tensor) -> Tensor:
             raise UserError(f"{path} has mode {image.mode}, but a label holds one class id a pixel (mode L or P)")
         return image
 
-    values = _decode(path, indices)
-    mask = classes[values.long()]
+    values = _decode(path, indices).numpy()
+    mask = torch.frombuffer(bytearray(values.tobytes().translate(classes)), dtype=torch.uint8).view(values.shape)
     if (mask == UNKNOWN).any():
-        value = int(values[mask == UNKNOWN][0])
-        raise UserError(f"{path} holds the value {value}, which is no class of this dataset: correct the label")
+        y, x = (mask == UNKNOWN).nonzero()[0].tolist()
+        raise UserError(f"{path} holds the value {values[y, x]} at row {y}, column {x}, which is no class of this dataset")
     return mask
 
 
-def read_colours(path: Path, classes: Mapping[tuple[int, int, int], int]) -> Tensor:
+def values_as(classes: Mapping[int, int]) -> bytes:
+    """A table for ``read_mask``: the class id of each value, ``UNKNOWN`` for the values that are not given."""
+    return bytes(classes.get(value, UNKNOWN) for value in range(256))
+
+
+def read_colours(path: Source, classes: Mapping[tuple[int, int, int], int]) -> Tensor:
     """A label file of colours as class ids (H, W): a pixel of colour c becomes ``classes[c]``.
 
     Raises:
@@ -197,9 +259,9 @@ def read_colours(path: Path, classes: Mapping[tuple[int, int, int], int]) -> Ten
     return torch.tensor(values, dtype=torch.uint8)[inverse]
 
 
-def _decode(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Tensor:
+def _decode(path: Source, convert: Callable[[Image.Image], Image.Image]) -> Tensor:
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), path.open("rb") as file, Image.open(file) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, not only warned of
             if image.width * image.height > most_pixels():
                 raise UserError(
@@ -213,7 +275,8 @@ def _decode(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Tensor
         raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)) if array.ndim == 3 else array)
+    tensor = torch.from_numpy(array)
+    return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
 
 
 def most_pixels() -> int:
@@ -224,17 +287,23 @@ def most_pixels() -> int:
     return int(given)
 
 
-def check_sizes(image: Path, mask: Path) -> None:
-    """Compare an image's size with its label's, reading the files' headers only.
+def size_problem(image: Path, label: Path | None) -> str | None:
+    """What the headers of an image and its label say against them, if anything.
 
     A photograph may lie on its side, to be turned upright by its EXIF: its label may be as the file lies, and is then turned
     with it, or upright already.
     """
-    (width, height), turned = header(image)
-    size, _ = header(mask)
-    if size != (width, height) and not (turned and size == (height, width)):
-        w, h = size
-        raise UserError(f"{image} is {height} x {width} and its label {mask} is {h} x {w}: they must have one size")
+    if label is None or label.suffix.lower() != LABEL:
+        return None  # SBD's files have no header to look at: they are compared as they are read
+    try:
+        (width, height), on_its_side = header(image)
+        size, _ = header(label)
+    except UserError as error:
+        return str(error)
+    if size == (width, height) or (on_its_side and size == (height, width)):
+        return None
+    w, h = size
+    return f"{image} is {height} x {width} and its label {label} is {h} x {w}: they must have one size"
 
 
 def header(path: Path) -> tuple[tuple[int, int], bool]:
@@ -249,8 +318,8 @@ def header(path: Path) -> tuple[tuple[int, int], bool]:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
 
 
-def turned(mask: Tensor, image: Path) -> Tensor:
+def turned(mask: Tensor, image: Source) -> Tensor:
     """A mask that lies as its image's file does, turned upright with it."""
-    with Image.open(image) as opened:
+    with image.open("rb") as file, Image.open(file) as opened:
         method = TURNS.get(opened.getexif().get(ORIENTATION, 1))
     return mask if method is None else torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(method)))

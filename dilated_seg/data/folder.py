@@ -1,16 +1,17 @@
 """A folder of the user's own images and masks."""
 
 import colorsys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from dilated_seg import UserError
+from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, by_name, names, read_mask
-from dilated_seg.data.transforms import UNKNOWN
+from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, ReadLabel, by_name, names, read_mask, refuse, values_as
+
+CLASSES = "classes.yaml"
 
 
 class Folder(SegmentationDataModule):
@@ -35,38 +36,47 @@ class Folder(SegmentationDataModule):
 
     def __init__(self, root: str, **options: Any) -> None:  # noqa: ANN401 - jsonargparse reads the base's types
         super().__init__(**options)
-        self.root = Path(root)
-        facts = read_facts(self.root / "classes.yaml")
+        self.root = root
+        facts = read_facts(root)
         self.classes = tuple(map(str, facts["classes"]))
         self.palette = tuple(tuple(colour) for colour in facts.get("palette") or colours(len(self.classes)))
-        self.values = torch.full((256,), UNKNOWN, dtype=torch.uint8)
-        self.values[: len(self.classes)] = torch.arange(len(self.classes), dtype=torch.uint8)
-        self.values[facts.get("ignore", [255])] = 255
+        values = {k: k for k in range(len(self.classes))} | dict.fromkeys(facts.get("ignore", [255]), 255)
+        self.values = values_as(values)
 
     def split(self, name: str) -> Pairs:
         """The images of "train", "val" or "test".
 
         Raises:
-            UserError: The split, an image or a mask is missing, or sizes differ.
+            UserError: The split, an image or a mask is missing.
         """
-
-        def read(path: Path) -> torch.Tensor:
-            return read_mask(path, self.values)
-
-        inside = self.root / name if (self.root / name).is_dir() else self.root
+        root = Path(self.place())
+        inside = root / name if (root / name).is_dir() else root
         if not (inside / "images").is_dir():
             raise UserError(f"{inside / 'images'} is no folder: it should hold the images")
         images = by_name(inside / "images")
         masks = by_name(inside / "masks", suffixes=(LABEL,)) if (inside / "masks").is_dir() else {}
-        listed = list(images) if inside != self.root else [known(line, images) for line in names(self.root / f"{name}.txt")]
-        if unknown := [stem for stem in listed if stem not in images]:
-            raise UserError(f"{self.root / name}.txt names {unknown[0]}, which is not in {inside / 'images'}")
+        listed = list(images) if inside != root else [known(line, images) for line in names(root / f"{name}.txt")]
+        unknown = [stem for stem in listed if stem not in images]
+        refuse([f"{root / name}.txt names {stem}, which is not in {inside / 'images'}" for stem in unknown])
         without = [stem for stem in listed if stem not in masks]
-        if without and len(without) < len(listed):
-            raise UserError(
-                f"{images[without[0]]} has no mask {inside / 'masks' / without[0]}.png, and others of the split have"
-            )
-        return Pairs([(stem, images[stem], masks.get(stem)) for stem in listed], read).check()
+        if len(without) < len(listed):
+            refuse([f"{images[s]} has no mask {inside / 'masks' / s}.png, and others of the split have" for s in without])
+        return Pairs([(stem, images[stem], masks.get(stem)) for stem in listed], self.read_label)
+
+    @property
+    def read_label(self) -> ReadLabel:
+        """Values of the masks as class ids."""
+        return partial(read_mask, classes=self.values)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The facts belong to the shards as well."""
+        return (CLASSES,)
+
+    def available(self) -> list[str]:
+        """The splits that the folder has."""
+        root = Path(self.place())
+        return [name for name in ("train", "val", "test") if (root / name).is_dir() or (root / f"{name}.txt").is_file()]
 
 
 def known(line: str, images: dict[str, Path]) -> str:
@@ -75,17 +85,18 @@ def known(line: str, images: dict[str, Path]) -> str:
     return path.stem if line not in images and path.suffix.lower() in SUFFIXES else line
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(root: str) -> dict[str, Any]:
     """What classes.yaml says.
 
     Raises:
         UserError: The file is missing or says something else.
     """
+    path = manifest.join(root, CLASSES)
     try:
-        facts = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; it should say classes: [background, ...]") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        facts = yaml.safe_load(manifest.read_text(root, CLASSES))
+    except UserError as error:
+        raise UserError(f"{error}; it should say classes: [background, ...]") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("classes"), list) or not 2 <= len(facts["classes"]) <= 250:
         raise UserError(f"{path} should say classes: [background, ...], from 2 to 250 of them")

@@ -6,7 +6,7 @@ the number of workers changes nothing.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -26,14 +26,21 @@ class TrainingOrder(Sampler[list[Key]]):
         rank: This process; all processes cut their share out of the same permutation.
         world: Number of processes.
         done: Says how many batches were taken before, so that iteration starts where the run stands.
+        permute: Gives the order of all images from (seed, epoch, batch_size, world); any order if None.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, done: Callable[[], int] = int
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        done: Callable[[], int] = int,
+        permute: Callable[[int, int, int, int], np.ndarray] | None = None,
     ) -> None:
-        self.size, self.batch_size, self.seed, self.rank, self.world, self.done = (
-            size, batch_size, seed, rank, world, done,
-        )  # fmt: skip
+        self.batch_size, self.seed, self.rank, self.world, self.done = batch_size, seed, rank, world, done
+        self.permute = permute or (lambda seed, epoch, *_: np.random.default_rng([seed, epoch]).permutation(size))
         self.batches = size // (batch_size * world)
         if not self.batches:
             needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
@@ -44,7 +51,7 @@ class TrainingOrder(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, first = divmod(self.done(), self.batches)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        order = self.permute(self.seed, epoch, self.batch_size, self.world)
         for batch in range(first, self.batches):
             start = (batch * self.world + self.rank) * self.batch_size
             yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
@@ -64,6 +71,45 @@ class EvaluationOrder(Sampler[list[Key]]):
         mine += [None] * (-(-self.size // self.world) - len(mine))
         for step in range(len(self)):
             yield mine[step * self.batch_size : (step + 1) * self.batch_size] or [None]
+
+
+LANES = 8  # queues of row groups for each process
+WINDOW = 4  # row groups of a queue that are shuffled into each other
+
+
+def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
+    """An epoch's order that reads row groups as wholes, for data that are streamed: each image once.
+
+    The groups are shuffled and dealt out to queues, always to the shortest; in a queue, images are shuffled within a few
+    groups that follow one another. Batch b of process r then comes from queue ``(b * world + r) % queues``. So a process
+    reads queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every so-manieth batch, so does a worker: no
+    group is read twice but those whose ends do not fill a batch, and the number of workers changes no batch.
+
+    Args:
+        sizes: Images in each row group, in the order of the split.
+        seed: Of the run.
+        epoch: Counts from 0.
+        batch_size: Images a process takes in one step.
+        world: Number of processes.
+    """
+    random = np.random.default_rng([seed, epoch])
+    starts = np.cumsum([0, *sizes])
+    queues: list[list[np.ndarray]] = [[] for _ in range(LANES * world)]
+    lengths = np.zeros(len(queues), np.int64)
+    for group in random.permutation(len(sizes)):
+        queue = int(lengths.argmin())
+        queues[queue].append(np.arange(starts[group], starts[group + 1]))
+        lengths[queue] += sizes[group]
+    batches, ends = [], []
+    for queue_groups in queues:
+        windows = [queue_groups[i : i + WINDOW] for i in range(0, len(queue_groups), WINDOW)]
+        images = np.concatenate([random.permutation(np.concatenate(w)) for w in windows] or [np.zeros(0, np.int64)])
+        full = len(images) // batch_size * batch_size
+        batches.append(images[:full].reshape(-1, batch_size))
+        ends.append(images[full:])
+    rounds = min(len(queue) for queue in batches)
+    aligned = [queue[step] for step in range(rounds) for queue in batches]
+    return np.concatenate([*aligned, *(queue[rounds:].ravel() for queue in batches), *ends]).astype(np.int64)
 
 
 def run_seed() -> int:

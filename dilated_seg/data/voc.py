@@ -1,6 +1,7 @@
 """PASCAL VOC 2012, with the further labels of SBD."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,17 @@ from torch import Tensor
 
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, counted, names, read_mask
-from dilated_seg.data.transforms import UNKNOWN
+from dilated_seg.data.files import Pairs, ReadLabel, Source, names, read_mask, refuse, values_as
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
-VALUES = torch.tensor([*range(21)] + [UNKNOWN] * 234 + [255], dtype=torch.uint8)
+VALUES = values_as({k: k for k in range(21)} | {255: 255})
 
-SPLITS = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "trainaug": 10582}
+# Where people unpack the two to, below the folder they name.
+VOC_PLACES = ("VOCdevkit/VOC2012", "VOC2012", ".")
+SBD_PLACES = (".", "dataset", "benchmark_RELEASE/dataset", "SegmentationClassAug")
+
+# The lists of each split; trainaug has SBD's images besides.
+PARTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "trainaug": ("train",)}
 
 
 def palette(entries: int) -> tuple[tuple[int, int, int], ...]:
@@ -49,6 +54,9 @@ class VOC(SegmentationDataModule):
     )  # fmt: skip
     palette = palette(21)
 
+    variable = "DILATED_SEG_VOC"
+    published = {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582, "test": 1456}
+
     def __init__(
         self,
         root: str | None = None,
@@ -63,69 +71,84 @@ class VOC(SegmentationDataModule):
         """The images of "train", "val", "trainval", "trainaug" or "test", whose labels are kept back.
 
         Raises:
-            UserError: A folder, a list, an image or a label is missing, or sizes differ.
+            UserError: A folder, a list, an image or a label is missing.
         """
-        voc = self.folder(self.root, "DILATED_SEG_VOC", ("VOCdevkit/VOC2012", "VOC2012", "."), "JPEGImages")
-        if name == "trainaug":
-            return counted("VOC", name, Pairs(self.augmented(voc), read_label), SPLITS).check()
-        if name not in SPLITS:
-            raise UserError(f"VOC has no split '{name}': choose one of {', '.join(SPLITS)}")
-        listed = names(voc / "ImageSets" / "Segmentation" / f"{name}.txt")
-        labels = None if name == "test" else voc / "SegmentationClass"
-        pairs = Pairs([pair(stem, voc / "JPEGImages", labels) for stem in listed], read_label)
-        return counted("VOC", name, pairs, SPLITS).check()
+        if name not in self.published:
+            raise UserError(f"VOC has no split '{name}': choose one of {', '.join(self.published)}")
+        voc = self.folder()
+        lists, images, labels = voc / "ImageSets" / "Segmentation", voc / "JPEGImages", voc / "SegmentationClass"
+        if name == "test":
+            return Pairs(found((stem, images / f"{stem}.jpg", None) for stem in names(lists / "test.txt")), self.read_label)
+        listed = [stem for part in PARTS[name] for stem in names(lists / f"{part}.txt")]
+        pairs = [(stem, images / f"{stem}.jpg", labels / f"{stem}.png") for stem in listed]
+        if name == "trainaug":  # and no image of val is ever among them
+            without = {*listed, *names(lists / "val.txt")}
+            pairs += [(p.stem, images / f"{p.stem}.jpg", p) for p in self.further() if p.stem not in without]
+        return Pairs(found(pairs), self.read_label)
 
-    def augmented(self, voc: Path) -> list[tuple[str, Path, Path | None]]:
-        """Train, and what SBD labels, without val; no image of val is ever among them."""
-        sbd = self.folder(
-            self.sbd, "DILATED_SEG_SBD", (".", "dataset", "benchmark_RELEASE/dataset", "SegmentationClassAug"), None
-        )
-        lists = voc / "ImageSets" / "Segmentation"
-        train, val = names(lists / "train.txt"), set(names(lists / "val.txt"))
-        labels = sbd / "cls" if (sbd / "cls").is_dir() else sbd
-        labelled = {p.stem for p in labels.iterdir() if p.suffix in (".mat", ".png") and not p.name.startswith(".")}
-        further = sorted(labelled - val - set(train))
-        images = voc / "JPEGImages"
-        return [pair(stem, images, voc / "SegmentationClass") for stem in train] + [
-            pair(stem, images, labels) for stem in further
-        ]
+    def available(self) -> list[str]:
+        """The splits that the folders have; "trainaug" if SBD's is named."""
+        lists = self.folder() / "ImageSets" / "Segmentation"
+        needed = PARTS | {"test": ("test",)}
+        here = [name for name in self.published if all((lists / f"{part}.txt").is_file() for part in needed[name])]
+        return [name for name in here if name != "trainaug" or self.sbd or os.environ.get("DILATED_SEG_SBD")]
 
-    @staticmethod
-    def folder(root: str | None, variable: str, places: tuple[str, ...], inside: str | None) -> Path:
-        """Where the data are, in one of the places people unpack them to."""
-        start = root or os.environ.get(variable)
+    def folder(self) -> Path:
+        """Where VOC2012 is, in one of the places people unpack it to.
+
+        Raises:
+            UserError: It is in none of them.
+        """
+        start = Path(self.place())
+        for place in VOC_PLACES:
+            if (start / place / "JPEGImages").is_dir():
+                return start / place
+        raise UserError(f"{start} holds no JPEGImages, also not in {' or '.join(VOC_PLACES[:-1])}")
+
+    def further(self) -> list[Path]:
+        """SBD's labels: .mat files, or PNGs that somebody made of them.
+
+        Raises:
+            UserError: The folder is not named or holds none.
+        """
+        start = self.sbd or os.environ.get("DILATED_SEG_SBD")
         if not start:
-            raise UserError(
-                f"the data's folder is not named: set the environment variable {variable}, or data.root (data.sbd for SBD)"
-            )
-        for place in places:
-            if inside and (Path(start) / place / inside).is_dir():
-                return Path(start) / place
-            if not inside and ((Path(start) / place / "cls").is_dir() or any((Path(start) / place).glob("*_*.png"))):
-                return Path(start) / place
-        raise UserError(f"{start} holds no {inside or 'cls/*.mat and no labels as PNGs'}, also not in {', '.join(places[:-1])}")
+            raise UserError("SBD's folder is not named: set the environment variable DILATED_SEG_SBD, or data.sbd")
+        for place in SBD_PLACES:
+            for folder in (Path(start) / place / "cls", Path(start) / place):
+                labels = [p for p in sorted(folder.glob("*_*")) if p.suffix in (".mat", ".png") and p.name[0] != "."]
+                if labels:
+                    return labels
+        raise UserError(f"{start} holds no cls/*.mat and no labels as PNGs, also not in {', '.join(SBD_PLACES[1:])}")
+
+    @property
+    def read_label(self) -> ReadLabel:
+        """VOC's labels or SBD's, by the kind of file."""
+        return read_label
 
 
-def pair(stem: str, images: Path, labels: Path | None) -> tuple[str, Path, Path | None]:
-    """An image and its label, which must be there."""
-    image, label = images / f"{stem}.jpg", None
-    if labels:
-        label = next((p for p in (labels / f"{stem}.png", labels / f"{stem}.mat") if p.is_file()), None)
-        if label is None:
-            raise UserError(f"{image} has no label in {labels}: the list names it, so complete the data")
-    if not image.is_file():
-        raise UserError(f"{image} is missing: the list names it, so complete the data")
-    return stem, image, label
+def found(pairs: Iterable[tuple[str, Path, Path | None]]) -> list[tuple[str, Path, Path | None]]:
+    """Images and labels, all of which must be there.
+
+    Raises:
+        UserError: One is not.
+    """
+    pairs, problems = list(pairs), []
+    for _, image, label in pairs:
+        if not image.is_file():
+            problems.append(f"{image} is missing: a list names it, so complete the data")
+        elif label and not label.is_file():
+            problems.append(f"{image} has no label {label}: a list names it, so complete the data")
+    refuse(problems)
+    return pairs
 
 
-def read_label(path: Path) -> Tensor:
+def read_label(path: Source) -> Tensor:
     """A label of VOC (a PNG with a palette) or of SBD (a .mat file) as class ids (H, W)."""
-    if path.suffix == ".png":
-        return read_mask(path, VALUES)
-    return read_sbd(path)
+    return read_mask(path, VALUES) if path.suffix == ".png" else read_sbd(path)
 
 
-def read_sbd(path: Path) -> Tensor:
+def read_sbd(path: Source) -> Tensor:
     """The class ids in one of SBD's MATLAB files.
 
     Raises:
@@ -134,10 +157,10 @@ def read_sbd(path: Path) -> Tensor:
     from scipy.io import loadmat  # only SBD needs it
 
     try:
-        values = np.asarray(loadmat(path)["GTcls"]["Segmentation"][0][0])
+        with path.open("rb") as file:
+            values = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0][0])
     except Exception as error:  # scipy raises what its parser stumbles over
         raise UserError(f"{path} cannot be read as a label of SBD ({error}): replace the file") from error
-    mask = VALUES[torch.from_numpy(values.astype(np.int64))]
-    if mask.ndim != 2 or (mask == UNKNOWN).any():
+    if values.ndim != 2 or values.dtype.kind not in "ui" or not values.size or values.min() < 0 or values.max() > 20:
         raise UserError(f"{path} holds no class ids from 0 to 20: replace the file")
-    return mask
+    return torch.from_numpy(values.astype(np.uint8))

@@ -1,0 +1,138 @@
+"""The archives that datasets are published as: fetched with their checksums, and unpacked without trusting them."""
+
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
+from typing import Any
+
+from dilated_seg import UserError
+
+Member = tuple[str, int, Callable[[], Any]]  # a file's name, its bytes, and how to open it
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+MAX_MEMBERS, MAX_BYTES = 1_000_000, 200 * 1024**3  # the largest of Cityscapes' has 20,000 files in 44 GB
+
+# File, MD5, and where it lies: the authors' server first, then mirrors.
+VOC = (
+    "VOCtrainval_11-May-2012.tar",
+    "6cd6e144f989b92b3379bac3b3de84fd",
+    (
+        "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "https://pjreddie.com/media/files/VOCtrainval_11-May-2012.tar",
+    ),
+)
+SBD = (
+    "benchmark.tgz",
+    "82b4d87ceb2ed10f6038a1cba92111cb",
+    ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",),
+)
+
+
+def fetch(file: str, md5: str, urls: tuple[str, ...], folder: Path) -> Path:
+    """Download a file from the first place that has it, unless it is there already.
+
+    Raises:
+        UserError: No place gave the file that the checksum is of.
+    """
+    from torchvision.datasets.utils import check_integrity, download_url
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target, unfinished = folder / file, folder / f"{file}.partial"
+    if check_integrity(target, md5):
+        return target
+    problems = []
+    for url in urls:
+        try:
+            download_url(url, folder, unfinished.name, md5)
+        except (OSError, RuntimeError) as error:
+            problems.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
+            unfinished.unlink(missing_ok=True)
+        else:
+            unfinished.replace(target)
+            return target
+    raise UserError(f"{file} could not be downloaded ({'; '.join(problems)}): put it into {folder} yourself")
+
+
+def archives(place: Path) -> list[Path]:
+    """The archives in a folder, or the archive itself."""
+    if place.is_file():
+        return [place] if place.name.lower().endswith(SUFFIXES) else []
+    return sorted(p for p in place.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
+
+
+def unpack(archive: Path, into: Path) -> None:
+    """Unpack an archive below a folder, in which others may have been unpacked before.
+
+    An archive whose files lie in no folder gets one of its own name.
+
+    Raises:
+        UserError: It is damaged, would write elsewhere, holds links or devices, or is larger than anything that is let in.
+    """
+    done = into / f".{archive.name}.unpacked"
+    if done.exists():
+        return
+    members, size = 0, 0
+    with opened(archive) as files:
+        names = []
+        for name, length, _ in files():
+            path, members, size = PurePosixPath(name.replace("\\", "/")), members + 1, size + length
+            if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
+                raise UserError(f"{archive} holds {name}, which lies outside of it: get the archive from its publisher")
+            if members > MAX_MEMBERS or size > MAX_BYTES:
+                raise UserError(f"{archive} holds more than {MAX_MEMBERS:,} files or {MAX_BYTES >> 30} GiB: it is none of ours")
+            names.append(path)
+        flat = all(len(path.parts) == 1 for path in names)
+        base = into / archive.name.split(".")[0] if flat else into
+        for name, length, content in files():
+            target = base / name.replace("\\", "/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content() as source, target.open("wb") as copy:
+                copyfileobj(source, copy, 1 << 20)
+            if target.stat().st_size != length:
+                raise UserError(f"{archive} is damaged: {name} has {target.stat().st_size:,} bytes, not {length:,}")
+    done.touch()
+
+
+@contextmanager
+def opened(archive: Path) -> Iterator[Callable[[], Iterator[Member]]]:
+    """An archive's regular files, as a function that lists (name, bytes, function that opens it)."""
+    try:
+        if archive.suffix.lower() == ".zip":
+            with zipfile.ZipFile(archive) as zipped:
+                yield lambda: (
+                    (m.filename, m.file_size, partial(zipped.open, m)) for m in zipped.infolist() if regular_zip(archive, m)
+                )
+        else:
+            with tarfile.open(archive) as tar:
+                yield lambda: ((m.name, m.size, partial(tar.extractfile, m)) for m in tar if regular_tar(archive, m))
+    except UserError:
+        raise
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive} cannot be unpacked ({' '.join(str(error).split())}): get it again") from error
+
+
+def regular_zip(archive: Path, member: zipfile.ZipInfo) -> bool:
+    """Whether a member is a file.
+
+    Raises:
+        UserError: It is a link.
+    """
+    if member.external_attr >> 28 == 0xA:
+        raise UserError(f"{archive} holds the link {member.filename}: get the archive from its publisher")
+    return not member.is_dir()
+
+
+def regular_tar(archive: Path, member: tarfile.TarInfo) -> bool:
+    """Whether a member is a file.
+
+    Raises:
+        UserError: It is a link or a device.
+    """
+    if not (member.isfile() or member.isdir()):
+        raise UserError(f"{archive} holds {member.name}, a link or device: get the archive from its publisher")
+    return member.isfile()

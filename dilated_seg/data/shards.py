@@ -1,0 +1,199 @@
+"""Splits that ``prepare`` wrote as shards: memory-mapped, or streamed from wherever they lie."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dilated_seg import UserError, manifest
+from dilated_seg.data.files import ReadLabel, Sample, Stored, decode
+from dilated_seg.data.order import by_groups
+
+CACHED_GROUPS = 8  # row groups of 2 MB that a process keeps while streaming
+
+
+class Rows(Protocol):
+    """Random access to the rows of several shards, one after another."""
+
+    def __getitem__(self, index: int, /) -> pa.Table: ...
+
+
+class Shards:
+    """A prepared split.
+
+    Args:
+        root: The folder, or URL, that holds the manifest.
+        facts: What the manifest says.
+        name: The split.
+        read_label: Reads a label's bytes as class ids; a raw store has class ids already.
+        streaming: Read row groups as they are needed, from the disk or a URL, instead of mapping the shards into memory.
+
+    Raises:
+        UserError: There is no such split, or a shard is missing or damaged.
+    """
+
+    def __init__(self, root: str, facts: dict[str, Any], name: str, read_label: ReadLabel, streaming: bool) -> None:
+        if name not in facts["splits"]:
+            raise UserError(f"{root} holds no split '{name}', only {', '.join(facts['splits'])}: prepare it as well")
+        self.labelled: bool = facts["splits"][name]["labelled"]
+        self.members = set(facts["splits"][name]["parts"])
+        self.read_label, self.raw = read_label, facts["store"] == "raw"
+        self.entries = manifest.shards(facts, name)
+        self.places = [manifest.join(root, entry["file"]) for entry in self.entries]
+        self.streaming = streaming
+        if self.raw and (streaming or manifest.is_url(root)):
+            raise UserError(f"{root} is a raw store, which is mapped into memory: stream one that holds the files instead")
+        if not streaming and manifest.is_url(root):
+            raise UserError(f"{root} is a URL: set data.streaming, or copy it to a folder")
+        for place, entry in zip(self.places, self.entries, strict=True):
+            check_shard(place, entry["bytes"])
+        self.rows: Rows = (Streamed if streaming else MappedRaw if self.raw else Mapped)(self.places, self.entries)
+        self.starts = np.cumsum([0] + [entry["rows"] for entry in self.entries])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        place = self.places[int(np.searchsorted(self.starts, index, "right")) - 1]
+        try:
+            row = self.rows[index]
+        except UserError:
+            raise
+        except Exception as error:  # arrow, datasets and every kind of storage have their own
+            raise unreadable(place, error) from error
+        if self.raw:
+            return self.from_raw(row)
+        image, label = (
+            Stored(place, cell["path"].as_py(), cell["bytes"].as_py())
+            for cell in (row["image"][0], row["label"][0])
+        )  # fmt: skip
+        return decode(row["id"][0].as_py(), image, label if label.name else None, self.read_label)
+
+    @staticmethod
+    def from_raw(row: pa.Table) -> Sample:
+        """Views of the mapped pixels: what no crop touches is not even read from the disk."""
+        height, width = row["height"][0].as_py(), row["width"][0].as_py()
+        image, mask = (np.frombuffer(row[name][0].as_buffer(), np.uint8) for name in ("image", "mask"))
+        pixels = read_only(image.reshape(height, width, 3)).permute(2, 0, 1)
+        return Sample(image=pixels, mask=read_only(mask.reshape(height, width)), id=row["id"][0].as_py())
+
+    def order(self, seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
+        """An epoch's order: any for mapped shards; for streamed ones, one that takes row groups as wholes."""
+        if not self.streaming:
+            return np.random.default_rng([seed, epoch]).permutation(len(self))
+        sizes = [rows for entry in self.entries for rows in entry["groups"]]
+        return by_groups(sizes, seed, epoch, batch_size, world)
+
+
+class Mapped:
+    """Parquet shards as `datasets` maps them: through a copy in its cache that is made when they are first opened."""
+
+    def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        try:
+            self.table = Dataset.from_parquet(places).with_format("arrow")
+        except (DatasetGenerationError, pa.ArrowException, OSError) as error:
+            raise unreadable(first_unreadable(places), error) from error
+
+    def __getitem__(self, index: int) -> pa.Table:
+        return self.table[index]
+
+
+class MappedRaw:
+    """Arrow shards, mapped as they are."""
+
+    def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
+        from datasets import Dataset, concatenate_datasets
+
+        parts = []
+        for place in places:
+            try:
+                parts.append(Dataset.from_file(place))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise unreadable(place, error) from error
+        self.table = concatenate_datasets(parts).with_format("arrow")
+
+    def __getitem__(self, index: int) -> pa.Table:
+        return self.table[index]
+
+
+class Streamed:
+    """Parquet shards of which one row group is read at a time; every process opens them for itself."""
+
+    def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
+        self.places = places
+        self.starts = np.cumsum([0] + [rows for entry in entries for rows in entry["groups"]])
+        self.stream: Any = None
+        self.process = 0
+        self.groups: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __getitem__(self, index: int) -> pa.Table:
+        group = int(np.searchsorted(self.starts, index, "right")) - 1
+        if group not in self.groups:
+            self.groups[group] = self.read(group)
+            if len(self.groups) > CACHED_GROUPS:
+                self.groups.popitem(last=False)
+        self.groups.move_to_end(group)
+        return self.groups[group].slice(index - int(self.starts[group]), 1)
+
+    def read(self, group: int) -> pa.Table:
+        """One row group. The stream is cut into as many parts as there are groups, so no other is read."""
+        if self.process != os.getpid():
+            from datasets import IterableDataset
+
+            self.stream, self.process = IterableDataset.from_parquet(self.places).reshard().with_format("arrow"), os.getpid()
+        part = self.stream.shard(num_shards=len(self.starts) - 1, index=group)
+        return pa.concat_tables(part.iter(batch_size=1 << 20))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process that is not forked: nothing that was opened goes along."""
+        return self.__dict__ | {"stream": None, "process": 0, "groups": OrderedDict()}
+
+
+def read_only(array: np.ndarray) -> torch.Tensor:
+    """A tensor on memory that nobody may write to; torch would warn of that."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def check_shard(place: str, size: int) -> None:
+    """A local shard must be there and as long as it was written.
+
+    Raises:
+        UserError: It is not.
+    """
+    if manifest.is_url(place):
+        return
+    path = Path(place)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy the folder again, or prepare it again")
+    if path.stat().st_size != size:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, not {size:,}: copy it again, or prepare the folder again")
+
+
+def first_unreadable(places: list[str]) -> str:
+    """The shard that made opening all of them fail."""
+    import pyarrow.parquet as pq
+
+    for place in places:
+        try:
+            for _ in pq.ParquetFile(place).iter_batches(batch_size=16):
+                pass
+        except (pa.ArrowException, OSError):
+            return place
+    return Path(places[0]).parent.as_posix()
+
+
+def unreadable(place: str, error: Exception) -> UserError:
+    """One sentence for a shard that cannot be read."""
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{place} cannot be read ({said}): see what prepare --verify says of it, and copy it again")
