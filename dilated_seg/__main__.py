@@ -25,7 +25,7 @@ VERBS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked."""
+    """Run one verb. Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked, 143 ended by SIGTERM."""
     args = list(sys.argv[1:] if args is None else args)
     try:
         if not args or args[0] in ("-h", "--help"):
@@ -50,9 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         if end.code is not None:
             raise
-        # Lightning ends a run on SIGTERM so, which would look like success
-        print("dilated-seg: ended by SIGTERM; the same command with the same --run_dir continues", file=sys.stderr)
-        return 1
+        print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # Lightning's own way out, which would look like success
+        return 143
     except KeyboardInterrupt:
         print("dilated-seg: interrupted", file=sys.stderr)
         return 1

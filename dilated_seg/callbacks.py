@@ -2,6 +2,11 @@
 
 import difflib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from dilated_seg import UserError
+from dilated_seg.checkpoints import LAST
 from dilated_seg.data.order import mix, run_seed
 from dilated_seg.runs import commit, write_text
 
@@ -28,6 +34,63 @@ class SeedEveryStep(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         torch.manual_seed(mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank))
+
+
+class StopOnSignal(Callback):
+    """SIGTERM and SIGUSR1 end training when the step is done, with a checkpoint from which the same command continues.
+
+    The exit status is 143. Under SLURM, SIGUSR1 (``sbatch --signal=SIGUSR1@90``) queues the job again. A signal before or
+    during a validation waits for it: its end saves a checkpoint as well, and no validation is lost.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.saved = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning, whose own handler does not save, puts back what was there when it ends."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self.signals:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:  # noqa: ANN401
+        self.received = number
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if not self._anywhere(trainer) or trainer.global_step >= trainer.max_steps > 0 or loop._should_accumulate():
+            return
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self.saved = True  # by the end of the validation that comes now
+            return
+        loop._batches_that_stepped += 1  # Lightning counts after this hook, and the checkpoint must know
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / LAST)
+        self._leave(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        if self.saved:
+            self._leave(trainer)
+
+    def _anywhere(self, trainer: Trainer) -> bool:
+        """Whether any process of the run was told to stop: all must leave after the same step."""
+        told = self.received is not None
+        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
+
+    def _leave(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            print(f"stopped by a signal after step {trainer.global_step}: the same command continues", file=sys.stderr)
+            if self.received == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
+                subprocess.run(["scontrol", "requeue", job], check=False)
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 class Freeze(BaseFinetuning):

@@ -21,9 +21,10 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
-from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SeedEveryStep
+from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SeedEveryStep, StopOnSignal
+from dilated_seg.checkpoints import LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
-from dilated_seg.runs import EXPERIMENTS, SafeCheckpointIO, commit, experiment_name, keep_history, loggers, write_text
+from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, loggers, write_text
 from dilated_seg.task import SegmentationTask
 
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
@@ -127,12 +128,12 @@ class CLI(LightningCLI):
             raise UserError(f"there is no checkpoint {checkpoint}: name a file of a run's folder checkpoints/")
         if self.subcommand != "fit":
             return
-        saved, last = self.run_dir / "config.yaml", self.run_dir / "checkpoints" / "last.ckpt"
+        saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
         if saved.read_text() != resolved(self._parser(self.subcommand), config):
             raise UserError(f"{self.run_dir} holds a run of another configuration: name another folder or remove it")
-        if last.exists() and config.ckpt_path is None:
+        if config.ckpt_path is None and (last := newest(self.run_dir / "checkpoints")):
             config.ckpt_path = str(last)
             self.resumed = True
 
@@ -178,7 +179,7 @@ class CLI(LightningCLI):
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
         self.evaluation = EvaluationRecord()
-        trainer.callbacks[:0] = [SeedEveryStep(), self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [SeedEveryStep(), StopOnSignal(), self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
         return trainer
@@ -205,7 +206,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Keep the last weights, also when training does not end on a validation."""
-        self.trainer.save_checkpoint(self.run_dir / "checkpoints" / "last.ckpt")
+        self.trainer.save_checkpoint(self.run_dir / "checkpoints" / LAST)
 
     def after_validate(self) -> None:
         """Print the table."""
@@ -271,6 +272,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",  # ours starts where the run stands: data/base.py
         ".*Experiment logs directory.*",  # what it would delete is kept: keep_history
+        ".*exists and is not empty.*",  # a run that continues
         ".*LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 import dilated_seg
-from dilated_seg import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -59,37 +56,6 @@ def keep_history(metrics: Path) -> None:
     if metrics.exists():
         n = len(list(metrics.parent.glob("metrics-*.csv"))) + 1
         shutil.move(metrics, metrics.with_name(f"metrics-{n}.csv"))
-
-
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints appear whole or not at all: written beside their place, flushed to the disk, then renamed."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:  # noqa: ANN401
-        """Write a checkpoint to a local path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Read a checkpoint.
-
-        Raises:
-            UserError: The file is missing, damaged, or none of ours.
-        """
-        try:
-            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        except FileNotFoundError:
-            raise UserError(f"there is no checkpoint {path}: name a file of a run's folder checkpoints/") from None
-        except Exception as error:
-            raise UserError(f"{path} cannot be loaded ({type(error).__name__}): it is damaged or no checkpoint") from error
-        if not {"state_dict", "global_step"} <= checkpoint.keys():
-            raise UserError(f"{path} is no checkpoint of a run: name a file of a run's folder checkpoints/")
-        return checkpoint
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -136,23 +135,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("step", [5, 8, 11])
-def test_a_killed_run_continues_to_the_same_weights(run, tmp_path, step):
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", KILL.format(step=step, signal=int(signal.SIGKILL)), "fit", *TINY, "--run_dir", folder]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step - step % 4
-    result = dilated_seg("fit", *TINY, "--run_dir", folder)
-    assert result.returncode == 0, result.stderr
-    assert "continuing" in result.stdout
-    expected, resumed = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (run, folder))
-    assert resumed["global_step"] == 12
-    for name, tensor in expected["state_dict"].items():
-        assert torch.equal(tensor, resumed["state_dict"][name]), name
-
-
 def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch(tmp_path):
     """Two pictures have unequal numbers of valid pixels: the mean of two means would be another gradient."""
     same = [*TINY, "--model.net.init_args.dropout=0.0", "--trainer.max_steps=3", "--trainer.val_check_interval=3"]
@@ -166,23 +148,6 @@ def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch(tmp_path)
     )
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
-
-
-def test_sigterm_ends_a_run_with_a_message_and_a_failure(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        KILL.format(step=6, signal=int(signal.SIGTERM)),
-        "fit",
-        *TINY,
-        "--run_dir",
-        tmp_path / "run",
-    ]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "SIGTERM" in ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What every dataset shares: splits, batches, and the hooks that Lightning calls for them."""
 
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -219,6 +220,7 @@ class SegmentationDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=pin,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals_to_the_parent,
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401
@@ -280,6 +282,12 @@ class Images(Dataset[dict[str, Any]]):
             except UserError as problem:
                 problems.append(str(problem))
         raise UserError(f"no image of the training split can be read: {problems[0]}")
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to all processes of a job must not end a worker before the training process has saved its checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
