@@ -115,7 +115,7 @@ def layer(ablation: Path, value: str | Mapping[str, Any]) -> str:
 def run(file: str, out: str | None = None) -> int:
     """Train and evaluate what is missing, one run after another, then write and print the comparison.
 
-    Interrupted, it exits with 1; called again it continues where it was and ends with the same numbers.
+    Interrupted, it exits with 1, or 143 by SIGTERM; called again it continues where it was and ends with the same numbers.
     """
     from dilated_seg.analysis import report
 
@@ -129,9 +129,10 @@ def run(file: str, out: str | None = None) -> int:
         console.print(Rule(label, align="left"))
         try:
             train(one, ablation)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as end:
             print(f"interrupted; to continue: dilated-seg ablate {file}" + (f" --out {out}" if out else ""), flush=True)
-            return 1
+            code = getattr(end, "code", 1)
+            return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
     folder = Path(out) if out else Path("runs") / ablation.name
     report.compare([one.folder for one in ablation.runs], folder, ablation.evaluation, [one.name for one in ablation.runs])
     return 0
@@ -153,7 +154,7 @@ def check(ablation: Ablation) -> None:
             looked_at.append(resolve.data)
             data = resolve.dataset()
             for split in (data.train_split, "val", ablation.split):
-                data.split(split)
+                data.opened(split)
 
 
 def finished(one: Run, ablation: Ablation) -> bool:

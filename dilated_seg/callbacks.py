@@ -33,7 +33,9 @@ class SeedEveryStep(Callback):
     """Seeds dropout from the run's seed, the batch's number and the process: what a resumed run needs to draw the same."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        torch.manual_seed(mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank))
+        seed = mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank)
+        on_cpu = pl_module.device.type == "cpu"  # where torch.manual_seed would keep a note of every call: see `seeded`
+        (torch.default_generator if on_cpu else torch).manual_seed(seed)
 
 
 class StopOnSignal(Callback):
@@ -331,7 +333,10 @@ class Gallery(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's."""
+    """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's.
+
+    Where a test server wants other values, such as Cityscapes' label ids, PNGs of these lie in ``submission/`` as well.
+    """
 
     def on_predict_batch_end(
         self,
@@ -342,16 +347,22 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        folder = Path(trainer.default_root_dir) / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
+        dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
+        folder, submission = (Path(trainer.default_root_dir) / name for name in ("predictions", "submission"))
+        for made in (folder, submission) if dataset.submitted else (folder,):
+            made.mkdir(parents=True, exist_ok=True)
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
-                palette = trainer.datamodule.palette  # type: ignore[attr-defined]
-                save_mask(folder / f"{name}.png", prediction[:height, :width], palette)
+                ids = prediction[:height, :width].cpu()
+                save_mask(folder / f"{name}.png", ids, dataset.palette)
+                if dataset.submitted:
+                    Image.fromarray(np.array(dataset.submitted, np.uint8)[ids.numpy()]).save(submission / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             print(f"class ids as PNGs: {Path(trainer.default_root_dir) / 'predictions'}")
+            if trainer.datamodule.submitted:  # type: ignore[attr-defined]
+                print(f"the test server's values: {Path(trainer.default_root_dir) / 'submission'}")
 
 
 def save_mask(path: Path, ids: torch.Tensor, palette: Sequence[tuple[int, int, int]]) -> None:

@@ -70,6 +70,7 @@ def fork(arguments, log, prepare=lambda: None, wait=None):
     if not child:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         os.dup2(1, 2)
+        signal.signal(INTERRUPT, signal.default_int_handler)  # a shell's background jobs ignore it
         status = 70
         try:
             prepare()

@@ -124,7 +124,8 @@ def test_two_processes_count_the_same_integers_as_one(run):
 
 # Runs the command, and kills the process without warning when a step is done.
 KILL = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from dilated_seg.__main__ import main
 from dilated_seg.task import SegmentationTask
 def die(self, *args):
@@ -133,21 +134,6 @@ def die(self, *args):
 SegmentationTask.on_train_batch_start = die
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch(tmp_path):
-    """Two pictures have unequal numbers of valid pixels: the mean of two means would be another gradient."""
-    same = [*TINY, "--model.net.init_args.dropout=0.0", "--trainer.max_steps=3", "--trainer.val_check_interval=3"]
-    alone = ["--data.init_args.batch_size=4", "--run_dir", tmp_path / "one"]
-    together = ["--data.init_args.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    for flags in (alone, [*together, "--run_dir", tmp_path / "two"]):
-        result = dilated_seg("fit", *same, *flags)
-        assert result.returncode == 0, result.stderr
-    one, two = (
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")
-    )
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
 from dilated_seg import UserError
-from dilated_seg.data import CamVid, Shapes
+from dilated_seg.data import VOC, CamVid, Folder, Shapes
 from dilated_seg.data.base import Images, stack
 from dilated_seg.data.files import read_image
-from dilated_seg.data.order import EvaluationOrder, TrainingOrder
+from dilated_seg.data.order import EvaluationOrder, TrainingOrder, by_groups
 from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
-from dilated_seg.data.transforms import training
+from dilated_seg.data.shards import CACHED_GROUPS
+from dilated_seg.data.transforms import GREY, ScaleAndCrop, training
+from tests import trees
 from tests.conftest import ROOT
 
 
@@ -253,7 +257,7 @@ def test_augmentation_moves_image_and_mask_together_and_invents_no_class():
         moved, labels = augment(tv_tensors.Image(image), tv_tensors.Mask(mask))
         assert moved.shape == (3, 64, 48)
         assert set(labels.unique().tolist()) <= {0, 60, 120, 180, 255}
-        assert (moved[0][labels == 255] == 124).all()
+        assert (moved[:, labels == 255] == torch.tensor(GREY)[:, None]).all()
     torch.manual_seed(0)
     moved, labels = training((30, 30), (1.0, 1.0), True, 0.0, 255)(tv_tensors.Image(image), tv_tensors.Mask(mask))
     assert torch.equal(moved[0], labels)
@@ -321,3 +325,109 @@ def test_unequal_sizes_in_a_batch_are_refused_with_the_remedy():
 def test_a_split_smaller_than_a_batch_is_refused():
     with pytest.raises(UserError, match="3 images"):
         TrainingOrder(3, 4, 0)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.tuples(st.integers(1, 50), st.integers(1, 50)), st.none() | st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.floats(0.1, 3.0), st.floats(0.1, 3.0)).map(sorted), st.booleans(), st.sampled_from([0.0, 0.4]),
+    st.sampled_from([0.0, 30.0, 180.0]), st.integers(0, 2**31),
+)  # fmt: skip
+def test_no_transform_creates_a_label_that_was_not_there(size, crop, scale, flip, jitter, rotate, seed):
+    """And none leaves the crop's size, or labels what lies outside the image."""
+    torch.manual_seed(seed)
+    values = torch.tensor([3, 7, 250], dtype=torch.uint8)
+    mask = values[torch.randint(0, 3, size)]
+    augment = training(crop, tuple(scale), flip, jitter, 255, rotate)
+    image, labels = augment(tv_tensors.Image(torch.full((3, *size), 77, dtype=torch.uint8)), tv_tensors.Mask(mask))
+    assert set(labels.unique().tolist()) <= {*mask.unique().tolist(), 255}
+    assert labels.dtype == image.dtype == torch.uint8 and image.shape[1:] == labels.shape
+    if crop is not None:
+        assert labels.shape == crop
+    if crop is None and not rotate:
+        assert 255 not in labels
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.6])
+def test_a_crop_of_a_scaled_image_is_the_part_it_would_be_of_the_whole(factor):
+    """Only the crop is resized; it shows what a crop of the resized whole shows, to within a pixel of place."""
+    y, x = torch.meshgrid(torch.arange(80), torch.arange(120), indexing="ij")
+    image = torch.stack([y * 3, x * 2, torch.zeros_like(x)]).to(torch.uint8)
+    crop = ScaleAndCrop((factor, factor), (32, 40), 255)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        part, mask = crop(tv_tensors.Image(image), tv_tensors.Mask(image[0]))
+        for channel, step in ((0, 3 / factor), (1, 2 / factor)):
+            slope = part[channel].float().diff(dim=channel).mean().item()
+            assert slope == pytest.approx(step, rel=0.05)
+        assert (mask.float() - part[0].float()).abs().max() <= 3.5  # label and image show the same row
+
+
+def test_small_images_lie_anywhere_in_their_crop_and_the_rest_is_ignored():
+    image, mask = torch.full((3, 6, 8), 200, dtype=torch.uint8), torch.zeros(6, 8, dtype=torch.uint8)
+    places = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        moved, labels = ScaleAndCrop((1.0, 1.0), (10, 9), 255)(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        assert (labels == 0).sum() == 48 and (moved[:, labels == 0] == 200).all()
+        assert (moved[:, labels == 255] == torch.tensor(GREY)[:, None]).all()
+        places.add(tuple((labels == 0).nonzero()[0].tolist()))
+    assert len(places) > 5
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=40), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_an_order_by_row_groups_has_every_image_once(sizes, batch_size, world, epoch):
+    order = by_groups(sizes, 3, epoch, batch_size, world)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+    assert np.array_equal(order, by_groups(sizes, 3, epoch, batch_size, world))
+    if sum(sizes) > 20:
+        assert not np.array_equal(order, by_groups(sizes, 3, epoch + 1, batch_size, world))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.parametrize("world", [1, 3])
+def test_streaming_reads_hardly_any_row_group_twice(workers, world):
+    """Each worker of each process has a cache of few groups; the reads of all of them are counted."""
+    sizes, batch_size = [20] * 400, 14
+    order, starts, reads = by_groups(sizes, 0, 0, batch_size, world), np.cumsum([0, *sizes]), 0
+    caches = {}
+    for number in range(len(order) // batch_size):
+        batch, rank = divmod(number, world)
+        cache = caches.setdefault((rank, batch % workers), [])
+        for image in order[number * batch_size : (number + 1) * batch_size]:
+            group = int(np.searchsorted(starts, image, "right")) - 1
+            reads += group not in cache
+            cache[:] = [*(g for g in cache if g != group), group][-CACHED_GROUPS:]
+    assert reads < 1.5 * len(sizes)
+
+
+def test_a_bad_image_is_skipped_in_training_if_that_is_asked_for(tmp_path, capsys):
+    root = trees.folder(tmp_path / "mine", images=8)
+    (root / "images/photo 3.png").write_bytes(b"no image")
+    options = {"root": str(root), "batch_size": 7, "crop_size": (8, 8)}
+    with pytest.raises(UserError, match=r"photo 3\.png cannot be read"):
+        Folder(**options).train_dataloader()
+    data = Folder(**options, on_bad_image="skip")
+    (batch,) = data.train_dataloader()
+    assert batch["image"].shape == (7, 3, 8, 8) and "photo 3" not in batch["id"] and batch["id"].count("photo 4") == 2
+    assert "skipped" not in data.on_before_batch_transfer(batch, 0)
+    for again in data.train_dataloader():
+        data.on_before_batch_transfer(again, 0)
+    data.teardown("fit")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "skipped: " in said[0] and "photo 3.png" in said[0]
+    assert said[1] == "skipped 1 files, 2 times in all"
+    (root / "val.txt").write_text("photo 3\n")
+    with pytest.raises(UserError, match=r"photo 3\.png cannot be read"):
+        Folder(**options, on_bad_image="skip").opened("val")
+
+
+def test_training_on_validation_images_is_said(tmp_path, capsys):
+    root = trees.voc(tmp_path)
+    for split, said in (("train", False), ("trainval", True)):
+        data = VOC(root=str(root), train_split=split)
+        data.say_what_is_shared()
+        assert ("scores say nothing about new images" in capsys.readouterr().err) is said

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
 from dilated_seg import UserError
+from dilated_seg.callbacks import PredictionWriter
 from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
 from dilated_seg.data.base import pad
 from dilated_seg.data.cityscapes import LABEL_IDS
+from dilated_seg.models import DilatedNet
+from dilated_seg.task import SegmentationTask
 from tests import trees
 
 
@@ -300,3 +304,14 @@ def test_images_of_unequal_size_are_padded_with_void_and_know_where_they_end(voc
     assert batch["size"] == [(24, 24), (21, 40)]
     assert torch.equal(batch["mask"][0, :24, :24], split[0]["mask"])
     assert (batch["mask"][0, :, 24:] == 255).all() and (batch["mask"][1, 21:] == 255).all()
+
+
+def test_predictions_for_cityscapes_server_are_label_ids(cityscapes, tmp_path):
+    data = Cityscapes(root=str(cityscapes), predict_split="test")
+    task = SegmentationTask(DilatedNet(19, None, width=1 / 32), 19)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, callbacks=[PredictionWriter()], **quiet)
+    trainer.predict(task, data, return_predictions=False)
+    name = "berlin_000005_000019.png"
+    ids, submitted = (np.array(Image.open(tmp_path / folder / name)) for folder in ("predictions", "submission"))
+    assert np.array_equal(submitted, np.array(LABEL_IDS)[ids]) and submitted.shape == (16, 34)

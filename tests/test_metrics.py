@@ -88,3 +88,15 @@ def test_logits_and_their_highest_class_are_the_same_prediction():
 def test_values_that_are_no_class_are_refused(mask, prediction):
     with pytest.raises(ValueError, match="holds"):
         SegmentationMetrics(4).update(torch.full((1, 2, 2), prediction), torch.full((1, 2, 2), mask))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 3), st.integers(1, 25), st.integers(1, 70), st.integers(1, 130), st.booleans(), st.integers(0, 2**31))
+def test_the_predicted_class_is_the_first_of_the_highest_scores(count, classes, height, width, last, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-2, 3, (count, classes, height, width), generator=generator).float()  # with many ties
+    if last:
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(predict(logits), logits.max(1).indices)
+    logits[0, classes // 2, 0, 0] = torch.nan
+    assert predict(logits)[0, 0, 0] == classes // 2

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from dilated_seg import UserError, manifest
 from dilated_seg.data import transforms
 from dilated_seg.data.files import Pairs, ReadLabel, Sample
-from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, mix, run_seed
+from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, mix, run_seed, seeded
 from dilated_seg.data.shards import Shards
 
 
@@ -266,8 +266,7 @@ class Images(Dataset[dict[str, Any]]):
         sample, skipped = self.readable(index) if self.skip_bad else (self.split[index], [])
         if self.augment is None:
             return {**sample}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self.seed, epoch, index))
+        with seeded(mix(self.seed, epoch, index)):
             image, mask = self.augment(tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"]))
         return {
             "image": image.as_subclass(Tensor), "mask": mask.as_subclass(Tensor), "id": sample["id"], "skipped": skipped
@@ -312,12 +311,14 @@ def pad(samples: list[dict[str, Any]], ignore_index: int = 255) -> dict[str, Any
     """Samples as a batch of the largest one's size, the others with nothing at their right and bottom, ignored there."""
     sizes = [(int(sample["mask"].shape[0]), int(sample["mask"].shape[1])) for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
-    borders = [(0, width - w, 0, height - h) for h, w in sizes]
+
+    def padded(tensor: Tensor, value: int) -> Tensor:
+        border = (0, width - tensor.shape[-1], 0, height - tensor.shape[-2])
+        return F.pad(tensor, border, value=value) if any(border) else tensor
+
     return {
-        "image": torch.stack([F.pad(sample["image"], border) for sample, border in zip(samples, borders, strict=True)]),
-        "mask": torch.stack(
-            [F.pad(sample["mask"], border, value=ignore_index) for sample, border in zip(samples, borders, strict=True)]
-        ),
+        "image": torch.stack([padded(sample["image"], 0) for sample in samples]),
+        "mask": torch.stack([padded(sample["mask"], ignore_index) for sample in samples]),
         "id": [sample["id"] for sample in samples],
         "size": sizes,
     }

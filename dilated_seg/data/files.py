@@ -200,14 +200,21 @@ def read_image(path: Source) -> Tensor:
     Raises:
         UserError: The file is damaged, no image, or larger than anything that is let in.
     """
-    return _decode(path, lambda image: eight_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+    return _decode(path, as_rgb)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion would saturate 16-bit greyscale: nearly all of it white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).clip(0, 255).astype(np.uint8))
+def as_rgb(image: Image.Image) -> Tensor:
+    """Upright, in RGB; copied only where that changes something. 16 bits are scaled: Pillow itself would saturate them."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).clip(0, 255).astype(np.uint8))
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return as_bytes(bytearray(rgb.tobytes()), rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def as_bytes(content: bytearray, *shape: int) -> Tensor:
+    """Pillow's bytes as a tensor."""
+    return torch.frombuffer(content, dtype=torch.uint8).view(shape)
 
 
 def read_mask(path: Source, classes: bytes) -> Tensor:
@@ -221,17 +228,17 @@ def read_mask(path: Source, classes: bytes) -> Tensor:
         UserError: The file is damaged, coloured, or holds an unknown value.
     """
 
-    def indices(image: Image.Image) -> Image.Image:
+    def indices(image: Image.Image) -> Tensor:
         if image.mode not in ("L", "P"):
             raise UserError(f"{path} has mode {image.mode}, but a label holds one class id a pixel (mode L or P)")
-        return image
+        values = bytearray(image.tobytes())
+        ids = values.translate(classes)
+        if (first := ids.find(UNKNOWN)) >= 0:
+            y, x = divmod(first, image.width)
+            raise UserError(f"{path} holds the value {values[first]} at row {y}, column {x}, which is no class of this dataset")
+        return as_bytes(ids, image.height, image.width)
 
-    values = _decode(path, indices).numpy()
-    mask = torch.frombuffer(bytearray(values.tobytes().translate(classes)), dtype=torch.uint8).view(values.shape)
-    if (mask == UNKNOWN).any():
-        y, x = (mask == UNKNOWN).nonzero()[0].tolist()
-        raise UserError(f"{path} holds the value {values[y, x]} at row {y}, column {x}, which is no class of this dataset")
-    return mask
+    return _decode(path, indices)
 
 
 def values_as(classes: Mapping[int, int]) -> bytes:
@@ -245,7 +252,7 @@ def read_colours(path: Source, classes: Mapping[tuple[int, int, int], int]) -> T
     Raises:
         UserError: The file is damaged, or holds another colour.
     """
-    picture = _decode(path, lambda image: image.convert("RGB")).long()
+    picture = _decode(path, as_rgb).long()
     keys = (picture[0] << 16) | (picture[1] << 8) | picture[2]
     found, inverse = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     known = {(r << 16) | (g << 8) | b: value for (r, g, b), value in classes.items()}
@@ -259,7 +266,7 @@ def read_colours(path: Source, classes: Mapping[tuple[int, int, int], int]) -> T
     return torch.tensor(values, dtype=torch.uint8)[inverse]
 
 
-def _decode(path: Source, convert: Callable[[Image.Image], Image.Image]) -> Tensor:
+def _decode(path: Source, use: Callable[[Image.Image], Tensor]) -> Tensor:
     try:
         with warnings.catch_warnings(), path.open("rb") as file, Image.open(file) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, not only warned of
@@ -268,15 +275,13 @@ def _decode(path: Source, convert: Callable[[Image.Image], Image.Image]) -> Tens
                     f"{path} has {image.height} x {image.width} pixels, more than are let in: if it is meant, set the "
                     f"environment variable {MAX_PIXELS}"
                 )
-            array = np.array(convert(image))
+            return use(image)
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
     except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
-    tensor = torch.from_numpy(array)
-    return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
 
 
 def most_pixels() -> int:

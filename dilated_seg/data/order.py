@@ -7,8 +7,10 @@ the number of workers changes nothing.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 from dilated_seg import UserError
@@ -115,6 +117,20 @@ def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, worl
 def run_seed() -> int:
     """The run's seed, as ``seed_everything`` set it, in every process of the run."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU random numbers from a seed, and afterwards as if nothing had been.
+
+    Not torch.manual_seed: without a GPU, each call of it is noted with its stack for one that might come, and never forgotten.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def mix(*numbers: int) -> int:

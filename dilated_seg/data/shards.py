@@ -11,9 +11,9 @@ import torch
 
 from dilated_seg import UserError, manifest
 from dilated_seg.data.files import ReadLabel, Sample, Stored, decode
-from dilated_seg.data.order import by_groups
+from dilated_seg.data.order import LANES, WINDOW, by_groups
 
-CACHED_GROUPS = 8  # row groups of 2 MB that a process keeps while streaming
+CACHED_GROUPS = 3 * LANES * WINDOW // 2  # row groups of 2 MB a process keeps: what one worker is in the middle of, and more
 
 
 class Rows(Protocol):

@@ -48,6 +48,8 @@ class ScaleAndCrop(v2.Transform):  # type: ignore[misc] # torchvision has no typ
         if list(part.shape[-2:]) != params["size"]:
             if mask:
                 part = tv_tensors.Mask(F.interpolate(part[None, None], params["size"], mode="nearest-exact")[0, 0])
+            elif params["size"] == [1, 1]:  # torch 2.15's kernel for bytes fails on one pixel
+                part = tv_tensors.Image(part.float().mean((-2, -1), keepdim=True).round().to(torch.uint8))
             else:
                 part = v2.functional.resize(part, params["size"], antialias=True)
         if not any(params["border"]):

@@ -1,6 +1,6 @@
 """Is the data ever the bottleneck?  Time to draw or read an image against time to train on it, in one run, on one thread.
 
-run:    python experiments/benchmarks/data_speed.py
+run:    python experiments/benchmarks/data_against_training.py
 """
 
 import os

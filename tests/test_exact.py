@@ -1,0 +1,90 @@
+"""Evaluation and loss do not depend on processes, batches, workers, or where the images come from."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dilated_seg import prepare
+from dilated_seg.__main__ import main
+from dilated_seg.data import Folder
+from tests import trees
+from tests.conftest import ROOT
+from tests.test_cli import TINY, dilated_seg
+from tests.test_resume import EXPERIMENT, environment
+
+# Processes, workers, batch size, and how the images are read; the first is what the others are compared with.
+WAYS = [
+    (1, 0, 1, "folder"), (2, 1, 2, "mapped"), (3, 3, 5, "streamed"), (2, 3, 1, "streamed"), (3, 0, 2, "mapped"),
+    (1, 1, 5, "streamed"), (1, 3, 2, "raw"), (3, 1, 1, "folder"), (2, 0, 5, "raw"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Seven validation images of several sizes, one of which is void, as folders, shards and a raw store."""
+    folder = tmp_path_factory.mktemp("data")
+    root = trees.folder(folder / "folder", images=9)
+    (root / "train.txt").write_text("photo 0\nphoto 1\n")
+    (root / "val.txt").write_text("".join(f"photo {i}\n" for i in range(2, 9)))
+    Image.fromarray(np.full((9, 20), 255, np.uint8)).save(root / "masks/photo 4.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "SHARD_BYTES", 4000)
+        patch.setattr(prepare, "GROUP_BYTES", 1500)
+        for store in ("files", "raw"):
+            assert main(["prepare", "folder", f"--root={root}", f"--out={folder / store}", f"--store={store}"]) == 0
+    return folder
+
+
+def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp_path):
+    (tmp_path / "experiment.yaml").write_text(EXPERIMENT.format(root=data / "folder"))
+    ways = []
+    for world, workers, batch, kind in WAYS:
+        root = data / {"mapped": "files", "streamed": "files"}.get(kind, kind)
+        flags = {"root": root, "num_workers": workers, "eval_batch_size": batch, "streaming": str(kind == "streamed").lower()}
+        arguments = ["validate", "--config", str(tmp_path / "experiment.yaml"), "--seed_everything=7"]
+        arguments += [f"--data.init_args.{name}={value}" for name, value in flags.items()]
+        ways.append({"folder": str(tmp_path), "world": world, "arguments": arguments})
+    command = [sys.executable, "-m", "tests.evaluated", json.dumps(ways)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *others = json.loads(done.stdout)
+    masks = [sample["mask"] for sample in map(Folder(root=str(data / "folder")).split("val").__getitem__, range(7))]
+    assert first["ids"] == [f"photo {i}" for i in range(2, 9)] and first["images"] == 7
+    assert first["pixels"] == sum(int((mask != 255).sum()) for mask in masks)
+    assert np.array_equal(np.sum(first["matrices"], 0), np.ravel(first["matrix"]))
+    assert [sum(matrix) for matrix in first["matrices"]] == [int((mask != 255).sum()) for mask in masks]
+    assert (np.sum(first["matrix"], 0) > 0).sum() > 1  # several classes are predicted
+    for way, other in zip(WAYS[1:], others, strict=True):
+        assert other == first, way
+
+
+def test_loss_and_gradient_of_two_processes_are_those_of_one_on_both_batches(tmp_path):
+    """Pictures have unequal numbers of valid pixels: the mean of two processes' means would be another number."""
+    steps = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--model.net.init_args.dropout=0.0"]
+    plain = [
+        "--model.optimizer=SGD",
+        "--model.optimizer.lr=1.0",
+        "--trainer.gradient_clip_val=null",
+        "--model.class_weights=null",
+    ]
+    plain += ["--model.lr_scheduler.init_args.total_iters=1000000"]
+    ways = {
+        "one": ["--data.init_args.batch_size=4"],
+        "two": ["--data.init_args.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"],
+    }
+    weights, losses = {}, {}
+    for name, flags in ways.items():
+        result = dilated_seg("fit", *TINY, *steps, *plain, *flags, "--run_dir", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        weights[name] = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        with (tmp_path / name / "metrics.csv").open() as file:
+            losses[name] = next(float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"])
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-6)
+    for name, one in weights["one"].items():  # a step of rate 1 from the same weights: they differ as the gradients do
+        assert (one - weights["two"][name]).abs().max() < 1e-6, name
