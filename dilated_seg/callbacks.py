@@ -34,8 +34,7 @@ class SeedEveryStep(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         seed = mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank)
-        on_cpu = pl_module.device.type == "cpu"  # where torch.manual_seed would keep a note of every call: see `seeded`
-        (torch.default_generator if on_cpu else torch).manual_seed(seed)
+        torch.manual_seed(seed)
 
 
 class StopOnSignal(Callback):

@@ -123,7 +123,7 @@ def run_seed() -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Torch's CPU random numbers from a seed, and afterwards as if nothing had been.
 
-    Not torch.manual_seed: without a GPU, each call of it is noted with its stack for one that might come, and never forgotten.
+    Not torch.manual_seed: without a GPU, each call of it formats its stack, for an error that a GPU might raise later.
     """
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
