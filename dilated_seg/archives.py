@@ -60,8 +60,8 @@ def fetch(file: str, md5: str, urls: tuple[str, ...], folder: Path) -> Path:
 
 def archives(place: Path) -> list[Path]:
     """The archives in a folder, or the archive itself."""
-    if place.is_file():
-        return [place] if place.name.lower().endswith(SUFFIXES) else []
+    if not place.is_dir():
+        return [place] if place.is_file() and place.name.lower().endswith(SUFFIXES) else []
     return sorted(p for p in place.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
 
 

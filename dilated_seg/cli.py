@@ -271,6 +271,7 @@ def quiet() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",  # ours starts where the run stands: data/base.py
+        ".*custom batch sampler.*",  # EvaluationOrder gives every image
         ".*Experiment logs directory.*",  # what it would delete is kept: keep_history
         ".*exists and is not empty.*",  # a run that continues
         ".*LeafSpec.*",

@@ -52,7 +52,7 @@ def prepare(
     Raises:
         UserError: Files are missing or damaged, which are then named, a line each; or ``out`` holds something else.
     """
-    options = options or {}
+    out, options = Path(os.path.abspath(out)), dict(options or {})  # "." has no name to put ".partial" behind
     asked = {"dataset": name, "store": store, "splits": list(splits) if splits else None, "options": sorted(options.items())}
     if done(out, asked):
         print(f"{out} is prepared already: nothing to do (--verify checks its files)")
@@ -208,9 +208,9 @@ def divide(splits: "dict[str, Pairs]") -> tuple[dict[str, list[Triple]], dict[st
         rest = list(pairs.pairs)
         contents[name] = []
         for part, stored in parts.items():
-            if set(stored) <= set(rest):
+            if (held := set(stored)) <= set(rest):
                 contents[name].append(part)
-                rest = [pair for pair in rest if pair not in set(stored)]
+                rest = [pair for pair in rest if pair not in held]
         if rest:
             part = name if not contents[name] else f"{name}-more"
             parts[part] = rest

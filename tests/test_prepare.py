@@ -1,6 +1,7 @@
 """Every dataset through every path: its folders, shards mapped, shards streamed, a raw store; and all that can go wrong."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import fsspec
@@ -112,6 +114,19 @@ def test_a_second_call_does_nothing_and_at_once(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
 
 
+@pytest.mark.parametrize("root", ["nothing", "empty", "file.txt"])
+def test_a_root_that_holds_no_dataset_is_one_sentence(root, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("text")
+    for dataset in ("voc", "cityscapes", "camvid", "folder"):
+        assert run(dataset, f"--root={tmp_path / root}", f"--out={tmp_path / 'out'}") == 2
+        said = capsys.readouterr().err
+        assert said.startswith("dilated-seg: ") and str(tmp_path / root) in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file.txt"]
+    monkeypatch.chdir(tmp_path)
+    assert run("camvid", f"--root={tmp_path / root}", "--out=.") == 2
+
+
 def test_another_request_into_the_same_folder_is_refused(tmp_path, capsys):
     root = trees.folder(tmp_path / "mine")
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
@@ -206,6 +221,50 @@ def test_shards_are_streamed_from_a_url(tmp_path):
         Folder(root="memory://bucket/data").opened("train")
     with pytest.raises(UserError, match="cannot read memory://bucket/nothing"):
         CamVid(root="memory://bucket/nothing", streaming=True).opened("train")
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """A file server that gives parts of files, as object storage does."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content, asked = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        first, last = (int(asked[1]), int(asked[2] or len(content) - 1)) if asked else (0, len(content) - 1)
+        part = content[first : last + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part)
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_streams_over_http_with_workers(tmp_path, workers):
+    root = trees.folder(tmp_path / "mine", images=12)
+    run("folder", f"--root={root}", f"--out={tmp_path / 'out'}")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    options = {"streaming": True, "batch_size": 4, "crop_size": (8, 8), "num_workers": workers}
+    local, remote = (
+        list(Folder(root=place, **options).train_dataloader())
+        for place in (str(tmp_path / "out"), f"http://127.0.0.1:{server.server_port}/out")
+    )
+    server.shutdown()
+    server.server_close()
+    assert len(local) == len(remote) == 2
+    for ours, theirs in zip(local, remote, strict=True):
+        assert ours["id"] == theirs["id"] and torch.equal(ours["image"], theirs["image"])
 
 
 def test_what_is_not_prepared_is_not_streamed(tmp_path):
