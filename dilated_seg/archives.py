@@ -1,7 +1,9 @@
 """The archives that datasets are published as: fetched with their checksums, and unpacked without trusting them."""
 
+import hashlib
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -65,6 +67,20 @@ def archives(place: Path) -> list[Path]:
     return sorted(p for p in place.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
 
 
+def check(archive: Path) -> None:
+    """Compare an archive of VOC or SBD with the checksum of the published one; others have none.
+
+    Raises:
+        UserError: It is another file.
+    """
+    published = {file: md5 for file, md5, _ in (VOC, SBD)}
+    if archive.name in published:
+        with archive.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != published[archive.name]:
+            raise UserError(f"{archive} is not the published file (MD5 {found}, not {published[archive.name]}): get it again")
+
+
 def unpack(archive: Path, into: Path) -> None:
     """Unpack an archive below a folder, in which others may have been unpacked before.
 
@@ -73,9 +89,6 @@ def unpack(archive: Path, into: Path) -> None:
     Raises:
         UserError: It is damaged, would write elsewhere, holds links or devices, or is larger than anything that is let in.
     """
-    done = into / f".{archive.name}.unpacked"
-    if done.exists():
-        return
     members, size = 0, 0
     with opened(archive) as files:
         names = []
@@ -86,6 +99,8 @@ def unpack(archive: Path, into: Path) -> None:
             if members > MAX_MEMBERS or size > MAX_BYTES:
                 raise UserError(f"{archive} holds more than {MAX_MEMBERS:,} files or {MAX_BYTES >> 30} GiB: it is none of ours")
             names.append(path)
+        if not names:
+            raise UserError(f"{archive} holds no files: get it again")
         flat = all(len(path.parts) == 1 for path in names)
         base = into / archive.name.split(".")[0] if flat else into
         for name, length, content in files():
@@ -95,7 +110,6 @@ def unpack(archive: Path, into: Path) -> None:
                 copyfileobj(source, copy, 1 << 20)
             if target.stat().st_size != length:
                 raise UserError(f"{archive} is damaged: {name} has {target.stat().st_size:,} bytes, not {length:,}")
-    done.touch()
 
 
 @contextmanager
@@ -109,11 +123,27 @@ def opened(archive: Path) -> Iterator[Callable[[], Iterator[Member]]]:
                 )
         else:
             with tarfile.open(archive) as tar:
+                look_through(tar)
                 yield lambda: ((m.name, m.size, partial(tar.extractfile, m)) for m in tar if regular_tar(archive, m))
     except UserError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} cannot be unpacked ({' '.join(str(error).split())}): get it again") from error
+
+
+def look_through(tar: tarfile.TarFile) -> None:
+    """Read a tar archive to its end, where its compression has a checksum; tarfile itself takes a damaged member for the end.
+
+    Raises:
+        tarfile.ReadError: After its last member there is no end.
+    """
+    tar.getmembers()
+    stream: Any = tar.fileobj
+    stream.seek(tar.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"it is damaged or cut off after {tar.offset:,} bytes")
+    while stream.read(1 << 20):
+        pass
 
 
 def regular_zip(archive: Path, member: zipfile.ZipInfo) -> bool:

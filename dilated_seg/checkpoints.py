@@ -45,9 +45,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 keep(target, target.with_name(PREVIOUS))
             put(partial, target, checksum)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
+            for begun in target.parent.glob("*.partial"):
+                begun.unlink(missing_ok=True)
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides it behind its own
-            kept = f"; {target} is as it was before" if target.exists() else ""
+            whole = [path.name for path in (target, target.with_name(PREVIOUS)) if verifies(path)]
+            kept = f"; {' and '.join(whole)} can be continued from" if whole else ""
             raise UserError(f"the checkpoint {target} cannot be written ({' '.join(str(cause).split())}){kept}") from error
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -125,13 +127,10 @@ def put(source: Path, target: Path, checksum: str) -> None:
 
 def keep(path: Path, other: Path) -> None:
     """Let a checkpoint be found under another name too, in the place of what was there, if it is whole."""
-    checksum = checksums(path)
-    if len(checksum) != 1:
-        checksum = [digest(path)] if verifies(path) else []
-    if not checksum:
+    if (checksum := digest(path)) not in checksums(path):
         return
     if other.exists() and other.samefile(path):  # a save was killed after this step
-        note(other, checksum)
+        note(other, [checksum])
         return
     link = other.with_name(f"{other.name}.partial")
     link.unlink(missing_ok=True)
@@ -139,7 +138,7 @@ def keep(path: Path, other: Path) -> None:
         os.link(path, link)
     except OSError:  # a filesystem without links
         shutil.copyfile(path, link)
-    put(link, other, checksum[0])
+    put(link, other, checksum)
 
 
 def note(path: Path, found: list[str]) -> None:

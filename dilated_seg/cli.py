@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 import wandb
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
-from dilated_seg.callbacks import EvaluationRecord, PredictionWriter, SeedEveryStep, StopOnSignal
+from dilated_seg.callbacks import EvaluationRecord, KeepGradients, PredictionWriter, SeedEveryStep, StopOnSignal
 from dilated_seg.checkpoints import LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, loggers, write_text
@@ -86,6 +87,9 @@ class CLI(LightningCLI):
                 run=run,
             )
         except Exception as error:
+            if isinstance(error, RuntimeError) and "Connection closed by peer" in str(error):  # gloo has no class for it
+                self._discard()
+                raise UserError("another process of this run has ended: what it printed says why") from error
             if mistake := find_mistake(error):
                 self._discard()
                 raise UserError(" ".join(str(mistake).split())) from error
@@ -122,7 +126,8 @@ class CLI(LightningCLI):
         """Choose the run's folder, and continue the run in it if there is one of this configuration."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         self.run_dir = Path(config.run_dir or os.environ.get(RUN_DIR) or self._new_folder(config))
-        self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the others neither make the folder nor take it away
+            self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
         checkpoint = config.get("ckpt_path")
         if checkpoint and not Path(checkpoint).is_file():
             raise UserError(f"there is no checkpoint {checkpoint}: name a file of a run's folder checkpoints/")
@@ -179,7 +184,8 @@ class CLI(LightningCLI):
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
         self.evaluation = EvaluationRecord()
-        trainer.callbacks[:0] = [SeedEveryStep(), StopOnSignal(), self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
+        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), self.evaluation, PredictionWriter()]
+        trainer.callbacks[:0] = own  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
         return trainer

@@ -36,8 +36,13 @@ def read(root: str) -> dict[str, Any] | None:
     text = read_text(root, NAME)
     try:
         manifest = json.loads(text)
-        known = manifest["format"] == FORMAT and manifest.keys() >= {"dataset", "store", "options", "splits", "shards", "files"}
-    except (ValueError, KeyError, TypeError) as error:
+        known = manifest["format"] == FORMAT
+        if known:
+            [manifest[key] for key in ("asked", "dataset", "store")]
+            [(shard["file"], shard["rows"], shard["sha256"]) for part in manifest["shards"].values() for shard in part]
+            [(split["images"], split["labelled"], split["parts"]) for split in manifest["splits"].values()]
+            [manifest[key].items() for key in ("options", "files")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{join(root, NAME)} is no manifest of a prepared dataset: prepare it again") from error
     if not known:
         raise UserError(f"{join(root, NAME)} was written by another version of dilated-seg: prepare the dataset again")

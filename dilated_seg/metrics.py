@@ -15,7 +15,7 @@ def predict(logits: Logits) -> Mask:
     if logits.device.type != "cpu":
         return logits.max(1).indices
     # On a CPU, torch looks for a maximum over classes one pixel at a time, but pools many maps at once: so pixels become the
-    # maps here and the classes the window, a few pixels after the other. Several times as fast.
+    # maps here and the classes the window, a few pixels after the other. About three times as fast.
     count, classes, height, width = logits.shape
     found = torch.empty(count, height * width, dtype=torch.long)
     for image, ids in zip(logits.detach().flatten(2), found, strict=True):

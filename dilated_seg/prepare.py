@@ -7,9 +7,12 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial as bind
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from dilated_seg import UserError, __version__, archives, manifest
 
@@ -53,41 +56,90 @@ def prepare(
         UserError: Files are missing or damaged, which are then named, a line each; or ``out`` holds something else.
     """
     out, options = Path(os.path.abspath(out)), dict(options or {})  # "." has no name to put ".partial" behind
-    asked = {"dataset": name, "store": store, "splits": list(splits) if splits else None, "options": sorted(options.items())}
+    asked = {"dataset": name, "store": store, "splits": sorted(splits) if splits else None, "options": sorted(options.items())}
     if done(out, asked):
-        print(f"{out} is prepared already: nothing to do (--verify checks its files)")
+        print(f"{out} is prepared already: nothing to do. To look at the data anew, remove it; --verify checks its own files")
         return
-    partial = out.with_name(f"{out.name}.partial")
-    tree = out.with_name(f"{out.name}.unpacked")
-    if download:
-        root, options["sbd"] = fetch(name, root, out, options.get("sbd"))
-    dataset = opened(name, root, options, tree)
-    wanted = list(splits or dataset.available())
-    parts, contents = divide({split: listed(dataset, split, other_counts) for split in wanted})
-    shards = write_parts(dataset, partial, parts, store, skip_bad)
-    facts: dict[str, Any] = {
-        "format": manifest.FORMAT,
-        "written by": f"dilated-seg {__version__}",
-        "asked": asked,
-        "dataset": name,
-        "store": store,
-        "options": dataset.choices,
-        "splits": {
-            split: {
-                "images": sum(shard["rows"] for part in named for shard in shards[part]),
-                "labelled": all(label for part in named for *_, label in parts[part]),
-                "parts": named,
-            }
-            for split, named in contents.items()
-        },
-        "shards": shards,
-    }
-    finish(dataset, partial, out, facts)
+    partial, tree = (out.with_name(f"{out.name}.{end}") for end in ("partial", "unpacked"))
+    try:
+        with alone(partial):
+            if download:
+                root, options["sbd"] = fetch(name, root, out, options.get("sbd"))
+            dataset = opened(name, root, options, tree, check=not other_counts)
+            here = dataset.available()
+            if unknown := sorted(set(splits or ()) - set(here)):
+                raise UserError(f"--splits {unknown[0]} is not in {dataset.place()}, only {', '.join(here)}")
+            wanted = [split for split in here if not splits or split in splits]  # the dataset's order: trainval after its parts
+            parts, contents = divide({split: listed(dataset, split, other_counts) for split in wanted})
+            facts = describe(dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad))
+            finish(dataset, partial, out, facts)
+    except BusyError:
+        raise
+    except UserError:
+        for made in (partial, tree):
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    except OSError as error:
+        where = error.filename or partial
+        raise UserError(f"{where}: {error.strerror or error}; the same command goes on when that is mended") from error
     shutil.rmtree(tree, ignore_errors=True)
     for split, fact in facts["splits"].items():
         print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no labels'}")
-    size = sum(shard["bytes"] for part in shards.values() for shard in part)
-    print(f"{out}: {sum(map(len, shards.values()))} shards, {size / 1e6:,.1f} MB; use it as --data.init_args.root {out}")
+    stored = [shard for part in facts["shards"].values() for shard in part]
+    size = sum(shard["bytes"] for shard in stored) / 1e6
+    print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
+
+
+class BusyError(UserError):
+    """Another call is at work: what there is belongs to it."""
+
+
+@contextmanager
+def alone(partial: Path) -> Iterator[None]:
+    """Make the folder of unfinished work, in which only one call may be at a time.
+
+    Raises:
+        UserError: Another one is, or there is a file in its place.
+    """
+    if partial.exists() and not partial.is_dir():
+        raise UserError(f"{partial} is a file, where unfinished work is kept: move it away")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(partial / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise BusyError(f"another call is writing {partial}: wait for it, or name another --out") from None
+
+
+def describe(
+    dataset: "SegmentationDataModule",
+    asked: dict[str, Any],
+    parts: dict[str, list[Triple]],
+    contents: dict[str, list[str]],
+    shards: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """What the manifest says, but for the checksums of texts.
+
+    Raises:
+        UserError: A split has no images left.
+    """
+    splits = {}
+    for split, named in contents.items():
+        images = sum(shard["rows"] for part in named for shard in shards[part])
+        if not images:
+            raise UserError(f"{split} has no image that can be used, as named above: replace the files")
+        labelled = all(label for part in named for *_, label in parts[part])
+        splits[split] = {"images": images, "labelled": labelled, "parts": named}
+    return {
+        "format": manifest.FORMAT,
+        "written by": f"dilated-seg {__version__}",
+        "asked": asked,
+        "dataset": asked["dataset"],
+        "store": asked["store"],
+        "options": dataset.choices,
+        "splits": splits,
+        "shards": shards,
+    }
 
 
 def done(out: Path, asked: dict[str, Any]) -> bool:
@@ -136,36 +188,55 @@ def fetch(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[str,
     return str(folder), sbd or str(folder)
 
 
-def opened(name: str, root: str | None, options: dict[str, str], tree: Path) -> "SegmentationDataModule":
+def opened(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> "SegmentationDataModule":
     """The dataset from its folders, or from its archives, which are unpacked into ``tree`` first.
 
     Raises:
-        UserError: There are neither.
+        UserError: There are neither, or an archive is damaged or, if ``check``, not the published one.
     """
     from dilated_seg import data
 
     build = getattr(data, name)
-    place = Path(root or os.environ.get(build.variable) or "")
-    sbd = Path(options["sbd"]) if "sbd" in options else None
-    packed = archives.archives(place) if root or build.variable in os.environ else []
-    if packed and not is_tree(build, place, options):
-        for archive in dict.fromkeys(packed + (archives.archives(sbd) if sbd else [])):
-            archives.unpack(archive, tree)
-        root = str(tree)
-    if sbd and archives.archives(sbd) and root == str(tree):
-        options = options | {"sbd": str(tree)}
-    dataset: SegmentationDataModule = build(root=root, **options)
+    place = root or os.environ.get(build.variable)
+    sbd = archives.archives(Path(options["sbd"])) if "sbd" in options else []
+    packed = [] if not place or is_tree(build, place, options) else archives.archives(Path(place))
+    unpack(list(dict.fromkeys(packed + sbd)), tree, check)
+    options = options | ({"sbd": str(tree)} if sbd else {})
+    if packed:  # whose files may lie in a folder of their own
+        inside = [tree, *sorted(path for path in tree.iterdir() if path.is_dir())]
+        place = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
+    dataset: SegmentationDataModule = build(root=place, **options)
     if not dataset.available():
-        raise UserError(f"{dataset.place()} holds no split of {name}: name the folder as its publisher unpacks it")
+        raise UserError(f"{root or dataset.place()} holds no split of {name}: name the folder as its publisher unpacks it")
     return dataset
 
 
-def is_tree(build: Any, place: Path, options: dict[str, str]) -> bool:  # noqa: ANN401 - a dataset's class
-    """Whether a folder, in which there are archives too, holds them unpacked."""
+def is_tree(build: Any, place: str, options: dict[str, str]) -> bool:  # noqa: ANN401 - a dataset's class
+    """Whether a folder holds a dataset, unpacked."""
     try:
-        return bool(build(root=str(place), **options).available())
+        return bool(build(root=place, **options).available())
     except UserError:
         return False
+
+
+def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
+    """Unpack archives into one folder, those only that an interrupted call has not; all again if any has changed."""
+    note = tree / ".unpacked.json"
+    state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in packed]
+    try:
+        done = json.loads(note.read_text())
+    except (OSError, ValueError):
+        done = []
+    if done != state[: len(done)]:
+        done = []
+    if not done:
+        shutil.rmtree(tree, ignore_errors=True)
+    for number, archive in enumerate(packed):
+        if number >= len(done):
+            if check:
+                archives.check(archive)
+            archives.unpack(archive, tree)
+            note.write_text(json.dumps(state[: number + 1]))
 
 
 def listed(dataset: "SegmentationDataModule", split: str, other_counts: bool) -> "Pairs":
@@ -203,7 +274,7 @@ def divide(splits: "dict[str, Pairs]") -> tuple[dict[str, list[Triple]], dict[st
         for other in ("val", "test"):
             if name not in ("trainval", other) and other in splits and (shared := pairs.members & splits[other].members):
                 raise UserError(
-                    f"{len(shared)} images are in {name} and in {other}, such as {min(shared)}: take them out of one of the two"
+                    f"{len(shared)} images are in {name} and in {other}, such as {min(shared)}: take each out of one of the two"
                 )
         rest = list(pairs.pairs)
         contents[name] = []
@@ -224,12 +295,11 @@ def write_parts(
     """Write all shards that are not there yet; gives what the manifest says of them.
 
     Raises:
-        UserError: Images or labels cannot be read; all of them are named, a line each, and nothing is left behind.
+        UserError: Images or labels cannot be read; all of them are named, a line each.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    folder.mkdir(parents=True, exist_ok=True)
     shards: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
     fatal = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -257,7 +327,6 @@ def write_parts(
                 if entry["rows"]:
                     shards[part].append(entry)
     if fatal:
-        shutil.rmtree(folder)
         total = sum(map(len, parts.values()))
         raise UserError(
             f"{fatal} of {total:,} images cannot be used, as named above: replace the files"
@@ -276,9 +345,9 @@ def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
         chosen.append((name, image, label))
         try:
             width, height = header(image)[0] if store == "raw" else (0, 0)
-        except UserError:
-            width, height = 0, 0  # to be named when it is read
-        size += 4 * width * height or image.stat().st_size + (label.stat().st_size if label else 0)
+            size += 4 * width * height or image.stat().st_size + (label.stat().st_size if label else 0)
+        except (UserError, OSError):
+            pass  # to be named when it is read
         if size >= SHARD_BYTES:
             yield chosen
             chosen, size = [], 0
@@ -359,7 +428,7 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def fingerprint(dataset: "SegmentationDataModule", chosen: Sequence[Triple], store: str) -> str:
     """Tells whether a shard of an interrupted call was made of the same files."""
     files = [path for _, *paths in chosen for path in paths if path]
-    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
     texts = [manifest.read_text(dataset.place(), name) for name in dataset.texts]
     return hashlib.sha256(repr((store, dataset.choices, texts, told)).encode()).hexdigest()
 
@@ -369,11 +438,11 @@ def written(path: Path, source: str) -> dict[str, Any] | None:
     note = path.with_name(f"{path.name}.json")
     try:
         noted = json.loads(note.read_text())
-    except (OSError, ValueError):
-        return None
-    entry: dict[str, Any] = noted["entry"]
-    whole = not entry["rows"] or (path.is_file() and path.stat().st_size == entry["bytes"])
-    return entry if whole and noted["source"] == source else None
+        entry: dict[str, Any] = noted["entry"]
+        whole = not entry["rows"] or path.stat().st_size == entry["bytes"]
+        return entry if whole and noted["source"] == source and "skipped" in entry else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # nobody finished it
 
 
 def record(path: Path, note: dict[str, Any]) -> None:
@@ -387,7 +456,9 @@ def finish(dataset: "SegmentationDataModule", partial: Path, out: Path, facts: d
     """Add texts, card and manifest, take away what only an interrupted call needs, and give the folder its name."""
     kept = {shard["file"] for part in facts["shards"].values() for shard in part}
     for path in partial.iterdir():
-        if path.name not in kept:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in kept and path.name != ".lock":  # which this call holds
             path.unlink()
     for name in dataset.texts:
         shutil.copyfile(Path(dataset.place()) / name, partial / name)
@@ -397,6 +468,7 @@ def finish(dataset: "SegmentationDataModule", partial: Path, out: Path, facts: d
         file.write(json.dumps(facts, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    (partial / ".lock").unlink(missing_ok=True)
     partial.replace(out)
 
 

@@ -35,6 +35,20 @@ def at_step(step, act):
     SegmentationTask.on_train_batch_start = on_train_batch_start
 
 
+def at_batch(number, act):
+    """Act when a batch begins, of which several may make a step."""
+    started, seen = SegmentationTask.on_train_batch_start, 0
+
+    def on_train_batch_start(self, *args):
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            act()
+        started(self, *args)
+
+    SegmentationTask.on_train_batch_start = on_train_batch_start
+
+
 def while_saving(number, call):
     """Die in the so-manieth checkpoint, at the so-manieth piece written, checksum noted or file renamed."""
     saves = calls = 0

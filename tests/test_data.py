@@ -15,9 +15,8 @@ from dilated_seg import UserError
 from dilated_seg.data import VOC, CamVid, Folder, Shapes
 from dilated_seg.data.base import Images, stack
 from dilated_seg.data.files import read_image
-from dilated_seg.data.order import EvaluationOrder, TrainingOrder, by_groups
+from dilated_seg.data.order import CACHED_GROUPS, EvaluationOrder, TrainingOrder, by_groups
 from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
-from dilated_seg.data.shards import CACHED_GROUPS
 from dilated_seg.data.transforms import GREY, ScaleAndCrop, training
 from tests import trees
 from tests.conftest import ROOT
@@ -377,7 +376,7 @@ def test_small_images_lie_anywhere_in_their_crop_and_the_rest_is_ignored():
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.lists(st.integers(1, 7), min_size=1, max_size=40), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99),
+    st.lists(st.integers(1, 7), min_size=1, max_size=150), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99),
 )  # fmt: skip
 def test_an_order_by_row_groups_has_every_image_once(sizes, batch_size, world, epoch):
     order = by_groups(sizes, 3, epoch, batch_size, world)
@@ -385,6 +384,12 @@ def test_an_order_by_row_groups_has_every_image_once(sizes, batch_size, world, e
     assert np.array_equal(order, by_groups(sizes, 3, epoch, batch_size, world))
     if sum(sizes) > 20:
         assert not np.array_equal(order, by_groups(sizes, 3, epoch + 1, batch_size, world))
+
+
+@pytest.mark.parametrize("groups", [6, 60])
+def test_an_order_by_row_groups_mixes_them(groups):
+    order = by_groups([20] * groups, 0, 0, 5, 1) // 20
+    assert np.mean([len(set(batch)) for batch in order.reshape(-1, 5)]) > 2
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])

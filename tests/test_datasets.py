@@ -257,6 +257,10 @@ BROKEN = [
     (Cityscapes, "train", remove("leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png"), "has no image"),
     (Cityscapes, "val", rename("gtFine", "elsewhere"), "is no folder"),
     (
+        Cityscapes, "val", save("leftImg8bit/val/lindau/frankfurt_000000_000294_leftImg8bit.png", Image.new("RGB", (34, 16))),
+        "are one frame",
+    ),
+    (
         Cityscapes, "val",
         save("gtFine/val/lindau/lindau_000003_000019_gtFine_labelIds.png", Image.new("L", (34, 16), 34)), "holds the value 34",
     ),

@@ -295,7 +295,98 @@ def test_images_that_are_trained_on_and_tested_on_are_refused(tmp_path, capsys):
     root = trees.folder(tmp_path / "mine")
     (root / "val.txt").write_text("photo 2\nphoto 0\n")
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 2
-    assert "1 images are in train and in val, such as photo 0" in capsys.readouterr().err
+    assert f"1 images are in train and in val, such as {root}/images/photo 0.png" in capsys.readouterr().err
+
+
+def test_images_of_one_name_in_two_splits_folders_are_two_images(tmp_path, capsys):
+    root = trees.folder(tmp_path / "mine")
+    for split in ("train", "val"):
+        for name in ("images", "masks"):
+            (root / split / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / split / "images/0000.png")
+        Image.new("L", (4, 4)).save(root / split / "masks/0000.png")
+    Folder(root=str(root)).say_what_is_shared()
+    assert not capsys.readouterr().err
+    assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
+    assert [list(samples(Folder(root=str(tmp_path / "out")), split)) for split in ("train", "val")] == [["0000"], ["0000"]]
+
+
+def test_the_order_of_splits_does_not_change_what_is_shared(tmp_path, capsys):
+    root = trees.voc(tmp_path / "voc")
+    assert run("voc", f"--root={root}", f"--out={tmp_path / 'out'}", "--splits", "trainval", "val", "train", *COUNTS) == 0
+    assert run("voc", f"--root={root}", f"--out={tmp_path / 'out'}", "--splits", "train", "val", "trainval", *COUNTS) == 0
+    assert manifest.read(str(tmp_path / "out"))["splits"]["trainval"]["parts"] == ["train", "val"]
+    capsys.readouterr()
+    VOC(root=str(tmp_path / "out"), train_split="trainval").say_what_is_shared()
+    assert "scores say nothing about new images" in capsys.readouterr().err
+    assert run("voc", f"--root={root}", f"--out={tmp_path / 'other'}", "--splits", "trainval", "everything", *COUNTS) == 2
+    assert "--splits everything is not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["data[1]", "what? now*", "ä b"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_may_have_any_name(tmp_path, name, streaming):
+    root = trees.folder(tmp_path / "mine")
+    assert run("folder", f"--root={root}", f"--out={tmp_path / name}") == 0
+    assert len(samples(Folder(root=str(tmp_path / name), streaming=streaming), "train")) == 2
+
+
+def test_a_split_of_which_nothing_is_left_is_refused(tmp_path, capfd):
+    root = trees.folder(tmp_path / "mine")
+    for path in (root / "images/photo 0.png", root / "images/photo 1.jpg"):
+        path.write_bytes(b"no image")
+    assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}", "--on_bad_image=skip") == 2
+    assert "train has no image that can be used" in capfd.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
+
+
+def test_one_call_at_a_time(tmp_path, capsys):
+    root = trees.folder(tmp_path / "mine")
+    with prepare.alone(tmp_path / "out.partial"):
+        assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 2
+        assert "another call is writing" in capsys.readouterr().err
+        assert (tmp_path / "out.partial").is_dir()
+    assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "no json", '{"entry": 1, "source": 2}', '{"entry": {"rows": 1}}'])
+def test_an_odd_note_or_manifest_is_not_believed(tmp_path, capsys, content):
+    root = trees.folder(tmp_path / "mine")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/train-00000.parquet.json").write_text(content)
+    assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
+    assert run("folder", f"--out={tmp_path / 'out'}", "--verify") == 0
+    (tmp_path / "out/manifest.json").write_text(content)
+    for arguments in ([f"--root={root}"], ["--verify"]):
+        assert run("folder", f"--out={tmp_path / 'out'}", *arguments) == 2
+        assert "manifest.json" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    root = trees.folder(tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out.partial").write_text("")
+    for out in (tmp_path / "file/out", Path("/proc/out"), tmp_path / "out"):
+        assert run("folder", f"--root={root}", f"--out={out}") == 2
+        said = capsys.readouterr().err
+        assert said.startswith("dilated-seg: ") and str(out) in said
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path):
+    root = trees.folder(tmp_path / "mine", images=12)
+    code = """
+import resource, signal, sys
+from dilated_seg import prepare
+from dilated_seg.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.exit(main(sys.argv[1:]))
+"""
+    command = ["prepare", "folder", f"--root={root}", f"--out={tmp_path / 'out'}"]
+    full = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert full.returncode == 2 and "Traceback" not in full.stderr
+    assert "File too large; the same command goes on" in full.stderr
+    assert run(*command[1:]) == 0
 
 
 def test_bad_files_are_named_a_line_each_and_nothing_is_left(tmp_path, capfd):
@@ -353,6 +444,64 @@ def test_archives_without_folders_get_one_of_their_name(tmp_path):
     assert (tmp_path / "into/LabeledApproved_full/0001TP_006690_L.png").is_file()
 
 
+def test_archives_with_one_folder_at_the_top_are_found(tmp_path):
+    root = trees.folder(tmp_path / "mine")
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as packed:
+        for path in root.rglob("*"):
+            packed.write(path, path.relative_to(tmp_path))
+    assert run("folder", f"--root={tmp_path / 'mine.zip'}", f"--out={tmp_path / 'out'}") == 0
+    assert len(samples(Folder(root=str(tmp_path / "out")), "train")) == 2
+
+
+def test_an_archive_that_was_replaced_is_unpacked_again(tmp_path):
+    root = trees.folder(tmp_path / "mine")
+    for good in (False, True):
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w") as packed:
+            for path in root.rglob("*.*"):
+                bad = path.name == "photo 0.png" and not good
+                packed.writestr(str(path.relative_to(root)), b"no image" if bad else path.read_bytes())
+        assert run("folder", f"--root={tmp_path / 'mine.zip'}", f"--out={tmp_path / 'out'}") == (0 if good else 2)
+        assert not (tmp_path / "out.unpacked").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_a_damaged_archive_is_refused_or_gives_what_it_held(tmp_path, kind):
+    """A plain tar has no checksum of its contents: there, only what its headers say is safe."""
+    root, archive = trees.folder(tmp_path / "mine"), tmp_path / f"mine.{kind}"
+    expected = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, content in expected.items():
+                packed.writestr(str(name), content)
+    else:
+        with tarfile.open(archive, "w:gz" if kind == "tar.gz" else "w") as packed:
+            for name in expected:
+                packed.add(root / name, str(name))
+    content, rng, refused = archive.read_bytes(), np.random.default_rng(0), 0
+    for trial in range(60):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        archive.write_bytes(damaged if trial % 2 else content[: rng.integers(len(content) - 1024)])
+        try:
+            archives.unpack(archive, tmp_path / f"into{trial}")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            found = {p.relative_to(tmp_path / f"into{trial}") for p in (tmp_path / f"into{trial}").rglob("*") if p.is_file()}
+            assert len(found) == len(expected)
+            if kind != "tar":
+                for name in found & expected.keys():
+                    assert (tmp_path / f"into{trial}" / name).read_bytes() == expected[name]
+    assert refused >= 30
+
+
+def test_a_published_archive_is_known_by_its_checksum(tmp_path, capsys):
+    (tmp_path / "benchmark.tgz").write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not the published file"):
+        archives.check(tmp_path / "benchmark.tgz")
+
+
 def zipped(path, name="a.png", content=b"x", link=False):
     with zipfile.ZipFile(path, "w") as file:
         info = zipfile.ZipInfo(name)
@@ -379,6 +528,7 @@ def tarred(path, **facts):
         (lambda p: tarred(p / "a.tar", name="x", type=tarfile.SYMTYPE, linkname="/etc"), "a link or device"),
         (lambda p: tarred(p / "a.tar", name="x", type=tarfile.CHRTYPE), "a link or device"),
         (lambda p: (p / "a.zip").write_bytes(b"PK no zip"), "cannot be unpacked"),
+        (lambda p: tarfile.open(p / "a.tar", "w").close(), "holds no files"),
         (lambda p: (p / "a.tgz").write_bytes(b"\x1f\x8b nothing"), "cannot be unpacked"),
     ],
 )

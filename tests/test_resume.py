@@ -140,6 +140,15 @@ def test_two_checkpoints_are_kept_and_the_newest_that_is_whole_is_continued(tmp_
     assert newest(tmp_path / "nothing") is None
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    saved(tmp_path, [1, 2])
+    with (tmp_path / LAST).open("r+b") as file:
+        file.truncate(500)
+    assert newest(tmp_path) == tmp_path / PREVIOUS
+    saved(tmp_path, [3])
+    assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 1)
+
+
 @pytest.mark.parametrize("call", range(1, 12))
 def test_a_kill_at_any_moment_of_saving_leaves_two_whole_checkpoints(tmp_path, call):
     """Every step of the third save but the writing itself, which the interrupted runs above go through."""
@@ -182,7 +191,8 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"the checkpoint {tmp_path / LAST} cannot be written" in done.stdout and "is as it was before" in done.stdout
+    assert f"the checkpoint {tmp_path / LAST} cannot be written" in done.stdout
+    assert "last.ckpt can be continued from" in done.stdout
     assert "File too large" in done.stdout
     assert step_of(tmp_path / LAST) == 1
     assert {path.name for path in tmp_path.iterdir()} == {LAST, f"{LAST}.sha256"}
@@ -197,9 +207,11 @@ def test_what_the_disk_does_not_give_back_is_no_checkpoint(tmp_path, monkeypatch
     assert step_of(tmp_path / LAST) == 1
 
 
-def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path):
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")
-    (tmp_path / "scontrol").chmod(0o755)
+@pytest.mark.parametrize("scontrol", ["there", "missing"])
+def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
+    if scontrol == "there":
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")
+        (tmp_path / "scontrol").chmod(0o755)
     code = "import os, sys; from tests.interrupted import at_step, main; "
     code += f"at_step(5, lambda: os.kill(os.getpid(), {int(signal.SIGUSR1)})); sys.exit(main(['fit', *sys.argv[1:]]))"
     variables = environment(tmp_path) | {"SLURM_JOB_ID": "77", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -207,5 +219,23 @@ def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 143, done.stderr
     assert "stopped by a signal after step 6: the same command continues" in done.stderr
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    if scontrol == "there":
+        assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    else:
+        assert "the job was not queued again: " in done.stderr and "Traceback" not in done.stderr
     assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 6
+
+
+def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
+    """A validation after 3 batches falls between the halves of a step of two."""
+    kill = f"at_batch(4, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)}))"
+    flags = [*arguments(shards / "mine", tmp_path), "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
+    states = []
+    for name, way in (("whole", "None"), ("killed", kill), ("killed", "None")):
+        code = f"import os, sys; from tests.interrupted import at_batch, main; {way}; sys.exit(main(['fit', *sys.argv[1:]]))"
+        call = [sys.executable, "-c", code, *flags, "--run_dir", tmp_path / name]
+        done = subprocess.run(call, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+        assert done.returncode == (0 if way == "None" else -signal.SIGKILL), done.stderr
+        states.append(torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True))
+    assert states[1]["gradients"]
+    assert same(states[0]["state_dict"], states[2]["state_dict"])

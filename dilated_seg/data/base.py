@@ -145,7 +145,8 @@ class SegmentationDataModule(LightningDataModule):
             UserError: It is not there, or not as it should be.
         """
         if name not in self._opened:
-            split = self._prepared(name) or self.split(name)
+            prepared = self._prepared(name)
+            split = self.split(name) if prepared is None else prepared
             if isinstance(split, Pairs) and not (self.on_bad_image == "skip" and name == self.train_split):
                 split.check()
             if len(split) != self.published.get(name, len(split)) and os.environ.get("LOCAL_RANK", "0") == "0":

@@ -88,11 +88,16 @@ def frames(folder: Path, ending: str) -> dict[str, Path]:
     """The files of all cities by "CITY_SEQUENCE_FRAME", in that order.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder, or two cities have one frame.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is no folder: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
         )
-    files = sorted(folder.glob(f"*/[!.]*{ending}"), key=lambda path: path.name)
-    return {path.name.removesuffix(ending): path for path in files}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"*/[!.]*{ending}"), key=lambda path: path.name):
+        frame = path.name.removesuffix(ending)
+        if frame in found:
+            raise UserError(f"{found[frame]} and {path} are one frame: remove one of them")
+        found[frame] = path
+    return found

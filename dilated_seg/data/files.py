@@ -75,17 +75,16 @@ class Pairs:
         self.pairs, self.read_label = list(pairs), read_label
         self.labelled = all(label for *_, label in self.pairs)
         counts = Counter(name for name, *_ in self.pairs)
-        self.members = set(counts)  # what two splits may have in common
+        self.members = {os.path.realpath(image) for _, image, _ in self.pairs}  # what two splits may have in common
         refuse([f"{name} is the name of two images: rename one" for name, n in counts.items() if n > 1])
 
-    def check(self) -> "Pairs":
+    def check(self) -> None:
         """Look at every file's header, once and before anything is trained.
 
         Raises:
             UserError: A file is missing or damaged, or an image and its label differ in size.
         """
         refuse([problem for _, image, label in self.pairs if (problem := size_problem(image, label))])
-        return self
 
     def __len__(self) -> int:
         return len(self.pairs)

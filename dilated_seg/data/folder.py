@@ -24,7 +24,8 @@ class Folder(SegmentationDataModule):
         ignore: [255]                                       # optional: values of the masks that count nowhere
 
     The splits are the lists ``train.txt``, ``val.txt`` and ``test.txt``, a name a line; or folders of these names, each with
-    images/ and masks/. A split whose images have no masks at all can be predicted, not scored.
+    images/ and masks/. A split whose images have no masks at all can be predicted, not scored. Photographs are turned upright
+    by their EXIF; a mask is taken to be upright already, unless it has the size of the file as it lies.
 
     Args:
         root: The folder.
@@ -50,6 +51,8 @@ class Folder(SegmentationDataModule):
             UserError: The split, an image or a mask is missing.
         """
         root = Path(self.place())
+        if Path(name).name != name:
+            raise UserError(f"'{name}' is no name of a split: {CLASSES} lies beside the lists and folders that are")
         inside = root / name if (root / name).is_dir() else root
         if not (inside / "images").is_dir():
             raise UserError(f"{inside / 'images'} is no folder: it should hold the images")

@@ -75,8 +75,9 @@ class EvaluationOrder(Sampler[list[Key]]):
             yield mine[step * self.batch_size : (step + 1) * self.batch_size] or [None]
 
 
-LANES = 8  # queues of row groups for each process
+LANES = 8  # queues of row groups for each process, if there are enough groups
 WINDOW = 4  # row groups of a queue that are shuffled into each other
+CACHED_GROUPS = 3 * LANES * WINDOW // 2  # that a process keeps: what one worker is in the middle of, and more
 
 
 def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
@@ -84,8 +85,9 @@ def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, worl
 
     The groups are shuffled and dealt out to queues, always to the shortest; in a queue, images are shuffled within a few
     groups that follow one another. Batch b of process r then comes from queue ``(b * world + r) % queues``. So a process
-    reads queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every so-manieth batch, so does a worker: no
-    group is read twice but those whose ends do not fill a batch, and the number of workers changes no batch.
+    reads queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every so-manieth batch, so does a worker: hardly
+    any group is read twice. With other numbers, several workers read the same groups; no number changes a batch. A split
+    of so few groups that a process can keep them all is shuffled as a whole.
 
     Args:
         sizes: Images in each row group, in the order of the split.
@@ -96,7 +98,10 @@ def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, worl
     """
     random = np.random.default_rng([seed, epoch])
     starts = np.cumsum([0, *sizes])
-    queues: list[list[np.ndarray]] = [[] for _ in range(LANES * world)]
+    if len(sizes) <= CACHED_GROUPS:
+        return random.permutation(int(starts[-1]))
+    lanes = next((n for n in (LANES, LANES // 2, LANES // 4) if n * world * WINDOW <= len(sizes)), 1)
+    queues: list[list[np.ndarray]] = [[] for _ in range(lanes * world)]
     lengths = np.zeros(len(queues), np.int64)
     for group in random.permutation(len(sizes)):
         queue = int(lengths.argmin())

@@ -1,9 +1,11 @@
 """Splits that ``prepare`` wrote as shards: memory-mapped, or streamed from wherever they lie."""
 
+import glob
 import os
+import warnings
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +13,10 @@ import torch
 
 from dilated_seg import UserError, manifest
 from dilated_seg.data.files import ReadLabel, Sample, Stored, decode
-from dilated_seg.data.order import LANES, WINDOW, by_groups
-
-CACHED_GROUPS = 3 * LANES * WINDOW // 2  # row groups of 2 MB a process keeps: what one worker is in the middle of, and more
+from dilated_seg.data.order import CACHED_GROUPS, by_groups
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Random access to the rows of several shards, one after another."""
 
@@ -51,7 +52,11 @@ class Shards:
             raise UserError(f"{root} is a URL: set data.streaming, or copy it to a folder")
         for place, entry in zip(self.places, self.entries, strict=True):
             check_shard(place, entry["bytes"])
-        self.rows: Rows = (Streamed if streaming else MappedRaw if self.raw else Mapped)(self.places, self.entries)
+        self.rows: Rows
+        if streaming:
+            self.rows = Streamed(self.places, self.entries)
+        else:
+            self.rows = mapped_raw(self.places) if self.raw else mapped(self.places)
         self.starts = np.cumsum([0] + [entry["rows"] for entry in self.entries])
 
     def __len__(self) -> int:
@@ -89,77 +94,72 @@ class Shards:
         return by_groups(sizes, seed, epoch, batch_size, world)
 
 
-class Mapped:
+def mapped(places: list[str]) -> Rows:
     """Parquet shards as `datasets` maps them: through a copy in its cache that is made when they are first opened."""
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
 
-    def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
-        from datasets import Dataset
-        from datasets.exceptions import DatasetGenerationError
-
-        try:
-            self.table = Dataset.from_parquet(places).with_format("arrow")
-        except (DatasetGenerationError, pa.ArrowException, OSError) as error:
-            raise unreadable(first_unreadable(places), error) from error
-
-    def __getitem__(self, index: int) -> pa.Table:
-        return self.table[index]
+    try:
+        return Dataset.from_parquet(list(map(glob.escape, places))).with_format("arrow")
+    except (DatasetGenerationError, pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable(first_unreadable(places), error) from error
 
 
-class MappedRaw:
+def mapped_raw(places: list[str]) -> Rows:
     """Arrow shards, mapped as they are."""
+    from datasets import Dataset, concatenate_datasets
 
-    def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
-        from datasets import Dataset, concatenate_datasets
-
-        parts = []
-        for place in places:
-            try:
-                parts.append(Dataset.from_file(place))
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise unreadable(place, error) from error
-        self.table = concatenate_datasets(parts).with_format("arrow")
-
-    def __getitem__(self, index: int) -> pa.Table:
-        return self.table[index]
+    parts = []
+    for place in places:
+        try:
+            parts.append(Dataset.from_file(place))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise unreadable(place, error) from error
+    return concatenate_datasets(parts).with_format("arrow")
 
 
 class Streamed:
-    """Parquet shards of which one row group is read at a time; every process opens them for itself."""
+    """Parquet shards of which one row group is read at a time; every process opens for itself those that it needs."""
 
     def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
-        self.places = places
+        self.places = [place if manifest.is_url(place) else glob.escape(place) for place in places]
         self.starts = np.cumsum([0] + [rows for entry in entries for rows in entry["groups"]])
-        self.stream: Any = None
-        self.process = 0
+        self.within = [(shard, group) for shard, entry in enumerate(entries) for group in range(len(entry["groups"]))]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was opened and read."""
+        self.process = os.getpid()
+        self.streams: dict[int, Any] = {}
         self.groups: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __getitem__(self, index: int) -> pa.Table:
+        if self.process != os.getpid():
+            self.forget()
         group = int(np.searchsorted(self.starts, index, "right")) - 1
         if group not in self.groups:
-            self.groups[group] = self.read(group)
+            self.groups[group] = self.read(*self.within[group])
             if len(self.groups) > CACHED_GROUPS:
                 self.groups.popitem(last=False)
         self.groups.move_to_end(group)
         return self.groups[group].slice(index - int(self.starts[group]), 1)
 
-    def read(self, group: int) -> pa.Table:
-        """One row group. The stream is cut into as many parts as there are groups, so no other is read."""
-        if self.process != os.getpid():
-            from datasets import IterableDataset
+    def read(self, shard: int, group: int) -> pa.Table:
+        """One row group: the shard's stream is cut into as many parts as it has groups, so no other is read."""
+        from datasets import IterableDataset
 
-            self.stream, self.process = IterableDataset.from_parquet(self.places).reshard().with_format("arrow"), os.getpid()
-        part = self.stream.shard(num_shards=len(self.starts) - 1, index=group)
-        return pa.concat_tables(part.iter(batch_size=1 << 20))
+        if shard not in self.streams:
+            self.streams[shard] = IterableDataset.from_parquet(self.places[shard]).reshard().with_format("arrow")
+        stream = self.streams[shard]
+        return pa.concat_tables(stream.shard(num_shards=stream.num_shards, index=group).iter(batch_size=1 << 20))
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process that is not forked: nothing that was opened goes along."""
-        return self.__dict__ | {"stream": None, "process": 0, "groups": OrderedDict()}
+        return self.__dict__ | {"process": 0, "streams": {}, "groups": OrderedDict()}
 
 
 def read_only(array: np.ndarray) -> torch.Tensor:
     """A tensor on memory that nobody may write to; torch would warn of that."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
