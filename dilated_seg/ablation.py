@@ -18,18 +18,25 @@ KEYS = ("experiments", "overlays", "common", "seeds", "evaluate")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an ablation: a name in its tables, the configurations laid over each other, a seed, a folder."""
+    """One run of an ablation: a name in its tables, the configurations laid over each other, a seed, a folder.
+
+    A stage of a staged experiment starts from the weights of the stage ``before`` it; the last one is compared.
+    """
 
     name: str
     configs: tuple[str, ...]
     seed: int
     folder: Path
+    stage: str = ""
+    before: Path | None = None
+    compared: bool = True
 
     @property
     def arguments(self) -> list[str]:
         """What follows ``dilated-seg`` to train it; the same command continues it."""
         configs = [word for config in self.configs for word in ("--config", config)]
-        return ["fit", *configs, "--seed_everything", str(self.seed), "--run_dir", str(self.folder)]
+        start = ["--model.weights", str(self.before)] if self.before else []
+        return ["fit", *configs, *start, "--seed_everything", str(self.seed), "--run_dir", str(self.folder)]
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Ablation:
 
     The file is YAML with these keys. A file's name is relative to it; a path inside settings is relative to where you are.
 
-    - ``experiments``: a name for each experiment's file.
+    - ``experiments``: a name for each experiment's file; or for a list of files, which are trained in this order, each from
+      the weights of the one before.
     - ``overlays`` (optional): a name for each variant, which is a file or settings laid over an experiment (``{}`` for the
       experiment as it is); every experiment runs under every overlay.
     - ``common`` (optional): settings laid over every run.
@@ -85,10 +93,16 @@ def read(file: str | Path, out: str | Path | None = None) -> Ablation:
         named(path, "experiments", content["experiments"]), named(path, "overlays", content.get("overlays") or {"": {}})
     ):
         name = ", ".join(part for part in (experiment, overlay) if part)
-        configs = (layer(path, base), *([layer(path, over)] if over else []), *common)
+        above = [*([layer(path, over)] if over else []), *common]
         for seed in seeds:
-            place = name if len(seeds) == 1 else f"{name}/seed{seed}"
-            runs.append(Run(name, configs, seed, folder / place.replace(" ", "_").replace(",", "")))
+            place = folder / (name if len(seeds) == 1 else f"{name}/seed{seed}").replace(" ", "_").replace(",", "")
+            stages = base if isinstance(base, list) else [base]
+            before = None
+            for number, stage in enumerate(stages, start=1):
+                here = place / f"stage{number}" if len(stages) > 1 else place
+                label = f"stage {number} of {len(stages)}" if len(stages) > 1 else ""
+                runs.append(Run(name, (layer(path, stage), *above), seed, here, label, before, number == len(stages)))
+                before = here
     for one, two in itertools.combinations(runs, 2):
         if one.folder == two.folder:
             raise UserError(f"{path}: '{one.name}' and '{two.name}' would share the folder {one.folder}: rename one")
@@ -97,7 +111,9 @@ def read(file: str | Path, out: str | Path | None = None) -> Ablation:
 
 def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
     """The names and values of a mapping in an ablation file."""
-    if not isinstance(value, dict) or not all(isinstance(entry, str | dict) for entry in value.values()):
+    staged = key == "experiments"  # which may have a list of files
+    kinds = str | dict | list if staged else str | dict
+    if not isinstance(value, dict) or not all(isinstance(entry, kinds) and entry != [] for entry in value.values()):
         raise UserError(f"{ablation} has a key '{key}' that does not give each name a file or settings: write NAME: FILE")
     return [(str(name), entry) for name, entry in value.items()]
 
@@ -122,7 +138,7 @@ def run(file: str, out: str | None = None) -> int:
     ablation, console = read(file, out), Console()
     check(ablation)
     for number, one in enumerate(ablation.runs, start=1):
-        label = f"{number} of {len(ablation.runs)}: {one.name}, seed {one.seed}"
+        label = f"{number} of {len(ablation.runs)}: {', '.join(filter(None, (one.name, f'seed {one.seed}', one.stage)))}"
         if finished(one, ablation):
             console.print(f"{label} is finished", highlight=False)
             continue
@@ -134,7 +150,8 @@ def run(file: str, out: str | None = None) -> int:
             code = getattr(end, "code", 1)
             return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
     folder = Path(out) if out else Path("runs") / ablation.name
-    report.compare([one.folder for one in ablation.runs], folder, ablation.evaluation, [one.name for one in ablation.runs])
+    compared = [one for one in ablation.runs if one.compared]
+    report.compare([one.folder for one in compared], folder, ablation.evaluation, [one.name for one in compared])
     return 0
 
 
@@ -158,18 +175,23 @@ def check(ablation: Ablation) -> None:
 
 
 def finished(one: Run, ablation: Ablation) -> bool:
-    """Whether the evaluation that ends a run is there."""
+    """Whether the evaluation that ends a run is there; a stage before the last ends with its training."""
+    if not one.compared:
+        from dilated_seg.checkpoints import FINISHED
+
+        return (one.folder / FINISHED).is_file()
     return (one.folder / "evaluations" / f"{ablation.evaluation}.json").is_file()
 
 
 def train(one: Run, ablation: Ablation) -> None:
-    """Train a run, or continue it, and evaluate its last weights."""
+    """Train a run, or continue it, and evaluate its last weights if they are compared."""
     import wandb
 
     from dilated_seg.cli import CLI
 
     cli = CLI(one.arguments)
-    evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
-    evaluate(cli.model, cli.datamodule, verbose=False)
+    if one.compared:
+        evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
+        evaluate(cli.model, cli.datamodule, verbose=False)
     if wandb.run is not None:
         wandb.finish()

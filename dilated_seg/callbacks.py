@@ -132,8 +132,8 @@ class Freeze(BaseFinetuning):
     """Leaves parts of the task as they are for the first steps, so that new layers learn first, and then thaws them.
 
     A frozen batch norm normalises by its running statistics, as in evaluation, and keeps them. To train what has thawed at a
-    lower rate, name it in ``model.lr_factors``. For one process: DistributedDataParallel does not exchange the gradients
-    of what was frozen when it started.
+    lower rate, name it in ``model.lr_factors``. With ``until``, for one process: DistributedDataParallel does not exchange the
+    gradients of what was frozen when it started.
 
     Args:
         layers: Parts of the task by name, such as ``net.encoder``; no part of them may be frozen by another Freeze.
@@ -156,7 +156,7 @@ class Freeze(BaseFinetuning):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 and self.until is not None:
             raise UserError("Freeze works on one process: DistributedDataParallel leaves out what thaws later; use devices: 1")
         super().setup(trainer, pl_module, stage)
 

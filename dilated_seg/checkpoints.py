@@ -15,6 +15,7 @@ from dilated_seg import UserError
 from dilated_seg.manifest import digest
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FINISHED = "finished"  # a file that a run's folder has when its training is done
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -149,6 +150,22 @@ def note(path: Path, found: list[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(beside(path))
+
+
+def of_run(folder: Path) -> Path:
+    """The last checkpoint of a finished run, or of the newest finished run in a folder such as runs/voc/fcn32s.
+
+    Raises:
+        UserError: There is no such folder, or none that is finished.
+    """
+    runs = [folder] if (folder / "config.yaml").is_file() else sorted(folder.glob("*/"), reverse=True)
+    finished = [run for run in runs if (run / FINISHED).is_file()]
+    if not finished:
+        raise UserError(f"{folder} holds no finished run to start from: train it first, with the command in its experiment")
+    checkpoint = finished[0] / "checkpoints" / LAST
+    if not verifies(checkpoint):
+        raise UserError(f"{checkpoint} is missing or damaged: train its run again, or name another file")
+    return checkpoint
 
 
 def newest(folder: Path) -> Path | None:

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import WandbLogger
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
 from dilated_seg.callbacks import EvaluationRecord, KeepGradients, PredictionWriter, SeedEveryStep, StopOnSignal
-from dilated_seg.checkpoints import LAST, SafeCheckpointIO, newest
+from dilated_seg.checkpoints import FINISHED, LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, loggers, write_text
 from dilated_seg.task import SegmentationTask
@@ -211,8 +211,10 @@ class CLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
-        """Keep the last weights, also when training does not end on a validation."""
+        """Keep the last weights, also when training does not end on a validation, and note that it has ended."""
         self.trainer.save_checkpoint(self.run_dir / "checkpoints" / LAST)
+        if self.trainer.is_global_zero:
+            write_text(self.run_dir / FINISHED, f"after step {self.trainer.global_step}\n")
 
     def after_validate(self) -> None:
         """Print the table."""

@@ -1,6 +1,7 @@
 """The task: a network, its loss, its metrics and its optimiser, on any dataset."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dilated_seg import UserError
+from dilated_seg.checkpoints import of_run
 from dilated_seg.metrics import SegmentationMetrics, predict
 from dilated_seg.shapes import Image, Logits, Mask
 from dilated_seg.weights import imagenet, load, summary
@@ -39,7 +41,8 @@ class SegmentationTask(LightningModule):
         class_weights: Factor of each class in the loss. The sum is divided by the number of valid pixels, as SegNet did,
             not by the sum of their weights.
         weights: To start from: a file (.safetensors as `port` writes it, .caffemodel, .npz, a torch state dict, a checkpoint),
-            or "imagenet", torchvision's for the network's encoder. Layers that it does not have start as they do without.
+            or "imagenet", torchvision's for the network's encoder; or the folder of a finished run, or of several runs, the
+            newest of which is taken: the stage before this one. Layers that it does not have start as they do without.
             On the command line a checkpoint that is evaluated or continued has its own weights instead.
         weights_without: Layers or parts of the network that ``weights`` is not to fill, such as the scores for other classes.
         mean: Of each channel (RGB, 0 to 255), subtracted from the image; that of ``weights`` if None, or else ImageNet's.
@@ -96,7 +99,8 @@ class SegmentationTask(LightningModule):
         if not self.weights or self.started:
             return
         self.started = True
-        report, mean, std = load(self.net, self.weights, self.weights_without)
+        file = of_run(Path(self.weights)) if Path(self.weights).is_dir() else self.weights
+        report, mean, std = load(self.net, file, self.weights_without)
         if report.on_the_image and None in (mean or self.normalisation[0], std or self.normalisation[1]):
             raise UserError(
                 f"model.weights {self.weights}: nobody wrote down what these weights subtract from the image: "
@@ -106,7 +110,7 @@ class SegmentationTask(LightningModule):
             if theirs and not given:
                 ours.copy_(torch.tensor(theirs).view(3, 1, 1))
         if self.trainer.is_global_zero:
-            print(f"{self.weights}: {summary(report)}", flush=True)
+            print(f"{file}: {summary(report)}", flush=True)
             mean, std = (tuple(round(n, 3) for n in numbers.flatten().tolist()) for numbers in (self.mean, self.std))
             print(f"input: RGB from 0 to 255, minus {mean}, over {std}", flush=True)
 

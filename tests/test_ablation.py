@@ -8,7 +8,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from dilated_seg import UserError
+from dilated_seg import UserError, checkpoints
 from dilated_seg.analysis import report
 from tests.conftest import ROOT
 from tests.test_cli import KILL, dilated_seg, fails_in_one_sentence
@@ -86,6 +86,55 @@ def test_a_finished_ablation_only_reports(study):
     before = [path.stat().st_mtime_ns for path in weights]
     assert dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out").returncode == 0
     assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+STAGED = """
+experiments:
+  DilatedNet: [EXPERIMENTS/shapes/frontend.yaml, EXPERIMENTS/shapes/dilatednet.yaml]
+  front end: EXPERIMENTS/shapes/frontend.yaml
+common:
+  data: {init_args: {images: [8, 2, 3], size: [24, 48], batch_size: 2}}
+  model: {net: {init_args: {width: 0.02}}, lr_scheduler: {init_args: {total_iters: 4}}}
+  trainer: {max_steps: 4, val_check_interval: 2}
+"""
+
+
+def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_in_the_middle(tmp_path):
+    (tmp_path / "study.yaml").write_text(STAGED.replace("EXPERIMENTS", str(ROOT / "experiments")))
+    stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")
+    code = stop.format(step=3, signal=int(signal.SIGKILL))
+    command = [sys.executable, "-c", code, "ablate", tmp_path / "study.yaml", "--out", tmp_path / "out"]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    first, second = (tmp_path / f"out/DilatedNet/stage{k}" for k in (1, 2))
+    (said,) = (line for line in killed.stdout.splitlines() if line.startswith(f"{first}/checkpoints/last.ckpt: "))
+    assert "0 left over, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
+    written = (first / "checkpoints/last.ckpt").stat().st_mtime_ns
+    again = dilated_seg("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert "1 of 3: DilatedNet, seed 0, stage 1 of 2 is finished" in again.stdout
+    assert f"continuing {second}" in again.stdout
+    assert (first / "checkpoints/last.ckpt").stat().st_mtime_ns == written
+    table = pq.read_table(tmp_path / "out/results.parquet").to_pandas()
+    assert sorted(table["network"]) == ["DilatedNet", "front end"]
+
+
+def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
+    runs = {"20260101-000000": True, "20260102-000000": True, "20260103-000000": False}
+    for name, finished in runs.items():
+        run = tmp_path / name
+        checkpoints.SafeCheckpointIO().save_checkpoint({"state_dict": {}}, run / "checkpoints/last.ckpt")
+        (run / "config.yaml").write_text("")
+        if finished:
+            (run / "finished").write_text("")
+    assert checkpoints.of_run(tmp_path) == tmp_path / "20260102-000000/checkpoints/last.ckpt"
+    assert checkpoints.of_run(tmp_path / "20260101-000000") == tmp_path / "20260101-000000/checkpoints/last.ckpt"
+    with pytest.raises(UserError, match="holds no finished run"):
+        checkpoints.of_run(tmp_path / "20260103-000000")
+    (tmp_path / "20260102-000000/checkpoints/last.ckpt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="missing or damaged"):
+        checkpoints.of_run(tmp_path)
 
 
 def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
