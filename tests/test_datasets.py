@@ -9,7 +9,7 @@ from PIL import Image
 from dilated_seg import UserError
 from dilated_seg.callbacks import PredictionWriter
 from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
-from dilated_seg.data.base import pad
+from dilated_seg.data.batches import pad
 from dilated_seg.data.cityscapes import LABEL_IDS
 from dilated_seg.models import DilatedNet
 from dilated_seg.task import SegmentationTask

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dilated_seg import prepare
 from dilated_seg.__main__ import main
 from dilated_seg.data import Folder
+from dilated_seg.prepare import write
 from tests import trees
 from tests.conftest import ROOT
 from tests.test_cli import TINY, dilated_seg
@@ -34,8 +34,8 @@ def data(tmp_path_factory):
     (root / "val.txt").write_text("".join(f"photo {i}\n" for i in range(2, 9)))
     Image.fromarray(np.full((9, 20), 255, np.uint8)).save(root / "masks/photo 4.png")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "SHARD_BYTES", 4000)
-        patch.setattr(prepare, "GROUP_BYTES", 1500)
+        patch.setattr(write, "SHARD_BYTES", 4000)
+        patch.setattr(write, "GROUP_BYTES", 1500)
         for store in ("files", "raw"):
             assert main(["prepare", "folder", f"--root={root}", f"--out={folder / store}", f"--store={store}"]) == 0
     return folder

@@ -21,9 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dilated_seg import UserError, archives, manifest, prepare
+from dilated_seg import UserError, manifest, prepare
 from dilated_seg.__main__ import main
 from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
+from dilated_seg.prepare import archives, write
 from tests import trees
 
 COUNTS = ["--other_counts"]
@@ -32,8 +33,8 @@ COUNTS = ["--other_counts"]
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Shards of a few images and groups of one or two, and a cache of this test's own."""
-    monkeypatch.setattr(prepare, "SHARD_BYTES", 4000)
-    monkeypatch.setattr(prepare, "GROUP_BYTES", 1500)
+    monkeypatch.setattr(write, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(write, "GROUP_BYTES", 1500)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for variable in ("DILATED_SEG_VOC", "DILATED_SEG_SBD", "DILATED_SEG_CITYSCAPES", "DILATED_SEG_CAMVID"):
         monkeypatch.delenv(variable, raising=False)
@@ -142,15 +143,15 @@ def test_a_killed_call_goes_on_where_it_was(kill_at, tmp_path):
     out = tmp_path / "out"
     code = f"""
 import os, signal, sys
-from dilated_seg import prepare
+from dilated_seg.prepare import write
 from dilated_seg.__main__ import main
-prepare.SHARD_BYTES, wrote, original = 4000, [], prepare.record
+write.SHARD_BYTES, wrote, original = 4000, [], write.record
 def record(path, note):
     wrote.append(path)
     if len(wrote) == {kill_at}:
         os.kill(os.getpid(), signal.SIGKILL)
     original(path, note)
-prepare.record = record
+write.record = record
 main(sys.argv[1:])
 """
     arguments = ["prepare", "folder", f"--root={root}", f"--out={out}"]
@@ -376,7 +377,6 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path):
     root = trees.folder(tmp_path / "mine", images=12)
     code = """
 import resource, signal, sys
-from dilated_seg import prepare
 from dilated_seg.__main__ import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

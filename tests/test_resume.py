@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dilated_seg import UserError, checkpoints, prepare
+from dilated_seg import UserError, checkpoints
 from dilated_seg.__main__ import main
 from dilated_seg.checkpoints import LAST, PREVIOUS, SafeCheckpointIO, newest, verifies
+from dilated_seg.prepare import write
 from tests import trees
 from tests.conftest import ROOT
 from tests.interrupted import same
@@ -27,8 +28,8 @@ def shards(tmp_path_factory):
     """A dataset of 15 training images in small row groups."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "SHARD_BYTES", 4000)
-        patch.setattr(prepare, "GROUP_BYTES", 1500)
+        patch.setattr(write, "SHARD_BYTES", 4000)
+        patch.setattr(write, "GROUP_BYTES", 1500)
         root = trees.folder(folder / "mine", images=16)
         assert main(["prepare", "folder", f"--root={root}", f"--out={folder / 'shards'}"]) == 0
     return folder

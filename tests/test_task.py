@@ -10,7 +10,7 @@ from torch import nn
 from dilated_seg import UserError
 from dilated_seg.callbacks import Freeze, SeedEveryStep
 from dilated_seg.data import Shapes
-from dilated_seg.data.base import pad
+from dilated_seg.data.batches import pad
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 

@@ -9,7 +9,8 @@ import yaml
 
 from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, ReadLabel, by_name, names, read_mask, refuse, values_as
+from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, by_name, names, refuse
+from dilated_seg.data.images import ReadLabel, read_mask, values_as
 
 CLASSES = "classes.yaml"
 

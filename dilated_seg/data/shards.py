@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 
 from dilated_seg import UserError, manifest
-from dilated_seg.data.files import ReadLabel, Sample, Stored, decode
+from dilated_seg.data.files import Sample, decode
+from dilated_seg.data.images import ReadLabel, Stored
 from dilated_seg.data.order import CACHED_GROUPS, by_groups
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, ReadLabel, Source, names, read_mask, refuse, values_as
+from dilated_seg.data.files import Pairs, names, refuse
+from dilated_seg.data.images import ReadLabel, Source, read_mask, values_as
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
 VALUES = values_as({k: k for k in range(21)} | {255: 255})

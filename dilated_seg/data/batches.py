@@ -1,0 +1,99 @@
+"""From the images of a split to batches, in whichever process reads them."""
+
+import signal
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from dilated_seg import UserError
+from dilated_seg.data.files import Sample
+from dilated_seg.data.order import Key, mix, seeded
+
+
+@runtime_checkable
+class Split(Protocol):
+    """The images of one split in a fixed order; indexing decodes one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+class Images(Dataset[dict[str, Any]]):
+    """A split as a DataLoader reads it: augmented by a seed of its own for every (epoch, index), or as it is."""
+
+    def __init__(self, split: Split, augment: Callable[..., Any] | None = None, seed: int = 0, skip_bad: bool = False) -> None:
+        self.split, self.augment, self.seed, self.skip_bad = split, augment, seed, skip_bad
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        if key is None:  # a process that has run out of images keeps step with the others; void counts nowhere
+            sample = self.split[0]
+            return {**sample, "mask": torch.full_like(sample["mask"], 255), "id": ""}
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        sample, skipped = self.readable(index) if self.skip_bad else (self.split[index], [])
+        if self.augment is None:
+            return {**sample}
+        with seeded(mix(self.seed, epoch, index)):
+            image, mask = self.augment(tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"]))
+        return {
+            "image": image.as_subclass(Tensor), "mask": mask.as_subclass(Tensor), "id": sample["id"], "skipped": skipped
+        }  # fmt: skip
+
+    def readable(self, index: int) -> tuple[Sample, list[str]]:
+        """An image, or the next one that can be read; and what was said of those before it."""
+        problems: list[str] = []
+        for step in range(len(self)):
+            try:
+                return self.split[(index + step) % len(self)], problems
+            except UserError as problem:
+                problems.append(str(problem))
+        raise UserError(f"no image of the training split can be read: {problems[0]}")
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to all processes of a job must not end a worker before the training process has saved its checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples of equal size as a batch.
+
+    Raises:
+        UserError: Their sizes differ.
+    """
+    sizes = {tuple(sample["mask"].shape) for sample in samples}
+    if len(sizes) > 1:
+        (h1, w1), (h2, w2) = sorted(sizes)[:2]
+        raise UserError(
+            f"images of {h1} x {w1} and {h2} x {w2} are in one training batch: set data.crop_size, or data.batch_size=1"
+        )
+    batch = pad(samples)
+    if skipped := [problem for sample in samples for problem in sample.get("skipped", ())]:
+        batch["skipped"] = skipped
+    return batch
+
+
+def pad(samples: list[dict[str, Any]], ignore_index: int = 255) -> dict[str, Any]:
+    """Samples as a batch of the largest one's size, the others with nothing at their right and bottom, ignored there."""
+    sizes = [(int(sample["mask"].shape[0]), int(sample["mask"].shape[1])) for sample in samples]
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+
+    def padded(tensor: Tensor, value: int) -> Tensor:
+        border = (0, width - tensor.shape[-1], 0, height - tensor.shape[-2])
+        return F.pad(tensor, border, value=value) if any(border) else tensor
+
+    return {
+        "image": torch.stack([padded(sample["image"], 0) for sample in samples]),
+        "mask": torch.stack([padded(sample["mask"], ignore_index) for sample in samples]),
+        "id": [sample["id"] for sample in samples],
+        "size": sizes,
+    }
