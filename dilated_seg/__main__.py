@@ -71,10 +71,21 @@ def ablate(args: list[str]) -> int:
     parser = argparse.ArgumentParser("dilated-seg ablate", description=VERBS["ablate"], allow_abbrev=False)
     parser.add_argument("file", help="the ablation, such as experiments/quickstart.yaml")
     parser.add_argument("--out", help="folder of its runs and its report; runs/NAME if not given")
+    parser.add_argument(
+        "--max_steps", type=int, metavar="N", help="a rehearsal: every run ends after N steps, in runs/NAME-rehearsal"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
+    what.add_argument("--status", action="store_true", help="only say how far each run is")
     options = parser.parse_args(args)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
     from dilated_seg import ablation
 
-    return ablation.run(options.file, options.out)
+    if options.dry_run or options.status:
+        (ablation.show_commands if options.dry_run else ablation.show_status)(options.file, options.out, options.max_steps)
+        return 0
+    return ablation.run(options.file, options.out, options.max_steps)
 
 
 def report(args: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.rule import Rule
+from rich.table import Table
 
 from dilated_seg import UserError
 
@@ -57,6 +59,7 @@ class Ablation:
     name: str
     runs: tuple[Run, ...]
     split: str
+    folder: Path
 
     @property
     def evaluation(self) -> str:
@@ -64,8 +67,13 @@ class Ablation:
         return f"{self.split}-last"
 
 
-def read(file: str | Path, out: str | Path | None = None) -> Ablation:
+def read(file: str | Path, out: str | Path | None = None, max_steps: int | None = None) -> Ablation:
     """Expand an ablation file into its runs, in the order of the file, seeds innermost.
+
+    Args:
+        file: The ablation.
+        out: The folder of its runs; runs/NAME if None, or for a rehearsal runs/NAME-rehearsal.
+        max_steps: Of a rehearsal, laid over every run.
 
     Raises:
         UserError: The file is missing, is no YAML, or has unknown or missing keys.
@@ -87,7 +95,9 @@ def read(file: str | Path, out: str | Path | None = None) -> Ablation:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{path} has seeds {seeds}: give a list of whole numbers, such as [0, 1, 2]")
     common = [layer(path, content["common"])] if content.get("common") else []
-    folder = Path(out) if out else Path("runs") / path.stem
+    if max_steps is not None:
+        common.append(json.dumps({"trainer": {"max_steps": max_steps}}))
+    folder = Path(out) if out else Path("runs") / (path.stem if max_steps is None else f"{path.stem}-rehearsal")
     runs = []
     for (experiment, base), (overlay, over) in itertools.product(
         named(path, "experiments", content["experiments"]), named(path, "overlays", content.get("overlays") or {"": {}})
@@ -106,7 +116,7 @@ def read(file: str | Path, out: str | Path | None = None) -> Ablation:
     for one, two in itertools.combinations(runs, 2):
         if one.folder == two.folder:
             raise UserError(f"{path}: '{one.name}' and '{two.name}' would share the folder {one.folder}: rename one")
-    return Ablation(path.stem, tuple(runs), split)
+    return Ablation(path.stem, tuple(runs), split, folder)
 
 
 def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
@@ -128,14 +138,34 @@ def layer(ablation: Path, value: str | Mapping[str, Any]) -> str:
     return str(path)
 
 
-def run(file: str, out: str | None = None) -> int:
+def show_commands(file: str, out: str | None = None, max_steps: int | None = None) -> None:
+    """Print what trains each run."""
+    for one in read(file, out, max_steps).runs:
+        print(shlex.join(["dilated-seg", *one.arguments]))
+
+
+def show_status(file: str, out: str | None = None, max_steps: int | None = None) -> None:
+    """Print how far each run is: not begun, begun, trained, finished (evaluated)."""
+    ablation, table = read(file, out, max_steps), Table("run", "seed", "stage", "status", "folder", box=None, pad_edge=False)
+    for one in ablation.runs:
+        if finished(one, ablation):
+            status = "finished"
+        elif trained(one):
+            status = "trained"
+        else:
+            status = "begun" if (one.folder / "config.yaml").is_file() else "not begun"
+        table.add_row(one.name, str(one.seed), one.stage, status, str(one.folder))
+    Console().print(table, highlight=False)
+
+
+def run(file: str, out: str | None = None, max_steps: int | None = None) -> int:
     """Train and evaluate what is missing, one run after another, then write and print the comparison.
 
     Interrupted, it exits with 1, or 143 by SIGTERM; called again it continues where it was and ends with the same numbers.
     """
     from dilated_seg.analysis import report
 
-    ablation, console = read(file, out), Console()
+    ablation, console = read(file, out, max_steps), Console()
     check(ablation)
     for number, one in enumerate(ablation.runs, start=1):
         label = f"{number} of {len(ablation.runs)}: {', '.join(filter(None, (one.name, f'seed {one.seed}', one.stage)))}"
@@ -146,12 +176,12 @@ def run(file: str, out: str | None = None) -> int:
         try:
             train(one, ablation)
         except (KeyboardInterrupt, SystemExit) as end:
-            print(f"interrupted; to continue: dilated-seg ablate {file}" + (f" --out {out}" if out else ""), flush=True)
+            flags = [*(["--out", out] if out else []), *(["--max_steps", str(max_steps)] if max_steps else [])]
+            print(f"interrupted; to continue: {shlex.join(['dilated-seg', 'ablate', file, *flags])}", flush=True)
             code = getattr(end, "code", 1)
             return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
-    folder = Path(out) if out else Path("runs") / ablation.name
     compared = [one for one in ablation.runs if one.compared]
-    report.compare([one.folder for one in compared], folder, ablation.evaluation, [one.name for one in compared])
+    report.compare([one.folder for one in compared], ablation.folder, ablation.evaluation, [one.name for one in compared])
     return 0
 
 
@@ -177,10 +207,15 @@ def check(ablation: Ablation) -> None:
 def finished(one: Run, ablation: Ablation) -> bool:
     """Whether the evaluation that ends a run is there; a stage before the last ends with its training."""
     if not one.compared:
-        from dilated_seg.checkpoints import FINISHED
-
-        return (one.folder / FINISHED).is_file()
+        return trained(one)
     return (one.folder / "evaluations" / f"{ablation.evaluation}.json").is_file()
+
+
+def trained(one: Run) -> bool:
+    """Whether a run has taken its last step."""
+    from dilated_seg.checkpoints import FINISHED
+
+    return (one.folder / FINISHED).is_file()
 
 
 def train(one: Run, ablation: Ablation) -> None:

@@ -1,6 +1,7 @@
 """Many runs from one file: what is finished stays, what was interrupted continues, the numbers are the same."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from dilated_seg import UserError, checkpoints
+from dilated_seg import UserError, ablation, checkpoints
 from dilated_seg.analysis import report
 from tests.conftest import ROOT
 from tests.test_cli import KILL, dilated_seg, fails_in_one_sentence
@@ -86,6 +87,30 @@ def test_a_finished_ablation_only_reports(study):
     before = [path.stat().st_mtime_ns for path in weights]
     assert dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out").returncode == 0
     assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_path):
+    folder, _ = study
+    file = folder / "study.yaml"
+    printed = dilated_seg("ablate", file, "--out", tmp_path / "out", "--dry_run")
+    assert printed.returncode == 0, printed.stderr
+    commands = [shlex.split(line) for line in printed.stdout.splitlines()]
+    assert len(commands) == 4 and all(command[:2] == ["dilated-seg", "fit"] for command in commands)
+    first = dilated_seg(*commands[0][1:])
+    assert first.returncode == 0, first.stderr
+    status = dilated_seg("ablate", file, "--out", tmp_path / "out", "--status").stdout.splitlines()
+    assert [" ".join(line.split()[:4]) for line in status[1:3]] == ["front end 0 trained", "front end 1 not"]
+    assert dilated_seg("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
+
+
+def test_a_rehearsal_takes_a_few_steps_of_every_run_in_a_folder_of_its_own(study, tmp_path):
+    folder, _ = study
+    expanded = ablation.read(folder / "study.yaml", max_steps=2)
+    assert all(str(one.folder).startswith("runs/study-rehearsal/") for one in expanded.runs)
+    result = dilated_seg("ablate", folder / "study.yaml", "--max_steps=2", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert {(run / "finished").read_text() for run in (tmp_path / "out").glob("*/seed*")} == {"after step 2\n"}
+    assert fails_in_one_sentence(dilated_seg("ablate", folder / "study.yaml", "--max_steps=0"), "at least one step")
 
 
 STAGED = """
