@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.rule import Rule
-from rich.table import Table
+from rich.table import Column, Table
 
 from dilated_seg import UserError
 
@@ -146,7 +146,8 @@ def show_commands(file: str, out: str | None = None, max_steps: int | None = Non
 
 def show_status(file: str, out: str | None = None, max_steps: int | None = None) -> None:
     """Print how far each run is: not begun, begun, trained, finished (evaluated)."""
-    ablation, table = read(file, out, max_steps), Table("run", "seed", "stage", "status", "folder", box=None, pad_edge=False)
+    ablation, folder = read(file, out, max_steps), Column("folder", overflow="fold")
+    table = Table("run", "seed", "stage", "status", folder, box=None, pad_edge=False)
     for one in ablation.runs:
         if finished(one, ablation):
             status = "finished"

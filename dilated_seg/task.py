@@ -76,6 +76,7 @@ class SegmentationTask(LightningModule):
             raise UserError(f"model.class_weights has {len(class_weights)} numbers, but there are {num_classes} classes")
         self.net = net.to(memory_format=torch.channels_last)  # up to 4 times as fast for narrow networks on a CPU
         self.trained_steps = 0
+        self.seen: list[str] = []  # the images of the batch
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
@@ -125,11 +126,26 @@ class SegmentationTask(LightningModule):
         return total, (mask != self.ignore_index).sum()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.seen = batch["id"]
         total, valid = self.loss_sum(self(batch["image"]), batch["mask"])
         everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
         self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
         return total * self.trainer.world_size / everywhere[1].clamp(min=1)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped, and end the run before a step that would break the weights.
+
+        Raises:
+            UserError: The gradient is infinite or NaN; with 16-bit floats, whose scaler leaves out such steps, never.
+        """
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        self.log("train/gradient_norm", norm)
+        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+            raise UserError(
+                f"the gradient is not finite at step {self.global_step + 1}, images {', '.join(self.seen)}: lower "
+                "model.optimizer's learning rate or set trainer.gradient_clip_val; the checkpoints before it are whole"
+            )
 
     def refuse_broken_weights(self) -> None:
         """End a run whose weights are no numbers any more, before anybody evaluates or saves them.

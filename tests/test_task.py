@@ -105,6 +105,25 @@ def test_weights_that_are_not_finite_end_the_run_in_one_sentence():
         trainer(max_steps=2, limit_val_batches=0).fit(task, Shapes((16, 16), images=(4, 1, 1), batch_size=2))
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step_and_names_the_images():
+    data = Shapes((16, 16), images=(4, 1, 1), batch_size=2)
+    task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    loss, before = task.loss_sum, {name: p.clone() for name, p in task.named_parameters()}
+    task.loss_sum = lambda logits, mask: (loss(logits, mask)[0] * torch.inf, loss(logits, mask)[1])
+    fit = trainer(max_steps=2, limit_val_batches=0)
+    with pytest.raises(UserError, match=r"not finite at step 1, images train\d{6}, train\d{6}: lower"):
+        fit.fit(task, data)
+    assert all(torch.equal(p, before[name]) for name, p in task.named_parameters())
+
+
+def test_the_norm_of_the_gradient_is_logged():
+    task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    fit = trainer(max_steps=1, limit_val_batches=0)
+    fit.fit(task, Shapes((16, 16), images=(4, 1, 1), batch_size=2))
+    expected = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None]).norm()
+    assert fit.callback_metrics["train/gradient_norm"] == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_validation_logs_scores_by_class_name():
     data = Shapes((32, 64), images=(1, 3, 1))
     task = tiny(classes=data.classes)
