@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -225,6 +226,7 @@ def train(one: Run, ablation: Ablation) -> None:
 
     from dilated_seg.cli import CLI
 
+    os.environ.setdefault("WANDB_RUN_GROUP", ablation.name)
     cli = CLI(one.arguments)
     if one.compared:
         evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
