@@ -341,6 +341,30 @@ def test_a_split_of_which_nothing_is_left_is_refused(tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 
+def test_nothing_that_prepare_did_not_write_is_deleted(tmp_path, capsys):
+    """Not even a dataset that lies in a folder of the name that archives are unpacked to."""
+    root = trees.folder(tmp_path / "out.unpacked")
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/thesis.tex").write_text("all of it")
+    assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 2
+    assert "thesis.tex is in a folder for unfinished work, but prepare did not write it" in capsys.readouterr().err
+    assert (tmp_path / "out.partial/thesis.tex").read_text() == "all of it"
+    shutil.rmtree(tmp_path / "out.partial")
+    zipped(tmp_path / "packed.zip")
+    assert run("folder", f"--root={tmp_path / 'packed.zip'}", f"--out={tmp_path / 'out'}") == 2
+    assert "out.unpacked is where archives are unpacked to" in capsys.readouterr().err
+    assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_mistake_does_not_take_away_what_an_interrupted_call_has_done(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/train-00000.parquet").write_bytes(b"hours of work")
+    assert run("folder", f"--root={tmp_path / 'typo'}", f"--out={tmp_path / 'out'}") == 2
+    assert (tmp_path / "out.partial/train-00000.parquet").read_bytes() == b"hours of work"
+
+
 def test_one_call_at_a_time(tmp_path, capsys):
     root = trees.folder(tmp_path / "mine")
     with prepare.alone(tmp_path / "out.partial"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from dilated_seg import UserError, __version__, manifest
-from dilated_seg.prepare.sources import Triple, divide, fetch, listed, opened
+from dilated_seg.prepare.sources import Triple, divide, fetch, listed, opened, remove
 from dilated_seg.prepare.write import write_parts
 
 if TYPE_CHECKING:
     from dilated_seg.data import SegmentationDataModule
+
+
+# What a call that was interrupted leaves in OUT.partial.
+OURS = re.compile(
+    r"\.lock|.*-\d{5}\.(parquet|arrow)(\.json)?(\.partial)?|README\.md|manifest\.json|classes\.yaml|label_colors\.txt"
+)
 
 
 def prepare(
@@ -53,6 +60,7 @@ def prepare(
         print(f"{out} is prepared already: nothing to do. To look at the data anew, remove it; --verify checks its own files")
         return
     partial, tree = (out.with_name(f"{out.name}.{end}") for end in ("partial", "unpacked"))
+    begun = partial.exists()  # by an earlier call, whose work no mistake in this one takes away
     try:
         with alone(partial):
             if download:
@@ -65,16 +73,15 @@ def prepare(
             parts, contents = divide({split: listed(dataset, split, other_counts) for split in wanted})
             facts = describe(dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad))
             finish(dataset, partial, out, facts)
-    except BusyError:
-        raise
     except UserError:
-        for made in (partial, tree):
-            shutil.rmtree(made, ignore_errors=True)
+        if not begun:
+            shutil.rmtree(partial, ignore_errors=True)
+            remove(tree)
         raise
     except OSError as error:
         where = error.filename or partial
         raise UserError(f"{where}: {error.strerror or error}; the same command goes on when that is mended") from error
-    shutil.rmtree(tree, ignore_errors=True)
+    remove(tree)
     for split, fact in facts["splits"].items():
         print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no labels'}")
     stored = [shard for part in facts["shards"].values() for shard in part]
@@ -82,25 +89,23 @@ def prepare(
     print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
 
 
-class BusyError(UserError):
-    """Another call is at work: what there is belongs to it."""
-
-
 @contextmanager
 def alone(partial: Path) -> Iterator[None]:
     """Make the folder of unfinished work, in which only one call may be at a time.
 
     Raises:
-        UserError: Another one is, or there is a file in its place.
+        UserError: Another one is, or what is there is somebody else's.
     """
     if partial.exists() and not partial.is_dir():
         raise UserError(f"{partial} is a file, where unfinished work is kept: move it away")
     partial.mkdir(parents=True, exist_ok=True)
+    if foreign := [path for path in partial.iterdir() if path.is_dir() or not OURS.fullmatch(path.name)]:
+        raise UserError(f"{foreign[0]} is in a folder for unfinished work, but prepare did not write it: move it away")
     try:
         with FileLock(partial / ".lock", timeout=0):
             yield
     except Timeout:
-        raise BusyError(f"another call is writing {partial}: wait for it, or name another --out") from None
+        raise UserError(f"another call is writing {partial}: wait for it, or name another --out") from None
 
 
 def describe(
@@ -173,9 +178,7 @@ def finish(dataset: "SegmentationDataModule", partial: Path, out: Path, facts: d
     """Add texts, card and manifest, take away what only an interrupted call needs, and give the folder its name."""
     kept = {shard["file"] for part in facts["shards"].values() for shard in part}
     for path in partial.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in kept and path.name != ".lock":  # which this call holds
+        if path.name not in kept and path.name != ".lock":  # which this call holds
             path.unlink()
     for name in dataset.texts:
         shutil.copyfile(Path(dataset.place()) / name, partial / name)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dilated_seg.data import SegmentationDataModule
     from dilated_seg.data.files import Pairs
 
+NOTE = ".unpacked.json"  # in a folder that archives were unpacked into: which of them
 Triple = tuple[str, Path, Path | None]  # an image's name, its file and its label's
 
 
@@ -61,8 +62,16 @@ def is_tree(build: Any, place: str, options: dict[str, str]) -> bool:  # noqa: A
 
 
 def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
-    """Unpack archives into one folder, those only that an interrupted call has not; all again if any has changed."""
-    note = tree / ".unpacked.json"
+    """Unpack archives into one folder, those only that an interrupted call has not; all again if any has changed.
+
+    Raises:
+        UserError: An archive is refused, or the folder is somebody else's.
+    """
+    note = tree / NOTE
+    if not packed:
+        return
+    if tree.exists() and not note.is_file():
+        raise UserError(f"{tree} is where archives are unpacked to, but prepare did not make it: move it away")
     state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in packed]
     try:
         done = json.loads(note.read_text())
@@ -72,12 +81,20 @@ def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
         done = []
     if not done:
         shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(parents=True)
+        note.write_text("[]")
     for number, archive in enumerate(packed):
         if number >= len(done):
             if check:
                 archives.check(archive)
             archives.unpack(archive, tree)
             note.write_text(json.dumps(state[: number + 1]))
+
+
+def remove(tree: Path) -> None:
+    """Delete what was unpacked, and nothing that somebody else put there."""
+    if (tree / NOTE).is_file():
+        shutil.rmtree(tree, ignore_errors=True)
 
 
 def listed(dataset: "SegmentationDataModule", split: str, other_counts: bool) -> "Pairs":
