@@ -1,0 +1,111 @@
+"""What an evaluation leaves in its run: integers, scores and protocol."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from dilated_seg.runs import commit, write_text
+
+ABSENT = "a class absent from masks and predictions is left out of the mean"
+
+
+class EvaluationRecord(Callback):
+    """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
+
+    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT.*`` after it.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, str, np.ndarray]] = []
+        self.record: dict[str, Any] | None = None  # the last one written
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        matrices = outputs["matrices"].cpu().numpy()
+        for name, matrix in zip(batch["id"], matrices, strict=True):
+            if name:  # a padding image has none
+                self.rows.append((len(self.rows) * trainer.world_size + trainer.global_rank, name, matrix))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "test")
+
+    def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
+        rows = self._gather(trainer)
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        total = np.sum([matrix for _, _, matrix in rows], axis=0)
+        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        available = len(loaders.dataset)
+        limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
+        if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
+            raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
+        protocol = {
+            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "split": split,
+            "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}",
+            "pixels": int(total.sum()),
+            "resolution": "the mask's own",
+            "inference": "whole image",
+            "absent classes": ABSENT,
+            "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
+            "commit": commit(),
+        }
+        name = evaluation_name(trainer)
+        self.record = {
+            "evaluation": name,
+            "protocol": protocol,
+            "classes": task.classes,
+            "parameters": sum(p.numel() for p in task.net.parameters()),
+            "matrix": total.tolist(),
+        }
+        folder = Path(trainer.default_root_dir) / "evaluations"
+        folder.mkdir(parents=True, exist_ok=True)
+        table = pa.table({"id": [r[1] for r in rows], "matrix": [r[2].ravel() for r in rows]})
+        partial = folder / f"{name}.parquet.partial"
+        pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
+        partial.replace(folder / f"{name}.parquet")
+        write_text(folder / f"{name}.json", json.dumps(self.record, indent=1) + "\n")
+
+    def _gather(self, trainer: Trainer) -> list[tuple[int, str, np.ndarray]]:
+        if trainer.world_size == 1:
+            return self.rows
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, self.rows)
+        return sorted((row for part in parts for row in part), key=lambda row: row[0])
+
+
+def checkpoint_name(trainer: Trainer) -> str:
+    """Which weights are evaluated: a checkpoint's name, those at the end of training, those of a file, or untrained ones."""
+    if trainer.ckpt_path or trainer.global_step:
+        return Path(trainer.ckpt_path).stem if trainer.ckpt_path else "last"
+    return Path(getattr(trainer.lightning_module, "weights", None) or "untrained").stem
+
+
+def evaluation_name(trainer: Trainer) -> str:
+    """What an evaluation's files are called: the split while training, and with the checkpoint's name after it."""
+    split = "test" if trainer.testing else "val"
+    after = trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING)
+    return f"{split}-{checkpoint_name(trainer)}" if after else split

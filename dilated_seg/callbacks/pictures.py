@@ -1,0 +1,104 @@
+"""Pictures of what a network says: some of an evaluation, or all that it predicts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+
+from dilated_seg.callbacks.evaluation import evaluation_name
+
+
+class Gallery(Callback):
+    """Keeps some images of an evaluation as pictures: image, truth and prediction, in the run and in W&B.
+
+    Args:
+        images: How many, evenly spread over the split.
+    """
+
+    def __init__(self, images: int = 6) -> None:
+        self.images = images
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        wanted = set(np.linspace(0, len(loaders.dataset) - 1, self.images).astype(int).tolist())
+        for i, name in enumerate(batch["id"]):
+            index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
+            if name and index in wanted:
+                height, width = batch["size"][i]
+                maps = (batch["image"][i], batch["mask"][i], outputs["prediction"][i])
+                self._keep(trainer, name, *(m[..., :height, :width] for m in maps))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _keep(self, trainer: Trainer, name: str, image: Any, mask: Any, prediction: Any) -> None:  # noqa: ANN401
+        folder = Path(trainer.default_root_dir) / "gallery" / evaluation_name(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = image.permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(picture).save(folder / f"{name}.image.png")
+        palette = trainer.datamodule.palette  # type: ignore[attr-defined]
+        for what, ids in (("truth", mask), ("prediction", prediction)):
+            save_mask(folder / f"{name}.{what}.png", ids, palette)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                names = dict(enumerate(trainer.datamodule.classes))  # type: ignore[attr-defined]
+                masks = {
+                    what: {"mask_data": ids.cpu().numpy(), "class_labels": names}
+                    for what, ids in (("truth", mask), ("prediction", prediction))
+                }
+                logger.log_image(f"gallery/{name}", [picture], step=trainer.global_step, masks=[masks])
+
+
+class PredictionWriter(Callback):
+    """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's.
+
+    Where a test server wants other values, such as Cityscapes' label ids, PNGs of these lie in ``submission/`` as well.
+    """
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
+        folder, submission = (Path(trainer.default_root_dir) / name for name in ("predictions", "submission"))
+        for made in (folder, submission) if dataset.submitted else (folder,):
+            made.mkdir(parents=True, exist_ok=True)
+        for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
+            if name:
+                ids = prediction[:height, :width].cpu()
+                save_mask(folder / f"{name}.png", ids, dataset.palette)
+                if dataset.submitted:
+                    Image.fromarray(np.array(dataset.submitted, np.uint8)[ids.numpy()]).save(submission / f"{name}.png")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(f"class ids as PNGs: {Path(trainer.default_root_dir) / 'predictions'}")
+            if trainer.datamodule.submitted:  # type: ignore[attr-defined]
+                print(f"the test server's values: {Path(trainer.default_root_dir) / 'submission'}")
+
+
+def save_mask(path: Path, ids: torch.Tensor, palette: Sequence[tuple[int, int, int]]) -> None:
+    """Class ids (H, W) as a PNG with a palette, as VOC's labels are; 255 shows as the off-white of VOC."""
+    picture = Image.fromarray(ids.cpu().numpy().astype(np.uint8))
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[255] = (224, 224, 192)
+    picture.putpalette(colours.ravel().tolist())  # now it has mode P
+    picture.save(path)
