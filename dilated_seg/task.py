@@ -117,8 +117,11 @@ class SegmentationTask(LightningModule):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        normalised: Image = ((image.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.net(normalised).float()
+        return self.net(self.normalised(image)).float()
+
+    def normalised(self, image: Tensor) -> Image:
+        """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
+        return ((image.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def loss_sum(self, logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and how many these are."""
@@ -127,7 +130,11 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.seen = batch["id"]
-        total, valid = self.loss_sum(self(batch["image"]), batch["mask"])
+        if "scores" in batch:  # CachedFrontEnd has them from the image
+            logits = self.net.finish(batch["scores"], *batch["mask"].shape[-2:]).float()  # type: ignore[operator]
+        else:
+            logits = self(batch["image"])
+        total, valid = self.loss_sum(logits, batch["mask"])
         everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
         self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.

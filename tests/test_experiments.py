@@ -36,6 +36,7 @@ def name(file):
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
 def test_every_experiment_parses_builds_and_takes_two_steps(file, camvid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # runs/ is made where one is
     monkeypatch.setenv("DILATED_SEG_CAMVID", str(camvid))
     monkeypatch.setenv("DILATED_SEG_VOC", str(trees.voc(tmp_path / "voc")))
     monkeypatch.setenv("DILATED_SEG_SBD", str(tmp_path / "voc/sbd"))

@@ -5,8 +5,10 @@ from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.pictures import Gallery, PredictionWriter
 from dilated_seg.callbacks.progress import Progress
 from dilated_seg.callbacks.resume import KeepGradients, SeedEveryStep, StopOnSignal
+from dilated_seg.callbacks.scores import CachedFrontEnd
 
 __all__ = [
+    "CachedFrontEnd",
     "EvaluationRecord",
     "Freeze",
     "Gallery",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dilated_seg import UserError, manifest
 from dilated_seg.data import transforms
@@ -16,6 +16,7 @@ from dilated_seg.data.batches import Images, Split, leave_signals_to_the_parent,
 from dilated_seg.data.files import Pairs
 from dilated_seg.data.images import ReadLabel
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, run_seed
+from dilated_seg.data.scores import StoredScores
 from dilated_seg.data.shards import Shards
 
 
@@ -40,6 +41,8 @@ class SegmentationDataModule(LightningDataModule):
         predict_split: What ``predict`` predicts; it needs no labels.
         streaming: Read prepared shards a few images at a time, from the folder or a URL (hf://, s3://, https://), instead of
             mapping them into memory. Training then sees them in an order that reads each part of a shard once.
+        variants: How many augmentations of each training image there are, one an epoch, before they repeat; a new one every
+            epoch if None. CachedFrontEnd needs a number.
         on_bad_image: What training does with a file that cannot be read: end in an error, or skip it, say so, and take the
             next image instead. Evaluation always ends.
     """
@@ -67,12 +70,14 @@ class SegmentationDataModule(LightningDataModule):
         predict_split: str = "val",
         streaming: bool = False,
         on_bad_image: Literal["error", "skip"] = "error",
+        variants: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+            ("variants", variants, 1),
         ):  # fmt: skip
-            if value < least:
+            if value is not None and value < least:
                 raise UserError(f"data.{name} is {value}: it must be at least {least}")
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.scale is {list(scale)}: it must be two factors above 0, the smaller first")
@@ -86,6 +91,9 @@ class SegmentationDataModule(LightningDataModule):
         self.skipped: Counter[str] = Counter()
         self.predict_split = predict_split
         self.augment = transforms.training(crop_size, scale, flip, jitter, self.ignore_index, rotate)
+        self.augmentation = {"crop_size": crop_size, "scale": scale, "flip": flip, "jitter": jitter, "rotate": rotate}
+        self.variants = variants
+        self.scores: StoredScores | None = None  # in the place of training images, once CachedFrontEnd has them
 
     @property
     def num_classes(self) -> int:
@@ -175,11 +183,33 @@ class SegmentationDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        split = self.opened(self.train_split)
-        images = Images(split, self.augment, run_seed(), self.on_bad_image == "skip")
-        permute = getattr(split, "order", None)
+        images = self.scores or self.training_images()
+        permute = getattr(self.opened(self.train_split), "order", None)
         order = TrainingOrder(len(images), self.batch_size, run_seed(), self._rank, self._world, self._batches_done, permute)
         return self._loader(images, order, stack)
+
+    def training_images(self) -> Images:
+        """The training split as it is trained on; indexed by (epoch, index)."""
+        skip = self.on_bad_image == "skip"
+        return Images(self.opened(self.train_split), self.augment, run_seed(), skip, self.variants)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the training images and their augmentations, for what is computed from them and kept.
+
+        Raises:
+            UserError: The split cannot say, as one of your own without ``fingerprint()``.
+        """
+        split = self.opened(self.train_split)
+        if not hasattr(split, "fingerprint"):
+            raise UserError(
+                f"{type(self).__name__}: its split has no fingerprint(), by which a change of the data would be seen"
+            )
+        texts = {name: manifest.read_text(self.place(), name) for name in self.texts}
+        return {
+            "dataset": type(self).__name__, "split": self.train_split, "classes": list(self.classes), "texts": texts,
+            "choices": self.choices, "images": len(split), "files": split.fingerprint(), "augmentation": self.augmentation,
+            "variants": self.variants, "seed": run_seed(), "on_bad_image": self.on_bad_image,
+        }  # fmt: skip
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation("val")
@@ -201,7 +231,7 @@ class SegmentationDataModule(LightningDataModule):
             )
         return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, self._rank, self._world), pad)
 
-    def _loader(self, images: "Images", order: Sampler[list[Key]], collate: Callable[..., Any]) -> DataLoader[Any]:
+    def _loader(self, images: Dataset[Any], order: Sampler[list[Key]], collate: Callable[..., Any]) -> DataLoader[Any]:
         pin = torch.cuda.is_available()
         return DataLoader(
             images,

@@ -25,10 +25,25 @@ class Split(Protocol):
 
 
 class Images(Dataset[dict[str, Any]]):
-    """A split as a DataLoader reads it: augmented by a seed of its own for every (epoch, index), or as it is."""
+    """A split as a DataLoader reads it: augmented by a seed of its own for every (epoch, index), or as it is.
 
-    def __init__(self, split: Split, augment: Callable[..., Any] | None = None, seed: int = 0, skip_bad: bool = False) -> None:
-        self.split, self.augment, self.seed, self.skip_bad = split, augment, seed, skip_bad
+    Args:
+        split: The images.
+        augment: Takes image and mask; None leaves them as they are.
+        seed: Of the run.
+        skip_bad: Take the next image instead of one that cannot be read.
+        variants: After so many epochs the augmentations repeat; None if they never do.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        augment: Callable[..., Any] | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+        variants: int | None = None,
+    ) -> None:
+        self.split, self.augment, self.seed, self.skip_bad, self.variants = split, augment, seed, skip_bad, variants
 
     def __len__(self) -> int:
         return len(self.split)
@@ -41,7 +56,7 @@ class Images(Dataset[dict[str, Any]]):
         sample, skipped = self.readable(index) if self.skip_bad else (self.split[index], [])
         if self.augment is None:
             return {**sample}
-        with seeded(mix(self.seed, epoch, index)):
+        with seeded(mix(self.seed, epoch % self.variants if self.variants else epoch, index)):
             image, mask = self.augment(tv_tensors.Image(sample["image"]), tv_tensors.Mask(sample["mask"]))
         return {
             "image": image.as_subclass(Tensor), "mask": mask.as_subclass(Tensor), "id": sample["id"], "skipped": skipped
@@ -76,10 +91,16 @@ def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
         raise UserError(
             f"images of {h1} x {w1} and {h2} x {w2} are in one training batch: set data.crop_size, or data.batch_size=1"
         )
-    batch = pad(samples)
+    batch = pad(samples) if "image" in samples[0] else of_scores(samples)
     if skipped := [problem for sample in samples for problem in sample.get("skipped", ())]:
         batch["skipped"] = skipped
     return batch
+
+
+def of_scores(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples of equal size, of which there are the front end's scores in the place of the image."""
+    tensors = {name: torch.stack([sample[name] for sample in samples]) for name in ("scores", "mask")}
+    return {**tensors, "id": [sample["id"] for sample in samples]}
 
 
 def pad(samples: list[dict[str, Any]], ignore_index: int = 255) -> dict[str, Any]:

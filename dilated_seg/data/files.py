@@ -1,5 +1,6 @@
 """Which files make up a split: images with their labels, and all that can be wrong with that, each in one sentence."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,12 @@ class Pairs:
         counts = Counter(name for name, *_ in self.pairs)
         self.members = {os.path.realpath(image) for _, image, _ in self.pairs}  # what two splits may have in common
         refuse([f"{name} is the name of two images: rename one" for name, n in counts.items() if n > 1])
+
+    def fingerprint(self) -> str:
+        """Changes when a file does, by its name, size or time, or the order of them."""
+        files = (path for _, *both in self.pairs for path in both if path)
+        facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def check(self) -> None:
         """Look at every file's header, once and before anything is trained.

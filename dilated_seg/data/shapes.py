@@ -89,6 +89,10 @@ class Pictures:
     def __len__(self) -> int:
         return self.length
 
+    def fingerprint(self) -> str:
+        """What the pictures are drawn from."""
+        return f"{self.size} {self.num_classes} {self.seed}"
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)

@@ -1,6 +1,7 @@
 """Splits that ``prepare`` wrote as shards: memory-mapped, or streamed from wherever they lie."""
 
 import glob
+import hashlib
 import os
 import warnings
 from collections import OrderedDict
@@ -62,6 +63,10 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def fingerprint(self) -> str:
+        """Changes when the shards do, or their order."""
+        return hashlib.sha256(repr([entry["sha256"] for entry in self.entries]).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
         place = self.places[int(np.searchsorted(self.starts, index, "right")) - 1]

@@ -6,8 +6,8 @@ Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2
 the front end pads; published weights need it. ``padding="zeros"`` pads every convolution instead: a third of the pixels to
 compute at 500 x 500, and the better choice to train from nothing. In both, scores are enlarged to the image's size inside
 the network, for training too; the Basic module starts as the exact identity of Equation 4, where the release's filler
-leaves noise (0.01) beside it; and where a context module follows, the front end's last bias starts above zero, so that both
-parts can be trained from nothing together (HEADROOM).
+leaves noise (0.01) beside it; and the front end's last bias starts above zero, so that a context module starts from what the
+front end says, and both can be trained from nothing together (HEADROOM).
 """
 
 from collections import OrderedDict
@@ -21,7 +21,6 @@ from dilated_seg.models.layers import (
     Upsample,
     bilinear_deconvolution,
     conv_relu,
-    crop,
     initialise,
     reflect,
     require,
@@ -56,9 +55,9 @@ LEFT_OUT = {7: ("ctx_conv5_1", "ctx_conv6_1", "ctx_conv7_1"), 8: ("ctx_conv6_1",
 
 NOISE = 0.01  # standard deviation around the Large module's identity in its first two layers; later over their width
 
-# Every score of the front end starts this far above zero if a context module follows. Softmax does not see it. The module's
-# ReLUs do: from zero they cut off every class that scores below the middle, and trained from nothing such a class never
-# comes back. Released weights bring their own bias.
+# Every score of the front end starts this far above zero. Softmax does not see it. The ReLUs of a context module do, whether
+# it is trained along or in a stage of its own later: from zero they cut off every class that scores below the middle, and
+# such a class may never come back. Released weights bring their own bias.
 HEADROOM = 8.0
 
 
@@ -99,17 +98,23 @@ class DilatedNet(nn.Module):
         self.front_end = FrontEnd(num_classes, "valid" if reflected else "zeros", width, dropout=dropout, resnet=resnet)
         self.context: nn.Module = nn.Identity()
         self.ctx_upsample: nn.Module = Upsample(self.output_stride, corners=reflected or resnet is not None)
+        nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
         if context:
-            nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
             border: Literal["zeros", "once"] = "once" if reflected and context == "large" else "zeros"
             self.context = ContextModule(num_classes, context, context_layers, border, dilated=dilated)
             if reflected and context_layers == 10:
                 self.ctx_upsample = bilinear_deconvolution(num_classes, 16, 8, padding=4, groups=num_classes)
 
     def forward(self, image: Image) -> Logits:
-        maps = self.front_end(reflect(image, self.margin) if self.margin else image)
-        maps = self.context(maps)
-        return crop(self.ctx_upsample(maps), 0, image)
+        return self.finish(self.score(image), *image.shape[-2:])
+
+    def score(self, image: Image) -> Maps:
+        """The front end's class scores (B, C, ceil(H / 8), ceil(W / 8)): what the context stage of training starts from."""
+        return self.front_end(reflect(image, self.margin) if self.margin else image)
+
+    def finish(self, scores: Maps, height: int, width: int) -> Logits:
+        """Logits of an image's size from the front end's scores of it."""
+        return self.ctx_upsample(self.context(scores))[..., :height, :width]
 
 
 class FrontEnd(nn.Module):

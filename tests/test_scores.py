@@ -1,0 +1,183 @@
+"""The context stage on the front end's scores, computed once: the same training as with the front end, without its time."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dilated_seg import UserError
+from dilated_seg.cli import CLI
+from dilated_seg.data import Folder, Shapes
+from dilated_seg.data.scores import StoredScores
+from dilated_seg.models import DilatedNet
+from tests import trees
+from tests.conftest import ROOT
+
+STEPS = 10
+STAGE = [
+    "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
+    "--model.lr_factors={}", "--model.mean=[120,120,120]", "--model.std=[60,60,60]",
+    "--data.init_args.images=[20,2,2]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=4",
+    "--data.init_args.variants=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5",
+    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+FROZEN = "--trainer.callbacks+={class_path: dilated_seg.callbacks.Freeze, init_args: {layers: [net.front_end]}}"
+
+
+def cached(folder):
+    return f"--trainer.callbacks+={{class_path: dilated_seg.callbacks.CachedFrontEnd, init_args: {{folder: {folder}}}}}"
+
+
+def losses(run):
+    with (run / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def weights(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def front_end(tmp_path_factory):
+    """A file of weights whose scores differ between classes, as those of a trained front end do."""
+    torch.manual_seed(1)
+    net = DilatedNet(8, width=0.03, dropout=0.0)
+    torch.nn.init.normal_(net.front_end.final.weight, std=0.3)
+    path = tmp_path_factory.mktemp("weights") / "front_end.safetensors"
+    save_file(net.state_dict(), path)
+    return f"--model.weights={path}"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, front_end):
+    """The same stage through the front end, and on its scores."""
+    folder = tmp_path_factory.mktemp("stages")
+    CLI([*STAGE, front_end, FROZEN, "--run_dir", str(folder / "through")])
+    CLI([*STAGE, front_end, cached(folder / "scores"), "--run_dir", str(folder / "cached")])
+    return folder
+
+
+def first(stages):
+    """The folder of the scores that the fixture's stage made."""
+    return min((stages / "scores").iterdir(), key=lambda folder: (folder / "key.json").stat().st_mtime_ns)
+
+
+def test_losses_and_weights_are_those_of_training_through_the_front_end(stages):
+    through, stored = losses(stages / "through"), losses(stages / "cached")
+    assert len(through) == len(stored) == STEPS
+    assert len(set(through)) == STEPS  # they are losses of something
+    torch.testing.assert_close(torch.tensor(stored), torch.tensor(through), rtol=0, atol=1e-5)
+    expected, ours = weights(stages / "through"), weights(stages / "cached")
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+    moved = [name for name, value in ours.items() if "ctx_" in name and value.ndim == 4]
+    start = torch.eye(8)[:, :, None, None]
+    assert any((ours[name][:, :, 1:2, 1:2] - start).abs().max() > 1e-3 for name in moved if ours[name].shape[-1] == 3)
+
+
+def test_validation_is_that_of_the_whole_network(stages):
+    through, stored = (json.loads((stages / run / "evaluations/val.json").read_text()) for run in ("through", "cached"))
+    assert through["matrix"] == stored["matrix"]
+
+
+def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monkeypatch):
+    scores = StoredScores(first(stages), 20, 2)
+    assert scores.missing() == []
+    data = Shapes(images=(20, 2, 2), size=(32, 48), variants=2)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    images = data.training_images()
+    for epoch in range(5):
+        for index in (0, 7, 19):
+            ours, theirs = scores[epoch, index], images[epoch, index]
+            assert ours["id"] == theirs["id"]
+            assert torch.equal(ours["mask"], theirs["mask"])
+            assert ours["scores"].shape == (8, 4, 6)
+    assert not torch.equal(scores[0, 0]["scores"], scores[0, 1]["scores"])
+    assert any(not torch.equal(scores[0, i]["scores"], scores[1, i]["scores"]) for i in range(20))  # mirrored or not
+
+
+def test_a_second_run_computes_nothing_and_other_weights_compute_anew(stages, front_end, tmp_path, capsys):
+    folder = first(stages)
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    run = [*STAGE, cached(stages / "scores"), "--trainer.max_steps=1", "--model.lr_scheduler.init_args.total_iters=20"]
+    CLI([*run, front_end, "--run_dir", str(tmp_path / "again")])
+    assert "to compute" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == written
+    assert losses(tmp_path / "again") == losses(stages / "cached")[:1]
+    for number, other in enumerate(
+        (
+            [],
+            [front_end, "--data.init_args.flip=false"],
+            [front_end, "--seed_everything=1"],
+            [front_end, "--model.std=[50,50,50]"],
+        )
+    ):
+        CLI([*run, *other, "--run_dir", str(tmp_path / f"other{number}")])
+        assert "4 shards to compute" in capsys.readouterr().out
+        assert len(list((stages / "scores").iterdir())) == 2 + number
+
+
+def test_a_damaged_shard_is_removed_and_computed_again(stages, front_end, tmp_path, capsys):
+    copy = tmp_path / "scores"
+    shutil.copytree(stages / "scores", copy)
+    folder = copy / first(stages).name
+    shard = next(folder.glob("1-1-*.safetensors"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    next(folder.glob("0-0-*.safetensors")).unlink()  # as if it had been interrupted
+    CLI([*STAGE, front_end, cached(copy), "--run_dir", str(tmp_path / "run")])
+    assert "2 shards to compute" in capsys.readouterr().out
+    assert shard.read_bytes() == content  # under the same name: the same scores
+    assert losses(tmp_path / "run") == losses(stages / "cached")
+
+
+def test_a_changed_file_of_the_data_changes_the_key(tmp_path):
+    data = Folder(root=str(trees.folder(tmp_path)), variants=1)
+    before = data.identity()
+    assert Folder(root=str(tmp_path), variants=1).identity() == before
+    for image in (tmp_path / "images").rglob("*.*"):
+        os.utime(image, ns=(1, 1))
+    assert Folder(root=str(tmp_path), variants=1).identity() != before
+    assert Folder(root=str(tmp_path), variants=1, crop_size=(9, 9)).identity()["augmentation"] != before["augmentation"]
+
+
+def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+    run = ["--run_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "dilated_seg", *STAGE, front_end, cached(tmp_path / "scores"), *two, *run]
+    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "4 shards to compute" in result.stdout
+    (folder,) = (tmp_path / "scores").iterdir()
+    assert folder.name == first(stages).name
+    assert len(list(folder.glob("*.safetensors"))) == 4
+    torch.testing.assert_close(
+        torch.tensor(losses(tmp_path / "run")), torch.tensor(losses(stages / "cached")), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--data.init_args.variants=null"], "set it, such as to 2"),
+        (["--model.net.init_args.context=null"], "DilatedNet with a context module"),
+        (["--data.init_args.variants=0"], "data.variants is 0: it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_cached_is_said(flags, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        CLI([*STAGE, *flags, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_disk_too_small_is_said_after_the_first_shard(tmp_path, front_end, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match="GB more for the front end's scores"):
+        CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
