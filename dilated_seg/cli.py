@@ -4,14 +4,17 @@ import ctypes
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import wandb
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,15 +22,17 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
-from dilated_seg.callbacks import EvaluationRecord, KeepGradients, PredictionWriter, SeedEveryStep, StopOnSignal
+from dilated_seg.callbacks import EvaluationRecord, KeepGradients, PredictionWriter, SeedEveryStep, StopOnSignal, Throughput
 from dilated_seg.checkpoints import FINISHED, LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, loggers, write_text
 from dilated_seg.task import SegmentationTask
 
+TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 
@@ -87,10 +92,9 @@ class CLI(LightningCLI):
                 run=run,
             )
         except Exception as error:
-            if isinstance(error, RuntimeError) and "Connection closed by peer" in str(error):  # gloo has no class for it
-                self._discard()
-                raise UserError("another process of this run has ended: what it printed says why") from error
-            if mistake := find_mistake(error):
+            lost = self._lost_process(error)
+            self._end_other_processes(patience=5 if lost else 0)  # one that ends by itself says why
+            if mistake := lost or find_mistake(error):
                 self._discard()
                 raise UserError(" ".join(str(mistake).split())) from error
             raise
@@ -105,7 +109,13 @@ class CLI(LightningCLI):
         ):
             parser.link_arguments(source, target, apply_on="instantiate")
         parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder; a new one if not given.")
-        parser.set_defaults({"trainer.use_distributed_sampler": False})
+        parser.add_argument(
+            "--process_timeout",
+            type=float | None,
+            default=None,
+            help=f"Seconds that processes wait for one that hangs, before they end ({TIMEOUT:g}).",
+        )
+        parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.sync_batchnorm": True})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -180,19 +190,51 @@ class CLI(LightningCLI):
             "default_root_dir": str(self.run_dir),
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         }
+        if isinstance(wanted.get("val_check_interval"), int):  # of steps, not of batches
+            kwargs["val_check_interval"] = wanted["val_check_interval"] * wanted["accumulate_grad_batches"]
+        if not torch.cuda.is_available() or wanted.get("accelerator") == "cpu":
+            kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
+        elif hasattr(trainer.strategy, "_timeout"):
+            trainer.strategy._timeout = timedelta(seconds=self._timeout)
         self.evaluation = EvaluationRecord()
-        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), self.evaluation, PredictionWriter()]
+        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), Throughput(), self.evaluation, PredictionWriter()]
         trainer.callbacks[:0] = own  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
         return trainer
 
+    @property
+    def _timeout(self) -> float:
+        return float(self._get(self.config_init, "process_timeout") or TIMEOUT)
+
+    def _lost_process(self, error: Exception) -> UserError | None:
+        """What to say if an error means that another process is not there any more; gloo has no class for it."""
+        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
+            return UserError("another process of this run has ended: what it printed says why")
+        if isinstance(error, RuntimeError) and "imed out" in str(error) and self.trainer.world_size > 1:
+            return UserError(
+                f"another process of this run has not answered for {self._timeout:g} seconds: look at its machine, or raise "
+                "--process_timeout if it was only slow"
+            )
+        return None
+
+    def _end_other_processes(self, patience: float) -> None:
+        """Leave none of those that Lightning started behind, such as one that hangs, after so many seconds."""
+        launcher = self.trainer.strategy.launcher if hasattr(self, "trainer") else None
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            for process in launcher.procs:
+                try:
+                    process.wait(patience)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
     def _discard(self) -> None:
         """A mistake leaves nothing behind: the folder goes if this call made it and nothing was learnt."""
-        if self.created and not (self.created / "checkpoints").exists():
+        steps = self.trainer.global_step if hasattr(self, "trainer") else 0
+        if self.created and not steps and not (self.created / "checkpoints").exists():
             if wandb.run is not None:
                 wandb.finish()
             shutil.rmtree(self.created, ignore_errors=True)
@@ -235,6 +277,7 @@ def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN4
     """The configuration as YAML, without what belongs to one call of it: folder and checkpoint."""
     config = config.clone()
     config.run_dir = None
+    config.process_timeout = None
     if "ckpt_path" in config:
         config.ckpt_path = None
     return str(parser.dump(config, skip_none=False))

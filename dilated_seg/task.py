@@ -22,6 +22,9 @@ from dilated_seg.weights.published import RGB
 # The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
 BIAS_RATE = 2.0
 
+# Gradients that are accumulated over several batches are of the summed loss over this number, until all have been counted.
+SCALE = 2.0**16
+
 # Of ImageNet's images (RGB, 0 to 255): what networks without weights of their own are fed with.
 MEAN: RGB = (123.68, 116.779, 103.939)
 STD: RGB = (58.393, 57.12, 57.375)
@@ -77,6 +80,7 @@ class SegmentationTask(LightningModule):
         self.net = net.to(memory_format=torch.channels_last)  # up to 4 times as fast for narrow networks on a CPU
         self.trained_steps = 0
         self.seen: list[str] = []  # the images of the batch
+        self.valid = 0.0  # pixels behind the gradients that are being accumulated
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
@@ -138,7 +142,11 @@ class SegmentationTask(LightningModule):
         everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
         self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
-        return total * self.trainer.world_size / everywhere[1].clamp(min=1)
+        total = total * self.trainer.world_size
+        if self.trainer.accumulate_grad_batches == 1:
+            return total / everywhere[1].clamp(min=1)
+        self.valid += everywhere[1].item()
+        return total * self.trainer.accumulate_grad_batches / SCALE  # Lightning divides by their number
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped, and end the run before a step that would break the weights.
@@ -146,7 +154,11 @@ class SegmentationTask(LightningModule):
         Raises:
             UserError: The gradient is infinite or NaN; with 16-bit floats, whose scaler leaves out such steps, never.
         """
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if self.trainer.accumulate_grad_batches > 1:  # now the valid pixels of all its batches are known
+            torch._foreach_mul_(gradients, SCALE / max(self.valid, 1.0))
+            self.valid = 0.0
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.log("train/gradient_norm", norm)
         if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
             raise UserError(
@@ -197,6 +209,9 @@ class SegmentationTask(LightningModule):
     def on_train_end(self) -> None:
         self.refuse_broken_weights()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["valid_pixels"] = self.valid
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, by the first parameter that does not fit."""
         saved, ours = checkpoint["state_dict"], self.state_dict()
@@ -204,6 +219,7 @@ class SegmentationTask(LightningModule):
             if name not in saved or name not in ours or saved[name].shape != ours[name].shape:
                 raise UserError(f"the checkpoint does not fit the network: {name} is missing, left over or of another size")
         self.trained_steps, self.started = checkpoint["global_step"], True
+        self.valid = checkpoint.get("valid_pixels", 0.0)
 
     def on_validation_epoch_start(self) -> None:
         self.refuse_broken_weights()

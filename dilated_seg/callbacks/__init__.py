@@ -3,7 +3,7 @@
 from dilated_seg.callbacks.evaluation import EvaluationRecord
 from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.pictures import Gallery, PredictionWriter
-from dilated_seg.callbacks.progress import Progress
+from dilated_seg.callbacks.progress import Progress, Throughput
 from dilated_seg.callbacks.resume import KeepGradients, SeedEveryStep, StopOnSignal
 from dilated_seg.callbacks.scores import CachedFrontEnd
 
@@ -17,4 +17,5 @@ __all__ = [
     "Progress",
     "SeedEveryStep",
     "StopOnSignal",
+    "Throughput",
 ]

@@ -59,8 +59,7 @@ class Freeze(BaseFinetuning):
             if id(parameter) in inside and not parameter.requires_grad and name not in fixed:
                 raise UserError(f"Freeze: {name} is frozen by another Freeze already: name each layer once")
         self.frozen = [p for part in parts for p in part.parameters() if p.requires_grad]
-        norms = (layer for part in parts for layer in part.modules())
-        self.norms = {n: n.track_running_stats for n in norms if isinstance(n, torch.nn.modules.batchnorm._BatchNorm)}
+        self.norms = {norm: norm.track_running_stats for norm in norms(parts)}
         self.freeze(parts, train_bn=False)
         if not any(p.requires_grad for p in pl_module.parameters()):
             raise UserError(f"Freeze: {', '.join(self.layers)} leave nothing to learn: name fewer layers")
@@ -69,7 +68,11 @@ class Freeze(BaseFinetuning):
         """Lightning's hook for epochs: steps are what counts here."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning would put back the optimiser's groups as they were stored: all of ours are there from the start."""
+        """Find the batch norms that training has: with several processes others have taken their places since.
+
+        Lightning would put back the optimiser's groups as they were stored here: all of ours are there from the start.
+        """
+        self.norms = dict(zip(norms(self.parts(pl_module)), self.norms.values(), strict=True))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         if self.frozen and self.until is not None and trainer.global_step >= self.until:
@@ -89,3 +92,9 @@ class Freeze(BaseFinetuning):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing stays frozen beyond the fit it was asked for."""
         self.thaw()
+
+
+def norms(parts: list[torch.nn.Module]) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+    """The batch norms in some parts, in their order."""
+    layers = (layer for part in parts for layer in part.modules())
+    return [layer for layer in layers if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]

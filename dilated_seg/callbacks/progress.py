@@ -1,13 +1,84 @@
 """What a run says of itself while it trains."""
 
+import sys
+import time
 from typing import Any
 
-from lightning import LightningModule, Trainer
+import torch
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+
+class Throughput(Callback):
+    """Says how large a step is, and logs images per second and the peak of memory; all processes together.
+
+    The seconds are those between steps that are logged, reading included, validation and checkpoints not. Memory is the
+    device's, or without one that of this process, in GB.
+    """
+
+    def __init__(self) -> None:
+        self.images, self.seconds, self.steps = 0, 0.0, 0
+        self.started = 0.0
+        self.rate = 0.0  # images a second, last time that it was logged
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.images = data.images_at_once() * trainer.world_size
+        if trainer.is_global_zero:
+            at_once, world, passes = data.images_at_once(), trainer.world_size, data.passes
+            among = f"{at_once} in each of {world} processes" if world > 1 else f"{at_once} at once"
+            how = f" ({among}{f', {passes} times' if passes > 1 else ''})" if world * passes > 1 else ""
+            rate = trainer.optimizers[0].param_groups[0].get("initial_lr", trainer.optimizers[0].param_groups[0]["lr"])
+            print(f"{self.images * passes} images a step{how}, learning rate {rate:g}", flush=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        if not self.started:
+            self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        self.steps += 1
+        if trainer._logger_connector.should_update_logs:
+            now = time.perf_counter()
+            self.rate = self.images * self.steps / (now - self.started)
+            pl_module.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory(pl_module.device)})
+            self.started, self.steps = now, 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What comes now is no training: count from the next step on."""
+        self.started, self.steps = 0.0, 0
+
+
+def memory(device: torch.device) -> float:
+    """The most memory that this process has held so far, on its device or else in RAM, in GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if resource is None:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar, without a number of epochs that nobody set and a version that names nothing."""
+    """Lightning's progress bar, without a number of epochs that nobody set, with images a second and the time that is left."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as Lightning's
+        super().__init__(**options)
+        self.begun = (0, 0.0)  # the step and the time at which this session began
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.begun = trainer.global_step, time.perf_counter()
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Training, epoch {current_epoch}"
@@ -16,4 +87,17 @@ class Progress(RichProgressBar):
         """What stands behind the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput) and callback.rate:
+                metrics["images/s"] = round(callback.rate, 1)
+        step, start = self.begun
+        if trainer.max_steps > 0 and trainer.global_step > step:
+            each = (time.perf_counter() - start) / (trainer.global_step - step)
+            metrics["left"] = duration(each * (trainer.max_steps - trainer.global_step))
         return metrics
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as a clock has them."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -30,7 +30,9 @@ class SegmentationDataModule(LightningDataModule):
     A dataset that lies on a disk is read from the folders of its release, or from the shards that ``prepare`` made of them.
 
     Args:
-        batch_size: Images a process takes in one training step.
+        batch_size: Images a process takes at once in training.
+        global_batch_size: Images of one training step, over all processes and trainer.accumulate_grad_batches; it then says how
+            many a process takes at once, and an experiment takes the same steps on any number of devices.
         crop_size: (height, width) of training crops; None trains on whole images.
         scale: Training images are resized by a factor drawn from this range before cropping.
         flip: Mirror half of the training images left to right.
@@ -71,11 +73,12 @@ class SegmentationDataModule(LightningDataModule):
         streaming: bool = False,
         on_bad_image: Literal["error", "skip"] = "error",
         variants: int | None = None,
+        global_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
-            ("variants", variants, 1),
+            ("variants", variants, 1), ("global_batch_size", global_batch_size, 1),
         ):  # fmt: skip
             if value is not None and value < least:
                 raise UserError(f"data.{name} is {value}: it must be at least {least}")
@@ -83,7 +86,7 @@ class SegmentationDataModule(LightningDataModule):
             raise UserError(f"data.scale is {list(scale)}: it must be two factors above 0, the smaller first")
         if crop_size is not None and min(crop_size) < 1:
             raise UserError(f"data.crop_size is {list(crop_size)}: height and width must be at least 1")
-        self.batch_size = batch_size
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.streaming, self.on_bad_image = streaming, on_bad_image
@@ -185,8 +188,27 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         images = self.scores or self.training_images()
         permute = getattr(self.opened(self.train_split), "order", None)
-        order = TrainingOrder(len(images), self.batch_size, run_seed(), self._rank, self._world, self._batches_done, permute)
-        return self._loader(images, order, stack)
+        place = self._rank, self._world, self._batches_done, self.passes
+        return self._loader(images, TrainingOrder(len(images), self.images_at_once(), run_seed(), *place, permute), stack)
+
+    @property
+    def passes(self) -> int:
+        """Batches whose gradients make up one step of the optimiser."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    def images_at_once(self) -> int:
+        """Images a process takes at once in training.
+
+        Raises:
+            UserError: The global batch cannot be shared out equally.
+        """
+        if self.global_batch_size is None:
+            return self.batch_size
+        share, rest = divmod(self.global_batch_size, self._world * self.passes)
+        if rest:
+            among = f"{self._world} processes" + (f" and {self.passes} accumulated batches" if self.passes > 1 else "")
+            raise UserError(f"data.global_batch_size is {self.global_batch_size}: {among} cannot share it equally")
+        return share
 
     def training_images(self) -> Images:
         """The training split as it is trained on; indexed by (epoch, index)."""

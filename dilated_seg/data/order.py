@@ -28,6 +28,7 @@ class TrainingOrder(Sampler[list[Key]]):
         rank: This process; all processes cut their share out of the same permutation.
         world: Number of processes.
         done: Says how many batches were taken before, so that iteration starts where the run stands.
+        passes: Batches whose gradients make up one step; an epoch's last steps have as many as the others.
         permute: Gives the order of all images from (seed, epoch, batch_size, world); any order if None.
     """
 
@@ -39,13 +40,15 @@ class TrainingOrder(Sampler[list[Key]]):
         rank: int = 0,
         world: int = 1,
         done: Callable[[], int] = int,
+        passes: int = 1,
         permute: Callable[[int, int, int, int], np.ndarray] | None = None,
     ) -> None:
         self.batch_size, self.seed, self.rank, self.world, self.done = batch_size, seed, rank, world, done
         self.permute = permute or (lambda seed, epoch, *_: np.random.default_rng([seed, epoch]).permutation(size))
-        self.batches = size // (batch_size * world)
+        self.batches = size // (batch_size * world * passes) * passes
         if not self.batches:
             needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
+            needed += f" {passes} times over" if passes > 1 else ""
             raise UserError(f"the training split has {size} images and a step needs {needed}: lower data.batch_size")
 
     def __len__(self) -> int:

@@ -54,7 +54,8 @@ def main():
             started = time.perf_counter()
             settings = {
                 "data": "Shapes", "data.images": [images, 1, 1], "data.size": list(options.size),
-                "data.batch_size": options.batch, "data.variants": 1, "data.num_classes": 11, "model.net": "dilated_seg.models.DilatedNet",
+                "data.batch_size": options.batch, "data.variants": 1, "data.num_classes": 11,
+                "model.net": "dilated_seg.models.DilatedNet",
                 "model.net.width": options.width, "model.net.dropout": 0, "model.net.padding": options.padding,
                 "model.optimizer": "SGD", "model.optimizer.lr": 1e-4, "trainer.max_steps": steps,
                 "trainer.log_every_n_steps": 1, "trainer.limit_val_batches": 0, "trainer.enable_progress_bar": "false",
