@@ -243,6 +243,9 @@ class CLI(LightningCLI):
         """Look at the data before anything starts; a checkpoint needs none of the weights it once started from."""
         if self._get(self.config_init, "ckpt_path"):
             self.model.started = True
+        self.finished = self.resumed and (self.run_dir / FINISHED).is_file()
+        if self.finished:  # be it before its last step, by early stopping: there is nothing to train, only weights to load
+            self.trainer.limit_train_batches = 0
         dataset = self.datamodule
         splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
         for split in splits.get(str(self.subcommand), ("val",)):
@@ -254,6 +257,8 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Keep the last weights, also when training does not end on a validation, and note that it has ended."""
+        if self.finished:
+            return
         self.trainer.save_checkpoint(self.run_dir / "checkpoints" / LAST)
         if self.trainer.is_global_zero:
             write_text(self.run_dir / FINISHED, f"after step {self.trainer.global_step}\n")

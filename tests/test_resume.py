@@ -228,9 +228,10 @@ def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
 
 
 def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
-    """A validation after 3 batches falls between the halves of a step of two."""
+    """A validation after 3 of an epoch's 4 batches falls between the halves of a step of two."""
     kill = f"at_batch(4, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)}))"
-    flags = [*arguments(shards / "mine", tmp_path), "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
+    halves = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=0.75", "--trainer.check_val_every_n_epoch=1"]
+    flags = [*arguments(shards / "mine", tmp_path), *halves]
     states = []
     for name, way in (("whole", "None"), ("killed", kill), ("killed", "None")):
         code = f"import os, sys; from tests.interrupted import at_batch, main; {way}; sys.exit(main(['fit', *sys.argv[1:]]))"
@@ -239,4 +240,5 @@ def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
         assert done.returncode == (0 if way == "None" else -signal.SIGKILL), done.stderr
         states.append(torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True))
     assert states[1]["gradients"]
+    assert states[1]["valid_pixels"] > 0
     assert same(states[0]["state_dict"], states[2]["state_dict"])

@@ -1,0 +1,88 @@
+"""Lightning's own callbacks, as an experiment names them, beside ours: each keeps what the others promise."""
+
+import csv
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dilated_seg.callbacks.progress import duration
+from dilated_seg.cli import CLI
+from tests.conftest import ROOT
+from tests.test_distributed import environment
+
+RUN = [
+    "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
+    "--data.init_args.images=[12,3,3]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=2",
+    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    "--trainer.max_steps=12", "--trainer.val_check_interval=4",
+]  # fmt: skip
+AVERAGE = "--trainer.callbacks+={class_path: EMAWeightAveraging, init_args: {decay: 0.9}}"
+EARLY = (
+    "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val/mean_iou, mode: max, patience: 1, min_delta: 1}}"
+)
+
+
+def last(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def rows(run, name):
+    with (run / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    run = tmp_path_factory.mktemp("plain")
+    CLI([*RUN, "--run_dir", str(run)])
+    return run
+
+
+def test_images_a_second_and_memory_are_logged_for_every_step(plain):
+    rates, memory = rows(plain, "train/images_per_second"), rows(plain, "train/memory_gb")
+    assert len(rates) == len(memory) == 12
+    assert all(0 < rate < 1e5 for rate in rates)
+    assert 0.1 < memory[0] <= memory[-1] < 100
+
+
+def test_the_time_that_is_left_reads_as_a_clock():
+    assert [duration(seconds) for seconds in (0.4, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
+
+
+def test_averaged_weights_are_those_that_are_evaluated_and_saved(plain, tmp_path):
+    CLI([*RUN, AVERAGE, "--run_dir", str(tmp_path)])
+    ours, theirs = last(tmp_path), last(plain)
+    name = "net.context.layers.ctx_final.weight"
+    assert not torch.equal(ours["state_dict"][name], theirs["state_dict"][name])
+    assert rows(tmp_path, "train/loss") == rows(plain, "train/loss")  # training is as without
+    assert rows(tmp_path, "val/loss") != rows(plain, "val/loss")
+
+
+def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path):
+    code = (
+        "import os, sys; from tests.interrupted import at_step, main; "
+        f"{{}}at_step(6, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)})); sys.exit(main(sys.argv[1:]))"
+    )
+    for run, way, status in (("whole", "0 and ", 0), ("killed", "", -signal.SIGKILL), ("killed", "0 and ", 0)):
+        command = [sys.executable, "-c", code.format(way), *RUN, AVERAGE, "--run_dir", tmp_path / run]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+    whole, killed = last(tmp_path / "whole"), last(tmp_path / "killed")
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(killed["state_dict"][name], value), name
+
+
+def test_a_run_that_stops_early_is_finished_and_not_trained_on_when_called_again(tmp_path, capsys):
+    CLI([*RUN, EARLY, "--run_dir", str(tmp_path)])
+    first = last(tmp_path)
+    assert first["global_step"] == 8
+    assert (tmp_path / "finished").read_text() == "after step 8\n"
+    again = CLI([*RUN, EARLY, "--run_dir", str(tmp_path)])
+    assert "continuing" in capsys.readouterr().out
+    assert again.trainer.global_step == 8
+    for name, value in last(tmp_path)["state_dict"].items():
+        assert torch.equal(value, first["state_dict"][name])
+        assert torch.equal(again.model.state_dict()[name], value)
