@@ -337,3 +337,15 @@ def test_what_stands_beside_a_smaller_image_changes_nothing():
         assert torch.equal(prediction[:height, :width], one["prediction"][0])
     torch.testing.assert_close(loss, task.mean_loss.compute())
     assert int(together["matrices"].sum()) == sum(height * width for height, width in sizes)
+
+
+def test_a_compiled_network_has_the_same_names_and_logits():
+    """Compiling itself takes a compiler and most of a minute: here torch is told to leave it."""
+    torch.manual_seed(0)
+    plain = SegmentationTask(DilatedNet(8, width=0.03, dropout=0.0), 8)
+    compiled = SegmentationTask(DilatedNet(8, width=0.03, dropout=0.0), 8, compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    assert compiled.net._compiled_call_impl is not None
+    image = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(compiled(image), plain(image))
