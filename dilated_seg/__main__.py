@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ VERBS = {
     "test": "score a checkpoint on the test split",
     "predict": "write a checkpoint's predictions on the validation split as PNGs",
     "prepare": "check a dataset as downloaded and write it as shards, to map into memory or to stream",
-    "ablate": "run every experiment an ablation file names, here, one after another, then compare them",
+    "ablate": "run every experiment an ablation file names, here or on SLURM, then compare them",
     "report": "compare finished runs: table, plots and pictures",
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
     "port": "Caffe's or torchvision's weights into one of our networks, as a safetensors file",
@@ -74,18 +75,35 @@ def ablate(args: list[str]) -> int:
     parser.add_argument(
         "--max_steps", type=int, metavar="N", help="a rehearsal: every run ends after N steps, in runs/NAME-rehearsal"
     )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        help="several runs at once here, or jobs of SLURM, not one after another",
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="local: at once; as many as there are GPUs if not given")
+    parser.add_argument(
+        "--slurm", nargs="+", default=(), metavar="KEY=VALUE",
+        help="slurm: submitit's parameters of a job, such as time=240 (minutes) partition=gpu gpus_per_node=1 mem_gb=32",
+    )  # fmt: skip
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often to try a failed run again")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
     what.add_argument("--status", action="store_true", help="only say how far each run is")
     options = parser.parse_args(args)
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
+    for option, launcher in (("jobs", "local"), ("slurm", "slurm")):
+        if getattr(options, option) and options.launcher != launcher:
+            raise UserError(f"--{option} is for --launcher {launcher}")
+    if options.retries < 0 or (options.jobs is not None and options.jobs < 1):
+        raise UserError("--jobs takes a number from 1 on, --retries one from 0 on")
     from dilated_seg import ablation
 
     if options.dry_run or options.status:
         (ablation.show_commands if options.dry_run else ablation.show_status)(options.file, options.out, options.max_steps)
         return 0
-    return ablation.run(options.file, options.out, options.max_steps)
+    how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
+    return ablation.run(options.file, options.out, options.max_steps, **how, again=shlex.join(["dilated-seg", "ablate", *args]))
 
 
 def report(args: list[str]) -> int:

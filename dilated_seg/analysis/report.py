@@ -41,7 +41,11 @@ class Result:
 
 
 def compare(
-    runs: Sequence[str | Path], out: str | Path, evaluation: str | None = None, names: Sequence[str] | None = None
+    runs: Sequence[str | Path],
+    out: str | Path,
+    evaluation: str | None = None,
+    names: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
 ) -> None:
     """Read one evaluation of each run and compare them.
 
@@ -50,6 +54,7 @@ def compare(
         out: Where report.md, its pictures and results.parquet are written.
         evaluation: Such as "test-last"; the one that all runs have if there is only one.
         names: Of the runs, in tables; runs of one name are its seeds. Their folders' names if None.
+        missing: What should be compared as well and is not there: the report says so.
 
     Raises:
         UserError: A folder is no run, or the runs have no evaluation in common.
@@ -66,8 +71,10 @@ def compare(
     plots.class_bars(results, out / "class_iou.png")
     plots.curves([(result.name, history(result.folder)) for result in results], out / "curves.png")
     pictures = plots.contact_sheet(results, out / "predictions.png")
-    (out / "report.md").write_text(markdown(results, pictures))
+    (out / "report.md").write_text(markdown(results, pictures, missing))
     show(results)
+    if missing:
+        print(f"not in this comparison: {'; '.join(missing)}")
     print(f"report: {out / 'report.md'}" + (f"   pictures: {out / 'predictions.png'}" if pictures else ""))
 
 
@@ -202,12 +209,13 @@ def show(results: Sequence[Result]) -> None:
     console.print(shared_protocol(results), highlight=False, soft_wrap=True)
 
 
-def markdown(results: Sequence[Result], pictures: bool) -> str:
+def markdown(results: Sequence[Result], pictures: bool, missing: Sequence[str] = ()) -> str:
     """The report: table, protocol, plots, and the folder of every run."""
     header, rows = table_rows(results)
     lines = ["# Comparison", "", f"| {' | '.join(header)} |", f"|{'|'.join(['---'] + ['---:'] * (len(header) - 1))}|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", f"{shared_protocol(results)}; in percent.", ""]
+    lines += [f"**Not in this comparison: {'; '.join(missing)}.**", ""] if missing else []
     for title, picture in (
         ("Mean IoU", "mean_iou.png"), ("IoU of each class", "class_iou.png"),
         ("Training", "curves.png"), *([("Image, truth, predictions", "predictions.png")] if pictures else []),

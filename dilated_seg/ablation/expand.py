@@ -1,21 +1,17 @@
-"""Many runs from one file: what is missing is trained, what was interrupted continues, then all are compared."""
+"""An ablation file and the runs it stands for: which they are, and how far each is."""
 
 import itertools
 import json
-import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.rule import Rule
-from rich.table import Column, Table
 
 from dilated_seg import UserError
 
+FAILED = "failed"  # a file in the folder of a run that failed, which says why
 KEYS = ("experiments", "overlays", "common", "seeds", "evaluate")
 
 
@@ -35,11 +31,19 @@ class Run:
     compared: bool = True
 
     @property
+    def label(self) -> str:
+        """How the terminal calls it."""
+        return ", ".join(part for part in (self.name, f"seed {self.seed}", self.stage) if part)
+
+    @property
     def arguments(self) -> list[str]:
         """What follows ``dilated-seg`` to train it; the same command continues it."""
         configs = [word for config in self.configs for word in ("--config", config)]
         start = ["--model.weights", str(self.before)] if self.before else []
         return ["fit", *configs, *start, "--seed_everything", str(self.seed), "--run_dir", str(self.folder)]
+
+
+Chain = tuple[Run, ...]  # the stages of one experiment with one seed, in order: what is trained in one go
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,26 @@ class Ablation:
     runs: tuple[Run, ...]
     split: str
     folder: Path
+
+    @property
+    def chains(self) -> list[Chain]:
+        """Its runs, those together that start from each other's weights."""
+        starts = [number for number, one in enumerate(self.runs) if one.before is None]
+        return [self.runs[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+    @property
+    def jobs(self) -> Path:
+        """The folder of logs and of what is known about processes."""
+        return self.folder / "jobs"
+
+    def place(self, chain: Chain) -> str:
+        """The folder of a chain's runs, below that of the ablation."""
+        folder = chain[0].folder if len(chain) == 1 else chain[0].folder.parent
+        return str(folder.relative_to(self.folder))
+
+    def log(self, chain: Chain) -> Path:
+        """The output of a chain that was trained in a process of its own."""
+        return self.jobs / f"{self.place(chain)}.log"
 
     @property
     def evaluation(self) -> str:
@@ -139,54 +163,6 @@ def layer(ablation: Path, value: str | Mapping[str, Any]) -> str:
     return str(path)
 
 
-def show_commands(file: str, out: str | None = None, max_steps: int | None = None) -> None:
-    """Print what trains each run."""
-    for one in read(file, out, max_steps).runs:
-        print(shlex.join(["dilated-seg", *one.arguments]))
-
-
-def show_status(file: str, out: str | None = None, max_steps: int | None = None) -> None:
-    """Print how far each run is: not begun, begun, trained, finished (evaluated)."""
-    ablation, folder = read(file, out, max_steps), Column("folder", overflow="fold")
-    table = Table("run", "seed", "stage", "status", folder, box=None, pad_edge=False)
-    for one in ablation.runs:
-        if finished(one, ablation):
-            status = "finished"
-        elif trained(one):
-            status = "trained"
-        else:
-            status = "begun" if (one.folder / "config.yaml").is_file() else "not begun"
-        table.add_row(one.name, str(one.seed), one.stage, status, str(one.folder))
-    Console().print(table, highlight=False)
-
-
-def run(file: str, out: str | None = None, max_steps: int | None = None) -> int:
-    """Train and evaluate what is missing, one run after another, then write and print the comparison.
-
-    Interrupted, it exits with 1, or 143 by SIGTERM; called again it continues where it was and ends with the same numbers.
-    """
-    from dilated_seg.analysis import report
-
-    ablation, console = read(file, out, max_steps), Console()
-    check(ablation)
-    for number, one in enumerate(ablation.runs, start=1):
-        label = f"{number} of {len(ablation.runs)}: {', '.join(filter(None, (one.name, f'seed {one.seed}', one.stage)))}"
-        if finished(one, ablation):
-            console.print(f"{label} is finished", highlight=False)
-            continue
-        console.print(Rule(label, align="left"))
-        try:
-            train(one, ablation)
-        except (KeyboardInterrupt, SystemExit) as end:
-            flags = [*(["--out", out] if out else []), *(["--max_steps", str(max_steps)] if max_steps else [])]
-            print(f"interrupted; to continue: {shlex.join(['dilated-seg', 'ablate', file, *flags])}", flush=True)
-            code = getattr(end, "code", 1)
-            return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
-    compared = [one for one in ablation.runs if one.compared]
-    report.compare([one.folder for one in compared], ablation.folder, ablation.evaluation, [one.name for one in compared])
-    return 0
-
-
 def check(ablation: Ablation) -> None:
     """Parse every run and look at its data before the first is trained; refuse folders with other runs in them."""
     from dilated_seg.cli import Resolve
@@ -220,16 +196,10 @@ def trained(one: Run) -> bool:
     return (one.folder / FINISHED).is_file()
 
 
-def train(one: Run, ablation: Ablation) -> None:
-    """Train a run, or continue it, and evaluate its last weights if they are compared."""
-    import wandb
-
-    from dilated_seg.cli import CLI
-
-    os.environ.setdefault("WANDB_RUN_GROUP", ablation.name)
-    cli = CLI(one.arguments)
-    if one.compared:
-        evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
-        evaluate(cli.model, cli.datamodule, verbose=False)
-    if wandb.run is not None:
-        wandb.finish()
+def failure(one: Run, chain: Chain) -> str | None:
+    """Why a run of a chain failed, or that a stage before it did; None if neither."""
+    for stage in chain[: chain.index(one) + 1]:
+        note = stage.folder / FAILED
+        if note.is_file():
+            return f"failed: {note.read_text().strip()}" if stage is one else "not tried: a stage before it failed"
+    return None

@@ -1,0 +1,111 @@
+"""Many runs from one file: what is missing is trained, what was interrupted continues, then all are compared."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from dilated_seg import UserError
+from dilated_seg.ablation.chains import carry_out, claimed, is_claimed
+from dilated_seg.ablation.expand import Ablation, check, failure, finished, read, trained
+from dilated_seg.ablation.launch import Launcher, Local
+from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
+
+
+def run(
+    file: str,
+    out: str | None = None,
+    max_steps: int | None = None,
+    launcher: str | None = None,
+    jobs: int | None = None,
+    slurm: Sequence[str] = (),
+    retries: int = 0,
+    again: str = "",
+) -> int:
+    """Train and evaluate what is missing, then write and print the comparison.
+
+    Interrupted, it exits with 1, or 143 by SIGTERM; called again it continues where it was and ends with the same numbers.
+
+    Args:
+        file: The ablation.
+        out: The folder of its runs.
+        max_steps: Of a rehearsal.
+        launcher: "local" for several runs at once, "slurm" for jobs of SLURM, None for one run after another in this process.
+        jobs: At once, of "local"; as many as there are GPUs if None.
+        slurm: KEY=VALUE for submitit, of "slurm".
+        retries: How often a failed run is tried again before this call gives it up.
+        again: The command that continues, for the message.
+
+    Raises:
+        UserError: A mistake that is found before anything is trained.
+    """
+    ablation = read(file, out, max_steps)
+    processes: Launcher | None = Slurm(ablation, slurm) if launcher == "slurm" else None
+    if launcher != "slurm" and (queued := slurm_jobs(ablation)):
+        raise UserError(f"SLURM still has runs of {ablation.folder}: call it with --launcher slurm, or first {scancel(queued)}")
+    check(ablation)
+    waiting = [chain for chain in ablation.chains if not all(finished(one, ablation) for one in chain)]
+    if taken := [chain[0] for chain in waiting if is_claimed(chain, ablation)]:
+        raise UserError(f"another process is training {taken[0].folder}: wait for it, or end it")
+    if launcher == "local":
+        processes = Local(ablation, jobs)
+    try:
+        if processes is not None:
+            processes.carry_out(waiting, retries)
+        else:
+            for chain in ablation.chains:
+                with claimed(chain, ablation):
+                    ablation.log(chain).unlink(missing_ok=True)
+                    carry_out(chain, ablation, retries)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if again:
+            print(f"interrupted; to continue: {again}", flush=True)
+        code = getattr(end, "code", 1)
+        return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
+    return conclude(ablation)
+
+
+def conclude(ablation: Ablation) -> int:
+    """Compare what is finished, and say what is not; 1 if anything is missing."""
+    from dilated_seg.analysis import report
+
+    compared = [one for one in ablation.runs if one.compared and finished(one, ablation)]
+    missing = [(one, chain) for chain in ablation.chains for one in chain if not finished(one, ablation)]
+    if compared:
+        folders, names = [one.folder for one in compared], [one.name for one in compared]
+        without = [one.label for one, _ in missing if one.compared]
+        report.compare(folders, ablation.folder, ablation.evaluation, names, without)
+    for one, chain in missing:
+        place = log if (log := ablation.log(chain)).exists() else one.folder
+        print(f"{one.label} {failure(one, chain) or 'is not finished'} (see {place})", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def show_commands(file: str, out: str | None = None, max_steps: int | None = None) -> None:
+    """Print what trains each run."""
+    for one in read(file, out, max_steps).runs:
+        print(shlex.join(["dilated-seg", *one.arguments]))
+
+
+def show_status(file: str, out: str | None = None, max_steps: int | None = None) -> None:
+    """Print how far each run is: not begun, begun, trained, finished (evaluated); queued, running, failed."""
+    ablation, folder = read(file, out, max_steps), Column("folder", overflow="fold")
+    queued = slurm_jobs(ablation)
+    table = Table("run", "seed", "stage", "status", folder, box=None, pad_edge=False)
+    for chain in ablation.chains:
+        now = "running" if is_claimed(chain, ablation) else None
+        if chain in queued:
+            now = "running" if queued[chain].state in ("RUNNING", "COMPLETING") else "queued"
+        for one in chain:
+            if finished(one, ablation):
+                status = "finished"
+            elif now:
+                status, now = now, "queued"  # a later stage comes after this one
+            elif (why := failure(one, chain)) or trained(one):
+                status = why or "trained"
+            else:
+                status = "begun" if (one.folder / "config.yaml").is_file() else "not begun"
+            table.add_row(one.name, str(one.seed), one.stage, status, str(one.folder))
+    Console().print(table, highlight=False)

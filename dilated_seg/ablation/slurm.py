@@ -1,0 +1,134 @@
+"""Chains as jobs of SLURM, through submitit."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit import AutoExecutor, SlurmJob
+from submitit import Job as Submitted
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from dilated_seg import UserError
+from dilated_seg.ablation.expand import Ablation, Chain, finished
+from dilated_seg.ablation.launch import Job, Launcher, describe
+
+TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
+
+
+class Slurm(Launcher):
+    """Queues jobs with SLURM and waits for them, also for those that an earlier call has queued.
+
+    Args:
+        ablation: Whose runs.
+        words: KEY=VALUE for submitit.
+
+    Raises:
+        UserError: SLURM is not here, or a key or value is none of submitit's.
+    """
+
+    pause = 2
+
+    def __init__(self, ablation: Ablation, words: Sequence[str]) -> None:
+        super().__init__(ablation, len(ablation.chains))
+        self.executor = slurm_executor(ablation, words)
+
+    def carry_out(self, waiting: list[Chain], retries: int) -> None:
+        self.running = dict(enumerate(slurm_jobs(self.ablation).items()))
+        for chain, job in self.running.values():
+            print(f"{describe(chain)} was queued as job {job.job_id} before", flush=True)
+        known = [chain for chain, _ in self.running.values()]
+        super().carry_out([chain for chain in waiting if chain not in known], retries)
+
+    def submit(self, batch: Mapping[int, Chain]) -> list[Submitted[None]]:
+        from dilated_seg.runs import write_text
+
+        callables = [Job(self.ablation, chain, {}, claim=False) for chain in batch.values()]
+        try:
+            jobs = self.executor.submit_array(callables)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from None
+        known = job_ids(self.ablation)
+        for chain, job in zip(batch.values(), jobs, strict=True):
+            known[self.ablation.place(chain)] = job.job_id
+        write_text(ids_file(self.ablation), json.dumps(known, indent=1) + "\n")
+        print(f"queued: {' '.join(job.job_id for job in jobs)}", flush=True)
+        return jobs
+
+    def leave(self) -> None:
+        if self.running:
+            print(f"the jobs go on, see --status; to end them: {scancel(dict(self.running.values()))}", flush=True)
+
+
+def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: ANN401 - submitit's types say too little
+    """Submitit's executor for SLURM with the parameters of ``--slurm``."""
+    values: dict[str, Any] = {"name": ablation.name, "max_num_timeout": TIMEOUTS}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals and value):
+            raise UserError(f"--slurm {word}: write KEY=VALUE, such as partition=gpu")
+        key = key.removeprefix("slurm_")
+        values["timeout_min" if key == "time" else key] = number_or_text(value)
+    if type(values.get("timeout_min")) is not int:
+        raise UserError("--launcher slurm needs the time of a job in whole minutes: add --slurm time=240")
+    if "cpus_per_task" in values:
+        values.setdefault("srun_args", [f"--cpus-per-task={values['cpus_per_task']}"])  # SLURM 22.05's srun forgets it
+    for key in ("nodes", "tasks_per_node", "ntasks_per_node"):
+        if values.get(key, 1) != 1:
+            raise UserError(f"--slurm {key}={values[key]}: a run of an ablation trains on one device")
+    limit = values.pop("max_num_timeout")
+    try:
+        executor = AutoExecutor(ablation.jobs / "submitit", cluster="slurm", slurm_max_num_timeout=limit)
+    except RuntimeError:
+        raise UserError("--launcher slurm needs SLURM, but there is no srun here: call it where sbatch works") from None
+    for key, value in values.items():
+        try:
+            executor.update_parameters(**{f"slurm_{key}": value})
+        except NameError:
+            raise UserError(f"--slurm {key}: submitit has no such parameter for SLURM") from None
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"--slurm {key}={value}: {' '.join(str(error).split())}") from None
+    executor.update_parameters(slurm_stderr_to_stdout=True)
+    return executor
+
+
+def number_or_text(value: str) -> Any:  # noqa: ANN401
+    """A value as JSON has it, or as it is written."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def ids_file(ablation: Ablation) -> Path:
+    """The file that keeps the ids of SLURM's jobs."""
+    return ablation.jobs / "slurm.json"
+
+
+def job_ids(ablation: Ablation) -> dict[str, str]:
+    """The newest job of each chain that was ever queued."""
+    file = ids_file(ablation)
+    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    return known
+
+
+def slurm_jobs(ablation: Ablation) -> dict[Chain, Submitted[None]]:
+    """The chains that SLURM has queued or is running."""
+    known = job_ids(ablation)
+    if not known:
+        return {}
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it would say with each look that SLURM does not answer
+    jobs: dict[Chain, Submitted[None]] = {}
+    for chain in ablation.chains:
+        job_id = known.get(ablation.place(chain))
+        if job_id and not all(finished(one, ablation) for one in chain):
+            job: SlurmJob[None] = SlurmJob(ablation.jobs / "submitit", job_id)
+            if not job.done():
+                jobs[chain] = job
+    return jobs
+
+
+def scancel(jobs: Mapping[Chain, Submitted[None]]) -> str:
+    """The command that ends jobs of SLURM."""
+    return f"scancel {' '.join(job.job_id for job in jobs.values())}"
