@@ -246,6 +246,18 @@ def test_a_mistake_in_how_to_launch_is_one_sentence(folder, tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_jobs_that_slurm_refuses_are_one_sentence_and_nothing_is_queued(folder, tmp_path, capsys, monkeypatch):
+    for name, text in (("srun", ""), ("sbatch", "#!/bin/sh\necho invalid partition >&2\nexit 1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    words = ["--launcher", "slurm", "--slurm", "time=240", "partition=none"]
+    assert main(["ablate", f"{folder}/two.yaml", "--out", f"{tmp_path}/out", *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "dilated-seg: SLURM does not take the jobs: invalid partition"
+    assert not (tmp_path / "out/jobs/slurm.json").exists()
+
+
 def test_without_slurm_the_launcher_says_so(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["--launcher", "slurm", "--slurm", "time=240"]

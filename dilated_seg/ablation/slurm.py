@@ -38,6 +38,8 @@ class Slurm(Launcher):
         self.running = dict(enumerate(slurm_jobs(self.ablation).items()))
         for chain, job in self.running.values():
             print(f"{describe(chain)} was queued as job {job.job_id} before", flush=True)
+        if self.running:
+            print(f"(should SLURM not know these jobs any more, remove {ids_file(self.ablation)})", flush=True)
         known = [chain for chain, _ in self.running.values()]
         super().carry_out([chain for chain in waiting if chain not in known], retries)
 
