@@ -194,7 +194,10 @@ class CLI(LightningCLI):
             kwargs["val_check_interval"] = wanted["val_check_interval"] * wanted["accumulate_grad_batches"]
         if not torch.cuda.is_available() or wanted.get("accelerator") == "cpu":
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # such as a strategy for GPUs where there are none
+            raise UserError(f"trainer: {error}") from error
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
         elif hasattr(trainer.strategy, "_timeout"):
@@ -331,5 +334,6 @@ def quiet() -> None:
         ".*Experiment logs directory.*",  # what it would delete is kept: keep_history
         ".*exists and is not empty.*",  # a run that continues
         ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # the scores are of all processes already
     ):
         warnings.filterwarnings("ignore", message)

@@ -59,6 +59,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one_with_the_joined_batch(on
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert "4 images a step (2 in each of 2 processes), learning rate 0.002" in out
+    assert "Warning" not in error and "sync_dist" not in error, error
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-6)
     torch.testing.assert_close(losses(tmp_path), losses(one), rtol=0, atol=1e-5)
@@ -84,6 +85,12 @@ def test_an_epoch_has_whole_steps_only_and_the_same_images_in_each_on_any_number
 def test_a_global_batch_that_cannot_be_shared_out_is_refused(tmp_path):
     with pytest.raises(UserError, match="1 processes and 3 accumulated batches cannot share it equally"):
         CLI([*TWENTY, "--trainer.accumulate_grad_batches=3", "--run_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_strategy_that_this_machine_cannot_run_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="trainer: The strategy `fsdp` requires a GPU"):
+        CLI([*TWENTY, "--trainer.strategy=fsdp", "--run_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
