@@ -273,6 +273,20 @@ def test_a_frozen_batch_norm_normalises_as_in_evaluation():
     assert norm.running_mean.abs().max() < 5
 
 
+def test_a_batch_norm_that_is_exchanged_for_one_over_all_processes_stays_frozen():
+    """As several GPUs have it: Lightning converts the network after the callbacks have been set up."""
+    task = SegmentationTask(SegNet(8, width=0.05), 8)
+    freeze = Freeze(["net.encoder"])
+    freeze.freeze_before_training(task)
+    task.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.net)
+    freeze.on_fit_start(trainer(), task)
+    task.train()
+    freeze.on_train_batch_start(trainer(), task, None, 0)
+    training = {name: part.training for name, part in task.named_modules() if isinstance(part, nn.SyncBatchNorm)}
+    assert len(training) == 25
+    assert all(mode != name.startswith("net.encoder") for name, mode in training.items())
+
+
 def test_layers_thaw_one_after_the_other_and_the_run_resumes(tmp_path):
     thawed = []
 
