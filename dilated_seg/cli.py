@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import wandb
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
@@ -29,7 +27,8 @@ from dilated_seg.analysis.tables import show_evaluation
 from dilated_seg.callbacks import EvaluationRecord, KeepGradients, PredictionWriter, SeedEveryStep, StopOnSignal, Throughput
 from dilated_seg.checkpoints import FINISHED, LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
-from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, loggers, write_text
+from dilated_seg.loggers import Wandb, finish, loggers, tags
+from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, write_text
 from dilated_seg.task import SegmentationTask
 
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
@@ -49,15 +48,16 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved experiment into the run's folder, and into W&B's config for grouping."""
+    """Writes the resolved experiment into the folder of a run that is trained, and into W&B's config for grouping."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        write_text(Path(trainer.default_root_dir) / "config.yaml", resolved(self.parser, self.config))
+        if stage == "fit":
+            write_text(Path(trainer.default_root_dir) / "config.yaml", resolved(self.parser, self.config))
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.config.update(self.config.as_dict(), allow_val_change=True)
+            if isinstance(logger, Wandb):
+                logger.log_config(self.config.as_dict())
 
 
 class CLI(LightningCLI):
@@ -180,7 +180,8 @@ class CLI(LightningCLI):
         if training:
             keep_history(self.run_dir / "metrics.csv")
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            kwargs["logger"] = loggers(self.run_dir) if training else False
+            logged = self.subcommand in ("fit", "validate", "test")
+            kwargs["logger"] = logged and loggers(self.run_dir, str(self.subcommand), tags(self.config[self.subcommand]))
         wanted = self._get(self.config_init, "trainer")
         plugins = wanted.get("plugins") or []
         without: list[type] = [ProgressBar] if wanted.get("enable_progress_bar") is False else []
@@ -238,8 +239,7 @@ class CLI(LightningCLI):
         """A mistake leaves nothing behind: the folder goes if this call made it and nothing was learnt."""
         steps = self.trainer.global_step if hasattr(self, "trainer") else 0
         if self.created and not steps and not (self.created / "checkpoints").exists():
-            if wandb.run is not None:
-                wandb.finish()
+            finish()
             shutil.rmtree(self.created, ignore_errors=True)
 
     def before_fit(self) -> None:

@@ -152,29 +152,6 @@ def test_a_checkpoint_of_another_network_is_refused(run):
     assert fails_in_one_sentence(result, "does not fit the network")
 
 
-def test_without_a_key_wandb_logs_offline_into_the_run(tmp_path):
-    folder = tmp_path / "run"
-    nobody = {"WANDB_MODE": "", "WANDB_API_KEY": "", "HOME": str(tmp_path), "WANDB_RUN_GROUP": "a study"}
-    result = dilated_seg("fit", *TINY, "--run_dir", folder, **nobody)
-    assert result.returncode == 0, result.stderr
-    (logged,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    content = logged.read_bytes()
-    for name in (b"val/mean_iou", b"DilatedNet", b"gallery", b"a study"):
-        assert name in content
-    again = dilated_seg("fit", *TINY, "--run_dir", folder, **nobody)  # a run that continues
-    assert again.returncode == 0, again.stderr
-    ids = {path.name.removeprefix("run-") for path in (folder / "wandb").glob("offline-run-*/run-*.wandb")}
-    assert ids == {f"{(folder / 'wandb_id').read_text()}.wandb"}
-
-
-def test_wandb_that_does_not_answer_is_left_out_at_once(tmp_path):
-    server = {"WANDB_MODE": "", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    result = dilated_seg("fit", *TINY, "--run_dir", tmp_path / "run", **server)
-    assert result.returncode == 0, result.stderr
-    assert "W&B is offline: 127.0.0.1:9 does not answer" in result.stderr
-    assert list((tmp_path / "run/wandb").glob("offline-run-*"))
-
-
 def test_a_folder_of_another_configuration_is_refused(run):
     result = dilated_seg("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
     assert fails_in_one_sentence(result, "another configuration")

@@ -47,22 +47,20 @@ def attempt(one: Run, ablation: Ablation, label: str) -> bool:
 
 def train(one: Run, ablation: Ablation) -> None:
     """Train a run, or continue it, and evaluate its last weights if they are compared."""
-    import wandb
-
     from dilated_seg.cli import CLI
+    from dilated_seg.loggers import finish
 
     os.environ.setdefault("WANDB_RUN_GROUP", ablation.name)
+    os.environ["WANDB_NAME"] = ", ".join(filter(None, (one.name, one.stage)))  # the seeds of one name are one curve
     try:
         cli = CLI(one.arguments)
         if one.compared:
             evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
             evaluate(cli.model, cli.datamodule, verbose=False)
     except Exception:
-        if wandb.run is not None:
-            wandb.finish(exit_code=1)
+        finish(1)
         raise
-    if wandb.run is not None:
-        wandb.finish()
+    finish()
 
 
 def note_failure(one: Run, why: str) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg.callbacks.tables import confusion, draw, show_in_wandb
 from dilated_seg.runs import commit, write_text
 
 ABSENT = "a class absent from masks and predictions is left out of the mean"
@@ -19,7 +21,8 @@ ABSENT = "a class absent from masks and predictions is left out of the mean"
 class EvaluationRecord(Callback):
     """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
 
-    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT.*`` after it.
+    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT.*`` after it. W&B shows the
+    split's confusion matrix.
     """
 
     def __init__(self) -> None:
@@ -53,7 +56,7 @@ class EvaluationRecord(Callback):
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
-        rows = self._gather(trainer)
+        rows = gathered(trainer, self.rows)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         total = np.sum([matrix for _, _, matrix in rows], axis=0)
@@ -88,13 +91,18 @@ class EvaluationRecord(Callback):
         pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
         partial.replace(folder / f"{name}.parquet")
         write_text(folder / f"{name}.json", json.dumps(self.record, indent=1) + "\n")
+        show_in_wandb(trainer, lambda: {f"{split}/confusion": confusion(total, task.classes)})
+        if trainer.state.fn != TrainerFn.FITTING:
+            show_in_wandb(trainer, lambda: {f"{split}/confusion_picture": wandb.Image(draw(total, task.classes))})
 
-    def _gather(self, trainer: Trainer) -> list[tuple[int, str, np.ndarray]]:
-        if trainer.world_size == 1:
-            return self.rows
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, self.rows)
-        return sorted((row for part in parts for row in part), key=lambda row: row[0])
+
+def gathered(trainer: Trainer, rows: list[Any]) -> list[Any]:
+    """What all processes hold, sorted by the first of each row: its place in the split."""
+    if trainer.world_size == 1:
+        return rows
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, rows)
+    return sorted((row for part in parts for row in part), key=lambda row: row[0])
 
 
 def checkpoint_name(trainer: Trainer) -> str:

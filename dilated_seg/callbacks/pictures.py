@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from dilated_seg.callbacks.evaluation import evaluation_name
+from dilated_seg.callbacks.evaluation import evaluation_name, gathered
+from dilated_seg.callbacks.tables import Picture, images, show_in_wandb
 
 
 class Gallery(Callback):
-    """Keeps some images of an evaluation as pictures: image, truth and prediction, in the run and in W&B.
+    """Keeps some images of an evaluation: as pictures of image, truth and prediction in the run, as a table in W&B.
+
+    They are the same images for every network, and whatever the number of processes: rows of several runs belong together.
 
     Args:
         images: How many, evenly spread over the split.
@@ -22,6 +23,10 @@ class Gallery(Callback):
 
     def __init__(self, images: int = 6) -> None:
         self.images = images
+        self.kept: list[Picture] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.kept = []
 
     def on_validation_batch_end(
         self,
@@ -38,27 +43,29 @@ class Gallery(Callback):
             index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
             if name and index in wanted:
                 height, width = batch["size"][i]
-                maps = (batch["image"][i], batch["mask"][i], outputs["prediction"][i])
-                self._keep(trainer, name, *(m[..., :height, :width] for m in maps))
+                maps = (batch["image"][i].permute(1, 2, 0), batch["mask"][i], outputs["prediction"][i])
+                image, truth, prediction = (m[:height, :width].cpu().numpy().astype(np.uint8) for m in maps)
+                matrix = outputs["matrices"][i].cpu().numpy()
+                self.kept.append(Picture(index, name, image, truth, prediction, matrix))
 
-    on_test_batch_end = on_validation_batch_end
-
-    def _keep(self, trainer: Trainer, name: str, image: Any, mask: Any, prediction: Any) -> None:  # noqa: ANN401
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pictures = gathered(trainer, self.kept)
+        self.kept = []
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
         folder = Path(trainer.default_root_dir) / "gallery" / evaluation_name(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        picture = image.permute(1, 2, 0).cpu().numpy()
-        Image.fromarray(picture).save(folder / f"{name}.image.png")
-        palette = trainer.datamodule.palette  # type: ignore[attr-defined]
-        for what, ids in (("truth", mask), ("prediction", prediction)):
-            save_mask(folder / f"{name}.{what}.png", ids, palette)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                names = dict(enumerate(trainer.datamodule.classes))  # type: ignore[attr-defined]
-                masks = {
-                    what: {"mask_data": ids.cpu().numpy(), "class_labels": names}
-                    for what, ids in (("truth", mask), ("prediction", prediction))
-                }
-                logger.log_image(f"gallery/{name}", [picture], step=trainer.global_step, masks=[masks])
+        for picture in pictures:
+            Image.fromarray(picture.image).save(folder / f"{picture.name}.image.png")
+            save_mask(folder / f"{picture.name}.truth.png", picture.truth, dataset.palette)
+            save_mask(folder / f"{picture.name}.prediction.png", picture.prediction, dataset.palette)
+        split = "test" if trainer.testing else "val"
+        show_in_wandb(trainer, lambda: {f"{split}/images": images(pictures, dataset.classes, dataset.ignore_index)})
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
 
 class PredictionWriter(Callback):
@@ -82,10 +89,10 @@ class PredictionWriter(Callback):
             made.mkdir(parents=True, exist_ok=True)
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
-                ids = prediction[:height, :width].cpu()
+                ids = prediction[:height, :width].cpu().numpy()
                 save_mask(folder / f"{name}.png", ids, dataset.palette)
                 if dataset.submitted:
-                    Image.fromarray(np.array(dataset.submitted, np.uint8)[ids.numpy()]).save(submission / f"{name}.png")
+                    Image.fromarray(np.array(dataset.submitted, np.uint8)[ids]).save(submission / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -94,9 +101,9 @@ class PredictionWriter(Callback):
                 print(f"the test server's values: {Path(trainer.default_root_dir) / 'submission'}")
 
 
-def save_mask(path: Path, ids: torch.Tensor, palette: Sequence[tuple[int, int, int]]) -> None:
+def save_mask(path: Path, ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
     """Class ids (H, W) as a PNG with a palette, as VOC's labels are; 255 shows as the off-white of VOC."""
-    picture = Image.fromarray(ids.cpu().numpy().astype(np.uint8))
+    picture = Image.fromarray(ids.astype(np.uint8))
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     colours[255] = (224, 224, 192)
