@@ -89,6 +89,7 @@ def ablate(args: list[str]) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
     what.add_argument("--status", action="store_true", help="only say how far each run is")
+    parser.add_argument("--dashboard", action="store_true", help="then a workspace and a report at W&B; files if it is offline")
     options = parser.parse_args(args)
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
@@ -103,7 +104,13 @@ def ablate(args: list[str]) -> int:
         (ablation.show_commands if options.dry_run else ablation.show_status)(options.file, options.out, options.max_steps)
         return 0
     how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
-    return ablation.run(options.file, options.out, options.max_steps, **how, again=shlex.join(["dilated-seg", "ablate", *args]))
+    again = shlex.join(["dilated-seg", "ablate", *args])
+    status = ablation.run(options.file, options.out, options.max_steps, **how, again=again)
+    if options.dashboard and status == 0:
+        from dilated_seg import dashboard
+
+        dashboard.publish(ablation.read(options.file, options.out, options.max_steps))
+    return status
 
 
 def report(args: list[str]) -> int:

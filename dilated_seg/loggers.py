@@ -48,11 +48,13 @@ def loggers(run_dir: Path, verb: str, tags: Sequence[str]) -> list[Any]:
         for variable, value in DEFAULTS.items():
             os.environ.setdefault(variable, value)
         known: dict[str, Any] = {"job_type": os.environ.get("WANDB_JOB_TYPE", verb), "tags": [tag[:64] for tag in tags]}
-        if rank_zero_only.rank == 0 and verb == "fit":  # type: ignore[attr-defined] # the process that logs
-            known["id"] = wandb_id(run_dir)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the process that logs
+            known["offline"] = not online()
+            if verb == "fit":
+                known["id"] = wandb_id(run_dir)
         project = os.environ.get("WANDB_PROJECT", "dilated_seg")
         name = os.environ.get("WANDB_NAME", str(run_dir))
-        chosen.append(Wandb(name=name, save_dir=run_dir, project=project, offline=not online(), **known))
+        chosen.append(Wandb(name=name, save_dir=run_dir, project=project, **known))
     return chosen
 
 

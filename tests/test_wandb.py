@@ -222,3 +222,25 @@ def test_a_server_that_takes_connections_and_says_nothing_is_left_out(tmp_path, 
         monkeypatch.setenv("WANDB_BASE_URL", hole.url)
         assert "does not answer (timed out)" in loggers.silence()
     assert "does not answer" in loggers.silence()
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from dilated_seg.loggers import finish, loggers
+wandb = loggers(Path(sys.argv[1]), "fit", [])[1]
+wandb.log_metrics({"train/loss": 1.0}, 0)
+assert wandb.experiment.offline
+finish()
+"""
+
+
+def test_a_server_that_falls_silent_while_the_run_begins_is_left_out(tmp_path):
+    with BlackHole() as hole:
+        environment = somebody(tmp_path, hole.url) | {"WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "1"}
+        result = call(tmp_path, code=BEGIN, **environment)
+    assert result.returncode == 0, result.stderr
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("W&B")]
+    assert said.startswith("W&B is offline: ") and said.endswith("; `wandb sync` later")
+    (session,) = [one for one in sessions(tmp_path) if one.folder.name.startswith("offline-run")]
+    assert session.curve("train/loss") == [(0, 1.0)]

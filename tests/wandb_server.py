@@ -101,6 +101,26 @@ class Server:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in values["files"]]
         return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
 
+    def GetDefaultEntity(self, values):
+        return {"viewer": VIEWER}
+
+    def GetProjects(self, values):
+        node = {"__typename": "Project", "id": "p", "name": "dilated_seg", "entityName": "someone", "createdAt": ""}
+        nodes = [{"node": node | {"isBenchmark": False, "user": None}}]
+        return {"models": {"pageInfo": {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}, "edges": nodes}}
+
+    def ProjectInternalId(self, values):
+        return {"project": {"internalId": "p"}}
+
+    def UpsertView2(self, values):
+        return {"upsertView": {"view": {"id": "view1", "name": values["name"]}, "inserted": True}}
+
+    def upsertView(self, values):
+        kept = {key: values[key] for key in ("type", "name", "displayName", "description", "spec")}
+        project = {"id": "p", "name": values["projectName"], "entityName": values["entityName"]}
+        view = {"id": "view2", "project": project, "updatedAt": "2026-01-01T00:00:00"}
+        return {"upsertView": {"view": kept | view, "inserted": True}}
+
 
 class BlackHole:
     """A server that takes connections and never says a word."""
