@@ -11,6 +11,7 @@ from dilated_seg.callbacks import PredictionWriter
 from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
 from dilated_seg.data.batches import pad
 from dilated_seg.data.cityscapes import LABEL_IDS
+from dilated_seg.data.voc import around
 from dilated_seg.models import DilatedNet
 from dilated_seg.task import SegmentationTask
 from tests import trees
@@ -66,6 +67,36 @@ def test_trainaug_reads_labels_that_were_turned_into_pngs(voc):
         label = trees.voc_label(i)
         Image.fromarray(np.where(label == 255, 0, label)).save(aug / f"{trees.voc_name(i)}.png")
     assert sorted(ids(VOC(root=str(voc), sbd=str(aug)).split("trainaug"))) == [trees.voc_name(i) for i in (0, 1, 4, 5)]
+
+
+def test_an_object_is_cut_out_with_a_margin_and_all_else_is_background(voc):
+    split = VOC(root=str(voc), sbd=str(voc / "sbd")).split("trainaug_objects")
+    names = [trees.voc_name(i) for i in (0, 1, 4, 5)]
+    assert ids(split) == [f"{name}_{number}" for name in names for number in (1, 2)]
+    # Image 0: 20 x 30, void from 3 on, the object's left half in rows 5 to 14 and columns 5 to 14; a tenth of it on each side.
+    first, second = split[0], split[1]
+    assert first["image"].shape == (3, 250, 250) and first["mask"].shape == (250, 250)
+    expected = np.full((12, 12), 255, np.uint8)
+    expected[1:11, 1:11], expected[1:11, 11] = 1, 0
+    assert torch.equal(first["mask"][10::21, 10::21], torch.from_numpy(expected))
+    assert torch.equal(second["mask"], first["mask"].flip(1))
+    assert split[4]["mask"].unique().tolist() == [0, 5]  # SBD's, without a void band
+
+
+def test_an_object_at_the_edge_is_cut_where_the_image_ends():
+    assert around(torch.tensor([0, 99]), 105, 1.2) == slice(0, 105)
+    assert around(torch.tensor([40, 59]), 105, 1.2) == slice(38, 62)
+
+
+def test_objects_need_the_folders_as_released(voc):
+    (voc / "sbd/dataset/inst/2007_000004.mat").unlink()
+    data = VOC(root=str(voc), sbd=str(voc / "sbd"))
+    with pytest.raises(UserError, match=r"inst/2007_000004\.mat is missing: it should tell the objects"):
+        data.split("trainaug_objects")
+    assert len(data.split("train_objects")) == 4
+    Image.new("L", (30, 21), 1).save(voc / "VOCdevkit/VOC2012/SegmentationObject/2007_000000.png")
+    with pytest.raises(UserError, match=r"2007_000000\.png has another size"):
+        data.split("train_objects")[0]
 
 
 def test_vocs_palette_is_the_official_one():

@@ -285,6 +285,13 @@ def test_shards_of_another_dataset_or_other_labels_are_refused(tmp_path):
         Cityscapes(root=str(tmp_path / "out"), labels="gtCoarse").opened("train_extra")
 
 
+def test_objects_are_cut_from_the_folders_only(tmp_path):
+    root = trees.voc(tmp_path / "voc")
+    run("voc", f"--root={root}", f"--out={tmp_path / 'out'}", *COUNTS)
+    with pytest.raises(UserError, match="do not tell objects apart"):
+        VOC(root=str(tmp_path / "out"), train_split="train_objects").opened("train_objects")
+
+
 def test_other_counts_than_published_must_be_meant(tmp_path, capsys):
     root = trees.voc(tmp_path)
     assert run("voc", f"--root={root}", f"--out={tmp_path / 'out'}") == 2

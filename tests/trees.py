@@ -27,22 +27,30 @@ def voc_label(i):
     return label
 
 
+def voc_instances(i):
+    """The left half of the object of `voc_label` as object 1, the right half as object 2."""
+    label = voc_label(i)
+    numbers = np.where(np.arange(label.shape[1]) < label.shape[1] // 2, 1, 2).astype(np.uint8)
+    return np.where(label % 255 == 0, label, numbers)
+
+
 def voc(root: Path) -> Path:
     """VOCdevkit/VOC2012 with seven images, and SBD beside it."""
     base = root / "VOCdevkit/VOC2012"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
         (base / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i, (height, width) in enumerate(VOC_SIZES):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(base / f"JPEGImages/{voc_name(i)}.jpg")
     for i in VOC_LISTS["train"] + VOC_LISTS["val"]:
-        picture = Image.fromarray(voc_label(i))  # with a palette its mode becomes P
-        picture.putpalette([v for colour in palette(256) for v in colour])
-        picture.save(base / f"SegmentationClass/{voc_name(i)}.png")
+        for folder, label in (("SegmentationClass", voc_label(i)), ("SegmentationObject", voc_instances(i))):
+            picture = Image.fromarray(label)  # with a palette its mode becomes P
+            picture.putpalette([v for colour in palette(256) for v in colour])
+            picture.save(base / f"{folder}/{voc_name(i)}.png")
     for name, images in (VOC_LISTS | {"trainval": VOC_LISTS["train"] + VOC_LISTS["val"]}).items():
         (base / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{voc_name(i)}\n" for i in images))
     sbd = root / "sbd/dataset"
-    for folder in ("img", "cls"):
+    for folder in ("img", "cls", "inst"):
         (sbd / folder).mkdir(parents=True)
     for name, images in SBD_LISTS.items():
         (sbd / f"{name}.txt").write_text("".join(f"{voc_name(i)}\n" for i in images))
@@ -53,6 +61,8 @@ def voc(root: Path) -> Path:
                 boundaries[k, 0] = csc_matrix(label.shape, dtype=np.uint8)
             facts = {"Segmentation": label, "Boundaries": boundaries, "CategoriesPresent": np.array([[1 + i]], np.uint8)}
             savemat(sbd / f"cls/{voc_name(i)}.mat", {"GTcls": facts}, do_compression=True)
+            numbers = np.where(voc_label(i) == 255, 0, voc_instances(i))
+            savemat(sbd / f"inst/{voc_name(i)}.mat", {"GTinst": {"Segmentation": numbers}}, do_compression=True)
     return root
 
 

@@ -7,15 +7,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
-from dilated_seg import UserError
+from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, names, refuse
+from dilated_seg.data.batches import Split
+from dilated_seg.data.files import Pairs, Sample, names, refuse
 from dilated_seg.data.images import ReadLabel, Source, read_mask, values_as
+from dilated_seg.data.shards import Shards
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
 VALUES = values_as({k: k for k in range(21)} | {255: 255})
+
+NUMBERS = values_as({k: k for k in range(254)} | {255: 255})  # of objects, in SegmentationObject/
+OBJECTS = "_objects"  # ends the name of a split that has an example for each object instead of each image
 
 # Where people unpack the two to, below the folder they name.
 VOC_PLACES = ("VOCdevkit/VOC2012", "VOC2012", ".")
@@ -39,7 +46,8 @@ class VOC(SegmentationDataModule):
     Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; SBD: Hariharan et al., "Semantic Contours from
     Inverse Detectors", ICCV 2011.  Splits of 1464, 1449, 2913 (both) and 1456 images; "trainaug", 10582, is train and all of
     SBD without val. There, an image that VOC labels itself has VOC's label, with its void border; the others have SBD's,
-    without one.
+    without one.  "train_objects", "trainval_objects" and "trainaug_objects" are the same cut into single objects, as
+    DeconvNet's first stage is trained on: see `Objects`. They need the folders as released: SegmentationObject/, SBD's inst/.
 
     Args:
         root: The folder that holds VOCdevkit/VOC2012, or VOC2012, or its JPEGImages; None takes the environment variable
@@ -62,17 +70,29 @@ class VOC(SegmentationDataModule):
         self,
         root: str | None = None,
         sbd: str | None = None,
-        train_split: Literal["train", "trainval", "trainaug"] = "train",
+        train_split: Literal[
+            "train", "trainval", "trainaug", "train_objects", "trainval_objects", "trainaug_objects"
+        ] = "train",
         **options: Any,  # noqa: ANN401 - jsonargparse reads the base's types
     ) -> None:
         super().__init__(**options)
         self.root, self.sbd, self.train_split = root, sbd, train_split
 
-    def split(self, name: str) -> Pairs:
-        """The images of "train", "val", "trainval", "trainaug" or "test", whose labels are kept back.
+    def split(self, name: str) -> Split:
+        """The images of "train", "val", "trainval", "trainaug" or "test", whose labels are kept back; or their objects.
 
         Raises:
             UserError: A folder, a list, an image or a label is missing.
+        """
+        if name.endswith(OBJECTS):
+            return Objects(self.images(name.removesuffix(OBJECTS)))
+        return self.images(name)
+
+    def images(self, name: str) -> Pairs:
+        """The images of a split, as `split` takes its name.
+
+        Raises:
+            UserError: As `split`.
         """
         if name not in self.published:
             raise UserError(f"VOC has no split '{name}': choose one of {', '.join(self.published)}")
@@ -86,6 +106,11 @@ class VOC(SegmentationDataModule):
             without = {*listed, *names(lists / "val.txt")}
             pairs += [(p.stem, images / f"{p.stem}.jpg", p) for p in self.further() if p.stem not in without]
         return Pairs(found(pairs), self.read_label)
+
+    def _prepared(self, name: str) -> Shards | None:
+        if name.endswith(OBJECTS) and manifest.read(self.place()):
+            raise UserError(f"{self.place()} holds shards, which do not tell objects apart: name VOC's own folder for {name}")
+        return super()._prepared(name)
 
     def available(self) -> list[str]:
         """The splits that the folders have; "trainaug" if SBD's is named."""
@@ -128,6 +153,69 @@ class VOC(SegmentationDataModule):
         return read_label
 
 
+class Objects:
+    """The objects of labelled images, one example each: its box, enlarged, with this object labelled and all else background.
+
+    As in the first stage of Noh et al. (2015): the box around the object is enlarged by 1.2 about its middle, as far as the
+    image reaches, and stretched to 250 x 250 pixels. What VOC leaves unlabelled stays ignored: an assumption, as is that the
+    box ends with the image, and that objects of any size are taken.
+
+    Args:
+        images: Labelled images; VOC tells the objects of a label apart in SegmentationObject/, SBD in inst/.
+
+    Raises:
+        UserError: The objects of an image are told apart nowhere, or not as in its label.
+    """
+
+    enlarged, side = 1.2, 250
+
+    def __init__(self, images: Pairs) -> None:
+        images.check()
+        self.images, self.members = images, images.members
+        self.files = [instances(label) for *_, label in images.pairs if label]
+        missing = [path for path in self.files if not path.is_file()]
+        refuse([f"{path} is missing: it should tell the objects of an image apart" for path in missing])
+        numbers = [np.unique(read_instances(path)).tolist() for path in self.files]
+        self.examples = [(i, number) for i, found in enumerate(numbers) for number in found if number not in (0, 255)]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Sample:
+        i, number = self.examples[index]
+        sample, there = self.images[i], read_instances(self.files[i]) == number
+        if there.shape != sample["mask"].shape:
+            raise UserError(f"{self.files[i]} has another size than the label of its image: replace the file")
+        label = sample["mask"][there].mode().values
+        mask = torch.where(there, label, sample["mask"].where(sample["mask"] == 255, 0))
+        rows, columns = (
+            around(there.any(axis).nonzero(), length, self.enlarged) for axis, length in ((1, len(mask)), (0, mask.shape[1]))
+        )
+        size = [self.side, self.side]
+        return Sample(
+            image=resize(sample["image"][:, rows, columns], size, antialias=True),
+            mask=F.interpolate(mask[None, None, rows, columns], size, mode="nearest-exact")[0, 0],
+            id=f"{sample['id']}_{number}",
+        )
+
+
+def around(places: Tensor, length: int, factor: float) -> slice:
+    """From the first to the last of some places on an axis, enlarged about the middle, within the axis."""
+    first, last = int(places.min()), int(places.max()) + 1
+    margin = round((factor - 1) * (last - first) / 2)
+    return slice(max(0, first - margin), min(length, last + margin))
+
+
+def instances(label: Path) -> Path:
+    """The file that tells the objects of a label apart: in VOC's SegmentationObject/ or SBD's inst/."""
+    return label.parent.parent / ("SegmentationObject" if label.suffix == ".png" else "inst") / label.name
+
+
+def read_instances(path: Path) -> Tensor:
+    """The number of the object that each pixel belongs to (H, W); 0 is none, 255 ignored."""
+    return read_mask(path, NUMBERS) if path.suffix == ".png" else read_sbd(path, "GTinst", 253)
+
+
 def found(pairs: Iterable[tuple[str, Path, Path | None]]) -> list[tuple[str, Path, Path | None]]:
     """Images and labels, all of which must be there.
 
@@ -149,8 +237,8 @@ def read_label(path: Source) -> Tensor:
     return read_mask(path, VALUES) if path.suffix == ".png" else read_sbd(path)
 
 
-def read_sbd(path: Source) -> Tensor:
-    """The class ids in one of SBD's MATLAB files.
+def read_sbd(path: Source, structure: str = "GTcls", most: int = 20) -> Tensor:
+    """The class ids in one of SBD's MATLAB files, or in "GTinst" the numbers of the objects.
 
     Raises:
         UserError: The file is damaged or holds no segmentation.
@@ -159,9 +247,9 @@ def read_sbd(path: Source) -> Tensor:
 
     try:
         with path.open("rb") as file:
-            values = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0][0])
+            values = np.asarray(loadmat(file)[structure]["Segmentation"][0][0])
     except Exception as error:  # scipy raises what its parser stumbles over
         raise UserError(f"{path} cannot be read as a label of SBD ({error}): replace the file") from error
-    if values.ndim != 2 or values.dtype.kind not in "ui" or not values.size or values.min() < 0 or values.max() > 20:
-        raise UserError(f"{path} holds no class ids from 0 to 20: replace the file")
+    if values.ndim != 2 or values.dtype.kind not in "ui" or not values.size or values.min() < 0 or values.max() > most:
+        raise UserError(f"{path} holds no class ids from 0 to {most}: replace the file")
     return torch.from_numpy(values.astype(np.uint8))
