@@ -8,6 +8,7 @@ import yaml
 
 from dilated_seg import UserError, ablation
 from dilated_seg.cli import CLI, Resolve
+from dilated_seg.data import CamVid
 from tests import trees
 from tests.conftest import ROOT
 
@@ -22,6 +23,10 @@ SMALL = {
     ],
     "Cityscapes": [
         "--data.init_args.batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
+    ],
+    "Folder": [
+        "--data.init_args.batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
+        "--data.init_args.root=kitti",
     ],
     "Shapes": [
         "--data.init_args.images=[4,1,1]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=2",
@@ -41,6 +46,8 @@ def test_every_experiment_parses_builds_and_takes_two_steps(file, camvid, tmp_pa
     monkeypatch.setenv("DILATED_SEG_VOC", str(trees.voc(tmp_path / "voc")))
     monkeypatch.setenv("DILATED_SEG_SBD", str(tmp_path / "voc/sbd"))
     monkeypatch.setenv("DILATED_SEG_CITYSCAPES", str(trees.cityscapes(tmp_path / "cityscapes")))
+    monkeypatch.chdir(tmp_path)
+    trees.folder(tmp_path / "kitti", classes=CamVid.classes)
     content = yaml.safe_load(file.read_text())
     dataset = (
         content["data"] if isinstance(content["data"], dict) else yaml.safe_load((file.parent / content["data"]).read_text())
@@ -71,8 +78,26 @@ def test_the_header_of_an_experiment_names_the_paper_our_number_the_cost_and_its
 def test_every_ablation_expands_to_runs_that_parse(file):
     expanded = ablation.read(file)
     assert len({run.folder for run in expanded.runs}) == len(expanded.runs) >= 2
+    parsed = set()
     for run in expanded.runs:
-        assert yaml.safe_load(Resolve(run.arguments).text)["seed_everything"] == run.seed
+        if not parsed.issuperset(run.configs):  # each file, overlay and what is common: once is enough
+            assert yaml.safe_load(Resolve(run.arguments).text)["seed_everything"] == run.seed
+            parsed |= {*run.configs}
+
+
+@pytest.mark.parametrize("study", ["architectures", "architectures_narrow"])
+def test_architectures_are_compared_under_one_protocol(study):
+    file = ROOT / f"experiments/ablations/{study}.yaml"
+    content, compared = yaml.safe_load(file.read_text()), ablation.read(file)
+    for overlay in content["overlays"].values():
+        assert overlay == {"model": {"optimizer": {"init_args": {"lr": overlay["model"]["optimizer"]["init_args"]["lr"]}}}}
+    resolved = [yaml.safe_load(Resolve(run.arguments).text) for run in compared.runs[:: len(content["overlays"])]]
+    own = [{key: one["model"].pop(key) for key in ("net", "weights", "lr_factors")} for one in resolved]  # said to be unequal
+    assert len({str(network["net"]) for network in own}) == len(own) == len(content["experiments"]) >= 7
+    assert all(one == resolved[0] for one in resolved)  # data, optimiser, schedule, loss, trainer, callbacks, seed
+    assert resolved[0]["trainer"]["max_steps"] == resolved[0]["model"]["lr_scheduler"]["init_args"]["total_iters"]
+    assert {network["net"]["init_args"]["width"] for network in own} == {0.125 if "narrow" in study else 1.0}
+    assert compared.evaluation == "val-last" and all(run.compared and run.seed == 0 for run in compared.runs)
 
 
 def test_names_may_be_numbers(tmp_path):
