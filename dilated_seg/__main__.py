@@ -108,8 +108,9 @@ def ablate(args: list[str]) -> int:
     status = ablation.run(options.file, options.out, options.max_steps, **how, again=again)
     if options.dashboard and status == 0:
         from dilated_seg import dashboard
+        from dilated_seg.ablation.expand import read
 
-        dashboard.publish(ablation.read(options.file, options.out, options.max_steps))
+        dashboard.publish(read(options.file, options.out, options.max_steps))
     return status
 
 

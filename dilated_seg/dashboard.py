@@ -12,7 +12,7 @@ import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2 import interface as reports
 
-from dilated_seg.ablation import Ablation
+from dilated_seg.ablation.expand import Ablation
 from dilated_seg.analysis import report
 from dilated_seg.loggers import online, sentence
 from dilated_seg.runs import write_text
