@@ -117,7 +117,8 @@ def panels(split: str, classes: Sequence[str]) -> dict[str, list[Any]]:
             reports.LinePlot(title="training loss", y=["train/loss"], log_y=True, **curves),
             reports.LinePlot(title="norm of the gradient", y=["train/gradient_norm"], log_y=True, **curves),
             reports.LinePlot(title="learning rate", metric_regex="^lr-[^/]+/pg1$", **curves),
-            reports.LinePlot(title="steps over time: steeper is faster", y=[STEP], **curves | {"x": "RelativeTime(Process)"}),
+            reports.LinePlot(title="images a second", y=["train/images_per_second"], **curves),
+            reports.LinePlot(title="memory, GB", y=["train/memory_gb"], **curves),
         ],
         "Confusion": [
             reports.CustomChart(

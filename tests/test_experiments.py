@@ -17,19 +17,19 @@ ABLATIONS = [f for f in FILES if "experiments" in (yaml.safe_load(f.read_text())
 PARTS = [f for f in FILES if f.parent.name == "data" or f.name == "defaults.yaml"]
 EXPERIMENTS = [f for f in FILES if f not in ABLATIONS and f not in PARTS]
 SMALL = {
-    "CamVid": ["--data.init_args.batch_size=2", "--data.init_args.crop_size=[32,32]", "--data.init_args.num_workers=0"],
+    "CamVid": ["--data.init_args.global_batch_size=2", "--data.init_args.crop_size=[32,32]", "--data.init_args.num_workers=0"],
     "VOC": [
-        "--data.init_args.batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
+        "--data.init_args.global_batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
     ],
     "Cityscapes": [
-        "--data.init_args.batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
+        "--data.init_args.global_batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
     ],
     "Folder": [
-        "--data.init_args.batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
+        "--data.init_args.global_batch_size=2", "--data.init_args.crop_size=[16,16]", "--data.init_args.num_workers=0",
         "--data.init_args.root=kitti",
     ],
     "Shapes": [
-        "--data.init_args.images=[4,1,1]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=2",
+        "--data.init_args.images=[4,1,1]", "--data.init_args.size=[32,48]", "--data.init_args.global_batch_size=2",
         "--data.init_args.num_workers=0",
     ],
 }  # fmt: skip
@@ -41,12 +41,11 @@ def name(file):
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
 def test_every_experiment_parses_builds_and_takes_two_steps(file, camvid, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # runs/ is made where one is
     monkeypatch.setenv("DILATED_SEG_CAMVID", str(camvid))
     monkeypatch.setenv("DILATED_SEG_VOC", str(trees.voc(tmp_path / "voc")))
     monkeypatch.setenv("DILATED_SEG_SBD", str(tmp_path / "voc/sbd"))
     monkeypatch.setenv("DILATED_SEG_CITYSCAPES", str(trees.cityscapes(tmp_path / "cityscapes")))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # runs/ is made where one is
     trees.folder(tmp_path / "kitti", classes=CamVid.classes)
     content = yaml.safe_load(file.read_text())
     dataset = (
@@ -55,7 +54,7 @@ def test_every_experiment_parses_builds_and_takes_two_steps(file, camvid, tmp_pa
     small = [
         "--model.net.init_args.width=0.03", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
         "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1",
-        "--model.weights=null",
+        "--model.weights=null", "--trainer.accumulate_grad_batches=1",
     ]  # fmt: skip
     if content["model"].get("lr_scheduler", {}).get("class_path") == "PolynomialLR":
         small.append("--model.lr_scheduler.init_args.total_iters=2")
