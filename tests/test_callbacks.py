@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from dilated_seg import UserError
 from dilated_seg.callbacks.progress import duration
 from dilated_seg.cli import CLI
 from tests.conftest import ROOT
@@ -73,6 +74,15 @@ def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path
     whole, killed = last(tmp_path / "whole"), last(tmp_path / "killed")
     for name, value in whole["state_dict"].items():
         assert torch.equal(killed["state_dict"][name], value), name
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"), [("[0,3,3]", "training split has no images"), ("[12,0,3]", "no images in its split 'val'")]
+)
+def test_an_empty_split_is_an_error_before_the_first_step(tmp_path, images, sentence):
+    with pytest.raises(UserError, match=sentence):
+        CLI([*RUN, f"--data.init_args.images={images}", "--run_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_stops_early_is_finished_and_not_trained_on_when_called_again(tmp_path, capsys):

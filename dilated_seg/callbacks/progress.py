@@ -89,7 +89,7 @@ class Progress(RichProgressBar):
         metrics.pop("v_num", None)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.rate:
-                metrics["images/s"] = round(callback.rate, 1)
+                metrics["images/s"] = f"{callback.rate:.3g}"
         step, start = self.begun
         if trainer.max_steps > 0 and trainer.global_step > step:
             each = (time.perf_counter() - start) / (trainer.global_step - step)

@@ -46,6 +46,8 @@ class TrainingOrder(Sampler[list[Key]]):
         self.batch_size, self.seed, self.rank, self.world, self.done = batch_size, seed, rank, world, done
         self.permute = permute or (lambda seed, epoch, *_: np.random.default_rng([seed, epoch]).permutation(size))
         self.batches = size // (batch_size * world * passes) * passes
+        if not size:
+            raise UserError("the training split has no images: look at its list or folder")
         if not self.batches:
             needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
             needed += f" {passes} times over" if passes > 1 else ""
