@@ -86,11 +86,13 @@ def test_an_empty_split_is_an_error_before_the_first_step(tmp_path, images, sent
 
 
 def test_a_run_that_stops_early_is_finished_and_not_trained_on_when_called_again(tmp_path, capsys):
-    CLI([*RUN, EARLY, "--run_dir", str(tmp_path)])
+    slow = "--model.lr_factors={net.front_end: 0.1}"
+    CLI([*RUN, EARLY, slow, "--run_dir", str(tmp_path)])
+    assert "2 images a step, learning rate 0.002" in capsys.readouterr().out  # as the experiment says it
     first = last(tmp_path)
     assert first["global_step"] == 8
     assert (tmp_path / "finished").read_text() == "after step 8\n"
-    again = CLI([*RUN, EARLY, "--run_dir", str(tmp_path)])
+    again = CLI([*RUN, EARLY, slow, "--run_dir", str(tmp_path)])
     assert "continuing" in capsys.readouterr().out
     assert again.trainer.global_step == 8
     for name, value in last(tmp_path)["state_dict"].items():

@@ -22,8 +22,8 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self.images, self.seconds, self.steps = 0, 0.0, 0
-        self.started = 0.0
+        self.images = 0  # that all processes take at once
+        self.batches, self.started = 0, 0.0  # since the rate was last logged
         self.rate = 0.0  # images a second, last time that it was logged
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -33,7 +33,7 @@ class Throughput(Callback):
             at_once, world, passes = data.images_at_once(), trainer.world_size, data.passes
             among = f"{at_once} in each of {world} processes" if world > 1 else f"{at_once} at once"
             how = f" ({among}{f', {passes} times' if passes > 1 else ''})" if world * passes > 1 else ""
-            rate = trainer.optimizers[0].param_groups[0].get("initial_lr", trainer.optimizers[0].param_groups[0]["lr"])
+            rate = trainer.optimizers[0].defaults["lr"]
             print(f"{self.images * passes} images a step{how}, learning rate {rate:g}", flush=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
@@ -48,16 +48,16 @@ class Throughput(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        self.steps += 1
-        if trainer._logger_connector.should_update_logs:
+        self.batches += 1
+        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
             now = time.perf_counter()
-            self.rate = self.images * self.steps / (now - self.started)
+            self.rate = self.images * self.batches / (now - self.started)
             pl_module.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory(pl_module.device)})
-            self.started, self.steps = now, 0
+            self.started, self.batches = now, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What comes now is no training: count from the next step on."""
-        self.started, self.steps = 0.0, 0
+        self.started, self.batches = 0.0, 0
 
 
 def memory(device: torch.device) -> float:
