@@ -106,7 +106,7 @@ def ablate(args: list[str]) -> int:
     how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
     again = shlex.join(["dilated-seg", "ablate", *args])
     status = ablation.run(options.file, options.out, options.max_steps, **how, again=again)
-    if options.dashboard and status == 0:
+    if options.dashboard and status != 143:
         from dilated_seg import dashboard
         from dilated_seg.ablation.expand import read
 

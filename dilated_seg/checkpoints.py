@@ -153,13 +153,14 @@ def note(path: Path, found: list[str]) -> None:
 
 
 def of_run(folder: Path) -> Path:
-    """The last checkpoint of a finished run, or of the newest finished run in a folder such as runs/voc/fcn32s.
+    """The last checkpoint of a finished run, or of the run that was finished last in a folder such as runs/voc/fcn32s.
 
     Raises:
         UserError: There is no such folder, or none that is finished.
     """
-    runs = [folder] if (folder / "config.yaml").is_file() else sorted(folder.glob("*/"), reverse=True)
+    runs = [folder] if (folder / "config.yaml").is_file() else folder.glob("*/")
     finished = [run for run in runs if (run / FINISHED).is_file()]
+    finished.sort(key=lambda run: (run / FINISHED).stat().st_mtime_ns, reverse=True)
     if not finished:
         raise UserError(f"{folder} holds no finished run to start from: train it first, with the command in its experiment")
     checkpoint = finished[0] / "checkpoints" / LAST

@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +23,15 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
-from dilated_seg.callbacks import EvaluationRecord, KeepGradients, PredictionWriter, SeedEveryStep, StopOnSignal, Throughput
+from dilated_seg.callbacks import (
+    EvaluationRecord,
+    KeepGradients,
+    PredictionWriter,
+    ProcessTimeout,
+    SeedEveryStep,
+    StopOnSignal,
+    Throughput,
+)
 from dilated_seg.checkpoints import FINISHED, LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.loggers import Wandb, finish, loggers, tags
@@ -191,7 +198,8 @@ class CLI(LightningCLI):
             "default_root_dir": str(self.run_dir),
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         }
-        if isinstance(wanted.get("val_check_interval"), int):  # of steps, not of batches
+        if isinstance(wanted.get("val_check_interval"), int) and wanted.get("check_val_every_n_epoch") is None:
+            # of steps, as the experiment says it, where Lightning counts batches
             kwargs["val_check_interval"] = wanted["val_check_interval"] * wanted["accumulate_grad_batches"]
         if not torch.cuda.is_available() or wanted.get("accelerator") == "cpu":
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
@@ -201,11 +209,9 @@ class CLI(LightningCLI):
             raise UserError(f"trainer: {error}") from error
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
-        elif hasattr(trainer.strategy, "_timeout"):
-            trainer.strategy._timeout = timedelta(seconds=self._timeout)
         self.evaluation = EvaluationRecord()
-        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), Throughput(), self.evaluation, PredictionWriter()]
-        trainer.callbacks[:0] = own  # type: ignore[attr-defined]
+        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), ProcessTimeout(self._timeout), Throughput()]
+        trainer.callbacks[:0] = [*own, self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
         return trainer
@@ -216,9 +222,12 @@ class CLI(LightningCLI):
 
     def _lost_process(self, error: Exception) -> UserError | None:
         """What to say if an error means that another process is not there any more; gloo has no class for it."""
+        alone = not hasattr(self, "trainer") or self.trainer.world_size == 1
+        if alone or not isinstance(error, RuntimeError) or isinstance(error, UserError) or find_mistake(error):
+            return None
         if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
             return UserError("another process of this run has ended: what it printed says why")
-        if isinstance(error, RuntimeError) and "imed out" in str(error) and self.trainer.world_size > 1:
+        if "imed out" in str(error):
             return UserError(
                 f"another process of this run has not answered for {self._timeout:g} seconds: look at its machine, or raise "
                 "--process_timeout if it was only slow"
@@ -234,6 +243,7 @@ class CLI(LightningCLI):
                     process.wait(patience)
                 except subprocess.TimeoutExpired:
                     process.kill()
+            launcher.procs.clear()  # or Lightning, which watches them, would kill this one too
 
     def _discard(self) -> None:
         """A mistake leaves nothing behind: the folder goes if this call made it and nothing was learnt."""

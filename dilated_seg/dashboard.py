@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces import expr
 from wandb_workspaces.reports.v2 import interface as reports
 
-from dilated_seg.ablation.expand import Ablation
+from dilated_seg.ablation.expand import Ablation, finished
 from dilated_seg.analysis import report
 from dilated_seg.loggers import online, sentence
 from dilated_seg.runs import write_text
@@ -26,7 +27,10 @@ def publish(ablation: Ablation) -> None:
 
     The files hold what W&B's server is sent. Published again, the same workspace and report change.
     """
-    compared = [run for run in ablation.runs if run.compared]
+    compared = [run for run in ablation.runs if run.compared and finished(run, ablation)]
+    if not compared:
+        print("no dashboard: no run is finished", file=sys.stderr)
+        return
     results = [report.read(run.folder, ablation.evaluation, run.name) for run in compared]
     folder = ablation.folder / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -42,8 +46,8 @@ def publish(ablation: Ablation) -> None:
     for name, model in specs.items():
         write_text(folder / f"{name}.json", model.model_dump_json(by_alias=True, exclude_none=True) + "\n")
     print(
-        f"dashboard: {folder}/workspace.json, report.json; to publish it: wandb sync $(find {ablation.folder} -name "
-        "'offline-run-*'), then this command again with a key"
+        f"dashboard: {folder}/workspace.json, report.json; to publish it: find {shlex.quote(str(ablation.folder))} "
+        "-name 'offline-run-*' -exec wandb sync {} +, then this command again with a key"
     )
 
 
@@ -63,8 +67,7 @@ def save(workspace: workspaces.Workspace, shown: reports.Report, folder: Path) -
 def build(ablation: Ablation, results: Sequence[report.Result], entity: str) -> tuple[workspaces.Workspace, reports.Report]:
     """Workspace and report of an ablation's runs, the seeds of a network as one; without an entity, no server is asked."""
     project = os.environ.get("WANDB_PROJECT", "dilated_seg")
-    group = os.environ.get("WANDB_RUN_GROUP", ablation.name)
-    chosen = [expr.Metric("Group") == group, expr.Metric("JobType") == "fit"]
+    chosen = [expr.Metric("Group") == ablation.group, expr.Metric("JobType") == "fit"]
     sections = panels(ablation.split, results[0].record["classes"])
     workspace = workspaces.Workspace(
         entity=entity,

@@ -78,6 +78,7 @@ class Wandb(WandbLogger):
             self._wandb_init.pop("anonymous", None)  # Lightning passes it on, and wandb warns that it is obsolete
             # The pictures of tables wait here for their upload; for an offline run, in the home directory, for ever.
             os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(self._wandb_init["dir"]).absolute() / "wandb")
+            mode = os.environ.get("WANDB_MODE")
             try:
                 _ = super().experiment
             except Exception as error:
@@ -87,6 +88,8 @@ class Wandb(WandbLogger):
                 wandb.teardown()  # it would hold on to the run's id
                 self._offline = True
                 _ = super().experiment
+            if mode is None:
+                os.environ.pop("WANDB_MODE", None)  # Lightning's "dryrun" is for this run, not for the next in this process
             atexit.unregister(finish)
             atexit.register(finish)  # before wandb's own, which is silent and has been registered by now
         return self._experiment
@@ -167,7 +170,7 @@ def online() -> bool:
     """Whether W&B is to be logged to directly: WANDB_MODE says so, or nothing, and there is a key and an answer."""
     mode = os.environ.get("WANDB_MODE")
     if mode or not has_wandb_key():
-        return bool(mode) and mode not in ("offline", "dryrun")
+        return bool(mode) and mode not in ("offline", "dryrun", "disabled")
     if problem := silence():
         say_offline(problem)
     return not problem
@@ -199,7 +202,7 @@ def has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return wandb_server().hostname in netrc.netrc().hosts
+        return wandb_server().hostname in netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
 

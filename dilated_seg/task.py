@@ -85,7 +85,7 @@ class SegmentationTask(LightningModule):
             self.net.compile()  # in place: the names in a checkpoint stay as they are
         self.trained_steps = 0
         self.seen: list[str] = []  # the images of the batch
-        self.valid = 0.0  # pixels behind the gradients that are being accumulated
+        self.accumulated = [0.0, 0.0]  # the loss and the valid pixels behind the gradients that are being accumulated
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
@@ -106,6 +106,7 @@ class SegmentationTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Start from ``weights``: once, and not over what a checkpoint brought or training learnt."""
+        self.accumulated = [0.0, 0.0]
         if not self.weights or self.started:
             return
         self.started = True
@@ -145,12 +146,13 @@ class SegmentationTask(LightningModule):
             logits = self(batch["image"])
         total, valid = self.loss_sum(logits, batch["mask"])
         everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
-        self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
         total = total * self.trainer.world_size
         if self.trainer.accumulate_grad_batches == 1:
+            self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
             return total / everywhere[1].clamp(min=1)
-        self.valid += everywhere[1].item()
+        self.accumulated = [before + now for before, now in zip(self.accumulated, everywhere.tolist(), strict=True)]
+        self.log("train/loss", self.accumulated[0] / max(self.accumulated[1], 1.0), prog_bar=True)
         return total * self.trainer.accumulate_grad_batches / SCALE  # Lightning divides by their number
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -161,8 +163,8 @@ class SegmentationTask(LightningModule):
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if self.trainer.accumulate_grad_batches > 1:  # now the valid pixels of all its batches are known
-            torch._foreach_mul_(gradients, SCALE / max(self.valid, 1.0))
-            self.valid = 0.0
+            torch._foreach_mul_(gradients, SCALE / max(self.accumulated[1], 1.0))
+            self.accumulated = [0.0, 0.0]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log("train/gradient_norm", norm)
         if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
@@ -215,7 +217,7 @@ class SegmentationTask(LightningModule):
         self.refuse_broken_weights()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["valid_pixels"] = self.valid
+        checkpoint["accumulated"] = self.accumulated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, by the first parameter that does not fit."""
@@ -224,7 +226,7 @@ class SegmentationTask(LightningModule):
             if name not in saved or name not in ours or saved[name].shape != ours[name].shape:
                 raise UserError(f"the checkpoint does not fit the network: {name} is missing, left over or of another size")
         self.trained_steps, self.started = checkpoint["global_step"], True
-        self.valid = checkpoint.get("valid_pixels", 0.0)
+        self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])
 
     def on_validation_epoch_start(self) -> None:
         self.refuse_broken_weights()

@@ -132,7 +132,7 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    first, second = (tmp_path / f"out/DilatedNet/stage{k}" for k in (1, 2))
+    first, second = (tmp_path / f"out/DilatedNet/seed0/stage{k}" for k in (1, 2))
     (said,) = (line for line in killed.stdout.splitlines() if line.startswith(f"{first}/checkpoints/last.ckpt: "))
     assert "0 left over, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
     written = (first / "checkpoints/last.ckpt").stat().st_mtime_ns
@@ -145,14 +145,52 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     assert sorted(table["network"]) == ["DilatedNet", "front end"]
 
 
+def test_a_seed_added_later_is_all_that_is_missing(tmp_path):
+    (tmp_path / "a.yaml").write_text("{}")
+    (tmp_path / "study.yaml").write_text("experiments: {A: a.yaml}\n")
+    first = ablation.read(tmp_path / "study.yaml").runs
+    (tmp_path / "study.yaml").write_text("experiments: {A: a.yaml, B/c: a.yaml}\nseeds: [0, 1]\n")
+    later = ablation.read(tmp_path / "study.yaml").runs
+    assert first[0].folder == later[0].folder
+    assert [str(run.folder.relative_to("runs/study")) for run in later] == ["A/seed0", "A/seed1", "B_c/seed0", "B_c/seed1"]
+
+
+@pytest.mark.parametrize("name", ["jobs", "dashboard", ".."])
+def test_an_experiment_may_not_take_a_folder_of_the_ablation(tmp_path, name):
+    (tmp_path / "a.yaml").write_text("{}")
+    (tmp_path / "study.yaml").write_text(f'experiments: {{"{name}": a.yaml}}\n')
+    with pytest.raises(UserError, match="rename it"):
+        ablation.read(tmp_path / "study.yaml")
+
+
+def test_what_a_run_starts_from_must_be_there_before_the_first_is_trained(tmp_path):
+    experiment = f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n"
+    (tmp_path / "study.yaml").write_text(experiment + "common: {model: {weights: runs/voc/fcn32s}}\n")
+    with pytest.raises(UserError, match=r"first dilated-seg fit --config experiments/voc/fcn32s\.yaml"):
+        ablation.check(ablation.read(tmp_path / "study.yaml", tmp_path / "out"))
+
+
+def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_path):
+    (tmp_path / "study.yaml").write_text(f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n")
+    rehearsal, study = (ablation.read(tmp_path / "study.yaml", tmp_path / "out", steps) for steps in (3, None))
+    folder = study.runs[0].folder
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("of another configuration")
+    with pytest.raises(UserError, match="another configuration"):
+        ablation.check(study)
+    ablation.check(rehearsal)
+    assert not folder.exists()
+
+
 def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
-    runs = {"20260101-000000": True, "20260102-000000": True, "20260103-000000": False}
+    runs = {"20260101-000000": 1, "20260102-000000": 3, "20260103-000000": 0, "once": 2}  # when each was finished
     for name, finished in runs.items():
         run = tmp_path / name
         checkpoints.SafeCheckpointIO().save_checkpoint({"state_dict": {}}, run / "checkpoints/last.ckpt")
         (run / "config.yaml").write_text("")
         if finished:
             (run / "finished").write_text("")
+            os.utime(run / "finished", ns=(1, finished))
     assert checkpoints.of_run(tmp_path) == tmp_path / "20260102-000000/checkpoints/last.ckpt"
     assert checkpoints.of_run(tmp_path / "20260101-000000") == tmp_path / "20260101-000000/checkpoints/last.ckpt"
     with pytest.raises(UserError, match="holds no finished run"):

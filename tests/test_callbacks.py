@@ -1,9 +1,12 @@
 """Lightning's own callbacks, as an experiment names them, beside ours: each keeps what the others promise."""
 
 import csv
+import itertools
+import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import torch
 from dilated_seg import UserError
 from dilated_seg.callbacks.progress import duration
 from dilated_seg.cli import CLI
+from dilated_seg.loggers import finish
 from tests.conftest import ROOT
 from tests.test_distributed import environment
 
@@ -49,6 +53,16 @@ def test_images_a_second_and_memory_are_logged_for_every_step(plain):
     assert 0.1 < memory[0] <= memory[-1] < 100
 
 
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_rate_counts_all_images_between_two_logged_steps_but_not_validation(monkeypatch, tmp_path, passes):
+    """On a clock that goes on by a second whenever it is looked at: once when counting begins, once a logged step."""
+    clock = itertools.count()
+    monkeypatch.setattr("dilated_seg.callbacks.progress.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    accumulate = [f"--trainer.accumulate_grad_batches={passes}", "--trainer.log_every_n_steps=2", "--trainer.max_steps=8"]
+    CLI([*RUN, *accumulate, "--data.init_args.images=[24,3,3]", "--run_dir", str(tmp_path)])
+    assert rows(tmp_path, "train/images_per_second") == [2 * passes * 2.0] * 4
+
+
 def test_the_time_that_is_left_reads_as_a_clock():
     assert [duration(seconds) for seconds in (0.4, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
 
@@ -74,6 +88,15 @@ def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path
     whole, killed = last(tmp_path / "whole"), last(tmp_path / "killed")
     for name, value in whole["state_dict"].items():
         assert torch.equal(killed["state_dict"][name], value), name
+
+
+def test_an_offline_run_does_not_make_the_next_one_of_the_process_offline(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("dilated_seg.loggers.online", lambda: False)
+    CLI([*RUN, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--run_dir", str(tmp_path)])
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+    finish()
+    assert "WANDB_MODE" not in os.environ
 
 
 @pytest.mark.parametrize(

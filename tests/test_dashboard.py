@@ -45,7 +45,7 @@ def shown(folder):
 
 def test_the_evaluation_of_an_ablation_is_in_the_run_that_it_is_of(study):
     folder, _, _ = study
-    (session,) = sessions(folder / "out/front_end")
+    (session,) = sessions(folder / "out/front_end/seed0")
     assert (session.group, session.job_type, session.name) == ("study", "fit", "front end")
     assert session.summary.keys() >= {"val/mean_iou", "test/mean_iou", "test/iou/dot", "test/confusion_picture"}
     assert [row[0] for row in session.table("test/images")[1]] == ["test000000", "test000001", "test000002"]
@@ -59,7 +59,7 @@ def test_without_a_key_the_dashboard_is_files_and_nobody_is_asked(study):
 
 def test_the_panels_show_what_the_runs_log(study):
     folder, _, _ = study
-    (session,) = sessions(folder / "out/front_end")
+    (session,) = sessions(folder / "out/front_end/seed0")
     workspace, report = shown(folder)
     for sections in (workspace, report):
         configs = [panel["config"] for panels in sections for panel in panels]

@@ -58,7 +58,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one_with_the_joined_batch(on
     process = launch(*TWENTY, *TWO, "--run_dir", tmp_path)
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    assert "4 images a step (2 in each of 2 processes), learning rate 0.002" in out
+    assert "4 images a step (2 in each of 2 processes); batch_size 6 is not used, learning rate 0.002" in out
     assert "Warning" not in error and "sync_dist" not in error, error
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-6)
@@ -67,7 +67,8 @@ def test_twenty_steps_of_two_processes_are_those_of_one_with_the_joined_batch(on
 
 def test_twenty_steps_of_accumulated_batches_are_those_of_the_joined_batch(one, tmp_path, capsys):
     CLI([*TWENTY, "--trainer.accumulate_grad_batches=4", "--run_dir", str(tmp_path)])
-    assert "4 images a step (1 at once, 4 times), learning rate 0.002" in capsys.readouterr().out
+    assert "4 images a step (1 at once, 4 times); batch_size 6 is not used, learning rate 0.002" in capsys.readouterr().out
+    torch.testing.assert_close(losses(tmp_path), losses(one), rtol=0, atol=1e-5)
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-6)
 
@@ -94,15 +95,35 @@ def test_a_strategy_that_this_machine_cannot_run_is_refused_in_one_sentence(tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_an_accumulation_of_two_processes_that_was_killed_ends_with_the_same_weights(tmp_path):
+    """A validation after 5 of an epoch's 6 batches falls into the second step of three, and the kill comes before its end."""
+    half = ["--data.init_args.images=[24,3,3]", "--trainer.accumulate_grad_batches=3", "--data.init_args.global_batch_size=12"]
+    half += ["--trainer.max_steps=4", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=0.84"]
+    (tmp_path / "kill.py").write_text(
+        LOSE.format(rank=0, signal=int(signal.SIGKILL)).replace("self.global_step == 3", "seen(5)")
+    )
+    for name, script in (("whole", None), ("killed", tmp_path / "kill.py"), ("killed", None)):
+        process = launch(*RUN, *half, *TWO, "--run_dir", tmp_path / name, **({"script": script} if script else {}))
+        _, said = process.communicate(timeout=300)
+        assert (process.returncode == 0) == (script is None), said
+        if script:
+            assert torch.load(tmp_path / "killed/checkpoints/last.ckpt", weights_only=True)["accumulated"][1] > 0
+    for name, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "killed")[name], value, rtol=0, atol=1e-6)
+
+
 # Runs the command; process {rank} gets {signal} when it begins step 3, and leaves the time of that in the file that it is told.
 LOSE = """
 import os, signal, sys
 from pathlib import Path
 from dilated_seg.__main__ import main
 from dilated_seg.task import SegmentationTask
+def seen(batches, count=[]):
+    count.append(1)
+    return len(count) == batches + 1
 def lose(self, *args):
     Path(os.environ["DILATED_SEG_RUN_DIR"], f"pid{{self.global_rank}}").write_text(str(os.getpid()))
-    if self.global_step == 3 and self.global_rank == {rank}:
+    if self.global_rank == {rank} and self.global_step == 3:
         Path(os.environ["DILATED_SEG_RUN_DIR"], "lost").touch()
         os.kill(os.getpid(), {signal})
 SegmentationTask.on_train_batch_start = lose
@@ -125,6 +146,7 @@ def lose(tmp_path, rank, number, *flags):
     process = launch(*arguments, script=tmp_path / "lose.py")
     try:
         _, said = process.communicate(timeout=120)
+        assert (tmp_path / "run/lost").exists(), said
         return said, process.returncode, time.time() - (tmp_path / "run/lost").stat().st_mtime
     finally:
         for file in tmp_path.glob("run/pid*"):
@@ -141,9 +163,9 @@ def test_a_run_whose_process_is_killed_ends_within_15_seconds(tmp_path, rank):
 
 
 def test_a_run_whose_process_hangs_ends_when_the_others_have_waited_long_enough(tmp_path):
-    said, status, seconds = lose(tmp_path, 1, signal.SIGSTOP, "--process_timeout=25")
+    said, status, seconds = lose(tmp_path, 1, signal.SIGSTOP, "--process_timeout=10")
     assert status == 2, said
-    assert 25 <= seconds < 60
-    assert "another process of this run has not answered for 25 seconds" in said
+    assert 10 <= seconds < 60
+    assert "another process of this run has not answered for 10 seconds" in said
     hung = Path("/proc", (tmp_path / "run/pid1").read_text(), "status")
     assert not hung.exists() or "zombie" in hung.read_text()

@@ -73,6 +73,12 @@ def test_the_header_of_an_experiment_names_the_paper_our_number_the_cost_and_its
     assert re.search(r"# run: +(.*)", header).group(1) == f"python -m dilated_seg fit --config {name(file)}"
 
 
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
+def test_what_an_experiment_starts_from_is_the_run_of_another_one(file):
+    weights = yaml.safe_load(file.read_text())["model"].get("weights", "imagenet")
+    assert weights == "imagenet" or (ROOT / "experiments" / f"{weights.removeprefix('runs/')}.yaml") in EXPERIMENTS
+
+
 @pytest.mark.parametrize("file", ABLATIONS, ids=name)
 def test_every_ablation_expands_to_runs_that_parse(file):
     expanded = ablation.read(file)

@@ -78,11 +78,12 @@ exit 0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A study of which one run needs a file that is not there yet, and one cannot work."""
+    """A study of which one run needs a file that is not whole yet, and one cannot work."""
     folder = tmp_path_factory.mktemp("launch")
     source = (ROOT / "experiments/shapes/frontend.yaml").read_text().replace("../data", str(ROOT / "experiments/data"))
     (folder / "frontend.yaml").write_text(source)
     (folder / "late.yaml").write_text(source.replace("model:\n", f"model:\n  weights: {folder}/start.safetensors\n"))
+    (folder / "start.safetensors").write_bytes(b"")  # still being copied
     (folder / "wrong.yaml").write_text(source.replace("lr: 2.0e-3", "lr: -1.0"))
     (folder / "once.py").write_text(ONCE)
     (folder / "study.yaml").write_text(STUDY.replace("FOLDER", str(folder)))
@@ -128,9 +129,14 @@ def status(folder, study, out, capsys):
 
 def test_a_run_that_fails_does_not_stop_the_others_and_says_why(folder, serial, capsys):
     assert "**Not in this comparison: late, seed 0, stage 2 of 2; wrong, seed 0.**" in (serial / "report.md").read_text()
-    assert (serial / "wrong/failed").read_text() == "ValueError: Invalid learning rate: -1.0\n"
+    assert (serial / "wrong/seed0/failed").read_text() == "ValueError: Invalid learning rate: -1.0\n"
     said = status(folder, "study", serial, capsys)
-    for text in ("failed: cannot read", "not tried: a stage before it failed", "failed: ValueError: Invalid", " finished "):
+    for text in (
+        "start.safetensors is empty",
+        "not tried: a stage before it failed",
+        "failed: ValueError: Invalid",
+        " finished ",
+    ):
         assert said.count(text) == 1
 
 
@@ -145,7 +151,7 @@ def test_what_failed_is_tried_again_the_next_time(folder, serial, tmp_path, caps
     assert "1 of 4: front end, seed 0 is finished" in printed.out
     assert printed.err.splitlines()[-1].startswith("wrong, seed 0 failed: ValueError: Invalid learning rate: -1.0 (see ")
     assert "Traceback" in printed.err
-    assert not list(out.glob("late/*/failed"))
+    assert not list(out.glob("late/seed0/*/failed"))
     assert "**Not in this comparison: wrong, seed 0.**" in (out / "report.md").read_text()
     assert frontend(out).equals(frontend(serial))
 
@@ -155,8 +161,8 @@ def test_runs_in_processes_of_their_own_give_the_same_numbers(folder, serial, tm
     assert main(["ablate", f"{folder}/two.yaml", "--out", str(out), "--launcher", "local", "--jobs", "2"]) == 1
     printed = capsys.readouterr()
     assert "front end, seed 0 is finished" in printed.out and "wrong, seed 0 failed: ValueError" in printed.out
-    assert printed.err.splitlines()[-1].endswith(f"(see {out}/jobs/wrong.log)")
-    assert "Traceback" in (out / "jobs/wrong.log").read_text() and "Traceback" not in printed.err
+    assert printed.err.splitlines()[-1].endswith(f"(see {out}/jobs/wrong/seed0.log)")
+    assert "Traceback" in (out / "jobs/wrong/seed0.log").read_text() and "Traceback" not in printed.err
     assert frontend(out).equals(frontend(serial))
 
 
@@ -170,6 +176,12 @@ def test_each_process_gets_one_device_and_its_share_of_the_threads(folder, tmp_p
         {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "4"}, {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "7"},
     ]  # fmt: skip
     assert Local(ablation, 4).environment(2) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "4"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert Local(ablation, None).environment(1) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert Local(ablation, None).environment(0) == {"OMP_NUM_THREADS": "8", "CUDA_VISIBLE_DEVICES": "0"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert Local(ablation, None).environment(0) == {"OMP_NUM_THREADS": "8"}
 
 
 def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path, capsys):
@@ -178,7 +190,7 @@ def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path,
     command = ["ablate", f"{folder}/one.yaml", "--out", str(out)]
     assert main([*command, "--launcher", "local"]) == 1
     assert "interrupted; to continue: dilated-seg ablate" in capsys.readouterr().out
-    assert "stopped by a signal after step 5" in (out / "jobs/front_end.log").read_text()
+    assert "stopped by a signal after step 5" in (out / "jobs/front_end/seed0.log").read_text()
     with claimed(read(folder / "one.yaml", out).chains[0], read(folder / "one.yaml", out)):
         assert " running " in status(folder, "one", out, capsys)
         assert main(command) == 2
@@ -214,10 +226,10 @@ def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folde
         os.spawnl(os.P_WAIT, str(cluster / "scontrol"), "scontrol", "release", f"1_{task}")
     assert main(slurm) == 1
     assert (cluster / "submitted").read_text().strip() == "1"
-    log = (out / "jobs/front_end.log").read_text()
+    log = (out / "jobs/front_end/seed0.log").read_text()
     for text in ("stopped by a signal after step 5", "Requeued job 1_0", f"continuing {out}"):
         assert text in log
-    assert (out / "wrong/failed").read_text() == "ValueError: Invalid learning rate: -1.0\n"
+    assert (out / "wrong/seed0/failed").read_text() == "ValueError: Invalid learning rate: -1.0\n"
     assert frontend(out).equals(frontend(serial))
 
 

@@ -240,5 +240,5 @@ def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
         assert done.returncode == (0 if way == "None" else -signal.SIGKILL), done.stderr
         states.append(torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True))
     assert states[1]["gradients"]
-    assert states[1]["valid_pixels"] > 0
+    assert states[1]["accumulated"][1] > 0
     assert same(states[0]["state_dict"], states[2]["state_dict"])

@@ -15,11 +15,12 @@ from dilated_seg import UserError
 from dilated_seg.cli import CLI
 from dilated_seg.data import Folder, Shapes
 from dilated_seg.data.scores import StoredScores
-from dilated_seg.models import DilatedNet
+from dilated_seg.models import DilatedNet, FrontEnd
 from tests import trees
 from tests.conftest import ROOT
 
 STEPS = 10
+forward = FrontEnd.forward
 STAGE = [
     "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
     "--model.lr_factors={}", "--model.mean=[120,120,120]", "--model.std=[60,60,60]",
@@ -81,6 +82,37 @@ def test_losses_and_weights_are_those_of_training_through_the_front_end(stages):
     assert any((ours[name][:, :, 1:2, 1:2] - start).abs().max() > 1e-3 for name in moved if ours[name].shape[-1] == 3)
 
 
+def test_training_reads_the_stored_scores_and_leaves_the_front_end_alone(stages, front_end, tmp_path, monkeypatch):
+    """Scores of one image are exchanged on the disk: the steps before it stay, the step that takes it has another loss."""
+    copy = tmp_path / "scores"
+    shutil.copytree(stages / "scores", copy)
+    folder = copy / first(stages).name
+    (shard,) = folder.glob("0-0-*.safetensors")
+    scores = StoredScores(folder, 20, 2)
+    assert scores.missing() == []
+    rows = [scores[0, index] for index in scores.rows(0)]
+    order = list(Shapes(images=(20, 2, 2), size=(32, 48), variants=2, batch_size=4).training_order(0, int))
+    rows[order[2][0][1] if order[2][0][1] < 16 else order[2][1][1]]["scores"][:] = 0
+    shard.unlink()
+    scores.write(0, 0, rows)
+    called = []
+    monkeypatch.setattr(FrontEnd, "forward", lambda self, image: called.append(1) or forward(self, image))
+    CLI([*STAGE, front_end, cached(copy), "--trainer.limit_val_batches=0", "--run_dir", str(tmp_path / "run")])
+    assert not called
+    assert losses(tmp_path / "run")[:2] == losses(stages / "cached")[:2]
+    assert losses(tmp_path / "run")[2] != losses(stages / "cached")[2]
+
+
+def test_a_rehearsal_computes_only_what_it_reads(tmp_path, front_end, capsys):
+    two = ["--trainer.max_steps=2", "--data.init_args.images=[2000,2,2]"]
+    CLI([*STAGE, front_end, cached(tmp_path / "scores"), *two, "--run_dir", str(tmp_path / "run")])
+    shards = list((tmp_path / "scores").glob("*/*.safetensors"))
+    assert 2 <= len(shards) <= 8  # of 250
+    assert f"{len(shards)} shards to compute" in capsys.readouterr().out
+    CLI([*STAGE, front_end, cached(tmp_path / "scores"), *two, "--run_dir", str(tmp_path / "run")])
+    assert "to compute" not in capsys.readouterr().out
+
+
 def test_validation_is_that_of_the_whole_network(stages):
     through, stored = (json.loads((stages / run / "evaluations/val.json").read_text()) for run in ("through", "cached"))
     assert through["matrix"] == stored["matrix"]
@@ -119,7 +151,7 @@ def test_a_second_run_computes_nothing_and_other_weights_compute_anew(stages, fr
         )
     ):
         CLI([*run, *other, "--run_dir", str(tmp_path / f"other{number}")])
-        assert "4 shards to compute" in capsys.readouterr().out
+        assert "shards to compute" in capsys.readouterr().out
         assert len(list((stages / "scores").iterdir())) == 2 + number
 
 
@@ -168,6 +200,7 @@ def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_pa
     [
         (["--data.init_args.variants=null"], "set it, such as to 2"),
         (["--model.net.init_args.context=null"], "DilatedNet with a context module"),
+        (["--model.net.init_args.dropout=0.5"], "scores without dropout"),
         (["--data.init_args.variants=0"], "data.variants is 0: it must be at least 1"),
     ],
 )
@@ -175,6 +208,29 @@ def test_what_cannot_be_cached_is_said(flags, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         CLI([*STAGE, *flags, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
     assert not (tmp_path / "scores").exists()
+
+
+# Holds the lock of a folder, as a run that computes scores does, and puts them there a while later.
+OTHER = """
+import shutil, sys, time
+from filelock import FileLock
+with FileLock(f"{sys.argv[2]}/lock"):
+    print("held", flush=True)
+    time.sleep(5)
+    shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))
+"""
+
+
+def test_a_run_waits_for_another_one_that_computes_the_same_scores(tmp_path, front_end, capsys, stages):
+    folder = tmp_path / "scores" / first(stages).name
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", OTHER, first(stages), folder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "another run computes them" in said
+    assert "to compute" not in said
+    assert losses(tmp_path / "run") == losses(stages / "cached")
 
 
 def test_a_disk_too_small_is_said_after_the_first_shard(tmp_path, front_end, monkeypatch):

@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
@@ -50,17 +50,33 @@ def train(one: Run, ablation: Ablation) -> None:
     from dilated_seg.cli import CLI
     from dilated_seg.loggers import finish
 
-    os.environ.setdefault("WANDB_RUN_GROUP", ablation.name)
-    os.environ["WANDB_NAME"] = ", ".join(filter(None, (one.name, one.stage)))  # the seeds of one name are one curve
+    # the seeds of one name are one curve
+    named = {"WANDB_RUN_GROUP": ablation.group, "WANDB_NAME": ", ".join(filter(None, (one.name, one.stage)))}
+    with variables(named):
+        try:
+            cli = CLI(one.arguments)
+            if one.compared:
+                evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
+                evaluate(cli.model, cli.datamodule, verbose=False)
+        except Exception:
+            finish(1)
+            raise
+        finish()
+
+
+@contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        cli = CLI(one.arguments)
-        if one.compared:
-            evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
-            evaluate(cli.model, cli.datamodule, verbose=False)
-    except Exception:
-        finish(1)
-        raise
-    finish()
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def note_failure(one: Run, why: str) -> None:

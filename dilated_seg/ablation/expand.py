@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +13,10 @@ from typing import Any
 import yaml
 
 from dilated_seg import UserError
+from dilated_seg.runs import EXPERIMENTS
 
 FAILED = "failed"  # a file in the folder of a run that failed, which says why
+OWN = (".", "..", "dashboard", "jobs")  # folders that no experiment may have
 KEYS = ("experiments", "overlays", "common", "seeds", "evaluate")
 
 
@@ -65,12 +70,18 @@ class Ablation:
     runs: tuple[Run, ...]
     split: str
     folder: Path
+    rehearsal: bool = False
 
     @property
     def chains(self) -> list[Chain]:
         """Its runs, those together that start from each other's weights."""
         starts = [number for number, one in enumerate(self.runs) if one.before is None]
         return [self.runs[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+    @property
+    def group(self) -> str:
+        """What its runs are called together at W&B."""
+        return os.environ.get("WANDB_RUN_GROUP", self.name)
 
     @property
     def jobs(self) -> Path:
@@ -130,7 +141,7 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
         name = ", ".join(part for part in (experiment, overlay) if part)
         above = [*([layer(path, over)] if over else []), *common]
         for seed in seeds:
-            place = folder / (name if len(seeds) == 1 else f"{name}/seed{seed}").replace(" ", "_").replace(",", "")
+            place = folder / re.sub(r"[^\w.+-]+", "_", name.replace(",", "")) / f"seed{seed}"
             stages = base if isinstance(base, list) else [base]
             before = None
             for number, stage in enumerate(stages, start=1):
@@ -138,10 +149,12 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
                 label = f"stage {number} of {len(stages)}" if len(stages) > 1 else ""
                 runs.append(Run(name, (layer(path, stage), *above), seed, here, label, before, number == len(stages)))
                 before = here
+    if own := [one for one in runs if one.folder.relative_to(folder).parts[0] in OWN]:
+        raise UserError(f"{path} names an experiment '{own[0].name}': its folder is the ablation's own; rename it")
     for one, two in itertools.combinations(runs, 2):
         if one.folder == two.folder:
             raise UserError(f"{path}: '{one.name}' and '{two.name}' would share the folder {one.folder}: rename one")
-    return Ablation(path.stem, tuple(runs), split, folder)
+    return Ablation(path.stem, tuple(runs), split, folder, max_steps is not None)
 
 
 def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
@@ -172,14 +185,28 @@ def check(ablation: Ablation) -> None:
         resolve = Resolve(one.arguments)
         text, saved = resolve.text, one.folder / "config.yaml"
         if saved.is_file() and saved.read_text() != text:
-            raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
+            learnt = (one.folder / "checkpoints").exists() and not ablation.rehearsal
+            if learnt:
+                raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
+            shutil.rmtree(one.folder)  # it failed before it had learnt anything, or only rehearsed
         if yaml.safe_load(text)["trainer"]["devices"] not in (1, "1"):
             raise UserError(f"{one.name} asks for several devices, but ablate trains on one: set trainer.devices to 1")
+        start = yaml.safe_load(text)["model"]["weights"]
+        if start and start != "imagenet" and one.before is None and not Path(start).exists():
+            raise UserError(f"{one.name} starts from {start}, which is not there: {how_to_get(start)}")
         if resolve.data not in looked_at:
             looked_at.append(resolve.data)
             data = resolve.dataset()
             for split in (data.train_split, "val", ablation.split):
                 data.opened(split)
+
+
+def how_to_get(weights: str) -> str:
+    """What to do about a start that is missing: train it, if it is an experiment's run."""
+    file = Path("experiments", *Path(weights).parts[1:]).with_suffix(".yaml")
+    if Path(weights).parts[0] == "runs" and (EXPERIMENTS.parent / file).is_file():
+        return f"first dilated-seg fit --config {file}"
+    return "name a file, or the folder of a finished run, in model.weights"
 
 
 def finished(one: Run, ablation: Ablation) -> bool:

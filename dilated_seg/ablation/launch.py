@@ -43,7 +43,7 @@ class Job:
             announced.append(number)
             signal.raise_signal(signal.SIGTERM)
 
-        signal.signal(signal.SIGTERM, leave)  # outside of training; submitit would ignore it
+        signal.signal(signal.SIGTERM, stop)  # outside of training; submitit would ignore it
         signal.signal(signal.SIGUSR2, announce)
         try:
             if self.claim:
@@ -62,7 +62,7 @@ class Job:
         return DelayedSubmission(self)
 
 
-def leave(number: int, frame: Any) -> None:  # noqa: ANN401
+def stop(number: int, frame: Any) -> None:  # noqa: ANN401
     """End this process as StopOnSignal does."""
     raise SystemExit(128 + signal.SIGTERM)
 
@@ -79,7 +79,7 @@ def undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, ours)
         signal.signal(signal.SIGTERM, before)
     if noted:
-        leave(noted[0], None)
+        stop(noted[0], None)
 
 
 class Launcher(ABC):
@@ -103,7 +103,7 @@ class Launcher(ABC):
     def carry_out(self, waiting: list[Chain], retries: int) -> None:
         """Train and evaluate what is missing of the chains; a line for each that starts or ends."""
         tried: Counter[Chain] = Counter()
-        before = signal.signal(signal.SIGTERM, leave)
+        before = signal.signal(signal.SIGTERM, stop)
         try:
             while waiting or self.running:
                 free = (number for number in range(self.room) if number not in self.running)
@@ -114,7 +114,7 @@ class Launcher(ABC):
                 for number, (chain, job) in list(self.running.items()):
                     if job.job_id not in self.begun and job.paths.stdout.exists():
                         self.begun.add(job.job_id)
-                        print(f"{describe(chain)} starts as job {job.job_id}, log {self.ablation.log(chain)}", flush=True)
+                        print(f"{title(chain)} starts as job {job.job_id}, log {self.ablation.log(chain)}", flush=True)
                     if job.done():
                         del self.running[number]
                         tried[chain] += 1
@@ -143,8 +143,8 @@ class Launcher(ABC):
         """Say how a job ended; whether its chain is finished."""
         left = [one for one in chain if not finished(one, self.ablation)]
         if left and not any(failure(one, chain) for one in left) and not is_claimed(chain, self.ablation):
-            note_failure(left[0], f"its job ended ({job.state})")
-        said = f"{left[0].label} {failure(left[0], chain) or 'is not finished'}" if left else f"{describe(chain)} is finished"
+            note_failure(left[0], f"its process was killed (for want of memory?) or stopped by a signal (job {job.job_id})")
+        said = f"{left[0].label} {failure(left[0], chain) or 'is not finished'}" if left else f"{title(chain)} is finished"
         print(said, flush=True)
         return not left
 
@@ -162,7 +162,8 @@ class Local(Launcher):
     def __init__(self, ablation: Ablation, jobs: int | None) -> None:
         import torch
 
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = given.split(",") if given else []
         count = torch.cuda.device_count()
         self.devices = visible if len(visible) == count else [str(number) for number in range(count)]
         super().__init__(ablation, jobs or max(1, count))
@@ -191,6 +192,6 @@ class Local(Launcher):
             time.sleep(0.1)
 
 
-def describe(chain: Chain) -> str:
-    """How a line in the terminal calls a chain."""
+def title(chain: Chain) -> str:
+    """How a line in the terminal calls a chain: as its last run, without the stage."""
     return f"{chain[0].name}, seed {chain[0].seed}"

@@ -12,7 +12,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from dilated_seg import UserError
 from dilated_seg.ablation.expand import Ablation, Chain, finished
-from dilated_seg.ablation.launch import Job, Launcher, describe
+from dilated_seg.ablation.launch import Job, Launcher, title
 
 TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
 
@@ -37,7 +37,7 @@ class Slurm(Launcher):
     def carry_out(self, waiting: list[Chain], retries: int) -> None:
         self.running = dict(enumerate(slurm_jobs(self.ablation).items()))
         for chain, job in self.running.values():
-            print(f"{describe(chain)} was queued as job {job.job_id} before", flush=True)
+            print(f"{title(chain)} was queued as job {job.job_id} before", flush=True)
         if self.running:
             print(f"(should SLURM not know these jobs any more, remove {ids_file(self.ablation)})", flush=True)
         known = [chain for chain, _ in self.running.values()]

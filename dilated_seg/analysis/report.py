@@ -109,7 +109,8 @@ def read(folder: Path, evaluation: str, name: str) -> Result:
     """One run's evaluation."""
     file = folder / "evaluations" / f"{evaluation}.json"
     if not file.is_file():
-        raise UserError(f"{folder} has no evaluation {evaluation}: run dilated-seg {evaluation.partition('-')[0]} on it")
+        verb = "test" if evaluation.startswith("test") else "validate"
+        raise UserError(f"{folder} has no evaluation {evaluation}: run dilated-seg {verb} on it")
     config = folder / "config.yaml"
     seed = yaml.safe_load(config.read_text())["seed_everything"] if config.is_file() else 0
     return Result(name, folder, seed, json.loads(file.read_text()))

@@ -4,7 +4,7 @@ from dilated_seg.callbacks.evaluation import EvaluationRecord
 from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.pictures import Gallery, PredictionWriter
 from dilated_seg.callbacks.progress import Progress, Throughput
-from dilated_seg.callbacks.resume import KeepGradients, SeedEveryStep, StopOnSignal
+from dilated_seg.callbacks.resume import KeepGradients, ProcessTimeout, SeedEveryStep, StopOnSignal
 from dilated_seg.callbacks.scores import CachedFrontEnd
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Gallery",
     "KeepGradients",
     "PredictionWriter",
+    "ProcessTimeout",
     "Progress",
     "SeedEveryStep",
     "StopOnSignal",

@@ -8,6 +8,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from dilated_seg.data import SegmentationDataModule
+
 try:
     import resource
 except ImportError:  # not on Windows
@@ -17,24 +19,26 @@ except ImportError:  # not on Windows
 class Throughput(Callback):
     """Says how large a step is, and logs images per second and the peak of memory; all processes together.
 
-    The seconds are those between steps that are logged, reading included, validation and checkpoints not. Memory is the
+    The seconds are those between steps that are logged, reading included, validation and what it saves not. Memory is the
     device's, or without one that of this process, in GB.
     """
 
     def __init__(self) -> None:
-        self.images = 0  # that all processes take at once
         self.batches, self.started = 0, 0.0  # since the rate was last logged
         self.rate = 0.0  # images a second, last time that it was logged
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.batches, self.started, self.rate = 0, 0.0, 0.0
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.images = data.images_at_once() * trainer.world_size
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(data, SegmentationDataModule):
             at_once, world, passes = data.images_at_once(), trainer.world_size, data.passes
             among = f"{at_once} in each of {world} processes" if world > 1 else f"{at_once} at once"
             how = f" ({among}{f', {passes} times' if passes > 1 else ''})" if world * passes > 1 else ""
+            unused = (
+                f"; batch_size {data.batch_size} is not used" if data.global_batch_size not in (None, data.batch_size) else ""
+            )
             rate = trainer.optimizers[0].defaults["lr"]
-            print(f"{self.images * passes} images a step{how}, learning rate {rate:g}", flush=True)
+            print(f"{at_once * world * passes} images a step{how}{unused}, learning rate {rate:g}", flush=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         if not self.started:
@@ -51,7 +55,8 @@ class Throughput(Callback):
         self.batches += 1
         if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
             now = time.perf_counter()
-            self.rate = self.images * self.batches / (now - self.started)
+            images = len(batch["id"]) * trainer.world_size
+            self.rate = images * self.batches / (now - self.started)
             pl_module.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory(pl_module.device)})
             self.started, self.batches = now, 0
 

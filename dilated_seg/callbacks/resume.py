@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class SeedEveryStep(Callback):
 class KeepGradients(Callback):
     """Puts the gradients of an accumulation that a checkpoint falls into the checkpoint, and takes them out again.
 
-    For one process: each process of several has gradients of its own, and only the first one saves.
+    Of several processes, each of which has gradients of its own, it keeps the mean, which is what they come to in the end.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,11 @@ class KeepGradients(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.accumulate_grad_batches > 1 and trainer.fit_loop.epoch_loop._should_accumulate():
-            checkpoint["gradients"] = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+            checkpoint["gradients"] = {
+                name: trainer.strategy.reduce(p.grad.clone(), reduce_op="mean")
+                for name, p in pl_module.named_parameters()
+                if p.grad is not None
+            }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.kept = checkpoint.get("gradients", {})
@@ -60,11 +65,18 @@ class StopOnSignal(Callback):
         self.received: int | None = None
         self.saved = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning, whose own handler does not save, puts back what was there when it ends."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen. Lightning, whose own handler does not save, comes after this, and puts back what was there when it ends."""
         if threading.current_thread() is threading.main_thread():
             for number in self.signals:
                 signal.signal(number, self._note)
+
+    on_train_start = on_fit_start  # Lightning's has taken its place meanwhile
+
+    def before_training(self, trainer: Trainer) -> None:
+        """End this process if it was told to stop while something long goes on before the first step."""
+        if self.received is not None:
+            self._leave(trainer)
 
     def _note(self, number: int, frame: Any) -> None:  # noqa: ANN401
         self.received = number
@@ -113,3 +125,21 @@ class StopOnSignal(Callback):
                 except (OSError, subprocess.CalledProcessError) as error:
                     print(f"the job was not queued again: {error}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM)
+
+
+class ProcessTimeout(Callback):
+    """Ends a run of several processes when one of them hangs: the others wait so long for it and then fail.
+
+    It begins when all of them have started, however long that took.
+
+    Args:
+        seconds: To wait.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            older = torch.distributed.distributed_c10d._set_pg_timeout  # before torch 2.15
+            getattr(torch.distributed, "set_timeout", older)(timedelta(seconds=self.seconds))

@@ -30,7 +30,7 @@ class SegmentationDataModule(LightningDataModule):
     A dataset that lies on a disk is read from the folders of its release, or from the shards that ``prepare`` made of them.
 
     Args:
-        batch_size: Images a process takes at once in training.
+        batch_size: Images a process takes at once in training, unless there is a global_batch_size.
         global_batch_size: Images of one training step, over all processes and trainer.accumulate_grad_batches; it then says how
             many a process takes at once, and an experiment takes the same steps on any number of devices.
         crop_size: (height, width) of training crops; None trains on whole images.
@@ -61,7 +61,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         crop_size: tuple[int, int] | None = None,
         scale: tuple[float, float] = (1.0, 1.0),
         flip: bool = True,
@@ -86,7 +86,7 @@ class SegmentationDataModule(LightningDataModule):
             raise UserError(f"data.scale is {list(scale)}: it must be two factors above 0, the smaller first")
         if crop_size is not None and min(crop_size) < 1:
             raise UserError(f"data.crop_size is {list(crop_size)}: height and width must be at least 1")
-        self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        self.batch_size, self.global_batch_size = batch_size or global_batch_size or 8, global_batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.streaming, self.on_bad_image = streaming, on_bad_image
@@ -187,9 +187,13 @@ class SegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         images = self.scores or self.training_images()
-        permute = getattr(self.opened(self.train_split), "order", None)
-        place = self._rank, self._world, self._batches_done, self.passes
-        return self._loader(images, TrainingOrder(len(images), self.images_at_once(), run_seed(), *place, permute), stack)
+        return self._loader(images, self.training_order(self._rank, self._batches_done), stack)
+
+    def training_order(self, rank: int, done: Callable[[], int]) -> TrainingOrder:
+        """Which images a process takes, batch by batch, from where ``done`` says that it is."""
+        split = self.opened(self.train_split)
+        permute = getattr(split, "order", None)
+        return TrainingOrder(len(split), self.images_at_once(), run_seed(), rank, self._world, done, self.passes, permute)
 
     @property
     def passes(self) -> int:

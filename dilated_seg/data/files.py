@@ -45,8 +45,8 @@ class Pairs:
 
     def fingerprint(self) -> str:
         """Changes when a file does, by its name, size or time, or the order of them."""
-        files = (path for _, *both in self.pairs for path in both if path)
-        facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        files = ((name, path) for name, *both in self.pairs for path in both if path)
+        facts = [(name, path.name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def check(self) -> None:

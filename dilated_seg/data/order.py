@@ -51,7 +51,7 @@ class TrainingOrder(Sampler[list[Key]]):
         if not self.batches:
             needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
             needed += f" {passes} times over" if passes > 1 else ""
-            raise UserError(f"the training split has {size} images and a step needs {needed}: lower data.batch_size")
+            raise UserError(f"the training split has {size} images and a step needs {needed}: lower the batch size of data")
 
     def __len__(self) -> int:
         return self.batches

@@ -1,6 +1,8 @@
 """A frozen front end's scores of training images, computed once and kept in shards on the disk."""
 
 import json
+import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,21 @@ class StoredScores(Dataset[dict[str, Any]]):
 
     def missing(self) -> list[tuple[int, int]]:
         """The shards (variant, block) that are not there as they were written; damaged ones are removed."""
-        for path in set(self.folder.glob("*.safetensors")) - set(self.places.values()):
-            variant, block, checksum = path.stem.split("-")
-            if digest(path).startswith(checksum):
-                self.places[int(variant), int(block)] = path
+        for path in set(self.folder.glob("*-*-*.safetensors")) - set(self.places.values()):
+            if digest(path).startswith(path.stem.rpartition("-")[2]):
+                self.add(path)
             else:
                 path.unlink(missing_ok=True)
         return [(v, b) for v in range(self.variants) for b in range(self.blocks) if (v, b) not in self.places]
+
+    def rows(self, block: int) -> range:
+        """The images of a block."""
+        return range(block * ROWS, min(self.images, (block + 1) * ROWS))
+
+    def add(self, path: Path) -> None:
+        """Know a shard by its name."""
+        variant, block, _ = path.stem.split("-")
+        self.places[int(variant), int(block)] = path
 
     def write(self, variant: int, block: int, samples: Iterable[dict[str, Any]]) -> int:
         """Write a shard of samples with ``scores``, ``mask`` and ``id``; gives its size in bytes.
@@ -58,7 +68,7 @@ class StoredScores(Dataset[dict[str, Any]]):
         for row, sample in enumerate(samples):
             tensors |= {f"{row}.scores": sample["scores"].contiguous(), f"{row}.mask": sample["mask"].contiguous()}
             names.append(sample["id"])
-        partial = self.folder / f"{variant}-{block}.partial"
+        partial = self.folder / f"{variant}-{block}.{socket.gethostname()}-{os.getpid()}.partial"  # others may compute it too
         try:
             save_file(tensors, partial, metadata={"ids": json.dumps(names)})
             size = partial.stat().st_size
