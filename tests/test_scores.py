@@ -163,8 +163,10 @@ def test_a_damaged_shard_is_removed_and_computed_again(stages, front_end, tmp_pa
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     next(folder.glob("0-0-*.safetensors")).unlink()  # as if it had been interrupted
+    (folder / "0-0.somewhere-1.partial").touch()
     CLI([*STAGE, front_end, cached(copy), "--run_dir", str(tmp_path / "run")])
     assert "2 shards to compute" in capsys.readouterr().out
+    assert not list(folder.glob("*.partial"))
     assert shard.read_bytes() == content  # under the same name: the same scores
     assert losses(tmp_path / "run") == losses(stages / "cached")
 

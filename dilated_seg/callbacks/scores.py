@@ -82,6 +82,8 @@ class CachedFrontEnd(Freeze):
             with _InfiniteBarrier():  # checksums of many gigabytes, or another run, take their time
                 if trainer.is_global_zero:
                     stack.enter_context(claimed(folder))
+                    for begun in folder.glob("*.partial"):  # of a run that was killed
+                        begun.unlink(missing_ok=True)
                     write_text(folder / "key.json", text + "\n")
                     missing = sorted(set(scores.missing()) & needed(trainer, data))
             missing = trainer.strategy.broadcast(missing)
