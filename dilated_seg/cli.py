@@ -1,13 +1,8 @@
 """Lightning's command line, with the dataset's facts linked to task and network, and a folder for every run."""
 
-import ctypes
-import logging
 import os
 import shutil
-import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,11 +10,9 @@ from typing import Any, NoReturn
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
@@ -35,6 +28,7 @@ from dilated_seg.callbacks import (
 from dilated_seg.checkpoints import FINISHED, LAST, SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.loggers import Wandb, finish, loggers, tags
+from dilated_seg.process import end_other_processes, find_mistake, keep_memory, lost_process, quiet
 from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, write_text
 from dilated_seg.task import SegmentationTask
 
@@ -99,8 +93,10 @@ class CLI(LightningCLI):
                 run=run,
             )
         except Exception as error:
-            lost = self._lost_process(error)
-            self._end_other_processes(patience=5 if lost else 0)  # one that ends by itself says why
+            trainer = getattr(self, "trainer", None)
+            lost = lost_process(error, trainer, self._timeout) if trainer else None
+            if trainer:
+                end_other_processes(trainer, patience=5 if lost else 0)  # one that ends by itself says why
             if mistake := lost or find_mistake(error):
                 self._discard()
                 raise UserError(" ".join(str(mistake).split())) from error
@@ -220,31 +216,6 @@ class CLI(LightningCLI):
     def _timeout(self) -> float:
         return float(self._get(self.config_init, "process_timeout") or TIMEOUT)
 
-    def _lost_process(self, error: Exception) -> UserError | None:
-        """What to say if an error means that another process is not there any more; gloo has no class for it."""
-        alone = not hasattr(self, "trainer") or self.trainer.world_size == 1
-        if alone or not isinstance(error, RuntimeError) or isinstance(error, UserError) or find_mistake(error):
-            return None
-        if "Connection closed by peer" in str(error) or "Connection reset by peer" in str(error):
-            return UserError("another process of this run has ended: what it printed says why")
-        if "imed out" in str(error):
-            return UserError(
-                f"another process of this run has not answered for {self._timeout:g} seconds: look at its machine, or raise "
-                "--process_timeout if it was only slow"
-            )
-        return None
-
-    def _end_other_processes(self, patience: float) -> None:
-        """Leave none of those that Lightning started behind, such as one that hangs, after so many seconds."""
-        launcher = self.trainer.strategy.launcher if hasattr(self, "trainer") else None
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            for process in launcher.procs:
-                try:
-                    process.wait(patience)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-            launcher.procs.clear()  # or Lightning, which watches them, would kill this one too
-
     def _discard(self) -> None:
         """A mistake leaves nothing behind: the folder goes if this call made it and nothing was learnt."""
         steps = self.trainer.global_step if hasattr(self, "trainer") else 0
@@ -284,13 +255,6 @@ class CLI(LightningCLI):
     after_test = after_validate
 
 
-def find_mistake(error: BaseException | None) -> BaseException | None:
-    """The user's mistake behind an exception: jsonargparse and Lightning wrap what a constructor or a worker raised."""
-    while error is not None and not isinstance(error, UserError | MisconfigurationException):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN401
     """The configuration as YAML, without what belongs to one call of it: folder and checkpoint."""
     config = config.clone()
@@ -320,30 +284,3 @@ class Resolve(CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing is run."""
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory instead of giving it back after every step; training on a CPU spends less on page faults."""
-    if sys.platform == "linux":
-        try:
-            mallopt = ctypes.CDLL("libc.so.6").mallopt
-        except (OSError, AttributeError):
-            return
-        for option, value in ((-4, 0), (-1, -1), (-2, 64 << 20)):  # no mmap, never trim, grow by 64 MiB
-            mallopt(option, value)
-
-
-def quiet() -> None:
-    """Drop what tells a user of this package nothing to act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):  # hardware, seeds, advertisements
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*dataloader is not resumable.*",  # ours starts where the run stands: data/base.py
-        ".*custom batch sampler.*",  # EvaluationOrder gives every image
-        ".*Experiment logs directory.*",  # what it would delete is kept: keep_history
-        ".*exists and is not empty.*",  # a run that continues
-        ".*LeafSpec.*",
-        ".*sync_dist=True.*",  # the scores are of all processes already
-    ):
-        warnings.filterwarnings("ignore", message)

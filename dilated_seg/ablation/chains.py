@@ -29,7 +29,7 @@ def carry_out(chain: Chain, ablation: Ablation, retries: int = 0) -> None:
 
 def attempt(one: Run, ablation: Ablation, label: str) -> bool:
     """Train and evaluate a run; whether it succeeded."""
-    from dilated_seg.cli import find_mistake
+    from dilated_seg.process import find_mistake
 
     Console().print(Rule(label, align="left"))
     (one.folder / FAILED).unlink(missing_ok=True)

@@ -9,9 +9,9 @@ from statistics import median
 
 import torch
 
-from dilated_seg.cli import keep_memory
 from dilated_seg.data import CamVid, Shapes
 from dilated_seg.models import FCN, DeconvNet, DeepLabV1, DilatedNet, SegNet
+from dilated_seg.process import keep_memory
 from dilated_seg.task import SegmentationTask
 
 NETWORKS = {

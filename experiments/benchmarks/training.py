@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_seg.build import network
-from dilated_seg.cli import keep_memory
+from dilated_seg.process import keep_memory
 from dilated_seg.task import SegmentationTask
 
 NETWORKS = ("FCN", "DeconvNet", "SegNet", "UNet", "FCDenseNet", "DeepLabV1", "DilatedNet")
