@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 
 from dilated_seg.data import SegmentationDataModule
 
@@ -85,6 +86,10 @@ class Progress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self.begun = trainer.global_step, time.perf_counter()
 
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Lightning's, without batches a second: images a second are said, and a line has 80 columns."""
+        return [column for column in super().configure_columns(trainer) if not isinstance(column, ProcessingSpeedColumn)]
+
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Training, epoch {current_epoch}"
 
@@ -92,9 +97,10 @@ class Progress(RichProgressBar):
         """What stands behind the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.rate:
-                metrics["images/s"] = f"{callback.rate:.3g}"
+                metrics["img/s"] = f"{callback.rate:.3g}"
         step, start = self.begun
         if trainer.max_steps > 0 and trainer.global_step > step:
             each = (time.perf_counter() - start) / (trainer.global_step - step)
