@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import torch
 from dilated_seg import UserError
 from dilated_seg.callbacks.progress import duration
 from dilated_seg.cli import CLI
-from dilated_seg.loggers import finish
 from tests.conftest import ROOT
 from tests.test_distributed import environment
 
@@ -90,13 +88,18 @@ def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path
         assert torch.equal(killed["state_dict"][name], value), name
 
 
-def test_an_offline_run_does_not_make_the_next_one_of_the_process_offline(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr("dilated_seg.loggers.online", lambda: False)
-    CLI([*RUN, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--run_dir", str(tmp_path)])
+def test_an_offline_run_does_not_make_the_next_one_of_the_process_offline(tmp_path):
+    """In a process of its own: W&B's variables stay set in it."""
+    code = (
+        "import os, sys; from dilated_seg.cli import CLI; from dilated_seg.loggers import finish; CLI(sys.argv[1:]); finish(); "
+        "sys.exit('WANDB_MODE' in os.environ)"
+    )
+    once = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--run_dir", tmp_path]
+    without = {name: value for name, value in environment().items() if not name.startswith("WANDB_")}
+    command = [sys.executable, "-c", code, *map(str, [*RUN, *once])]
+    done = subprocess.run(command, cwd=ROOT, env=without | {"HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("wandb/offline-run-*"))
-    finish()
-    assert "WANDB_MODE" not in os.environ
 
 
 @pytest.mark.parametrize(
