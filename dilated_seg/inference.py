@@ -74,7 +74,7 @@ class Tiles(Inference):
         columns = self.along(image.shape[-1], self.size[1], image.device)
         begun: Tensor | None = None  # rows of which the tiles below have a share too
         for number, (top, heights) in enumerate(rows):
-            band = self.row_of_tiles(model, image[..., top : top + len(heights), :], columns) * heights[:, None]
+            band = self.row_of_tiles(model, image[..., top : top + len(heights), :], columns).mul_(heights[:, None])
             if begun is not None:
                 band[:, :, : begun.shape[2]] += begun
             done = rows[number + 1][0] - top if number + 1 < len(rows) else len(heights)
@@ -172,7 +172,7 @@ class ReflectedTiles(Inference):
         return [net.context(net.front_end(model.normalised(tile))).float() for tile in tiles]  # type: ignore[attr-defined]
 
     def seen(self, length: int, start: int) -> Tensor:
-        """Which pixels along one side of the image a tile sees; where the reflected image ends too soon, the tile is mirrored."""
+        """Which pixels along one side a tile sees; one that is cut short by the reflected image's end mirrors itself there."""
         here = mirrored(length, MARGIN)[start : start + self.size]
         short = self.size - len(here)
         return here[mirrored(len(here), short)[short:]]
@@ -235,5 +235,5 @@ def predict(inference: Inference, model: Model, image: Tensor) -> Tensor:
 
 
 def logarithm(probabilities: Tensor) -> Logits:
-    """Logits whose softmax gives these probabilities; those that underflowed to 0 stay finite."""
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+    """Logits whose softmax gives these probabilities, in their place; of those that underflowed to 0 too they are finite."""
+    return probabilities.clamp_min_(torch.finfo(probabilities.dtype).tiny).log_()

@@ -1,5 +1,7 @@
 """Protocols of inference: what is the same however an image is looked at, and what DilatedNet's authors did."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_the_shares_of_all_tiles_add_up_to_one_and_tiles_begin_on_the_grid(lengt
         assert len(share) <= overlap + more + 31
         total[start : start + len(share)] += share
     torch.testing.assert_close(total, torch.ones(length))
-    for (first, share), (second, _) in zip(tiles, tiles[1:], strict=False):
+    for (first, share), (second, _) in pairwise(tiles):
         assert first + len(share) - second >= overlap
 
 
