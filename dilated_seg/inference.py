@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dilated_seg import UserError
-from dilated_seg.metrics import predict as best
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.dilatednet import MARGIN
 from dilated_seg.models.layers import Upsample, mirrored
+from dilated_seg.prediction import predict as best
 from dilated_seg.shapes import Logits, Maps
 
 GRID = 32  # tiles begin at its multiples, where every network's poolings fall as they do in the whole image

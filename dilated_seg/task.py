@@ -14,7 +14,8 @@ from torchmetrics import MeanMetric
 
 from dilated_seg import UserError
 from dilated_seg.checkpoints import of_run
-from dilated_seg.metrics import SegmentationMetrics, predict
+from dilated_seg.metrics import SegmentationMetrics
+from dilated_seg.prediction import predict
 from dilated_seg.shapes import Image, Logits, Mask
 from dilated_seg.weights import imagenet, load, summary
 from dilated_seg.weights.published import RGB

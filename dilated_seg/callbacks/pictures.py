@@ -1,6 +1,5 @@
 """Pictures of what a network says: some of an evaluation, or all that it predicts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from dilated_seg.callbacks.evaluation import evaluation_name, gathered
 from dilated_seg.callbacks.tables import Picture, images, show_in_wandb
+from dilated_seg.images import mask_picture
 
 
 class Gallery(Callback):
@@ -58,8 +58,8 @@ class Gallery(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
             Image.fromarray(picture.image).save(folder / f"{picture.name}.image.png")
-            save_mask(folder / f"{picture.name}.truth.png", picture.truth, dataset.palette)
-            save_mask(folder / f"{picture.name}.prediction.png", picture.prediction, dataset.palette)
+            mask_picture(picture.truth, dataset.palette).save(folder / f"{picture.name}.truth.png")
+            mask_picture(picture.prediction, dataset.palette).save(folder / f"{picture.name}.prediction.png")
         split = "test" if trainer.testing else "val"
         show_in_wandb(trainer, lambda: {f"{split}/images": images(pictures, dataset.classes, dataset.ignore_index)})
 
@@ -90,7 +90,7 @@ class PredictionWriter(Callback):
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
                 ids = prediction[:height, :width].cpu().numpy()
-                save_mask(folder / f"{name}.png", ids, dataset.palette)
+                mask_picture(ids, dataset.palette).save(folder / f"{name}.png")
                 if dataset.submitted:
                     Image.fromarray(np.array(dataset.submitted, np.uint8)[ids]).save(submission / f"{name}.png")
 
@@ -99,13 +99,3 @@ class PredictionWriter(Callback):
             print(f"class ids as PNGs: {Path(trainer.default_root_dir) / 'predictions'}")
             if trainer.datamodule.submitted:  # type: ignore[attr-defined]
                 print(f"the test server's values: {Path(trainer.default_root_dir) / 'submission'}")
-
-
-def save_mask(path: Path, ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
-    """Class ids (H, W) as a PNG with a palette, as VOC's labels are; 255 shows as the off-white of VOC."""
-    picture = Image.fromarray(ids.astype(np.uint8))
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    colours[255] = (224, 224, 192)
-    picture.putpalette(colours.ravel().tolist())  # now it has mode P
-    picture.save(path)

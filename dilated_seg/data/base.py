@@ -14,10 +14,10 @@ from dilated_seg import UserError, manifest
 from dilated_seg.data import transforms
 from dilated_seg.data.batches import Images, Split, leave_signals_to_the_parent, pad, stack
 from dilated_seg.data.files import Pairs
-from dilated_seg.data.images import ReadLabel
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, run_seed
 from dilated_seg.data.scores import StoredScores
 from dilated_seg.data.shards import Shards
+from dilated_seg.images import ReadLabel
 
 
 class SegmentationDataModule(LightningDataModule):

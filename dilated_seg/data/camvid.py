@@ -7,7 +7,7 @@ from typing import Any
 from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.files import Pairs, names, partners, refuse
-from dilated_seg.data.images import ReadLabel, read_colours, read_mask, values_as
+from dilated_seg.images import ReadLabel, read_colours, read_mask, values_as
 
 # What a label's value means in SegNet's release: the class id; 11 is unlabelled.
 VALUES = values_as({k: k for k in range(11)} | {11: 255})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dilated_seg import UserError
-from dilated_seg.data.images import ReadLabel, Source, header, read_image, turned
+from dilated_seg.images import ReadLabel, Source, header, read_image, turned
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LABEL = ".png"  # a JPEG's values are not those that were saved

@@ -10,7 +10,7 @@ import yaml
 from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, by_name, names, refuse
-from dilated_seg.data.images import ReadLabel, read_mask, values_as
+from dilated_seg.images import ReadLabel, read_mask, values_as
 
 CLASSES = "classes.yaml"
 

@@ -14,8 +14,8 @@ import torch
 
 from dilated_seg import UserError, manifest
 from dilated_seg.data.files import Sample, decode
-from dilated_seg.data.images import ReadLabel, Stored
 from dilated_seg.data.order import CACHED_GROUPS, by_groups
+from dilated_seg.images import ReadLabel, Stored
 
 
 @runtime_checkable

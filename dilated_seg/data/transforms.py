@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-UNKNOWN = 254  # stands in a table of class ids for label values that must not occur
-
 GREY = (124, 117, 104)  # ImageNet's mean, rounded: what is put around an image
 
 

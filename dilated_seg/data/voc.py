@@ -15,8 +15,8 @@ from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.batches import Split
 from dilated_seg.data.files import Pairs, Sample, names, refuse
-from dilated_seg.data.images import ReadLabel, Source, read_mask, values_as
 from dilated_seg.data.shards import Shards
+from dilated_seg.images import ReadLabel, Source, read_mask, values_as
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
 VALUES = values_as({k: k for k in range(21)} | {255: 255})

@@ -69,7 +69,7 @@ def write_parts(
 
 def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
     """The images of each shard: one after another, until it is full."""
-    from dilated_seg.data.images import header
+    from dilated_seg.images import header
 
     chosen: list[Triple] = []
     size = 0

@@ -1,9 +1,9 @@
-"""Reading one image or label: as it is meant, or refused in one sentence that names the file."""
+"""One image or label: read as it is meant or refused in one sentence that names the file; class ids written as a picture."""
 
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dilated_seg import UserError
-from dilated_seg.data.transforms import UNKNOWN
+
+UNKNOWN = 254  # stands in a table of class ids for label values that must not occur
 
 ORIENTATION = 274  # EXIF's tag, and what it asks for where it exchanges height and width
 TURNS = {
@@ -164,3 +165,13 @@ def turned(mask: Tensor, image: Source) -> Tensor:
     with image.open("rb") as file, Image.open(file) as opened:
         method = TURNS.get(opened.getexif().get(ORIENTATION, 1))
     return mask if method is None else torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(method)))
+
+
+def mask_picture(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Class ids (H, W) as a picture with a palette, as VOC's labels are; 255 shows as the off-white of VOC."""
+    picture = Image.fromarray(ids.astype(np.uint8))
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
+    colours[255] = (224, 224, 192)
+    picture.putpalette(colours.ravel().tolist())  # now it has mode P
+    return picture
