@@ -1,14 +1,17 @@
 """A network from its constructor call as text, as the command line takes it: ``FCN(21, stride=8)``."""
 
 import ast
+import contextlib
 import difflib
 import inspect
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dilated_seg import UserError, models
 
@@ -28,9 +31,16 @@ def network(text: str, device: str = "meta") -> nn.Module:
         UserError: The text is no such call, the class is unknown, or it refuses the arguments.
     """
     path, args, kwargs = parse(text)
+    return construct(path, args if args or kwargs else [CLASSES], kwargs, text, device)
+
+
+def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: str, device: str = "meta") -> nn.Module:
+    """The network of this class, with plain values as its arguments.
+
+    Raises:
+        UserError: The class is unknown, or refuses the arguments; ``text`` says where they stand.
+    """
     constructor = find(path)
-    if not args and not kwargs:
-        args = [CLASSES]
     try:
         bound = inspect.signature(constructor).bind(*args, **kwargs)
         refuse_unlisted(constructor, bound.arguments)
@@ -39,10 +49,19 @@ def network(text: str, device: str = "meta") -> nn.Module:
             raise UserError(f"num_classes={classes!r} is no whole number from 1 on")
         if not isinstance(width, int | float) or not 0 < width < 100:
             raise UserError(f"width={width!r} is no number above 0 (1 is the paper's)")
-        with torch.device(device), warnings.catch_warnings(action="error"):  # such as no channels
+        undrawn = Undrawn() if device == "meta" else contextlib.nullcontext()
+        with torch.device(device), undrawn, warnings.catch_warnings(action="error"):  # such as no channels
             return constructor(*args, **kwargs)
     except Exception as error:  # whatever a constructor raises, what it was given is the user's
         raise UserError(f"{text}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+class Undrawn(TorchFunctionMode):
+    """Draws no first values: parameters without memory have none, and torch would import for a second to say so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        given = kwargs or {}
+        return given.get("tensor", *args[:1]) if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **given)
 
 
 def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:

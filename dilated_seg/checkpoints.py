@@ -13,9 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from dilated_seg import UserError
 from dilated_seg.manifest import digest
-
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-FINISHED = "finished"  # a file that a run's folder has when its training is done
+from dilated_seg.runs import LAST, PREVIOUS, beside, checksums, verified, verifies
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -61,8 +59,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """
         if not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path}: name a file of a run's folder checkpoints/")
-        if checksums(Path(path)) and not verifies(Path(path)):
-            raise UserError(f"{path} is damaged: its checksum is not the one in {beside(Path(path)).name}; use another one")
+        verified(Path(path))
         try:
             checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
         except Exception as error:
@@ -91,26 +88,6 @@ class Hashing:
     def flush(self) -> None:
         """Hand everything to the system."""
         self.file.flush()
-
-
-def beside(path: Path) -> Path:
-    """Where a checkpoint's checksum lies, in the form of sha256sum."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def checksums(path: Path) -> list[str]:
-    """The checksums a checkpoint may have: one; two while it is being replaced; none if nobody wrote one."""
-    try:
-        return [line.split()[0] for line in beside(path).read_text().splitlines() if line.strip()]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError):
-        return ["unreadable"]
-
-
-def verifies(path: Path) -> bool:
-    """Whether a checkpoint is as it was written."""
-    return path.is_file() and digest(path) in checksums(path)
 
 
 def put(source: Path, target: Path, checksum: str) -> None:
@@ -150,23 +127,6 @@ def note(path: Path, found: list[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(beside(path))
-
-
-def of_run(folder: Path) -> Path:
-    """The last checkpoint of a finished run, or of the run that was finished last in a folder such as runs/voc/fcn32s.
-
-    Raises:
-        UserError: There is no such folder, or none that is finished.
-    """
-    runs = [folder] if (folder / "config.yaml").is_file() else folder.glob("*/")
-    finished = [run for run in runs if (run / FINISHED).is_file()]
-    finished.sort(key=lambda run: (run / FINISHED).stat().st_mtime_ns, reverse=True)
-    if not finished:
-        raise UserError(f"{folder} holds no finished run to start from: train it first, with the command in its experiment")
-    checkpoint = finished[0] / "checkpoints" / LAST
-    if not verifies(checkpoint):
-        raise UserError(f"{checkpoint} is missing or damaged: train its run again, or name another file")
-    return checkpoint
 
 
 def newest(folder: Path) -> Path | None:

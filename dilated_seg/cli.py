@@ -25,11 +25,11 @@ from dilated_seg.callbacks import (
     StopOnSignal,
     Throughput,
 )
-from dilated_seg.checkpoints import FINISHED, LAST, SafeCheckpointIO, newest
+from dilated_seg.checkpoints import SafeCheckpointIO, newest
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.loggers import Wandb, finish, loggers, tags
 from dilated_seg.process import end_other_processes, find_mistake, keep_memory, lost_process, quiet
-from dilated_seg.runs import EXPERIMENTS, commit, experiment_name, keep_history, write_text
+from dilated_seg.runs import EXPERIMENTS, FINISHED, LAST, commit, experiment_name, keep_history, write_text
 from dilated_seg.task import SegmentationTask
 
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines

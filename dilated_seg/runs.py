@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, and files that appear whole or not at all."""
+"""A run's folder: where it lies, files that appear whole or not at all, its last checkpoint and the checksums of all."""
 
 import shutil
 import subprocess
@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import dilated_seg
+from dilated_seg import UserError
+from dilated_seg.manifest import digest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FINISHED = "finished"  # a file that a run's folder has when its training is done
 
 
 def experiment_name(config: Any) -> Path:  # noqa: ANN401
@@ -47,3 +52,52 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         pass  # no git here: the version will do
     return dilated_seg.__version__
+
+
+def beside(path: Path) -> Path:
+    """Where a checkpoint's checksum lies, in the form of sha256sum."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def checksums(path: Path) -> list[str]:
+    """The checksums a checkpoint may have: one; two while it is being replaced; none if nobody wrote one."""
+    try:
+        return [line.split()[0] for line in beside(path).read_text().splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError):
+        return ["unreadable"]
+
+
+def verifies(path: Path) -> bool:
+    """Whether a checkpoint is as it was written."""
+    return path.is_file() and digest(path) in checksums(path)
+
+
+def verified(path: Path) -> str:
+    """A checkpoint's checksum, which is the one beside it if there is one.
+
+    Raises:
+        UserError: The file was changed after it was written.
+    """
+    checksum = digest(path)
+    if (known := checksums(path)) and checksum not in known:
+        raise UserError(f"{path} is damaged: its checksum is not the one in {beside(path).name}; use another one")
+    return checksum
+
+
+def of_run(folder: Path) -> Path:
+    """The last checkpoint of a finished run, or of the run that was finished last in a folder such as runs/voc/fcn32s.
+
+    Raises:
+        UserError: There is no such folder, or none that is finished.
+    """
+    runs = [folder] if (folder / "config.yaml").is_file() else folder.glob("*/")
+    finished = [run for run in runs if (run / FINISHED).is_file()]
+    finished.sort(key=lambda run: (run / FINISHED).stat().st_mtime_ns, reverse=True)
+    if not finished:
+        raise UserError(f"{folder} holds no finished run to start from: train it first, with the command in its experiment")
+    checkpoint = finished[0] / "checkpoints" / LAST
+    if not verifies(checkpoint):
+        raise UserError(f"{checkpoint} is missing or damaged: train its run again, or name another file")
+    return checkpoint

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dilated_seg import UserError
-from dilated_seg.checkpoints import of_run
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.prediction import predict
+from dilated_seg.runs import of_run
+from dilated_seg.segmenter import normalised, refuse_misfit
 from dilated_seg.shapes import Image, Logits, Mask
 from dilated_seg.weights import imagenet, load, summary
 from dilated_seg.weights.published import RGB
@@ -132,7 +133,7 @@ class SegmentationTask(LightningModule):
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
-        return ((image.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return normalised(image, self.mean, self.std)
 
     def loss_sum(self, logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and how many these are."""
@@ -219,13 +220,16 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulated"] = self.accumulated
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "palette"):  # for those who use the network without it
+            checkpoint["dataset"] = {
+                "name": type(data).__name__, "classes": list(data.classes), "palette": [tuple(c) for c in data.palette],
+                "ignore_index": data.ignore_index, "submitted": list(data.submitted) if data.submitted else None,
+            }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, by the first parameter that does not fit."""
-        saved, ours = checkpoint["state_dict"], self.state_dict()
-        for name in [*ours, *saved]:
-            if name not in saved or name not in ours or saved[name].shape != ours[name].shape:
-                raise UserError(f"the checkpoint does not fit the network: {name} is missing, left over or of another size")
+        refuse_misfit(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
         self.trained_steps, self.started = checkpoint["global_step"], True
         self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])
 

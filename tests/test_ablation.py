@@ -11,6 +11,7 @@ import pytest
 
 from dilated_seg import UserError, ablation, checkpoints
 from dilated_seg.analysis import report
+from dilated_seg.runs import of_run
 from tests.conftest import ROOT
 from tests.test_cli import KILL, dilated_seg, fails_in_one_sentence
 
@@ -191,13 +192,13 @@ def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
         if finished:
             (run / "finished").write_text("")
             os.utime(run / "finished", ns=(1, finished))
-    assert checkpoints.of_run(tmp_path) == tmp_path / "20260102-000000/checkpoints/last.ckpt"
-    assert checkpoints.of_run(tmp_path / "20260101-000000") == tmp_path / "20260101-000000/checkpoints/last.ckpt"
+    assert of_run(tmp_path) == tmp_path / "20260102-000000/checkpoints/last.ckpt"
+    assert of_run(tmp_path / "20260101-000000") == tmp_path / "20260101-000000/checkpoints/last.ckpt"
     with pytest.raises(UserError, match="holds no finished run"):
-        checkpoints.of_run(tmp_path / "20260103-000000")
+        of_run(tmp_path / "20260103-000000")
     (tmp_path / "20260102-000000/checkpoints/last.ckpt").write_bytes(b"damaged")
     with pytest.raises(UserError, match="missing or damaged"):
-        checkpoints.of_run(tmp_path)
+        of_run(tmp_path)
 
 
 def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):

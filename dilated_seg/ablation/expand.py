@@ -218,7 +218,7 @@ def finished(one: Run, ablation: Ablation) -> bool:
 
 def trained(one: Run) -> bool:
     """Whether a run has taken its last step."""
-    from dilated_seg.checkpoints import FINISHED
+    from dilated_seg.runs import FINISHED
 
     return (one.folder / FINISHED).is_file()
 

@@ -13,8 +13,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dilated_seg.checkpoints import LAST
 from dilated_seg.data.order import mix, run_seed
+from dilated_seg.runs import LAST
 
 
 class SeedEveryStep(Callback):

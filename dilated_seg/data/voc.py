@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from dilated_seg import UserError, manifest
+from dilated_seg.colours import palette
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.batches import Split
 from dilated_seg.data.files import Pairs, Sample, names, refuse
@@ -30,14 +31,6 @@ SBD_PLACES = (".", "dataset", "benchmark_RELEASE/dataset", "SegmentationClassAug
 
 # The lists of each split; trainaug has SBD's images besides.
 PARTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "trainaug": ("train",)}
-
-
-def palette(entries: int) -> tuple[tuple[int, int, int], ...]:
-    """VOC's colours: the bits of a class id, three at a time, become the highest bits of red, green and blue."""
-    return tuple(
-        tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))  # type: ignore[misc]
-        for index in range(entries)
-    )
 
 
 class VOC(SegmentationDataModule):

@@ -228,8 +228,8 @@ def identity_(convolution: nn.Module, num_classes: int, noise: float = 0.0) -> N
     """
     weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
     out_channels, in_channels, kernel_size, _ = weight.shape
-    group_out = torch.arange(out_channels) * num_classes // out_channels
-    group_in = torch.arange(in_channels) * num_classes // in_channels
+    group_out = torch.arange(out_channels, device="cpu") * num_classes // out_channels
+    group_in = torch.arange(in_channels, device="cpu") * num_classes // in_channels
     same = group_out[:, None] == group_in[None, :]
     nn.init.zeros_(bias)
     nn.init.normal_(weight, std=noise)

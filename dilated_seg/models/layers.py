@@ -102,11 +102,11 @@ def bilinear_deconvolution(
     layer = nn.ConvTranspose2d(channels, channels, kernel_size, stride, padding, groups=groups, bias=False)
     half = (kernel_size + 1) // 2
     centre = half - 1 if kernel_size % 2 else half - 0.5
-    taps = 1 - (torch.arange(kernel_size) - centre).abs() / half
+    taps = 1 - (torch.arange(kernel_size, device="cpu") - centre).abs() / half
     with torch.no_grad():
         nn.init.zeros_(layer.weight)
         own = torch.arange(channels)
-        layer.weight[own, own if groups == 1 else 0] = taps[:, None] * taps[None, :]
+        layer.weight[own, own if groups == 1 else 0] = (taps[:, None] * taps[None, :]).to(own.device)
     return layer.requires_grad_(False)
 
 

@@ -143,24 +143,33 @@ def split(name: str) -> tuple[str, str]:
 
 def read_torch(path: Path, file: BinaryIO) -> Weights:
     """A state dict that torch.save wrote, or a checkpoint that holds one; loaded without executing its pickle."""
+    state = unpickled(file)
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return from_state(path, "torch", tensors(state))
+
+
+def unpickled(file: BinaryIO) -> Any:  # noqa: ANN401
+    """What torch.save wrote: plain values and tensors, and nothing that would have to be executed."""
     file.seek(0)
     try:
         with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"), warnings.catch_warnings(action="ignore"):
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
     except Exception as error:  # torch has no error of its own for a damaged file
         raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
-    state = content
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+
+
+def tensors(state: Any) -> dict[str, Tensor]:  # noqa: ANN401
+    """A state dict, if it is one: each of its tensors a plain array of numbers."""
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CorruptError("holds no state dict of named tensors")
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CorruptError(f"holds {name!a} in a form that is no plain array of numbers")
-    return from_state(path, "torch", state)
+    return state
 
 
 @contextlib.contextmanager
