@@ -7,13 +7,15 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dilated_seg import UserError, models
+
+T = TypeVar("T")
 
 CLASSES = 21  # PASCAL VOC's, where the text does not say
 
@@ -64,7 +66,23 @@ class Undrawn(TorchFunctionMode):
         return given.get("tensor", *args[:1]) if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **given)
 
 
-def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+def one_of(text: str, what: str, example: str, kinds: Sequence[type[T]]) -> T:
+    """What a text calls: one of these classes, with plain values.
+
+    Raises:
+        UserError: It is none, or refuses the values.
+    """
+    path, args, named = parse(text, what, example)
+    found = next((kind for kind in kinds if kind.__name__ == path), None)
+    if not found:
+        raise UserError(f"there is no {what} {path}: write {' or '.join(kind.__name__ for kind in kinds)}, such as '{example}'")
+    try:
+        return found(*args, **named)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{text}: {' '.join(str(error).split())}") from error
+
+
+def parse(text: str, what: str = "network", example: str = "FCN(21, stride=8)") -> tuple[str, list[Any], dict[str, Any]]:
     """Class, positional and named values of a call; strings may be written without quotes, numbers as fractions."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
@@ -74,7 +92,7 @@ def parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise ValueError("no import path")
         return path, [value(node) for node in args], {str(k.arg): value(k.value) for k in named}
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise UserError(f"'{text}' is no network: write its class and its arguments, such as 'FCN(21, stride=8)'") from error
+        raise UserError(f"'{text}' is no {what}: write its class and its arguments, such as '{example}'") from error
 
 
 def value(node: ast.expr) -> Any:  # noqa: ANN401

@@ -26,12 +26,15 @@ from dilated_seg.callbacks import (
     Throughput,
 )
 from dilated_seg.checkpoints import SafeCheckpointIO, newest
+from dilated_seg.crf import DenseCRF
 from dilated_seg.data import SegmentationDataModule
+from dilated_seg.inference import Inference, Whole
 from dilated_seg.loggers import Wandb, finish, loggers, tags
 from dilated_seg.process import end_other_processes, find_mistake, keep_memory, lost_process, quiet
 from dilated_seg.runs import EXPERIMENTS, FINISHED, LAST, commit, experiment_name, keep_history, write_text
 from dilated_seg.task import SegmentationTask
 
+EVALUATIONS = ("validate", "test", "predict")
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
@@ -89,7 +92,7 @@ class CLI(LightningCLI):
                 save_config_callback=SaveConfig,
                 parser_class=Parser,
                 parser_kwargs={verb: defaults for verb in self.subcommands()} if run else defaults,
-                args=list(args),
+                args=with_default_crf(args),
                 run=run,
             )
         except Exception as error:
@@ -124,6 +127,19 @@ class CLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # our table says it once
+        if subcommand in EVALUATIONS:
+            parser.add_argument(
+                "--inference",
+                type=Inference | None,
+                default=None,
+                help="How to look at an image: Whole, which is how if not given, Tiles, MultiScale or ReflectedTiles.",
+            )
+            parser.add_argument(
+                "--crf",
+                type=DenseCRF | None,
+                default=None,
+                help="Refine what the network says by a dense CRF, and score both; its options are --crf.w1 and so on.",
+            )
         if subcommand == "predict":
             parser.set_defaults({"return_predictions": False})  # they are written as they come
         return parser
@@ -227,6 +243,11 @@ class CLI(LightningCLI):
         """Look at the data before anything starts; a checkpoint needs none of the weights it once started from."""
         if self._get(self.config_init, "ckpt_path"):
             self.model.started = True
+        if self.subcommand in EVALUATIONS:
+            self.model.inference = self._get(self.config_init, "inference") or Whole()
+            self.model.refine = self._get(self.config_init, "crf")
+            if self.model.refine and self.model.crf:
+                raise UserError("--crf would refine twice: this model has a CRF of its own; its options are --model.crf...")
         self.finished = self.resumed and (self.run_dir / FINISHED).is_file()
         if self.finished:  # be it before its last step, by early stopping: there is nothing to train, only weights to load
             self.trainer.limit_train_batches = 0
@@ -249,10 +270,19 @@ class CLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print the table."""
-        if self.evaluation.record:
-            show_evaluation(self.evaluation.record)
+        if self.evaluation.records:
+            show_evaluation(*self.evaluation.records)
 
     after_test = after_validate
+
+
+def with_default_crf(args: Sequence[str]) -> list[str]:
+    """The arguments, a bare ``--crf`` among them with its class: all its options have values."""
+    following = [*args[1:], "--"]
+    return [
+        f"--crf={DenseCRF.__name__}" if arg == "--crf" and after.startswith("-") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
 
 
 def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN401

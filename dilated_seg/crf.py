@@ -12,6 +12,7 @@ are each other's, a blur is its own), so gradients cost what the values cost.
 
 import math
 from functools import lru_cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -46,12 +47,12 @@ class DenseCRF(nn.Module):
         theta_beta: How unlike colours may be, in steps of 0 to 255.
         w2: Weight of the smoothness kernel.
         theta_gamma: How far that reaches, in pixels.
-        num_classes: Needed by ``learnable``.
+        num_classes: Needed by ``learnable``; SegmentationTask says it.
         learnable: Whether w1 and w2 (one a class, starting at the numbers given) and the compatibility (C, C; what a class
             costs in the company of another, starting at Potts, -1 beside itself) are parameters.
 
     Raises:
-        UserError: A theta or the number of iterations is not positive, or ``learnable`` lacks ``num_classes``.
+        UserError: A theta or the number of iterations is not positive.
     """
 
     w1: float | Tensor
@@ -78,13 +79,27 @@ class DenseCRF(nn.Module):
                 raise UserError(f"DenseCRF: {name} is {theta}: take a positive number")
         self.iterations, self.num_classes = iterations, num_classes
         self.theta_alpha, self.theta_beta, self.theta_gamma = theta_alpha, theta_beta, theta_gamma
-        self.w1, self.w2, self.compatibility = w1, w2, None
-        if learnable:
-            if num_classes is None:
-                raise UserError("DenseCRF: what is learnable is by class: give num_classes too")
-            self.w1 = nn.Parameter(torch.full((num_classes,), float(w1)))
-            self.w2 = nn.Parameter(torch.full((num_classes,), float(w2)))
-            self.compatibility = nn.Parameter(-torch.eye(num_classes))
+        self.w1, self.w2, self.compatibility, self.learnable = w1, w2, None, learnable
+        self.start = {"iterations": iterations, "w1": w1, "theta_alpha": theta_alpha, "theta_beta": theta_beta}
+        self.start |= {"w2": w2, "theta_gamma": theta_gamma}
+        if learnable and num_classes is not None:
+            self.learn(num_classes)
+
+    def learn(self, num_classes: int) -> None:
+        """Make parameters of the weights and the compatibility, for so many classes."""
+        self.num_classes = num_classes
+        self.w1 = nn.Parameter(torch.full((num_classes,), float(self.start["w1"])))
+        self.w2 = nn.Parameter(torch.full((num_classes,), float(self.start["w2"])))
+        self.compatibility = nn.Parameter(-torch.eye(num_classes))
+
+    @property
+    def name(self) -> str:
+        """For names of files: ``crf``, and the numbers that are not the defaults."""
+        defaults = signature(DenseCRF).parameters
+        return "-".join(["crf", *(f"{k}_{value:g}" for k, value in self.start.items() if value != defaults[k].default)])
+
+    def __str__(self) -> str:
+        return f"dense CRF ({', '.join(f'{name} {value:g}' for name, value in self.start.items())})"
 
     def forward(self, probabilities: Probabilities, image: Pixels) -> Probabilities:
         """The marginals after the last iteration, in float32, or float64 if the probabilities are.
@@ -94,8 +109,11 @@ class DenseCRF(nn.Module):
             image: Plain RGB, 0 to 255 (B, 3, H, W).
 
         Raises:
-            ValueError: The image is of another size, or there are other than ``num_classes`` classes.
+            ValueError: The image is of another size, there are other than ``num_classes`` classes, or what is ``learnable``
+                lacks their number.
         """
+        if self.learnable and self.num_classes is None:
+            raise ValueError("DenseCRF: what is learnable is by class: give num_classes too")
         count, classes, *size = probabilities.shape
         if [count, *size] != [len(image), *image.shape[2:]]:
             raise ValueError(

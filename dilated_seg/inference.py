@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dilated_seg import UserError
+from dilated_seg import UserError, build
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.dilatednet import MARGIN
 from dilated_seg.models.layers import Upsample, mirrored
@@ -218,6 +218,15 @@ class MultiScale(Inference):
     def __str__(self) -> str:
         sizes = ", ".join(f"{scale:g}" for scale in self.scales)
         return f"scales {sizes}{', each mirrored too' if self.flip else ''}, probabilities averaged; each: {self.each}"
+
+
+def from_text(text: str) -> Inference:
+    """The protocol that a text calls, such as ``Tiles(size=(512, 512), overlap=64)``.
+
+    Raises:
+        UserError: It is none, or has other options.
+    """
+    return build.one_of(text, "protocol of inference", "Tiles(overlap=64)", (Whole, Tiles, MultiScale, ReflectedTiles))
 
 
 def whole(inference: Inference, model: Model, image: Tensor) -> Logits:

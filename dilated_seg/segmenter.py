@@ -80,7 +80,11 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        return self.net(normalised(image, self.mean, self.std)).float()
+        return self.net(self.normalised(image)).float()
+
+    def normalised(self, image: Tensor) -> Image:
+        """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
+        return normalised(image, self.mean, self.std)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Segmenter":

@@ -12,7 +12,9 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from dilated_seg import UserError
+from dilated_seg import UserError, inference
+from dilated_seg.crf import DenseCRF
+from dilated_seg.inference import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.prediction import predict
 from dilated_seg.runs import of_run
@@ -26,6 +28,8 @@ BIAS_RATE = 2.0
 
 # Gradients that are accumulated over several batches are of the summed loss over this number, until all have been counted.
 SCALE = 2.0**16
+
+SMALLEST = torch.finfo(torch.float32).tiny  # a probability whose logarithm is finite
 
 # Of ImageNet's images (RGB, 0 to 255): what networks without weights of their own are fed with.
 MEAN: RGB = (123.68, 116.779, 103.939)
@@ -52,6 +56,8 @@ class SegmentationTask(LightningModule):
         weights_without: Layers or parts of the network that ``weights`` is not to fill, such as the scores for other classes.
         compile: Let torch compile the network, which costs some time once for every size of image: for training on crops on a
             GPU. On a CPU it gains next to nothing.
+        crf: Part of what is trained and evaluated, after the network: with ``learnable: true`` this is CRF-RNN. To refine a
+            network that was trained without one, evaluate it with ``--crf``.
         mean: Of each channel (RGB, 0 to 255), subtracted from the image; that of ``weights`` if None, or else ImageNet's.
         std: The image is then divided by it; as ``mean``.
     """
@@ -73,18 +79,22 @@ class SegmentationTask(LightningModule):
         weights: str | None = None,
         weights_without: Sequence[str] = (),
         compile: bool = False,
+        crf: DenseCRF | None = None,
         mean: RGB | None = None,
         std: RGB | None = None,
     ) -> None:
         super().__init__()
         # The command line gives YAML to save, from which load_from_checkpoint rebuilds everything. Objects built in Python
         # are no hyperparameters: a checkpoint that held them could only be loaded by executing a pickle.
-        self.save_hyperparameters(ignore=None if _given_hyperparameters.get() else ["net", "optimizer", "lr_scheduler"])
+        self.save_hyperparameters(ignore=None if _given_hyperparameters.get() else ["net", "optimizer", "lr_scheduler", "crf"])
         if class_weights is not None and len(class_weights) != num_classes:
             raise UserError(f"model.class_weights has {len(class_weights)} numbers, but there are {num_classes} classes")
         self.net = net.to(memory_format=torch.channels_last)  # up to 4 times as fast for narrow networks on a CPU
         if compile:
             self.net.compile()  # in place: the names in a checkpoint stay as they are
+        self.crf = crf
+        if crf and crf.learnable and crf.num_classes is None:
+            crf.learn(num_classes)
         self.trained_steps = 0
         self.seen: list[str] = []  # the images of the batch
         self.accumulated = [0.0, 0.0]  # the loss and the valid pixels behind the gradients that are being accumulated
@@ -99,6 +109,9 @@ class SegmentationTask(LightningModule):
         self.register_buffer("std", torch.tensor(std or STD).view(3, 1, 1))
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.refined_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.inference: Inference = Whole()  # how evaluation looks at an image, and what refines its scores if anything does
+        self.refine: DenseCRF | None = None
         self.mean_loss = MeanMetric()
 
     def prepare_data(self) -> None:
@@ -129,7 +142,8 @@ class SegmentationTask(LightningModule):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        return self.net(self.normalised(image)).float()
+        logits = self.net(self.normalised(image)).float()
+        return logits if self.crf is None else self.crf(logits.softmax(1), image).clamp_min(SMALLEST).log()
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
@@ -188,29 +202,42 @@ class SegmentationTask(LightningModule):
                     "or set trainer.gradient_clip_val"
                 )
 
-    def each_size(self, batch: dict[str, Any]) -> Iterator[tuple[tuple[slice, slice, slice], Logits]]:
-        """The logits of a batch and where in it they belong: of all images at once, or one by one if they are padded.
+    def each_size(self, batch: dict[str, Any]) -> Iterator[tuple[slice, Tensor]]:
+        """Which images of a batch, and these without padding: all of them at once, or one by one if their sizes differ.
 
         What stands beside a smaller image in its batch must not change what the network says of it.
         """
         sizes = [tuple(size) for size in batch.get("size") or [batch["mask"].shape[-2:]]]
-        if len(set(sizes)) == 1:
-            height, width = sizes[0]
-            yield (slice(None), slice(height), slice(width)), self(batch["image"])
-            return
-        for i, (height, width) in enumerate(sizes):
-            here = slice(i, i + 1), slice(height), slice(width)
-            yield here, self(batch["image"][i : i + 1, :, :height, :width])
+        groups = (
+            [(slice(None), sizes[0])] if len(set(sizes)) == 1 else [(slice(i, i + 1), size) for i, size in enumerate(sizes)]
+        )
+        for some, (height, width) in groups:
+            yield some, batch["image"][some, :, :height, :width]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch; gives its ``matrices`` of confusion (B, C, C) and ``prediction`` (B, H, W)."""
-        prediction = torch.zeros_like(batch["mask"], dtype=torch.long)
-        for here, logits in self.each_size(batch):
-            total, valid = self.loss_sum(logits, batch["mask"][here])
-            self.mean_loss.update(total / valid.clamp(min=1), weight=valid)
-            prediction[here] = predict(logits)
-        self.metrics.update(prediction, batch["mask"])
-        return {"matrices": self.metrics.images, "prediction": prediction}
+        """Count a batch; gives its ``matrices`` of confusion (B, C, C) and ``prediction`` (B, H, W).
+
+        With a CRF to refine them, ``refined_matrices`` and ``refined_prediction`` too.
+        """
+        mask = batch["mask"]
+        prediction, refined = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(mask, dtype=torch.long)
+        for some, image in self.each_size(batch):
+            scores = []
+            for rows, logits in self.inference(self, image):
+                here = some, rows, slice(image.shape[-1])
+                total, valid = self.loss_sum(logits, mask[here])
+                self.mean_loss.update(total / valid.clamp(min=1), weight=valid)
+                prediction[here] = predict(logits)
+                scores += [logits] if self.refine else []
+            if self.refine:
+                probabilities = self.refine(torch.cat(scores, 2).softmax(1), image)
+                refined[some, : image.shape[-2], : image.shape[-1]] = predict(probabilities)
+        self.metrics.update(prediction, mask)
+        outputs = {"matrices": self.metrics.images, "prediction": prediction}
+        if self.refine:
+            self.refined_metrics.update(refined, mask)
+            outputs |= {"refined_matrices": self.refined_metrics.images, "refined_prediction": refined}
+        return outputs
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         self.trained_steps = self.global_step
@@ -236,6 +263,7 @@ class SegmentationTask(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.refuse_broken_weights()
         self.metrics.reset()
+        self.refined_metrics.reset()
         self.mean_loss.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -250,16 +278,23 @@ class SegmentationTask(LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Class ids (B, H, W), uint8."""
         prediction = torch.zeros_like(batch["mask"], dtype=torch.uint8)
-        for here, logits in self.each_size(batch):
-            prediction[here] = predict(logits).to(torch.uint8)
+        for some, image in self.each_size(batch):
+            height, width = image.shape[-2:]
+            if self.refine:
+                ids = predict(self.refine(whole(self.inference, self, image).softmax(1), image)).to(torch.uint8)
+            else:
+                ids = inference.predict(self.inference, self, image)
+            prediction[some, :height, :width] = ids
         return prediction
 
     def _log_scores(self, split: str) -> None:
-        values = self.metrics.compute()
-        named = {name: value for name, value in values.items() if value.ndim == 0}
-        named |= {f"iou/{name}": value for name, value in zip(self.classes, values["iou"], strict=True)}
-        named["loss"] = self.mean_loss.compute()
-        self.log_dict({f"{split}/{name}": value for name, value in named.items()})
+        self.log(f"{split}/loss", self.mean_loss.compute())
+        for metrics, name in ((self.metrics, split), (self.refined_metrics, f"{split}/crf")):
+            if metrics is self.metrics or self.refine:
+                values = metrics.compute()
+                named = {key: value for key, value in values.items() if value.ndim == 0}
+                named |= {f"iou/{key}": value for key, value in zip(self.classes, values["iou"], strict=True)}
+                self.log_dict({f"{name}/{key}": value for key, value in named.items()})
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union is no public name
         groups: dict[float, tuple[list[Tensor], list[Tensor]]] = {}

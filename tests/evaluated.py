@@ -56,11 +56,11 @@ if __name__ == "__main__":
         run = Path(way["folder"]) / f"way{number}"
         log = Path(way["folder"]) / "log.txt"
         assert launch(way["world"], [*way["arguments"], "--run_dir", str(run)], log), log.read_text()[-3000:]
-        (record,) = run.glob("evaluations/*.json")
-        table = pq.read_table(record.with_suffix(".parquet"))
-        facts = json.loads(record.read_text())
-        found.append(
-            {"ids": table["id"].to_pylist(), "matrices": table["matrix"].to_pylist(), "matrix": facts["matrix"]}
-            | {key: facts["protocol"][key] for key in ("images", "pixels")}
-        )
+        for record in sorted(run.glob("evaluations/*.json")):  # one, or two if there is a CRF
+            table = pq.read_table(record.with_suffix(".parquet"))
+            facts = json.loads(record.read_text())
+            found.append(
+                {"ids": table["id"].to_pylist(), "matrices": table["matrix"].to_pylist(), "matrix": facts["matrix"]}
+                | {key: facts["protocol"][key] for key in ("images", "pixels")}
+            )
     print(json.dumps(found))

@@ -1,5 +1,6 @@
 """The command as a user calls it, in a process of its own."""
 
+import csv
 import json
 import os
 import subprocess
@@ -95,6 +96,35 @@ def test_a_checkpoint_rebuilds_its_network_without_further_arguments(run):
     assert task.trained_steps == 12
     with torch.no_grad():
         assert task(torch.zeros(1, 3, 20, 30, dtype=torch.uint8)).shape == (1, 8, 20, 30)
+
+
+def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_files(run, tmp_path):
+    tiles = ["--inference", "Tiles", "--inference.size", "[64,64]", "--inference.overlap", "32", "--crf"]
+    arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
+    result = dilated_seg("validate", *arguments, *tiles)
+    assert result.returncode == 0, result.stderr
+    for text in ("IoU %, CRF", "tiles of 64 x 64, 32 pixels of overlap blended", "w1 10, theta_alpha 80"):
+        assert text in result.stdout
+    names = {path.name for path in (tmp_path / "evaluations").iterdir()}
+    stems = ("val-last-tiles-64x64-32", "val-last-tiles-64x64-32-crf")
+    assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("json", "parquet")}
+    plain, refined = (json.loads((tmp_path / f"evaluations/{stem}.json").read_text()) for stem in stems)
+    assert plain["protocol"]["inference"] == "tiles of 64 x 64, 32 pixels of overlap blended"
+    assert refined["protocol"]["inference"].startswith(plain["protocol"]["inference"] + ", then ")
+    assert plain["protocol"]["pixels"] == refined["protocol"]["pixels"]
+    with (tmp_path / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    for name, record in (("val", plain), ("val/crf", refined)):
+        assert float(row[f"{name}/mean_iou"]) == pytest.approx(
+            float(scores(torch.tensor(record["matrix"]))["mean_iou"]), abs=1e-6
+        )
+
+
+def test_a_protocol_that_does_not_fit_the_network_is_said_in_one_sentence(run, tmp_path):
+    arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
+    assert fails_in_one_sentence(dilated_seg("validate", *arguments, "--inference=ReflectedTiles"), "padding: reflect")
+    assert fails_in_one_sentence(dilated_seg("validate", *arguments, "--inference=Tilse"), "Tilse")
+    assert fails_in_one_sentence(dilated_seg("validate", *arguments, "--crf.w3=1"), "w3")
 
 
 def test_batch_size_and_workers_change_no_integer(run):

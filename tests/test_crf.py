@@ -217,7 +217,6 @@ def test_deeplabs_numbers_are_at_hand():
         ({"theta_alpha": 0.0}, "theta_alpha is 0"),
         ({"theta_beta": -1.0}, "theta_beta is -1"),
         ({"theta_gamma": float("nan")}, "theta_gamma is nan"),
-        ({"learnable": True}, "num_classes"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, words):
@@ -236,3 +235,18 @@ def test_an_image_of_another_size_or_other_classes_are_refused():
         DenseCRF()(probabilities, image[..., 1:])
     with pytest.raises(ValueError, match="num_classes is 3"):
         DenseCRF(num_classes=3)(probabilities, image)
+
+
+def test_what_is_learnable_needs_the_number_of_classes_before_it_is_called():
+    crf = DenseCRF(1, learnable=True)
+    probabilities, image = torch.full((1, 3, 2, 2), 1 / 3), torch.zeros(1, 3, 2, 2)
+    with pytest.raises(ValueError, match="num_classes"):
+        crf(probabilities, image)
+    crf.learn(3)
+    torch.testing.assert_close(crf(probabilities, image), probabilities)
+
+
+def test_a_crf_is_named_by_its_numbers():
+    assert DenseCRF().name == "crf"
+    assert DenseCRF(5, w1=4.5).name == "crf-iterations_5-w1_4.5"
+    assert str(DenseCRF()) == "dense CRF (iterations 10, w1 10, theta_alpha 80, theta_beta 13, w2 3, theta_gamma 3)"

@@ -41,19 +41,32 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp_path):
+def evaluated(data, tmp_path, options, all_ways):
+    """What so many processes, workers and images at once count."""
     (tmp_path / "experiment.yaml").write_text(EXPERIMENT.format(root=data / "folder"))
     ways = []
-    for world, workers, batch, kind in WAYS:
+    for world, workers, batch, kind in all_ways:
         root = data / {"mapped": "files", "streamed": "files"}.get(kind, kind)
         flags = {"root": root, "num_workers": workers, "eval_batch_size": batch, "streaming": str(kind == "streamed").lower()}
-        arguments = ["validate", "--config", str(tmp_path / "experiment.yaml"), "--seed_everything=7"]
+        arguments = ["validate", "--config", str(tmp_path / "experiment.yaml"), "--seed_everything=7", *options]
         arguments += [f"--data.init_args.{name}={value}" for name, value in flags.items()]
         ways.append({"folder": str(tmp_path), "world": world, "arguments": arguments})
     command = [sys.executable, "-m", "tests.evaluated", json.dumps(ways)]
     done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    first, *others = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_a_crf_after_any_protocol_counts_the_same_integers_in_every_way(data, tmp_path):
+    options = ["--inference=Tiles", "--inference.size=[64,64]", "--inference.overlap=32", "--crf.iterations=3"]
+    plain, refined, *others = evaluated(data, tmp_path, options, [(1, 0, 1, "folder"), (2, 0, 5, "mapped")])
+    assert others == [plain, refined]
+    assert plain["pixels"] == refined["pixels"]
+    assert plain["matrix"] != refined["matrix"]
+
+
+def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp_path):
+    first, *others = evaluated(data, tmp_path, [], WAYS)
     masks = [sample["mask"] for sample in map(Folder(root=str(data / "folder")).split("val").__getitem__, range(7))]
     assert first["ids"] == [f"photo {i}" for i in range(2, 9)] and first["images"] == 7
     assert first["pixels"] == sum(int((mask != 255).sum()) for mask in masks)

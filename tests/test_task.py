@@ -9,8 +9,10 @@ from torch import nn
 
 from dilated_seg import UserError
 from dilated_seg.callbacks import Freeze, SeedEveryStep
+from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
 from dilated_seg.data.batches import pad
+from dilated_seg.inference import Tiles, Whole
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 
@@ -351,6 +353,63 @@ def test_what_stands_beside_a_smaller_image_changes_nothing():
         assert torch.equal(prediction[:height, :width], one["prediction"][0])
     torch.testing.assert_close(loss, task.mean_loss.compute())
     assert int(together["matrices"].sum()) == sum(height * width for height, width in sizes)
+
+
+def noisy(sizes, classes=4):
+    """A batch of pictures of these sizes, padded to the largest, and a task that says something else of every pixel."""
+    task = SegmentationTask(torch.nn.Conv2d(3, classes, 3, padding=1), classes)
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    image = torch.randint(0, 256, (len(sizes), 3, height, width), dtype=torch.uint8)
+    mask = torch.full((len(sizes), height, width), 255, dtype=torch.uint8)
+    for i, (h, w) in enumerate(sizes):
+        mask[i, :h, :w] = torch.randint(0, classes, (h, w))
+    return task.eval(), {"image": image, "mask": mask, "size": sizes, "id": [str(i) for i in range(len(sizes))]}
+
+
+@pytest.mark.parametrize("sizes", [[(20, 30), (20, 30)], [(20, 30), (9, 44), (1, 1)]])
+def test_a_crf_refines_each_image_by_itself_and_both_are_counted(sizes):
+    task, batch = noisy(sizes)
+    task.refine = DenseCRF(2)
+    with torch.inference_mode():
+        outputs = task.validation_step(batch, 0)
+        predicted = task.predict_step(batch, 0)
+        for i, (h, w) in enumerate(sizes):
+            image = batch["image"][i : i + 1, :, :h, :w]
+            expected = task.refine(task(image).softmax(1), image).max(1).indices[0]
+            assert outputs["refined_prediction"][i, :h, :w].equal(expected)
+            assert outputs["prediction"][i, :h, :w].equal(task(image).max(1).indices[0])
+            assert predicted[i, :h, :w].equal(expected.to(torch.uint8))
+    assert not outputs["prediction"].equal(outputs["refined_prediction"])
+    valid = sum(h * w for h, w in sizes)
+    assert int(task.metrics.matrix.sum()) == int(task.refined_metrics.matrix.sum()) == valid
+
+
+def test_tiles_count_the_loss_and_the_pixels_of_the_whole_image():
+    task, batch = noisy([(90, 110), (70, 64)])
+    losses, matrices = [], []
+    for inference in (Whole(), Tiles((64, 64), 16, 4)):  # the network sees one pixel around each
+        task.inference = inference
+        task.metrics.reset()
+        task.mean_loss.reset()
+        with torch.inference_mode():
+            task.validation_step(batch, 0)
+        losses.append(float(task.mean_loss.compute()))
+        matrices.append(task.metrics.matrix.clone())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert matrices[0].equal(matrices[1])
+
+
+def test_a_crf_of_the_task_learns_with_the_network_as_crf_rnn():
+    task = SegmentationTask(torch.nn.Conv2d(3, 4, 1), 4, crf=DenseCRF(3, learnable=True))
+    image = torch.randint(0, 256, (2, 3, 12, 17), dtype=torch.uint8)
+    mask = torch.randint(0, 4, (2, 12, 17))
+    logits = task(image)
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(2, 12, 17))
+    total, _ = task.loss_sum(logits, mask)
+    total.backward()
+    for name in ("net.weight", "crf.w1", "crf.w2", "crf.compatibility"):
+        assert task.get_parameter(name).grad.abs().max() > 0, name
+    assert set(task.state_dict()) >= {"crf.w1", "crf.w2", "crf.compatibility"}
 
 
 def test_a_compiled_network_has_the_same_names_and_logits():

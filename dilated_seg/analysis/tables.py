@@ -20,18 +20,28 @@ def protocol(record: dict[str, Any]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in record["protocol"].items())
 
 
-def show_evaluation(record: dict[str, Any]) -> None:
-    """Print one table: IoU and accuracy of every class, their means, and the protocol they were measured by."""
-    values = scores(torch.tensor(record["matrix"]))
+def show_evaluation(record: dict[str, Any], refined: dict[str, Any] | None = None) -> None:
+    """Print one table: IoU and accuracy of every class, their means, and the protocol they were measured by.
+
+    Args:
+        record: What the evaluation wrote.
+        refined: The same after a CRF, to stand beside it.
+    """
     table = Table(title=f"{record['protocol']['dataset']} {record['protocol']['split']}")
     table.add_column("class")
-    table.add_column("IoU %", justify="right")
-    table.add_column("accuracy %", justify="right")
-    for name, iou, accuracy in zip(record["classes"], values["iou"], values["accuracy"], strict=True):
-        table.add_row(name, percent(iou), percent(accuracy))
+    records = [record] + ([refined] if refined else [])
+    for _, after in zip(records, ("", ", CRF"), strict=False):
+        table.add_column(f"IoU %{after}", justify="right")
+        table.add_column(f"accuracy %{after}", justify="right")
+    values = [scores(torch.tensor(one["matrix"])) for one in records]
+    for k, name in enumerate(record["classes"]):
+        table.add_row(name, *(percent(one[score][k]) for one in values for score in ("iou", "accuracy")))
     table.add_section()
-    table.add_row("mean", percent(values["mean_iou"]), percent(values["mean_accuracy"]), style="bold")
-    table.add_row("weighted by frequency", percent(values["frequency_weighted_iou"]), percent(values["pixel_accuracy"]))
+    table.add_row("mean", *(percent(one[score]) for one in values for score in ("mean_iou", "mean_accuracy")), style="bold")
+    weighted = (percent(one[score]) for one in values for score in ("frequency_weighted_iou", "pixel_accuracy"))
+    table.add_row("weighted by frequency", *weighted)
     console = Console()
     console.print(table)
     console.print(protocol(record), highlight=False, soft_wrap=True)
+    if refined:
+        console.print(f"CRF: {refined['protocol']['inference']}", highlight=False, soft_wrap=True)

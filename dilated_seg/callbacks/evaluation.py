@@ -21,16 +21,16 @@ ABSENT = "a class absent from masks and predictions is left out of the mean"
 class EvaluationRecord(Callback):
     """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
 
-    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT.*`` after it. W&B shows the
-    split's confusion matrix.
+    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT[-PROTOCOL][-crf].*`` after it. W&B
+    shows the split's confusion matrix.
     """
 
     def __init__(self) -> None:
-        self.rows: list[tuple[int, str, np.ndarray]] = []
-        self.record: dict[str, Any] | None = None  # the last one written
+        self.rows: dict[str, list[tuple[int, str, np.ndarray]]] = {}
+        self.records: list[dict[str, Any]] = []  # what the last evaluation wrote: as the network says, and refined by a CRF
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = []
+        self.rows = {kind: [] for kind in ("matrices", *(["refined_matrices"] if pl_module.refine else []))}
 
     def on_validation_batch_end(
         self,
@@ -41,10 +41,10 @@ class EvaluationRecord(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        matrices = outputs["matrices"].cpu().numpy()
-        for name, matrix in zip(batch["id"], matrices, strict=True):
-            if name:  # a padding image has none
-                self.rows.append((len(self.rows) * trainer.world_size + trainer.global_rank, name, matrix))
+        for kind, rows in self.rows.items():
+            for name, matrix in zip(batch["id"], outputs[kind].cpu().numpy(), strict=True):
+                if name:  # a padding image has none
+                    rows.append((len(rows) * trainer.world_size + trainer.global_rank, name, matrix))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, pl_module, "val")
@@ -56,44 +56,58 @@ class EvaluationRecord(Callback):
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
-        rows = gathered(trainer, self.rows)
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        total = np.sum([matrix for _, _, matrix in rows], axis=0)
-        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        available = len(loaders.dataset)
-        limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
-        if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
-            raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
-        protocol = {
-            "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-            "split": split,
-            "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}",
-            "pixels": int(total.sum()),
-            "resolution": "the mask's own",
-            "inference": "whole image",
-            "absent classes": ABSENT,
-            "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
-            "commit": commit(),
-        }
-        name = evaluation_name(trainer)
-        self.record = {
-            "evaluation": name,
-            "protocol": protocol,
-            "classes": task.classes,
-            "parameters": sum(p.numel() for p in task.net.parameters()),
-            "matrix": total.tolist(),
-        }
-        folder = Path(trainer.default_root_dir) / "evaluations"
-        folder.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"id": [r[1] for r in rows], "matrix": [r[2].ravel() for r in rows]})
-        partial = folder / f"{name}.parquet.partial"
-        pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
-        partial.replace(folder / f"{name}.parquet")
-        write_text(folder / f"{name}.json", json.dumps(self.record, indent=1) + "\n")
-        show_in_wandb(trainer, lambda: {f"{split}/confusion": confusion(total, task.classes)})
-        if trainer.state.fn != TrainerFn.FITTING:
-            show_in_wandb(trainer, lambda: {f"{split}/confusion_picture": wandb.Image(draw(total, task.classes))})
+        self.records = []
+        for kind, own in self.rows.items():
+            rows = gathered(trainer, own)
+            if not trainer.sanity_checking and trainer.is_global_zero:
+                self.records.append(write(trainer, task, split, rows, refined=kind != "matrices"))
+
+
+def write(
+    trainer: Trainer,
+    task: Any,  # noqa: ANN401
+    split: str,
+    rows: list[tuple[int, str, np.ndarray]],
+    refined: bool,
+) -> dict[str, Any]:
+    """Put the matrices of a split, as the network gave them or refined by the CRF, into the run and W&B; gives the record."""
+    total = np.sum([matrix for _, _, matrix in rows], axis=0)
+    loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    available = len(loaders.dataset)
+    limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
+    if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
+        raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
+    protocol = {
+        "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+        "split": split,
+        "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}",
+        "pixels": int(total.sum()),
+        "resolution": "the mask's own",
+        "inference": f"{task.inference}, then {task.refine}" if refined else str(task.inference),
+        "absent classes": ABSENT,
+        "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
+        "commit": commit(),
+    }
+    name = evaluation_name(trainer, refined)
+    record = {
+        "evaluation": name,
+        "protocol": protocol,
+        "classes": task.classes,
+        "parameters": sum(p.numel() for p in task.net.parameters()),
+        "matrix": total.tolist(),
+    }
+    folder = Path(trainer.default_root_dir) / "evaluations"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"id": [r[1] for r in rows], "matrix": [r[2].ravel() for r in rows]})
+    partial = folder / f"{name}.parquet.partial"
+    pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
+    partial.replace(folder / f"{name}.parquet")
+    write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    section = f"{split}/crf" if refined else split
+    show_in_wandb(trainer, lambda: {f"{section}/confusion": confusion(total, task.classes)})
+    if trainer.state.fn != TrainerFn.FITTING:
+        show_in_wandb(trainer, lambda: {f"{section}/confusion_picture": wandb.Image(draw(total, task.classes))})
+    return record
 
 
 def gathered(trainer: Trainer, rows: list[Any]) -> list[Any]:
@@ -112,8 +126,14 @@ def checkpoint_name(trainer: Trainer) -> str:
     return Path(getattr(trainer.lightning_module, "weights", None) or "untrained").stem
 
 
-def evaluation_name(trainer: Trainer) -> str:
-    """What an evaluation's files are called: the split while training, and with the checkpoint's name after it."""
+def evaluation_name(trainer: Trainer, refined: bool = False) -> str:
+    """What an evaluation's files are called: the split while training, and after it with the checkpoint and the protocol.
+
+    A whole image is the protocol that is not named, so: ``val``, ``val-best``, ``val-best-tiles-512x512-128-crf``.
+    """
     split = "test" if trainer.testing else "val"
-    after = trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING)
-    return f"{split}-{checkpoint_name(trainer)}" if after else split
+    if trainer.state.fn not in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+        return split
+    task: Any = trainer.lightning_module
+    parts = (split, checkpoint_name(trainer), task.inference.name, task.refine.name if refined else "")
+    return "-".join(part for part in parts if part)

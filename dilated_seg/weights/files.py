@@ -192,7 +192,7 @@ def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[st
     inside = {
         key.removeprefix("net."): tensor
         for key, tensor in state.items()
-        if not task or (key not in own and not key.startswith(("metrics.", "mean_loss.")))
+        if not task or (key not in own and not key.startswith(("metrics.", "mean_loss.", "crf.")))
     }
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in inside.items():
