@@ -21,6 +21,8 @@ VERBS = {
     "ablate": "run every experiment an ablation file names, here or on SLURM, then compare them",
     "report": "compare finished runs: table, plots and pictures",
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
+    "segment": "a trained network on files and folders of pictures: label pictures, overlays, probabilities",
+    "tune": "search the dense CRF's numbers for a run, and write them for validate, test and predict --config",
     "port": "Caffe's or torchvision's weights into one of our networks, as a safetensors file",
 }
 
@@ -44,7 +46,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
             CLI([verb, *args])
             return 0
-        return {"ablate": ablate, "report": report, "describe": describe, "port": port, "prepare": prepare}[verb](args)
+        own = {
+            "prepare": prepare, "ablate": ablate, "report": report, "describe": describe, "segment": segment, "tune": tune,
+            "port": port,
+        }  # fmt: skip
+        return own[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         return 2
@@ -196,6 +202,76 @@ def prepare(args: list[str]) -> int:
     name = {"voc": "VOC", "cityscapes": "Cityscapes", "camvid": "CamVid", "folder": "Folder"}[options.dataset]
     skip, counts = options.on_bad_image == "skip", options.other_counts
     prepare.prepare(name, options.root, options.out, options.store, options.splits, given, counts, skip, options.download)
+    return 0
+
+
+def segment(args: list[str]) -> int:
+    """The verb ``segment``."""
+    parser = argparse.ArgumentParser("dilated-seg segment", description=VERBS["segment"], allow_abbrev=False)
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="a file, a folder, or a pattern such as 'street/**/*.jpg'"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="or a run's folder, a folder that export wrote, OWNER/NAME at the Hub",
+    )
+    parser.add_argument("--out", default="segmented", metavar="FOLDER", help="of the results (default: %(default)s)")
+    parser.add_argument(
+        "--inference",
+        metavar="PROTOCOL",
+        help="Whole, Tiles, MultiScale or ReflectedTiles, such as 'Tiles(size=(512, 512), overlap=128)'; the whole picture "
+        "if not given, but Tiles above 4 megapixels",
+    )
+    parser.add_argument(
+        "--crf",
+        nargs="?",
+        const="DenseCRF",
+        metavar="CRF",
+        help="refine by a dense CRF, such as 'DenseCRF(w1=5, iterations=5)'",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write them too, as .npy of float16 (classes, height, width)"
+    )
+    parser.add_argument("--submission", choices=("voc", "cityscapes"), help="write what the test server takes as well")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
+    options = parser.parse_args(args)
+    from dilated_seg import build, inference, segment
+    from dilated_seg.crf import DenseCRF
+
+    return segment.segment_files(
+        options.pictures,
+        options.checkpoint,
+        options.out,
+        inference.from_text(options.inference) if options.inference else None,
+        build.one_of(options.crf, "CRF", "DenseCRF(w1=5)", [DenseCRF]) if options.crf else None,
+        probabilities=options.probabilities,
+        submission=options.submission,
+        overwrite=options.overwrite,
+        device=options.device,
+    )
+
+
+def tune(args: list[str]) -> int:
+    """The verb ``tune``."""
+    parser = argparse.ArgumentParser("dilated-seg tune", description=VERBS["tune"], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--checkpoint", metavar="FILE", help="of the run; its last if not given")
+    parser.add_argument(
+        "--split", default="train", help="of the run's dataset: not the images that you report (default: %(default)s)"
+    )
+    parser.add_argument("--images", type=int, default=20, metavar="N", help="evenly spread over it (default: %(default)s)")
+    parser.add_argument("--inference", metavar="PROTOCOL", help="as in segment; the whole image if not given")
+    parser.add_argument("--out", metavar="FILE", help="the overlay to write; RUN/crf.yaml if not given")
+    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
+    options = parser.parse_args(args)
+    from dilated_seg import inference
+    from dilated_seg import tune as search
+
+    how = inference.from_text(options.inference) if options.inference else None
+    search.tune(options.run, options.out, options.split, options.images, options.checkpoint, how, options.device)
     return 0
 
 

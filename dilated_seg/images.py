@@ -136,7 +136,9 @@ def _decode(path: Source, use: Callable[[Image.Image], Tensor]) -> Tensor:
         raise
     except FileNotFoundError:
         raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
-    except (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise UserError(f"{path} cannot be read as an image (it begins as none that Pillow knows): replace the file") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
 
 
