@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from dilated_seg import UserError
 from dilated_seg.manifest import digest
 from dilated_seg.runs import LAST, PREVIOUS, beside, checksums, verified, verifies
+from dilated_seg.trust import local_file, read_checkpoint
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -51,22 +52,16 @@ class SafeCheckpointIO(TorchCheckpointIO):
             kept = f"; {' and '.join(whole)} can be continued from" if whole else ""
             raise UserError(f"the checkpoint {target} cannot be written ({' '.join(str(cause).split())}){kept}") from error
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Read a checkpoint.
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ANN401
+        """Read a checkpoint, without executing it, whatever ``weights_only`` and torch's environment variables say.
 
         Raises:
-            UserError: The file is missing, damaged, or none of ours.
+            UserError: The file is missing, damaged, none of ours, or would have to be executed.
         """
-        if not Path(path).is_file():
-            raise UserError(f"there is no checkpoint {path}: name a file of a run's folder checkpoints/")
-        verified(Path(path))
-        try:
-            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        except Exception as error:
-            raise UserError(f"{path} cannot be loaded ({type(error).__name__}): it is damaged or no checkpoint") from error
-        if not {"state_dict", "global_step"} <= checkpoint.keys():
-            raise UserError(f"{path} is no checkpoint of a run: name a file of a run's folder checkpoints/")
-        return checkpoint
+        path = local_file(path)
+        verified(path)
+        with path.open("rb") as file:
+            return read_checkpoint(file, path, map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:  # noqa: ANN401
         """Delete a checkpoint, and its checksum."""

@@ -33,6 +33,7 @@ from dilated_seg.loggers import Wandb, finish, loggers, tags
 from dilated_seg.process import end_other_processes, find_mistake, keep_memory, lost_process, quiet
 from dilated_seg.runs import EXPERIMENTS, FINISHED, LAST, commit, experiment_name, keep_history, write_text
 from dilated_seg.task import SegmentationTask
+from dilated_seg.trust import local_file
 
 EVALUATIONS = ("validate", "test", "predict")
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
@@ -158,8 +159,8 @@ class CLI(LightningCLI):
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the others neither make the folder nor take it away
             self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
         checkpoint = config.get("ckpt_path")
-        if checkpoint and not Path(checkpoint).is_file():
-            raise UserError(f"there is no checkpoint {checkpoint}: name a file of a run's folder checkpoints/")
+        if checkpoint:
+            local_file(checkpoint)
         if self.subcommand != "fit":
             return
         saved = self.run_dir / "config.yaml"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from dilated_seg.colours import palette as default_palette
 from dilated_seg.runs import of_run, verified
 from dilated_seg.shapes import Image, Logits
 from dilated_seg.weights.caffemodel import CorruptError
-from dilated_seg.weights.files import tensors, unpickled
+from dilated_seg.weights.files import load_torch, tensors
+from dilated_seg.weights.fit import shape, some
 
 # The files of a folder that `save_pretrained` writes.
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -124,7 +126,7 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
     checksum = verified(path)
     try:
         with path.open("rb") as file:
-            content = unpickled(file)
+            content = load_torch(file)
         if not isinstance(content, dict) or not {"state_dict", "global_step", "hyper_parameters"} <= content.keys():
             raise CorruptError("is no checkpoint of a run: name a file of a run's folder checkpoints/")
         state, given = tensors(content["state_dict"]), content["hyper_parameters"]
@@ -166,7 +168,9 @@ def constructor(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, An
     name, arguments = given["net"]["class_path"], dict(given["net"].get("init_args") or {})
     if any(isinstance(value, dict) and "class_path" in value for value in arguments.values()):
         raise UserError(f"{path}: {name} is made of other objects: build it and hand it over, load(source, net=...)")
-    own = name.rpartition(".")[2]
+    module, _, own = name.rpartition(".")
+    if module not in sys.modules:  # nothing is imported because a file names it
+        raise UserError(f"{path} is of {name}, which is not imported: if it is one of yours, import its module first")
     return (own if build.find(name) is getattr(models, own, None) else name), arguments
 
 
@@ -235,10 +239,15 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
 
 
 def refuse_misfit(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str) -> None:
-    """Refuse the weights of another network, by the first that does not fit."""
-    for name in [*ours, *saved]:
-        if name not in saved or name not in ours or saved[name].shape != ours[name].shape:
-            raise UserError(f"{source} does not fit the network: {name} is missing, left over or of another size")
+    """Refuse the weights of another network, by the first that do not fit."""
+    wrong = [name for name in ours if name in saved and saved[name].shape != ours[name].shape]
+    problems = {
+        "it has no": [name for name in ours if name not in saved],
+        "the network has no": [name for name in saved if name not in ours],
+        "of another size is": [f"{name} ({shape(saved[name])}, here {shape(ours[name])})" for name in wrong],
+    }
+    if found := [f"{what} {some(names)}" for what, names in problems.items() if names]:
+        raise UserError(f"{source} does not fit the network: {'; '.join(found)}")
 
 
 def said(error: Exception) -> str:

@@ -1,18 +1,21 @@
 """The task: a network, its loss, its metrics and its optimiser, on any dataset."""
 
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dilated_seg import UserError, inference
+from dilated_seg.checkpoints import SafeCheckpointIO
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
@@ -20,7 +23,9 @@ from dilated_seg.prediction import predict
 from dilated_seg.runs import of_run
 from dilated_seg.segmenter import normalised, refuse_misfit
 from dilated_seg.shapes import Image, Logits, Mask
-from dilated_seg.weights import imagenet, load, summary
+from dilated_seg.trust import local_file, read_checkpoint, refuse_foreign
+from dilated_seg.weights import imagenet, load, local, summary
+from dilated_seg.weights.files import without
 from dilated_seg.weights.published import RGB
 
 # The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
@@ -50,8 +55,9 @@ class SegmentationTask(LightningModule):
         class_weights: Factor of each class in the loss. The sum is divided by the number of valid pixels, as SegNet did,
             not by the sum of their weights.
         weights: To start from: a file (.safetensors as `port` writes it, .caffemodel, .npz, a torch state dict, a checkpoint),
-            or "imagenet", torchvision's for the network's encoder; or the folder of a finished run, or of several runs, the
-            newest of which is taken: the stage before this one. Layers that it does not have start as they do without.
+            or the address of one with its checksum, https://...#sha256=...; or "imagenet", torchvision's for the network's
+            encoder; or the folder of a finished run, or of several runs, the newest of which is taken: the stage before this
+            one. Layers that it does not have start as they do without.
             On the command line a checkpoint that is evaluated or continued has its own weights instead.
         weights_without: Layers or parts of the network that ``weights`` is not to fill, such as the scores for other classes.
         compile: Let torch compile the network, which costs some time once for every size of image: for training on crops on a
@@ -114,14 +120,47 @@ class SegmentationTask(LightningModule):
         self.refine: DenseCRF | None = None
         self.mean_loss = MeanMetric()
 
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,  # noqa: ANN401
+        map_location: Any = None,  # noqa: ANN401
+        hparams_file: Any = None,  # noqa: ANN401
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - the Self of a class method is nothing that beartype checks
+        """The task that was saved, as Lightning builds it, from a local file or one that is open.
+
+        No pickle is executed, whatever ``weights_only`` and torch's environment variables say, and nothing is imported because
+        a checkpoint names it.
+
+        Raises:
+            UserError: The file is missing or damaged, is an address, or would have to be executed.
+        """
+        if hparams_file is not None:
+            raise UserError(f"{hparams_file} is not read: give load_from_checkpoint the arguments by their names")
+        if isinstance(checkpoint_path, str | PathLike):
+            with local_file(checkpoint_path).open("rb") as file:
+                return cls.load_from_checkpoint(file, map_location, strict=strict, **kwargs)
+        name = getattr(checkpoint_path, "name", "the checkpoint")
+        refuse_foreign(read_checkpoint(checkpoint_path, name), name)
+        checkpoint_path.seek(0)
+        with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+            return super().load_from_checkpoint(checkpoint_path, map_location, strict=strict, weights_only=True, **kwargs)
+
     def prepare_data(self) -> None:
         """On one process of each machine: have the weights at hand."""
         if self.weights == "imagenet" and not self.started:
             imagenet(self.net)
+        elif self.weights and not self.started:
+            local(self.weights)
 
     def setup(self, stage: str) -> None:
         """Start from ``weights``: once, and not over what a checkpoint brought or training learnt."""
         self.accumulated = [0.0, 0.0]
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # of a Trainer built in Python: it executes pickles
+            self.trainer.strategy.checkpoint_io = SafeCheckpointIO()
         if not self.weights or self.started:
             return
         self.started = True
@@ -255,7 +294,7 @@ class SegmentationTask(LightningModule):
             }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, by the first parameter that does not fit."""
+        """Refuse a checkpoint of another network, by the first parameters that do not fit."""
         refuse_misfit(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
         self.trained_steps, self.started = checkpoint["global_step"], True
         self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])

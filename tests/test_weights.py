@@ -17,8 +17,9 @@ from torch import nn
 from dilated_seg import UserError, weights
 from dilated_seg.__main__ import main
 from dilated_seg.build import network
+from dilated_seg.manifest import digest
 from dilated_seg.models import FCN, DeepLabV1, DilatedNet, FCNAlexNet, SegNet
-from dilated_seg.weights import published
+from dilated_seg.weights import download, published
 from tests.authors import PUBLISHED, rows
 from tests.caffe import caffemodel, chunk
 
@@ -183,10 +184,14 @@ def test_every_network_reads_its_own_file(name, suffix, tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "ours", "sentence"),
     [
-        ("SegNet(3, width=1/64)", "FCN(3, width=1/64)", "has encoder.stages.0.conv1_1_bn beside"),
-        ("FCN(3, resnet=34, width=1/64)", "FCN(3, resnet=18, width=1/64)", "has encoder.layer1.2.conv1 beside"),
+        ("SegNet(3, width=1/64)", "FCN(3, width=1/64)", "has encoder.stages.0.conv1_1_bn, .* and 10 more beside"),
+        ("FCN(3, resnet=34, width=1/64)", "FCN(3, resnet=18, width=1/64)", "has encoder.layer1.2.conv1, .* beside"),
         ("ContextModule(3)", "ContextModule(3, layers=7)", "has layers.ctx_conv5_1 beside"),
-        ("DilatedNet(3, context_layers=10, width=1/64)", "DilatedNet(3, width=1/64)", "has context.layers.ctx_conv6_1 beside"),
+        (
+            "DilatedNet(3, context_layers=10, width=1/64)",
+            "DilatedNet(3, width=1/64)",
+            "has context.layers.ctx_conv6_1, .* beside",
+        ),
         ("FCN(3, 8, at_once=True, width=1/64)", "FCN(3, 8, width=1/64)", "say at_once=True"),
     ],
 )
@@ -310,15 +315,20 @@ class Vgg(nn.Module):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """torch's cache of downloads."""
+    """Puts a file into torch's cache of downloads, as if torchvision had published it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    return tmp_path / "hub/checkpoints"
+
+    def put(state, name):
+        torch.save(state, tmp_path / "hub/checkpoints" / name)
+        monkeypatch.setitem(published.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
+
+    return put
 
 
 def test_torchvisions_vgg_classifies_as_the_middle_of_our_convolutions(cache):
     theirs = Vgg(1 / 32).eval()
-    torch.save(theirs.state_dict(), cache / "vgg16-397923af.pth")
+    cache(theirs.state_dict(), "vgg16-397923af.pth")
     net = FCN(4, width=1 / 32).eval()
     report, mean, std = weights.load(net, "imagenet")
     assert len(report.taken) == 30
@@ -364,7 +374,7 @@ def test_vgg_with_batch_norm_starts_segnet_and_deconvnet(tmp_path):
 def test_features_without_a_classifier_are_the_authors_own(cache):
     state = Vgg(1 / 32).state_dict()
     state = {key: torch.full_like(v, torch.nan) if key.startswith("classifier") else v for key, v in state.items()}
-    torch.save(state, cache / "vgg16-397923af.pth")
+    cache(state, "vgg16-397923af.pth")
     net = FCN(4, width=1 / 32)
     report, mean, std = weights.load(net, "imagenet")
     assert (mean, std) == ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
@@ -376,7 +386,7 @@ def test_features_without_a_classifier_are_the_authors_own(cache):
 @pytest.mark.parametrize("build", [lambda: FCN(3, 8, resnet=18), lambda: DilatedNet(3, resnet=18)])
 def test_torchvisions_resnet_starts_ours(build, cache):
     theirs = torchvision.models.resnet18()
-    torch.save(theirs.state_dict(), cache / "resnet18-f37072fd.pth")
+    cache(theirs.state_dict(), "resnet18-f37072fd.pth")
     net = build()
     report, mean, std = weights.load(net, "imagenet")
     encoder = net.encoder if isinstance(net, FCN) else net.front_end.encoder
@@ -487,7 +497,10 @@ WRONG = {
     "an empty blob": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3)), np.ones(0)]}), "conv1_1/1 is 0 there"),
     "two layers of one name": (caffemodel(GOOD) + caffemodel(GOOD), "two layers named conv1_1"),
     "another shape": (caffemodel(GOOD | {"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(1)]}), "conv1_1/0 is 2 x 3 x 3 x 3 there"),
-    "another shape twice": (caffemodel({"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}), "(and 1 more)"),
+    "another shape twice": (
+        caffemodel({"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}),
+        "here, conv1_1/1 is 2 there and 1 here; if",
+    ),
     "half a layer": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3))]}), "half of layer encoder.stages.0.conv1_1"),
     "a part of an encoder": (caffemodel({k: v for k, v in GOOD.items() if k != "conv3_2"}), "no encoder.stages.2.conv3_2"),
     "a misspelt layer": (
@@ -520,7 +533,7 @@ WRONG = {
     "an unpronounceable layer": (caffemodel({"a\x1b[31m\nb": [np.ones(3)]}), "a layer whose name is no text"),
     "a blob of too many sides": (
         chunk(100, chunk(1, b"x") + chunk(7, chunk(7, chunk(1, b"\x01" * 99)) + chunk(5, bytes(4)))),
-        "says it is",
+        "more than 32 sizes",
     ),
     "a blob of immense sides": (
         chunk(100, chunk(1, b"x") + chunk(7, chunk(7, chunk(1, b"\x00" + b"\xff" * 8 + b"\x7f")))),
@@ -635,7 +648,10 @@ def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_pat
 def test_each_network_has_its_file_in_torchs_cache(call, name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    (tmp_path / "hub/checkpoints" / name).touch()
+    (tmp_path / "hub/checkpoints" / name).write_bytes(b"not what its name says")
+    with pytest.raises(UserError, match=rf"{name} is another file than https://download.pytorch.org/.*: remove it"):
+        weights.imagenet(network(call))
+    monkeypatch.setitem(published.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
     assert weights.imagenet(network(call)) == tmp_path / "hub/checkpoints" / name
 
 
@@ -648,15 +664,17 @@ def test_networks_without_published_encoder_say_so(call):
 def test_offline_it_says_how_to_fetch_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"vgg16-397923af.pth .*put it into .*hub/checkpoints, or name a file"):
+    with pytest.raises(
+        UserError, match=r"vgg16-397923af.pth .*put it into .*hub/checkpoints as vgg16-397923af.pth, or name a file"
+    ):
         weights.imagenet(network("FCN(3)"))
     assert not list((tmp_path / "hub/checkpoints").iterdir())
 
 
 def test_a_download_of_another_content_is_refused_and_leaves_nothing(tmp_path):
-    (tmp_path / "served-0123456789ab.pth").write_bytes(b"not what its name says")
+    (tmp_path / "served.pth").write_bytes(b"not what its checksum says")
     with pytest.raises(UserError, match="invalid hash value"):
-        published.download((tmp_path / "served-0123456789ab.pth").as_uri(), tmp_path / "to" / "served-0123456789ab.pth")
+        download.download((tmp_path / "served.pth").as_uri(), tmp_path / "to/served.pth", "0" * 64)
     assert not list((tmp_path / "to").iterdir())
 
 
@@ -665,7 +683,9 @@ def test_a_file_that_shares_a_few_names_only_is_of_another_network(tmp_path):
     blocks = {f"res2{block}_branch2{part}": [np.ones((4, 4, 3, 3))] for block in "abcdef" for part in "abc"}
     stem = net.state_dict()["encoder.conv1.weight"].numpy()
     (tmp_path / "resnet.caffemodel").write_bytes(caffemodel({"conv1": [stem]} | blocks))
-    with pytest.raises(UserError, match=r"has encoder.conv1 and no encoder.layer1.0.conv1: it is of another network"):
+    with pytest.raises(
+        UserError, match=r"has encoder.conv1 and no encoder.layer1.0.conv1, .* and 16 more: it is of another network"
+    ):
         weights.load(net, tmp_path / "resnet.caffemodel")
 
 

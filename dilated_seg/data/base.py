@@ -4,7 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from lightning import LightningDataModule
@@ -97,6 +97,11 @@ class SegmentationDataModule(LightningDataModule):
         self.augmentation = {"crop_size": crop_size, "scale": scale, "flip": flip, "jitter": jitter, "rotate": rotate}
         self.variants = variants
         self.scores: StoredScores | None = None  # in the place of training images, once CachedFrontEnd has them
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
+        """Refuse what Lightning would do: execute a file that holds nothing of a dataset."""
+        raise UserError(f"a checkpoint holds no dataset: build {cls.__name__} from its arguments")
 
     @property
     def num_classes(self) -> int:

@@ -12,16 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dilated_seg import UserError, build
-from dilated_seg.weights.files import read, sha256
+from dilated_seg.manifest import digest
+from dilated_seg.weights.download import local
+from dilated_seg.weights.files import read
 from dilated_seg.weights.fit import Report, fit
 from dilated_seg.weights.published import ONE, RGB, imagenet, normalisation
 from dilated_seg.weights.report import show, summary
 
-__all__ = ["Report", "fit", "imagenet", "load", "port", "read", "summary"]
+__all__ = ["Report", "fit", "imagenet", "load", "local", "port", "read", "summary"]
 
 
 def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tuple[Report, RGB | None, RGB | None]:
-    """Put the weights of a file, or with "imagenet" torchvision's, into a network, as far as the file has them.
+    """Put the weights of a file or address, or with "imagenet" torchvision's, into a network, as far as they are in it.
 
     Returns:
         What was taken, and what the image is to be lessened by and divided by (RGB, 0 to 255), None where unknown.
@@ -68,7 +70,7 @@ def port(
     use_mean, use_std = tuple(mean) if mean else known_mean, tuple(std) if std else known_std or (ONE if mean else None)
     facts = {
         "net": network,
-        "source": f"{file.path.name} sha256:{sha256(file.path)}",
+        "source": f"{file.path.name} sha256:{digest(file.path)}",
         "missing": " ".join(name for name, _ in report.missing),
     }
     if use_mean and use_std:

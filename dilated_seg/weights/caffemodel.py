@@ -1,7 +1,8 @@
 """Reads .caffemodel files without Caffe: a protocol buffer (``NetParameter`` of caffe.proto), taken apart field by field.
 
 Layers are in field 2 (V1, up to 2014) or 100 (V2), their blobs with four sizes of old or with a ``BlobShape``. Lengths are
-believed only as far as the file reaches, so a damaged one costs no more memory than a whole one.
+believed only as far as the file reaches, and names, sizes and blobs are limited: whatever a file holds, reading it takes at
+most 4 times its size in memory, and 1 MiB.
 """
 
 import math
@@ -21,6 +22,8 @@ V0_LAYER = 1
 LEGACY_SIZES, DATA, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
 
 DIMENSIONS = 32  # of a blob; Caffe's own limit
+NAME_BYTES = 1000
+BLOBS, BYTES_A_BLOB = 500, 2000  # the first few are free; each of the others has so many bytes of the file to itself
 
 
 class CorruptError(Exception):
@@ -36,12 +39,15 @@ def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:
     if not os.fstat(file.fileno()).st_size:
         raise CorruptError("is empty")
     layers: dict[str, dict[str, Tensor]] = {}
+    count = 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as content:
         try:
             for number, _, start, end in fields(content, 0, len(content)):
                 if number not in LAYER_FIELDS:
                     continue
-                name, blobs = layer(content, start, end, *LAYER_FIELDS[number])
+                left = BLOBS + len(content) // BYTES_A_BLOB - count
+                name, blobs = layer(content, start, end, *LAYER_FIELDS[number], left)
+                count += len(blobs)
                 if name in layers and blobs:
                     raise CorruptError(f"has two layers named {name}")
                 if blobs:
@@ -85,13 +91,17 @@ def varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
     raise CorruptError(f"is damaged or no Caffe model: the number at byte {at:,} has no end")
 
 
-def layer(content: memoryview, start: int, end: int, name_field: int, blob_field: int) -> tuple[str, list[Tensor]]:
-    """A layer's name and blobs."""
-    name, blobs = "", []
+def layer(content: memoryview, start: int, end: int, name_field: int, blob_field: int, most: int) -> tuple[str, list[Tensor]]:
+    """A layer's name and blobs, at most so many."""
+    name, blobs = "", list[Tensor]()
     for number, wire, a, b in fields(content, start, end):
         if wire == 2 and number == name_field:
+            if b - a > NAME_BYTES:
+                raise CorruptError(f"is damaged or no Caffe model: a layer's name has {b - a:,} bytes")
             name = bytes(content[a:b]).decode()
         elif wire == 2 and number == blob_field:
+            if len(blobs) == most:
+                raise CorruptError("is damaged or no Caffe model: it holds more blobs than a file of its size")
             blobs.append(blob(content, a, b, name))
         elif wire == 2 and number == V0_LAYER and blob_field == LAYER_FIELDS[V1_LAYERS][1]:
             raise CorruptError("is in Caffe's first form (2013): bring it up to date with upgrade_net_proto_binary")
@@ -102,37 +112,36 @@ def blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
     """A blob's numbers in its shape: BlobShape, or the four sizes of old."""
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
-    parts, singles = [], bytearray()
+    numbers = bytearray()
     for number, wire, a, b in fields(content, start, end):
         if number in LEGACY_SIZES and wire == 0:
             legacy[number] = a
         elif number == SHAPE and wire == 2:
-            shape = sizes(content, a, b)
-        elif number in (DATA, DOUBLES) and wire == 2:
-            kind = "<f4" if number == DATA else "<f8"
-            if (b - a) % np.dtype(kind).itemsize:
-                raise CorruptError(f"is damaged: a blob of layer {name} ends in the middle of a number")
-            parts.append(np.frombuffer(content[a:b], kind).astype(np.float32))
-        elif number == DATA and wire == 5:
-            singles += content[a:b]
-    if singles:
-        parts.append(np.frombuffer(singles, "<f4").astype(np.float32))
-    values = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.float32)])
+            shape = sizes(content, a, b, name)
+        elif number in (DATA, DOUBLES) and wire == 2 and (b - a) % (4 if number == DATA else 8):
+            raise CorruptError(f"is damaged: a blob of layer {name} ends in the middle of a number")
+        elif number == DATA and wire in (2, 5):
+            numbers += content[a:b]
+        elif number == DOUBLES and wire == 2:
+            with np.errstate(all="ignore"):  # what is too large for single precision is infinite
+                numbers += np.frombuffer(content[a:b], "<f8").astype("<f4").tobytes()
+    values = np.frombuffer(numbers, "<f4").astype(np.float32, copy=False)
     if shape is None:
         shape = [legacy.get(n, 1) for n in LEGACY_SIZES] if legacy else [len(values)]
-    if math.prod(shape) != len(values) or len(shape) > DIMENSIONS or max(shape, default=0) > len(values):
+    if math.prod(shape) != len(values) or max(shape, default=0) > len(values):
         raise CorruptError(f"is damaged: a blob of layer {name} says it is {shape}, but holds {len(values):,} numbers")
     return torch.from_numpy(values).reshape(shape)
 
 
-def sizes(content: memoryview, start: int, end: int) -> list[int]:
+def sizes(content: memoryview, start: int, end: int, name: str) -> list[int]:
     """The sizes of a BlobShape, packed or one by one."""
     found: list[int] = []
     for number, wire, a, b in fields(content, start, end):
         if number == 1 and wire == 0:
             found.append(a)
-        elif number == 1 and wire == 2:
-            while a < b:
-                value, a = varint(content, a, b)
-                found.append(value)
+        while number == 1 and wire == 2 and a < b and len(found) <= DIMENSIONS:
+            value, a = varint(content, a, b)
+            found.append(value)
+        if len(found) > DIMENSIONS:
+            raise CorruptError(f"is damaged: a blob of layer {name} says it has more than {DIMENSIONS} sizes")
     return found

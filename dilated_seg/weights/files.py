@@ -1,7 +1,9 @@
-"""Files of weights as named tensors: Caffe models, .npz, torch state dicts, safetensors. Nothing in a file is ever executed."""
+"""Files of weights as named tensors: Caffe models, .npz, torch state dicts, safetensors. Nothing in a file is ever executed.
+
+All that torch wrote goes through `load_torch`, checkpoints too.
+"""
 
 import contextlib
-import hashlib
 import io
 import math
 import os
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from dilated_seg import UserError
 from dilated_seg.weights.caffemodel import CorruptError, read_layers
+from dilated_seg.weights.download import local
 
 # What the parts of a layer are called in .npz files; Caffe's own have numbers, told apart by the kind of layer.
 KINDS = {
@@ -48,12 +51,12 @@ class Weights:
 
 
 def read(path: str | Path) -> Weights:
-    """The tensors of a file, whatever its name ends with.
+    """The tensors of a file, whatever its name ends with, or of what lies at an address ``https://...#sha256=...``.
 
     Raises:
         UserError: There is no such file, it is damaged, of no kind known here, or would have to be executed.
     """
-    path = Path(path)
+    path = local(path)
     if path.exists() and not path.is_file():
         raise UserError(f"cannot read {path}: it is no file")
     try:
@@ -94,9 +97,7 @@ def read_zip(path: Path, file: BinaryIO) -> Weights:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-            expanded = sum(info.file_size for info in archive.infolist())
-            if expanded > EXPANSION * max(path.stat().st_size, 1 << 20):
-                raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
+            refuse_bomb(archive)
             if any(name.endswith("data.pkl") for name in names):
                 return read_torch(path, file)
             if not all(name.endswith(".npy") for name in names):
@@ -141,25 +142,41 @@ def split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def read_torch(path: Path, file: BinaryIO) -> Weights:
-    """A state dict that torch.save wrote, or a checkpoint that holds one; loaded without executing its pickle."""
-    state = unpickled(file)
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return from_state(path, "torch", tensors(state))
+def refuse_bomb(archive: zipfile.ZipFile) -> None:
+    """Refuse a zip archive that says it is far larger unpacked."""
+    expanded = sum(info.file_size for info in archive.infolist())
+    if expanded > EXPANSION * max(archive.fp.seek(0, os.SEEK_END) if archive.fp else 0, 1 << 20):
+        raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
 
 
-def unpickled(file: BinaryIO) -> Any:  # noqa: ANN401
-    """What torch.save wrote: plain values and tensors, and nothing that would have to be executed."""
-    file.seek(0)
+def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN401 - as torch.load's
+    """What torch.save wrote into an open file, without executing its pickle, whatever torch's environment variables say.
+
+    Raises:
+        CorruptError: The file is damaged, none of torch's, or would have to be executed.
+    """
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                refuse_bomb(archive)
+        file.seek(0)
         with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"), warnings.catch_warnings(action="ignore"):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except CorruptError:
+        raise
     except pickle.UnpicklingError as error:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
     except Exception as error:  # torch has no error of its own for a damaged file
         raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_torch(path: Path, file: BinaryIO) -> Weights:
+    """A state dict that torch.save wrote, or a checkpoint that holds one."""
+    state = load_torch(file)
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return from_state(path, "torch", tensors(state))
 
 
 def tensors(state: Any) -> dict[str, Tensor]:  # noqa: ANN401
@@ -231,9 +248,3 @@ def triple(numbers: list[float]) -> tuple[float, float, float]:
     if not all(math.isfinite(n) for n in numbers):
         raise ValueError("its mean or deviation is not finite")
     return red, green, blue
-
-
-def sha256(path: Path) -> str:
-    """A file's checksum."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

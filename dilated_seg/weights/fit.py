@@ -91,10 +91,9 @@ def fit(
             if names[kind]:
                 report.taken.append((names[kind], tuple(tensor.shape), key, how))
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(
-            f"{file.path} does not fit the network: {wrong[0][1]}{more}; if {wrong[0][0]} is to start anew, as for other "
-            "classes, name it in model.weights_without (port --without)"
+            f"{file.path} does not fit the network: {some([problem for _, problem in wrong])}; if {wrong[0][0]} is to start "
+            "anew, as for other classes, name it in model.weights_without (port --without)"
         )
     if not report.taken:
         found = some([last(path) for path in ours])
@@ -151,8 +150,8 @@ def parts(net: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """The first three of many names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def shape(tensor: Tensor) -> str:
@@ -231,18 +230,18 @@ def refuse_parts(
         there = [kind for kind in kinds if f"{path}.{kind}" in state]
         lacking = [kind for kind in kinds if f"{path}.{kind}" not in state and kind != "num_batches_tracked"]
         if there and lacking:
-            raise UserError(f"{file.path} has half of layer {path}: {there[0]} is there, {lacking[0]} is missing")
+            raise UserError(f"{file.path} has half of layer {path}: {some(there)} there, {some(lacking)} missing")
     for name, group, foreign in wholes(net):
         there = [path for path in group if f"{path}.weight" in state]
         lacking = [path for path in group if path not in there]
         if there and lacking:
-            raise UserError(f"{file.path} has {there[0]} and no {lacking[0]}: it is of another network, or only part of one")
+            raise UserError(f"{file.path} has {there[0]} and no {some(lacking)}: it is of another network, or only part of one")
         inside = f"{name}." if name else "nothing lies here"
         beside = [n for n in unplaced if re.fullmatch(foreign, n) or re.fullmatch(foreign, last(n)) or n.startswith(inside)]
         beside = beside if there else []
         if beside:
             raise UserError(
-                f"{file.path} has {beside[0]} beside {there[0]}, for which this network has no place: it is another's"
+                f"{file.path} has {some(beside)} beside {there[0]}, for which this network has no place: it is another's"
             )
     scaled = [any(name.startswith("scale_pool") for name in layers) for layers in (map(last, ours), map(last, file.layers))]
     if scaled[0] != scaled[1] and any(last(key.rpartition(".")[0]).startswith("score_pool") for key in state):
