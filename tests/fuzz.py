@@ -1,4 +1,4 @@
-"""Damaged Caffe models, as many as asked for, and what the reader makes of them: ``python -m tests.fuzz FILES SEED FOLDER``.
+"""Damaged Caffe models and what the reader makes of them: ``python -m tests.fuzz FILES SEED FOLDER``.
 
 In a process of its own, where no types are checked, reading ten thousand takes seconds.
 """

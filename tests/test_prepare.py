@@ -1,5 +1,6 @@
 """Every dataset through every path: its folders, shards mapped, shards streamed, a raw store; and all that can go wrong."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -591,12 +592,12 @@ def test_downloads_are_checked_and_come_from_the_first_mirror_that_has_them(tmp_
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     urls = tuple(f"http://127.0.0.1:{server.server_port}/{name}.tar" for name in ("nothing", "damaged", "a"))
-    md5 = "9a0364b9e99bb480dd25e1f0284c8555"  # of b"content"
-    assert archives.fetch("a.tar", md5, urls, tmp_path / "here").read_bytes() == b"content"
+    checksum = hashlib.sha256(b"content").hexdigest()
+    assert archives.fetch("a.tar", checksum, urls, tmp_path / "here").read_bytes() == b"content"
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["a.tar"]
-    archives.fetch("a.tar", md5, (), tmp_path / "here")  # there already
+    archives.fetch("a.tar", checksum, (), tmp_path / "here")  # there already
     with pytest.raises(UserError, match=r"b.tar could not be downloaded .*put it into"):
-        archives.fetch("b.tar", md5, urls[:2], tmp_path / "here")
+        archives.fetch("b.tar", checksum, urls[:2], tmp_path / "here")
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["a.tar"]
     server.shutdown()
     server.server_close()

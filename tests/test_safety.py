@@ -11,6 +11,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from lightning import Trainer
@@ -20,6 +21,7 @@ from dilated_seg.__main__ import main
 from dilated_seg.build import network
 from dilated_seg.checkpoints import SafeCheckpointIO
 from dilated_seg.data import Shapes
+from dilated_seg.data.shards import mapped_raw
 from dilated_seg.manifest import digest
 from dilated_seg.task import SegmentationTask
 
@@ -336,3 +338,18 @@ def test_ten_thousand_damaged_caffe_models_are_read_or_refused_within_their_size
     assert done.returncode == 0, done.stderr
     read, refused = map(int, re.findall(r"\d+", done.stdout))
     assert read + refused == 10_000 and read > 300
+
+
+# Shards
+
+
+def test_a_shard_that_brings_a_pickled_type_along_is_only_data(tmp_path):
+    facts = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Harmful(tmp_path / "harm")),
+    }
+    schema = pa.schema([pa.field("image", pa.binary(), metadata=facts)])
+    with (tmp_path / "a.arrow").open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_table(pa.table({"image": pa.array([b"x"], pa.binary())}, schema=schema))
+    assert mapped_raw([str(tmp_path / "a.arrow")])[0]["image"][0].as_py() == b"x"
+    assert not (tmp_path / "harm").exists()
