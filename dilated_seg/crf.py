@@ -331,41 +331,44 @@ def simplices(
     # The nearest point of remainder 0, coordinate by coordinate, and the order of what is left, from the largest.
     nearest = (elevated * down).round_()
     left = elevated - nearest * (d + 1)
-    rank = torch.zeros_like(nearest)
+    rank = torch.arange(d + 1.0, device=features.device)[:, None].repeat(1, pixels)
     for i in range(d):
-        for j in range(i + 1, d + 1):
-            below = left[i] < left[j]
-            rank[i] += below
-            rank[j] += ~below
+        below = torch.lt(left[i], left[i + 1 :], out=torch.empty_like(left[i + 1 :]))
+        rank[i] += below.sum(0)
+        rank[i + 1 :] -= below
     rank += nearest.sum(0)  # not 0 if rounding led off the plane: then the ranks say which coordinates to correct
-    wrap = (rank < 0).float() - (rank > d).float()
-    nearest += wrap
-    order = (rank + wrap * (d + 1)).long()
-    left = torch.empty_like(left).scatter_(0, order, (elevated - nearest * (d + 1)) * down)
-    weights[:, 0] = left[d] + (1 - left[0])
-    weights[:, 1:] = (left[:-1] - left[1:]).flip(0).T
+    wrap = ((rank + 0.5) / (d + 1)).floor_()
+    nearest -= wrap
+    rank -= wrap * (d + 1)
 
-    # From each vertex to the next, the coordinate of the lowest rank not yet taken falls by d + 1.
+    # The coordinates of each pixel side by side, from the smallest left to the largest.
+    place = (torch.arange(d, (d + 1) * pixels, d + 1, device=features.device) - rank.long()).flatten()
+    left = ((elevated - nearest * (d + 1)) * down).flatten()
+    left = torch.empty_like(left).scatter_(0, place, left).view(pixels, d + 1)
+    weights[:, 0] = left[:, 0] + (1 - left[:, d])
+    torch.sub(left[:, 1:], left[:, :-1], out=weights[:, 1:])
+
+    # From each vertex to the next, the coordinate with the least left, of those not yet taken, falls by d + 1.
     steps = torch.tensor(strides, dtype=codes.dtype, device=codes.device)[:, None]
     origin = torch.tensor(low, dtype=codes.dtype, device=codes.device)[:, None]
-    code = ((nearest - nearest[0]).to(codes.dtype) - origin).mul_(steps).sum(0, dtype=codes.dtype)
-    codes[:, 0] = code
-    falls = torch.empty_like(order, dtype=codes.dtype).scatter_(0, order, steps.expand(-1, pixels))
-    for k in range(1, d + 1):
-        code = code - falls[d + 1 - k]
-        codes[:, k] = code
+    falls = steps.repeat(1, pixels).flatten()
+    falls = torch.empty_like(falls).scatter_(0, place, falls).view(pixels, d + 1)
+    codes[:, 0] = ((nearest - nearest[0]).to(codes.dtype) - origin).mul_(steps).sum(0, dtype=codes.dtype)
+    for k in range(d):
+        torch.sub(codes[:, k], falls[:, k], out=codes[:, k + 1])
 
 
 def blur(codes: Tensor, stride: int) -> Matrix:
     """Half of either neighbour along an axis is added to each vertex; one that no pixel touches is 0."""
     count = len(codes)
-    own = torch.arange(count, device=codes.device)
-    after = torch.searchsorted(codes, codes + stride).clamp_(max=count - 1)
-    found = codes[after] == codes + stride
-    columns = own[:, None].repeat(1, 3)
-    weights = torch.tensor([0.0, 1, 0], device=codes.device).repeat(count, 1)
-    here, there = own[found], after[found]
-    columns[here, 2], weights[here, 2] = there, 0.5
-    columns[there, 0], weights[there, 0] = here, 0.5
+    own = torch.arange(count, dtype=torch.int32, device=codes.device)
+    sought = codes + stride
+    after = torch.searchsorted(codes, sought).clamp_(max=count - 1)
+    found = codes[after] == sought
+    # Whose neighbour one is, that is one's own on the other side; vertices without any share a place at the end.
+    before = F.pad(own, (0, 1)).scatter_(0, torch.where(found, after, count), own)[:count]
+    columns = torch.stack([before, own, torch.where(found, after.int(), own)], 1)
+    weights = torch.ne(columns, own[:, None], out=torch.empty(count, 3, device=codes.device)).mul_(0.5)
+    weights[:, 1] = 1
     starts = torch.arange(0, 3 * count + 1, 3, dtype=torch.int32, device=codes.device)
-    return Matrix(columns.flatten().int(), starts, weights.flatten())
+    return Matrix(columns.flatten(), starts, weights.flatten())
