@@ -8,13 +8,14 @@ import yaml
 
 from dilated_seg import UserError, ablation
 from dilated_seg.cli import CLI, Resolve
+from dilated_seg.crf import DEEPLAB
 from dilated_seg.data import CamVid
 from tests import trees
 from tests.conftest import ROOT
 
 FILES = sorted(f for f in (ROOT / "experiments").rglob("*.yaml") if f.parent.name != "sweeps")  # those: test_sweeps.py
 ABLATIONS = [f for f in FILES if "experiments" in (yaml.safe_load(f.read_text()) or {})]
-PARTS = [f for f in FILES if f.parent.name == "data" or f.name == "defaults.yaml"]
+PARTS = [f for f in FILES if f.parent.name in ("data", "crf") or f.name == "defaults.yaml"]
 EXPERIMENTS = [f for f in FILES if f not in ABLATIONS and f not in PARTS]
 SMALL = {
     "CamVid": ["--data.init_args.global_batch_size=2", "--data.init_args.crop_size=[32,32]", "--data.init_args.num_workers=0"],
@@ -63,6 +64,11 @@ def test_every_experiment_parses_builds_and_takes_two_steps(file, camvid, tmp_pa
     assert cli.model.num_classes == cli.datamodule.num_classes
     assert torch.isfinite(cli.trainer.callback_metrics["val/mean_iou"])
     assert (tmp_path / "run/evaluations/val.json").is_file()
+
+
+def test_the_overlay_of_deeplabs_crf_holds_its_numbers():
+    crf = yaml.safe_load((ROOT / "experiments/crf/deeplab.yaml").read_text())["crf"]
+    assert crf == {"class_path": "DenseCRF", "init_args": DEEPLAB}
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
