@@ -1,6 +1,7 @@
 """Lightning's command line, with the dataset's facts linked to task and network, and a folder for every run."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ from dilated_seg.task import SegmentationTask
 from dilated_seg.trust import local_file
 
 EVALUATIONS = ("validate", "test", "predict")
+# What jsonargparse says of a wrong value of an option that may also be None; the part in the middle says it.
+OPTIONAL = re.compile(r"Does not validate against any of the Union subtypes.* Errors: (.*) Expected a <class 'NoneType'> .*")
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
@@ -49,7 +52,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UserError instead of printing and exiting."""
         lines = [line.strip(" -") for line in message.splitlines()]
-        raise UserError(" ".join(line for line in lines if line and line != "^")) from ex
+        sentence = " ".join(line for line in lines if line and line != "^")
+        raise UserError(OPTIONAL.sub(r"\1", sentence)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
