@@ -129,39 +129,41 @@ class DenseCRF(nn.Module):
     def infer(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """One image: (C, H, W) and (3, H, W) to (C, H, W)."""
         classes, height, width = probabilities.shape
-        kernels = (
-            smoothness(height, width, self.theta_gamma, image.device),
+        kernels = [
             appearance(image, self.theta_alpha, self.theta_beta),
-        )
+            smoothness(height, width, self.theta_gamma, image.device),
+        ]
         # A pixel is a row, its classes side by side, and impossible ones after them.
         more = max(LEAST_LANES - classes, -classes % LANES)
         unary = F.pad(probabilities.clamp(LEAST, 1).log().flatten(1).T, (0, more), value=-math.inf).contiguous()
-        weights = [F.pad(w, (0, more)) if isinstance(w, Tensor) else w for w in (self.w2, self.w1)]
-        compatibility = None if self.compatibility is None else F.pad(self.compatibility, (0, more, 0, more))
+        mixing = None if self.compatibility is None else -self.compatibility
+        weights = [w if mixing is None else F.pad(mixing * w, (0, more, 0, more)).T for w in (self.w1, self.w2)]
         marginals = unary.softmax(1)
         for _ in range(self.iterations):
-            heard = [kernel.gather(marginals) * weight for kernel, weight in zip(kernels, weights, strict=True)]
-            marginals = update(marginals, unary, kernels, heard, compatibility)
+            marginals = update(marginals, unary, kernels, weights)
         return marginals[:, :classes].T.reshape(classes, height, width)
 
 
-def update(
-    marginals: Tensor, unary: Tensor, kernels: "tuple[Lattice, ...]", heard: list[Tensor], compatibility: Tensor | None
-) -> Tensor:
-    """The marginals (N, C) that follow from what the vertices heard: in place, block by block, unless gradients are kept."""
-    pairs = list(zip(kernels, heard, strict=True))
+def update(marginals: Tensor, unary: Tensor, kernels: "list[Lattice]", weights: list[float | Tensor]) -> Tensor:
+    """The next marginals (N, C), in place, block by block, unless gradients are kept.
+
+    Args:
+        marginals: (N, C).
+        unary: The pixels' own scores (N, C).
+        kernels: Through which pixels hear of each other.
+        weights: What each counts: a number, or what each class says for each other (C, C).
+    """
+    heard = [kernel.gather(marginals) for kernel in kernels]
+    # Weighed at the vertices, of which there are fewer than pixels.
+    heard = [h @ w if isinstance(w, Tensor) else h.mul_(w) for h, w in zip(heard, weights, strict=True)]
     if torch.is_grad_enabled():
-        return scores(unary, [kernel.spread(values) for kernel, values in pairs], compatibility).softmax(1)
-    for part in blocks(len(unary), unary.device):
-        messages = [kernel.slice.rows(part).times(values) for kernel, values in pairs]
-        torch.softmax(scores(unary[part], messages, compatibility), 1, out=marginals[part])
+        return sum((k.spread(h) for k, h in zip(kernels, heard, strict=True)), unary).softmax(1)
+    for part in blocks(len(marginals), marginals.device):
+        message, *others = (k.slice.rows(part).times(h) for k, h in zip(kernels, heard, strict=True))
+        for other in (*others, unary[part]):
+            message += other
+        torch.softmax(message, 1, out=marginals[part])
     return marginals
-
-
-def scores(unary: Tensor, messages: list[Tensor], compatibility: Tensor | None) -> Tensor:
-    """What each pixel's classes have for them (N, C): its own scores and the kernels' messages, which are spent."""
-    message = messages[0].add_(messages[1])
-    return message.add_(unary) if compatibility is None else unary - message @ compatibility.T
 
 
 def blocks(pixels: int, device: torch.device) -> list[slice]:
