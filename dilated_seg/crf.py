@@ -23,9 +23,9 @@ from dilated_seg import UserError
 from dilated_seg.shapes import Pixels, Probabilities
 
 LEAST = 1e-5  # a probability below counts as this, as in pydensecrf's unary_from_softmax
-BLOCK = 1 << 13  # pixels whose scores of all classes stay in a core's cache
+BLOCK = 1 << 13  # pixels a thread, whose scores of all classes stay in a core's cache
+SMALL = 1 << 15  # torch does not wake its threads for fewer numbers than this
 LANES, LEAST_LANES = 8, 16  # classes are padded to a multiple, and to this many: a CPU's softmax over fewer is far slower
-
 
 # DeepLab-LargeFOV's, from run_densecrf.sh of its release.
 DEEPLAB = {"w1": 4.0, "theta_alpha": 49.0, "theta_beta": 5.0, "w2": 3.0, "theta_gamma": 3.0}
@@ -154,11 +154,11 @@ def update(marginals: Tensor, unary: Tensor, kernels: "list[Lattice]", weights: 
         weights: What each counts: a number, or what each class says for each other (C, C).
     """
     heard = [kernel.gather(marginals) for kernel in kernels]
-    # Weighed at the vertices, of which there are fewer than pixels.
+    # Weighed at the vertices: photographs have fewer of them than pixels.
     heard = [h @ w if isinstance(w, Tensor) else h.mul_(w) for h, w in zip(heard, weights, strict=True)]
     if torch.is_grad_enabled():
         return sum((k.spread(h) for k, h in zip(kernels, heard, strict=True)), unary).softmax(1)
-    for part in blocks(len(marginals), marginals.device):
+    for part in blocks(len(marginals), BLOCK * torch.get_num_threads(), marginals.device):
         message, *others = (k.slice.rows(part).times(h) for k, h in zip(kernels, heard, strict=True))
         for other in (*others, unary[part]):
             message += other
@@ -166,9 +166,9 @@ def update(marginals: Tensor, unary: Tensor, kernels: "list[Lattice]", weights: 
     return marginals
 
 
-def blocks(pixels: int, device: torch.device) -> list[slice]:
-    """All pixels: on a CPU so many at a time that their numbers stay in its cache."""
-    size = BLOCK if device.type == "cpu" else pixels
+def blocks(pixels: int, size: int, device: torch.device) -> list[slice]:
+    """All pixels: on a CPU so many at a time, elsewhere at once."""
+    size = size if device.type == "cpu" else pixels
     return [slice(first, min(first + size, pixels)) for first in range(0, pixels, size)]
 
 
@@ -257,7 +257,7 @@ def lattice(features: Tensor) -> Lattice:
     low, strides, kind = grid(features, scales)
     codes = torch.empty(pixels, d + 1, dtype=kind, device=features.device)
     weights = torch.empty(pixels, d + 1, device=features.device)
-    for part in blocks(pixels, features.device):
+    for part in blocks(pixels, (SMALL - 1) // (d + 1), features.device):
         simplices(features[:, part], scales, low, strides, codes[part], weights[part])
     # One sort brings together what belongs to a vertex, its pixels in order.
     ordered, order = codes.flatten().sort(stable=True)

@@ -7,6 +7,9 @@ before the first call, in a process of its own. Both must give the same labels o
 
 pydensecrf is no dependency; what compiles in most places: pip install pydensecrf2==1.1
 
+Threads wait for each other by spinning, which beside other work takes many times as long as the work itself:
+OMP_WAIT_POLICY=PASSIVE lets them sleep.
+
 run:    OMP_NUM_THREADS=1 python experiments/benchmarks/crf.py   (for as many threads as that says)
 """
 
