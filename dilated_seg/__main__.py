@@ -23,6 +23,7 @@ VERBS = {
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
     "segment": "a trained network on files and folders of pictures: label pictures, overlays, probabilities",
     "tune": "search the dense CRF's numbers for a run, and write them for validate, test and predict --config",
+    "export": "a trained network as ONNX, as torch.export's pt2, or as a folder for the Hugging Face Hub",
     "port": "Caffe's or torchvision's weights into one of our networks, as a safetensors file",
 }
 
@@ -46,11 +47,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
             CLI([verb, *args])
             return 0
-        own = {
-            "prepare": prepare, "ablate": ablate, "report": report, "describe": describe, "segment": segment, "tune": tune,
-            "port": port,
-        }  # fmt: skip
-        return own[verb](args)
+        ours = (prepare, ablate, report, describe, segment, tune, export, port)
+        return {own.__name__: own for own in ours}[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         return 2
@@ -272,6 +270,29 @@ def tune(args: list[str]) -> int:
 
     how = inference.from_text(options.inference) if options.inference else None
     search.tune(options.run, options.out, options.split, options.images, options.checkpoint, how, options.device)
+    return 0
+
+
+def export(args: list[str]) -> int:
+    """The verb ``export``."""
+    parser = argparse.ArgumentParser("dilated-seg export", description=VERBS["export"], allow_abbrev=False)
+    parser.add_argument("source", help="a run's folder, a folder of runs, a checkpoint, or a folder of --format hub")
+    parser.add_argument("--format", required=True, choices=("onnx", "pt2", "hub"))
+    parser.add_argument("--out", required=True, metavar="PATH", help="a file .onnx or .pt2; a folder for hub")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="the one size of images it is to take; any if not given"
+    )
+    parser.add_argument("--licence", metavar="NAME", help="hub: of the weights, such as cc-by-nc-4.0; not stated if not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    options = parser.parse_args(args)
+    if options.size and (options.format == "hub" or min(options.size) < 1):
+        raise UserError("--size takes height and width from 1 on, and is for --format onnx and pt2")
+    if options.licence and options.format != "hub":
+        raise UserError("--licence is for --format hub")
+    from dilated_seg.export import export
+
+    size = tuple(options.size) if options.size else None
+    export(options.source, options.format, options.out, size, options.overwrite, options.licence)
     return 0
 
 

@@ -28,7 +28,7 @@ CHANNELS = torch.Size((3, 1, 1))
 
 def normalised(image: Tensor, mean: Tensor, std: Tensor) -> Image:
     """What a network takes, of plain RGB (B, 3, H, W), 0 to 255."""
-    return ((image.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+    return (image.float() - mean) / std
 
 
 class Segmenter(nn.Module):
@@ -82,22 +82,40 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        return self.net(self.normalised(image)).float()
+        image = self.normalised(image).contiguous(memory_format=torch.channels_last)
+        return self.net(image).float()
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
         return normalised(image, self.mean, self.std)
 
+    def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
+        """Write a folder that `load`, `from_pretrained` and the Hub read: configuration, safetensors, a model card.
+
+        Args:
+            folder: Where; its files of these names are replaced.
+            licence: Of the weights, which depends on what they were trained on; the card says "not stated" without.
+        """
+        from dilated_seg import hub
+
+        hub.save(self, Path(folder), licence)
+
+    def push_to_hub(self, repository: str, licence: str | None = None, private: bool = True) -> str:
+        """Upload that folder to OWNER/NAME at the Hugging Face Hub; gives its address."""
+        from dilated_seg import hub
+
+        return hub.push(self, repository, licence, private)
+
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Segmenter":
-        """The segmenter of a folder that `save_pretrained` wrote, or of the Hugging Face Hub's OWNER/NAME.
+        """The segmenter of a folder that `save_pretrained` wrote, or of the Hugging Face Hub's OWNER/NAME, as `load`.
 
         Nothing is executed: the network is one of `dilated_seg.models`, or none.
 
         Raises:
             UserError: It cannot be had, or is not as `save_pretrained` writes it.
         """
-        return of_folder(Path(source) if Path(source).is_dir() else downloaded(str(source)))
+        return of_folder(Path(source) if Path(source).is_dir() else downloaded(str(source))).eval()
 
 
 def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:

@@ -186,7 +186,7 @@ class SegmentationTask(LightningModule):
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
-        return normalised(image, self.mean, self.std)
+        return normalised(image, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def loss_sum(self, logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
         """Cross-entropy summed over valid pixels, and how many these are."""

@@ -155,7 +155,8 @@ def reflect(image: Tensor, margin: int) -> Tensor:
 def mirrored(n: int, margin: int) -> Tensor:
     """Which of n pixels stands at each of the n + 2 x margin places of a reflected row."""
     place = torch.arange(-margin, n + margin, device="cpu")
-    return n - 1 - (place % (2 * (n - 1)) - (n - 1)).abs() if n > 1 else torch.zeros_like(place)
+    period = place.new_full((), torch.sym_max(2 * (n - 1), 1))  # as tensor and maximum, which ONNX knows, and not as branch
+    return n - 1 - (place % period - (n - 1)).abs()
 
 
 def require(image: Tensor, least: int, network: str) -> None:

@@ -1,0 +1,280 @@
+"""Exported networks, run in fresh processes that do not know this package, give the labels that torch gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dilated_seg import UserError, hub
+from dilated_seg import export as exporting
+from dilated_seg.__main__ import main
+from dilated_seg.models import DilatedNet, SegNet
+from dilated_seg.segmenter import Segmenter, load
+from tests.conftest import ROOT
+
+CLASSES = ["sky", "road", "tree", "car"]
+NETWORKS = {
+    "segnet": lambda: SegNet(4, width=1 / 16),  # unpooling: sizes and places from the way down
+    "reflected": lambda: DilatedNet(4, padding="reflect", width=1 / 16),  # indices computed from the size
+}
+EXPORTS = [("segnet", "onnx"), ("segnet", "pt2"), ("reflected", "onnx")]
+SIZES = [(1, 3, 33, 47), (2, 3, 40, 64), (1, 3, 1, 1)]
+
+# In each, the package cannot be imported.
+RUN_ONNX = """
+import sys; sys.modules["dilated_seg"] = None
+import json, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+for file in sys.argv[2:]:
+    numpy.save(file + ".labels", session.run(None, {"image": numpy.load(file)})[0].argmax(1))
+print(json.dumps(session.get_modelmeta().custom_metadata_map), [i.shape for i in session.get_inputs()], "torch" in sys.modules)
+"""
+RUN_PT2 = """
+import sys; sys.modules["dilated_seg"] = None
+import numpy, torch
+extra = {"segmenter.json": ""}
+network = torch.export.load(sys.argv[1], extra_files=extra).module()
+for file in sys.argv[2:]:
+    with torch.no_grad():
+        numpy.save(file + ".labels", network(torch.from_numpy(numpy.load(file))).argmax(1).numpy())
+print(extra["segmenter.json"])
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each network as a folder that `save_pretrained` wrote."""
+    torch.manual_seed(0)
+    made = {}
+    for name, build in NETWORKS.items():
+        net = build()
+        if name == "reflected":
+            nn.init.normal_(net.front_end.final.weight)  # as it starts, it says next to the same everywhere
+        arguments = {"num_classes": 4, "width": 1 / 16} | ({"padding": "reflect"} if name == "reflected" else {})
+        built = (type(net).__name__, arguments)
+        facts = {"checkpoint": "last.ckpt", "sha256": "0" * 64, "step": 7, "evaluations": []}
+        segmenter = Segmenter(net, CLASSES, (120.0, 110.0, 100.0), (60.0, 60.0, 60.0), built=built, facts=facts, dataset="VOC")
+        made[name] = tmp_path_factory.mktemp("saved") / name
+        segmenter.save_pretrained(made[name])
+    return made
+
+
+@pytest.fixture(scope="module")
+def files(folders):
+    """Each network in each format, by one process; the tests' own checks of shapes would be traced along."""
+    made = {(name, form): folders[name].with_suffix(f".{form}") for name, form in EXPORTS}
+    calls = [["export", str(folders[name]), "--format", form, "--out", str(out)] for (name, form), out in made.items()]
+    made["fixed"] = folders["segnet"].with_suffix(".fixed.onnx")
+    fixed = ["export", str(folders["segnet"]), "--format", "onnx", "--out", str(made["fixed"]), "--size", "33", "47"]
+    code = "import sys, json; from dilated_seg.__main__ import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    result = subprocess.run([sys.executable, "-c", code, json.dumps([*calls, fixed])], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("checked on 33 x 47, 219 x 195, 204 x 220, 188 x 252: the labels are torch's") == len(EXPORTS)
+    assert "image: uint8 RGB (B, 3, 33, 47); logits: float32 (B, 4, 33, 47)" in result.stdout
+    assert not result.stderr
+    return made
+
+
+@pytest.mark.parametrize(("name", "form"), EXPORTS)
+def test_a_process_without_the_package_finds_the_same_labels_at_any_size(files, folders, tmp_path, name, form):
+    images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in SIZES]
+    inputs = [str(tmp_path / f"{i}.npy") for i in range(len(SIZES))]
+    for image, file in zip(images, inputs, strict=True):
+        np.save(file, image.numpy())
+    command = [sys.executable, "-c", RUN_ONNX if form == "onnx" else RUN_PT2, str(files[name, form]), *inputs]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    segmenter = load(folders[name])
+    for image, file in zip(images, inputs, strict=True):
+        with torch.no_grad():
+            expected = segmenter(image).argmax(1)
+        assert expected.unique().numel() > 1 or image.shape[-1] == 1
+        assert (torch.from_numpy(np.load(file + ".labels.npy")) == expected).all()
+    assert "sky" in result.stdout and "0" * 64 in result.stdout and '"commit"' in result.stdout
+    if form == "onnx":
+        assert result.stdout.endswith("[['batch', 3, 'height', 'width']] False\n")
+
+
+def test_a_fixed_size_is_the_only_one_that_a_file_takes(files):
+    run = exporting.read_onnx(files["fixed"])
+    assert run(torch.zeros(2, 3, 33, 47, dtype=torch.uint8)).shape == (2, 4, 33, 47)
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        run(torch.zeros(1, 3, 40, 47, dtype=torch.uint8))
+
+
+def test_what_gives_other_labels_is_refused(folders):
+    plain = exporting.Plain(load(folders["reflected"]))
+    assert exporting.compare(plain, plain, exporting.CHECKED).endswith("the labels are torch's")
+    with pytest.raises(UserError, match=r"labels .* pixels otherwise than torch: nothing is kept"):
+        exporting.compare(plain, lambda image: plain(image).roll(1, 1), exporting.CHECKED)
+    with pytest.raises(UserError, match=r"gives .* where torch gives"):
+        exporting.compare(plain, lambda image: plain(image)[..., 1:], exporting.CHECKED)
+    with pytest.raises(UserError, match="does not run on 33 x 47"):
+        exporting.compare(plain, lambda image: plain.nothing(image), exporting.CHECKED)
+
+
+class Tied(nn.Module):
+    """Two classes that score the same everywhere, to the last bit but ``more``."""
+
+    def __init__(self, more=0.0):
+        super().__init__()
+        self.scores = torch.tensor([1.0, 1.0 + more]).view(2, 1, 1)
+
+    def forward(self, image):
+        return self.scores + torch.zeros(len(image), 1, *image.shape[-2:])
+
+
+def test_classes_that_tie_may_be_told_apart_otherwise_and_are_counted():
+    assert exporting.compare(Tied(), Tied(1e-6), ((1, 9, 9),)).endswith("torch's, but for 81 where two classes tie")
+    with pytest.raises(UserError, match="labels 81 of 81 pixels otherwise"):
+        exporting.compare(Tied(-1e-3), Tied(1e-6), ((1, 9, 9),))
+
+
+class Branching(nn.Module):
+    """A network that does something else with wide images."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Conv2d(3, 2, 1)
+
+    def forward(self, image):
+        return self.score(image) if image.shape[-1] > 100 else -self.score(image)
+
+
+def test_a_network_that_branches_on_the_size_is_exported_for_one_size(tmp_path):
+    plain = exporting.Plain(Segmenter(Branching(), ["a", "b"], (0,) * 3, (1,) * 3).eval())
+    with pytest.raises(UserError, match=r"does not run on 33 x 47 .*Guard failed.* try --size"):
+        exporting.write(plain, {}, "pt2", tmp_path / "x.pt2")
+    assert exporting.write(plain, {}, "pt2", tmp_path / "x.pt2", (33, 47)).startswith("checked on 33 x 47: the labels")
+
+
+def test_a_file_that_fails_its_check_does_not_appear(folders, tmp_path, monkeypatch):
+    def write(plain, facts, form, path, size):
+        path.write_text("begun")
+        raise UserError("labels otherwise")
+
+    monkeypatch.setattr(exporting, "write", write)
+    with pytest.raises(UserError, match="labels otherwise"):
+        exporting.export(str(folders["segnet"]), "pt2", str(tmp_path / "x.pt2"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
+    there = tmp_path / "there.onnx"
+    there.write_text("mine")
+    for sentence, form, out, *more in (
+        ("exists: name another one, or replace it with --overwrite", "onnx", there),
+        ("let the name of the file end in .pt2", "pt2", there),
+        ("there is no folder", "onnx", tmp_path / "no/x.onnx"),
+        ("--size takes height and width from 1 on", "onnx", tmp_path / "x.onnx", "--size", "0", "5"),
+        ("--licence is for --format hub", "onnx", tmp_path / "x.onnx", "--licence", "mit"),
+        ("there is no /nowhere", "onnx", tmp_path / "x.onnx"),
+    ):
+        source = "/nowhere" if "nowhere" in sentence else str(folders["segnet"])
+        assert main(["export", source, "--format", form, "--out", str(out), *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("dilated-seg: ") and sentence in line
+    assert [p.name for p in tmp_path.iterdir()] == ["there.onnx"] and there.read_text() == "mine"
+
+
+def test_onnx_says_what_to_install(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(UserError, match="--format onnx needs onnxscript: pip install"):
+        exporting.export(str(folders["segnet"]), "onnx", str(tmp_path / "x.onnx"))
+
+
+def test_a_saved_folder_gives_the_segmenter_back(folders, tmp_path):
+    segmenter = load(folders["reflected"])
+    segmenter.save_pretrained(tmp_path / "again", licence="cc-by-nc-4.0")
+    again = Segmenter.from_pretrained(tmp_path / "again")
+    image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(again(image), segmenter(image))
+    for name in ("classes", "palette", "ignore_index", "submitted", "dataset", "built", "facts"):
+        assert getattr(again, name) == getattr(segmenter, name)
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
+    record = {
+        "evaluation": "val", "classes": CLASSES, "protocol": {"dataset": "VOC", "images": 3, "checkpoint": "last, step 7"},
+        "matrix": [[8, 2, 0, 0], [0, 10, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]],
+    }  # fmt: skip
+    built = ("SegNet", {"num_classes": 4, "width": 1 / 64})
+    facts = {"checkpoint": "last.ckpt", "sha256": "ab" * 32, "step": 7, "evaluations": [record]}
+    segmenter = Segmenter(SegNet(4, width=1 / 64), CLASSES, (0,) * 3, (1,) * 3, built=built, facts=facts, dataset="VOC")
+    card = hub.card(segmenter, "mine")
+    assert "license" not in card and "Licence: not stated" in card
+    assert "| 87.8 | 92.0 | 80.0 | 83.3 | 100.0 | - |" in card
+    assert "dataset: VOC; images: 3; checkpoint: last, step 7; in percent." in card
+    assert "pipeline_tag: image-segmentation" in card and "ab" * 32 in card and "| 1 | road | #800000 |" in card
+    assert "\nlicense: mit\n" in hub.card(segmenter, "mine", "mit")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"net": {"class": "os.system", "arguments": {"command": "touch hacked"}}},
+            "only those of dilated_seg",
+        ),
+        ({"net": {"class": "tests.evil.Net", "arguments": {}}}, "only those of dilated_seg"),
+        ({"net": {"class": "SegNet", "arguments": {"num_classes": 10**9}}}, "does not fit the network"),
+        ({"net": {"class": "SegNet", "arguments": {"num_classes": "all"}}}, "num_classes='all' is no whole number"),
+        ({"net": "SegNet"}, "is not what save_pretrained writes"),
+        ({"classes": ["one"]}, "1 classes, but 4 colours"),
+        ({"std": [0, 0, 0]}, "the deviation above 0"),
+    ],
+)
+def test_a_folder_of_strangers_builds_our_networks_or_nothing(folders, tmp_path, change, sentence):
+    load(folders["segnet"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=sentence):
+        load(tmp_path)
+    assert not Path("hacked").exists() and "tests.evil" not in sys.modules
+
+
+def test_the_hub_is_sent_the_folder_and_asked_for_no_more_than_it_needs(folders, tmp_path, monkeypatch):
+    sent, asked = {}, {}
+
+    def upload(self, repo_id, folder_path):
+        sent[repo_id] = {file.name for file in Path(folder_path).iterdir()}
+        return f"address of {repo_id}"
+
+    def download(repo_id, allow_patterns):
+        asked[repo_id] = set(allow_patterns)
+        return str(folders["segnet"])
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, private, exist_ok: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load(folders["segnet"]).push_to_hub("me/mine") == "address of me/mine"
+    assert sent == {"me/mine": {"README.md", "config.json", "model.safetensors"}}
+    monkeypatch.chdir(tmp_path)
+    assert Segmenter.from_pretrained("me/mine").classes == CLASSES
+    assert load("me/mine").built[0] == "SegNet"
+    assert asked == {"me/mine": {"config.json", "model.safetensors"}}
+
+
+def test_a_damaged_folder_is_refused(folders, tmp_path):
+    load(folders["segnet"]).save_pretrained(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-5])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*model\.safetensors"):
+        load(tmp_path)
+
+
+def test_a_network_of_ones_own_has_no_folder(tmp_path):
+    segmenter = Segmenter(nn.Conv2d(3, 2, 1), ["a", "b"], (0,) * 3, (1,) * 3)
+    with pytest.raises(UserError, match=r"only networks of dilated_seg\.models can be loaded again"):
+        segmenter.save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
