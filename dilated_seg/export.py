@@ -77,6 +77,8 @@ def export(
     if form != "hub" and not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}; make it first")
     segmenter = load(source)
+    if segmenter.crf and form != "hub":
+        raise UserError(f"{source} was trained with a CRF, which builds a lattice for each image: no {form} holds it; take hub")
     if form == "hub":
         hub.save(segmenter, path, licence)
         print(compare(Plain(segmenter), Plain(load(path)), CHECKED))

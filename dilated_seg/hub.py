@@ -43,10 +43,14 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
         "classes": segmenter.classes, "palette": segmenter.palette, "ignore_index": segmenter.ignore_index,
         "submitted": segmenter.submitted, "dataset": segmenter.dataset, "facts": segmenter.facts,
     }  # fmt: skip
+    state = segmenter.net.state_dict()
+    if segmenter.crf:
+        config["crf"] = {"init_args": segmenter.crf.start | {"learnable": segmenter.crf.learnable}}
+        state |= {f"crf.{key}": tensor for key, tensor in segmenter.crf.state_dict().items()}
     partial = folder / f"{WEIGHTS}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.detach().contiguous() for key, tensor in segmenter.net.state_dict().items()}, partial)
+        save_file({key: tensor.detach().contiguous() for key, tensor in state.items()}, partial)
         partial.replace(folder / WEIGHTS)
         write_text(folder / CARD, card(segmenter, folder.name, licence))
         write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")

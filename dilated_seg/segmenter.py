@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dilated_seg import UserError, build, models
 from dilated_seg.colours import palette as default_palette
+from dilated_seg.crf import DenseCRF
 from dilated_seg.runs import of_run, verified
 from dilated_seg.shapes import Image, Logits
 from dilated_seg.weights.caffemodel import CorruptError
@@ -31,6 +32,11 @@ def normalised(image: Tensor, mean: Tensor, std: Tensor) -> Image:
     return (image.float() - mean) / std
 
 
+def followed(crf: DenseCRF | None, logits: Logits, image: Tensor) -> Logits:
+    """The logits of a network that a CRF belongs to, whose probabilities these then are; or as they are."""
+    return logits if crf is None else crf(logits.softmax(1), image).clamp_min(torch.finfo(logits.dtype).tiny).log()
+
+
 class Segmenter(nn.Module):
     """A trained network with normalisation, class names and colours: plain RGB in, logits out.
 
@@ -44,6 +50,7 @@ class Segmenter(nn.Module):
         submitted: A test server's value for each class, if it is not the class id.
         dataset: What it was trained on.
         built: The network's class and arguments, from which it can be built again; None if nobody knows.
+        crf: Part of it, if it was trained with one (CRF-RNN).
         facts: Where it comes from: ``checkpoint``, a file's name, its ``sha256``, its ``step``, and the ``evaluations`` that
             its run has of these weights, with protocol, classes and confusion matrix.
     """
@@ -63,9 +70,11 @@ class Segmenter(nn.Module):
         submitted: Sequence[int] | None = None,
         dataset: str | None = None,
         built: tuple[str, dict[str, Any]] | None = None,
+        crf: DenseCRF | None = None,
         facts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.crf = crf
         self.net = net.to(memory_format=torch.channels_last)
         self.classes = list(classes)
         self.palette = [(r, g, b) for r, g, b in palette or default_palette(len(classes))]
@@ -82,12 +91,11 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        image = self.normalised(image).contiguous(memory_format=torch.channels_last)
-        return self.net(image).float()
+        return followed(self.crf, self.net(self.normalised(image)).float(), image)
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
-        return normalised(image, self.mean, self.std)
+        return normalised(image, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def save_pretrained(self, folder: str | Path, licence: str | None = None) -> None:
         """Write a folder that `load`, `from_pretrained` and the Hub read: configuration, safetensors, a model card.
@@ -173,10 +181,25 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
             submitted=dataset.get("submitted"),
             dataset=dataset.get("name") or next((record["protocol"]["dataset"] for record in evaluations), None),
             built=built,
+            crf=crf_of(given.get("crf"), len(classes), state),
             facts={"checkpoint": path.name, "sha256": checksum, "step": content["global_step"], "evaluations": evaluations},
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} lacks what a run's checkpoint says of itself ({said(error)}): train its run again") from error
+
+
+def crf_of(given: Mapping[str, Any] | None, classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
+    """The CRF that was trained with a network, by its saved arguments, its parameters among ``state`` as ``crf.*``."""
+    if not given:
+        return None
+    arguments: dict[str, Any] = {"num_classes": classes} | dict(given.get("init_args") or {})
+    crf = DenseCRF(**arguments)
+    learnt = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
+    if crf.learnable and crf.compatibility is None:
+        crf.learn(classes)
+    refuse_misfit(learnt, crf.state_dict(), "its CRF")
+    crf.load_state_dict(learnt)
+    return crf
 
 
 def constructor(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
@@ -214,11 +237,14 @@ def of_folder(folder: Path) -> Segmenter:
         name, arguments = config["net"]["class"], dict(config["net"]["arguments"])
         if name not in models.__all__:
             raise UserError(f"{folder / CONFIG} names {str(name)[:80]!r}: only those of dilated_seg.models are built")
-        net = rebuilt(name, arguments, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
+        net = rebuilt(name, arguments, weights, str(folder / WEIGHTS))
+        crf = crf_of(config.get("crf"), len(config["classes"]), state)
         fields = ("palette", "ignore_index", "submitted", "dataset", "facts")
         return Segmenter(
             net, config["classes"], config["mean"], config["std"],
-            **{field: config[field] for field in fields}, built=(name, arguments),
+            **{field: config[field] for field in fields}, built=(name, arguments), crf=crf,
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error

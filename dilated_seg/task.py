@@ -21,7 +21,7 @@ from dilated_seg.inference import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.prediction import predict
 from dilated_seg.runs import of_run
-from dilated_seg.segmenter import normalised, refuse_misfit
+from dilated_seg.segmenter import followed, normalised, refuse_misfit
 from dilated_seg.shapes import Image, Logits, Mask
 from dilated_seg.trust import local_file, read_checkpoint, refuse_foreign
 from dilated_seg.weights import imagenet, load, local, summary
@@ -33,8 +33,6 @@ BIAS_RATE = 2.0
 
 # Gradients that are accumulated over several batches are of the summed loss over this number, until all have been counted.
 SCALE = 2.0**16
-
-SMALLEST = torch.finfo(torch.float32).tiny  # a probability whose logarithm is finite
 
 # Of ImageNet's images (RGB, 0 to 255): what networks without weights of their own are fed with.
 MEAN: RGB = (123.68, 116.779, 103.939)
@@ -181,8 +179,7 @@ class SegmentationTask(LightningModule):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        logits = self.net(self.normalised(image)).float()
-        return logits if self.crf is None else self.crf(logits.softmax(1), image).clamp_min(SMALLEST).log()
+        return followed(self.crf, self.net(self.normalised(image)).float(), image)
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""

@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dilated_seg import UserError
+from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
+from dilated_seg.export import export
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs import beside
 from dilated_seg.segmenter import load
@@ -146,3 +148,30 @@ def test_what_is_nowhere_is_said_so(tmp_path, monkeypatch):
         load(tmp_path)
     with pytest.raises(UserError, match="there is no path no/such, and the Hugging Face Hub does not give it"):
         load("no/such")
+
+
+def test_a_crf_that_was_trained_with_the_network_goes_with_it(checkpoint, tmp_path):
+    plain = logits(load(checkpoint))
+    parameters = {"w1": torch.rand(8), "w2": torch.rand(8), "compatibility": -torch.eye(8) + 0.1}
+
+    def add(content):
+        content["hyper_parameters"]["crf"] = {"class_path": "dilated_seg.crf.DenseCRF", "init_args": {"learnable": True}}
+        content["state_dict"] |= {f"crf.{name}": tensor for name, tensor in parameters.items()}
+
+    segmenter = load(rewrite(checkpoint, add))
+    crf = DenseCRF(num_classes=8, learnable=True)
+    crf.load_state_dict(parameters)
+    with torch.no_grad():
+        expected = crf(plain.softmax(1), IMAGE)
+    torch.testing.assert_close(logits(segmenter).softmax(1), expected)
+    task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    assert torch.equal(logits(task), logits(segmenter))
+    segmenter.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(load(tmp_path / "saved")), logits(segmenter))
+    with pytest.raises(UserError, match="trained with a CRF"):
+        export(str(checkpoint), "onnx", str(tmp_path / "net.onnx"))
+    rewrite_again = torch.load(checkpoint, weights_only=True)
+    del rewrite_again["state_dict"]["crf.w1"]
+    torch.save(rewrite_again, checkpoint)
+    with pytest.raises(UserError, match="its CRF does not fit the network: it has no w1"):
+        load(checkpoint)

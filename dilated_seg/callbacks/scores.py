@@ -57,6 +57,8 @@ class CachedFrontEnd(Freeze):
                 raise UserError("CachedFrontEnd is for a DilatedNet with a context module: set model.net, or use Freeze")
             if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in net.front_end.modules()):
                 raise UserError("CachedFrontEnd keeps scores without dropout: set model.net.init_args.dropout to 0")
+            if pl_module.crf:
+                raise UserError("CachedFrontEnd keeps scores and not images, which a CRF needs: set model.crf to null")
             if not isinstance(data, SegmentationDataModule):
                 raise UserError("CachedFrontEnd needs one of our datasets: give the trainer a SegmentationDataModule")
             if data.variants is None:
