@@ -19,8 +19,8 @@ Member = tuple[str, int, Callable[[], Any]]  # a file's name, its bytes, and how
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_MEMBERS, MAX_BYTES = 1_000_000, 200 * 1024**3  # the largest of Cityscapes' has 20,000 files in 44 GB
 
-# File, SHA-256, and where it lies: the authors' server first, then mirrors. The authors give MD5 or nothing; these are what
-# torchvision's, chainercv's and others' readers of the two files check.
+# File, SHA-256, and where it lies: the authors' server first, then mirrors. The authors give MD5 or nothing: VOC's is what
+# several readers of the file check, torchvision's and chainercv's among them; SBD's was found in torchvision's alone.
 VOC = (
     "VOCtrainval_11-May-2012.tar",
     "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
