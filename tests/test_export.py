@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dilated_seg import UserError, hub
+from dilated_seg import UserError, hub, models
 from dilated_seg import export as exporting
 from dilated_seg.__main__ import main
 from dilated_seg.models import DilatedNet, SegNet
@@ -278,3 +278,9 @@ def test_a_network_of_ones_own_has_no_folder(tmp_path):
     with pytest.raises(UserError, match=r"only networks of dilated_seg\.models can be loaded again"):
         segmenter.save_pretrained(tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_the_page_on_exports_has_a_row_for_every_network():
+    page = (ROOT / "docs/export.md").read_text()
+    for name in set(models.__all__) - {"FrontEnd", "ContextModule"}:
+        assert f"| `{name}(" in page

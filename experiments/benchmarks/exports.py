@@ -35,7 +35,8 @@ def main():
     print("| network | pt2: CPU seconds, MB | ONNX: CPU seconds, MB | checked on |\n|---|---:|---:|---|")
     for call in options.networks:
         torch.manual_seed(0)
-        net = build.network(f"{call[:-1]}, width={options.width})", "cpu")
+        width = max(options.width, 1 / 8) if call.startswith("FCDenseNet") else options.width  # or a layer adds a single map
+        net = build.network(f"{call[:-1]}, width={width})", "cpu")
         for parameter in net.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.1)  # scores that start from zero would all tie
