@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import shlex
 import sys
@@ -31,6 +32,9 @@ VERBS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked, 143 ended by SIGTERM."""
     args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be what the terminal has no letters for
+            stream.reconfigure(errors="backslashreplace")
     try:
         if not args or args[0] in ("-h", "--help"):
             print(overview())
@@ -243,8 +247,8 @@ def segment(args: list[str]) -> int:
         options.pictures,
         options.checkpoint,
         options.out,
-        inference.from_text(options.inference) if options.inference else None,
-        build.one_of(options.crf, "CRF", "DenseCRF(w1=5)", [DenseCRF]) if options.crf else None,
+        inference.from_text(options.inference) if options.inference is not None else None,
+        build.one_of(options.crf, "CRF", "DenseCRF(w1=5)", [DenseCRF]) if options.crf is not None else None,
         probabilities=options.probabilities,
         submission=options.submission,
         overwrite=options.overwrite,
@@ -263,13 +267,15 @@ def tune(args: list[str]) -> int:
     parser.add_argument("--images", type=int, default=20, metavar="N", help="evenly spread over it (default: %(default)s)")
     parser.add_argument("--inference", metavar="PROTOCOL", help="as in segment; the whole image if not given")
     parser.add_argument("--out", metavar="FILE", help="the overlay to write; RUN/crf.yaml if not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace an overlay that is there")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
     options = parser.parse_args(args)
     from dilated_seg import inference
     from dilated_seg import tune as search
 
-    how = inference.from_text(options.inference) if options.inference else None
-    search.tune(options.run, options.out, options.split, options.images, options.checkpoint, how, options.device)
+    how = inference.from_text(options.inference) if options.inference is not None else None
+    checkpoint, overwrite = options.checkpoint, options.overwrite
+    search.tune(options.run, options.out, options.split, options.images, checkpoint, how, options.device, overwrite)
     return 0
 
 

@@ -5,7 +5,7 @@ import contextlib
 import difflib
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -67,39 +67,56 @@ class Undrawn(TorchFunctionMode):
 
 
 def one_of(text: str, what: str, example: str, kinds: Sequence[type[T]]) -> T:
-    """What a text calls: one of these classes, with plain values.
+    """What a text calls: one of these classes, with plain values, or again one of them.
 
     Raises:
         UserError: It is none, or refuses the values.
     """
-    path, args, named = parse(text, what, example)
+    path, args, named = parse(text, what, example, lambda inner: one_of(inner, what, example, kinds))
     found = next((kind for kind in kinds if kind.__name__ == path), None)
     if not found:
         raise UserError(f"there is no {what} {path}: write {' or '.join(kind.__name__ for kind in kinds)}, such as '{example}'")
     try:
         return found(*args, **named)
-    except (TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor raises, what it was given is the user's
         raise UserError(f"{text}: {' '.join(str(error).split())}") from error
 
 
-def parse(text: str, what: str = "network", example: str = "FCN(21, stride=8)") -> tuple[str, list[Any], dict[str, Any]]:
-    """Class, positional and named values of a call; strings may be written without quotes, numbers as fractions."""
+def parse(
+    text: str, what: str = "network", example: str = "FCN(21, stride=8)", inner: Callable[[str], Any] | None = None
+) -> tuple[str, list[Any], dict[str, Any]]:
+    """Class, positional and named values of a call; strings may be written without quotes, numbers as fractions.
+
+    Args:
+        text: The call.
+        what: That it should be, to say it.
+        example: Of one.
+        inner: What to make of a call among the values; there may be none if None.
+    """
     try:
         call = ast.parse(text.strip(), mode="eval").body
         function, args, named = (call.func, call.args, call.keywords) if isinstance(call, ast.Call) else (call, [], [])
         path = ast.unparse(function)
         if not all(part.isidentifier() for part in path.split(".")):
             raise ValueError("no import path")
-        return path, [value(node) for node in args], {str(k.arg): value(k.value) for k in named}
+        return path, [value(node, inner) for node in args], {str(k.arg): value(k.value, inner) for k in named}
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise UserError(f"'{text}' is no {what}: write its class and its arguments, such as '{example}'") from error
 
 
-def value(node: ast.expr) -> Any:  # noqa: ANN401
-    """A plain Python value, a bare word as a string, or one number over another."""
+def value(node: ast.expr, inner: Callable[[str], Any] | None = None) -> Any:  # noqa: ANN401
+    """A plain Python value, a bare word as a string or as YAML has it, one number over another, or several of them."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         return ast.literal_eval(node.left) / ast.literal_eval(node.right)
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(value(element, inner) for element in node.elts)
+    if inner and isinstance(node, ast.Call):
+        return inner(ast.unparse(node))
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "null": None}.get(node.id, node.id)
+    return ast.literal_eval(node)
 
 
 def find(path: str) -> type[nn.Module]:

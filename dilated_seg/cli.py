@@ -251,6 +251,8 @@ class CLI(LightningCLI):
         if self.subcommand in EVALUATIONS:
             self.model.inference = self._get(self.config_init, "inference") or Whole()
             self.model.refine = self._get(self.config_init, "crf")
+            if self.model.refine and (self.model.refine.learnable or self.model.refine.num_classes):
+                raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
             if self.model.refine and self.model.crf:
                 raise UserError("--crf would refine twice: this model has a CRF of its own; its options are --model.crf...")
         self.finished = self.resumed and (self.run_dir / FINISHED).is_file()

@@ -72,10 +72,13 @@ class DenseCRF(nn.Module):
         learnable: bool = False,
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise UserError(f"DenseCRF: iterations is {iterations}: take 1 or more")
+        if type(iterations) is not int or iterations < 1:
+            raise UserError(f"DenseCRF: iterations is {iterations}: take a whole number from 1 on")
+        for name, weight in (("w1", w1), ("w2", w2)):
+            if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise UserError(f"DenseCRF: {name} is {weight}: take a finite number, not below 0")
         for name, theta in (("theta_alpha", theta_alpha), ("theta_beta", theta_beta), ("theta_gamma", theta_gamma)):
-            if not 0 < theta < math.inf:
+            if not isinstance(theta, int | float) or not 0 < theta < math.inf:
                 raise UserError(f"DenseCRF: {name} is {theta}: take a positive number")
         self.iterations, self.num_classes = iterations, num_classes
         self.theta_alpha, self.theta_beta, self.theta_gamma = theta_alpha, theta_beta, theta_gamma

@@ -3,7 +3,8 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,11 @@ def read_image(path: Source) -> Tensor:
 
 def as_rgb(image: Image.Image) -> Tensor:
     """Upright, in RGB; copied only where that changes something. 16 bits are scaled: Pillow itself would saturate them."""
-    ImageOps.exif_transpose(image, in_place=True)
+    with suppress(Exception):  # damaged EXIF raises whatever it likes: then the picture lies as it lies
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":  # from 0 to 1, or to 255
+        values = np.nan_to_num(np.asarray(image))
+        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).clip(0, 255).astype(np.uint8))
     rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -124,8 +129,7 @@ def read_colours(path: Source, classes: Mapping[tuple[int, int, int], int]) -> T
 
 def _decode(path: Source, use: Callable[[Image.Image], Tensor]) -> Tensor:
     try:
-        with warnings.catch_warnings(), path.open("rb") as file, Image.open(file) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, not only warned of
+        with unlimited(), path.open("rb") as file, Image.open(file) as image:
             if image.width * image.height > most_pixels():
                 raise UserError(
                     f"{path} has {image.height} x {image.width} pixels, more than are let in: if it is meant, set the "
@@ -138,8 +142,23 @@ def _decode(path: Source, use: Callable[[Image.Image], Tensor]) -> Tensor:
         raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
     except UnidentifiedImageError:
         raise UserError(f"{path} cannot be read as an image (it begins as none that Pillow knows): replace the file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
+    except MemoryError:
+        raise UserError(f"{path} cannot be read as an image (it says it is larger than the memory): replace the file") from None
+    except Exception as error:  # every format has its own for damaged files
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as an image ({said}): replace the file") from None
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Pillow without its own limit of pixels, which is refused here and not only warned of, and without its warnings."""
+    kept = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = kept
 
 
 def most_pixels() -> int:

@@ -20,6 +20,7 @@ from dilated_seg.models.layers import Upsample, mirrored
 from dilated_seg.prediction import predict as best
 from dilated_seg.shapes import Logits, Maps
 
+MOST = 255  # classes that a label picture can hold beside void
 GRID = 32  # tiles begin at its multiples, where every network's poolings fall as they do in the whole image
 
 Model = Callable[[Tensor], Logits]  # plain RGB (B, 3, H, W), 0 to 255, to logits: a SegmentationTask or a Segmenter
@@ -61,6 +62,12 @@ class Tiles(Inference):
     """
 
     def __init__(self, size: tuple[int, int] = (512, 512), overlap: int = 128, margin: int = 0) -> None:
+        if (
+            not isinstance(size, tuple | list)
+            or len(size) != 2
+            or not all(type(number) is int for number in (*size, overlap, margin))
+        ):
+            raise UserError(f"inference Tiles: size {size}, overlap {overlap}, margin {margin} are no whole numbers of pixels")
         if margin < 0 or overlap < 2 * margin or overlap + GRID > min(size):
             raise UserError(
                 f"inference Tiles: size {size[0]} x {size[1]}, overlap {overlap}, margin {margin} do not go together: two "
@@ -137,9 +144,7 @@ class ReflectedTiles(Inference):
         self.name = f"reflected-tiles-{size}"
 
     def __call__(self, model: Model, image: Tensor) -> Bands:
-        net = getattr(model, "net", None)
-        if not isinstance(net, DilatedNet) or net.margin != MARGIN:
-            raise UserError("inference ReflectedTiles is for DilatedNet with padding: reflect; take Tiles for other networks")
+        net = self.network(model)
         if not isinstance(net.ctx_upsample, Upsample):
             yield from self.enlarged_by_tile(model, net, image)
             return
@@ -153,12 +158,25 @@ class ReflectedTiles(Inference):
             bottom = min(top + step, height)
             yield slice(top, bottom), logarithm(band[:, :, : bottom - top, :width])
 
+    def network(self, model: Model) -> DilatedNet:
+        """The network that this protocol is for.
+
+        Raises:
+            UserError: The model's is another, or it has a CRF of its own, which works on whole images.
+        """
+        net = getattr(model, "net", None)
+        if not isinstance(net, DilatedNet) or net.margin != MARGIN:
+            raise UserError("inference ReflectedTiles is for DilatedNet with padding: reflect; take Tiles for other networks")
+        if getattr(model, "crf", None):
+            raise UserError("inference ReflectedTiles is for networks alone, and this one was trained with a CRF: take Whole")
+        return net
+
     def enlarged_by_tile(self, model: Model, net: DilatedNet, image: Tensor) -> Bands:
         """As for Cityscapes: the network's deconvolution enlarges the scores of each tile."""
         height, width = image.shape[-2:]
         step = self.size - 2 * MARGIN
         for top in range(0, height, step):
-            row = torch.cat([net.ctx_upsample(scores) for scores in self.row_of_tiles(model, net, image, top)], 3)
+            row = torch.cat([net.ctx_upsample(scores).float() for scores in self.row_of_tiles(model, net, image, top)], 3)
             bottom = min(top + step, height)
             yield slice(top, bottom), row[:, :, : bottom - top, :width]
 
@@ -195,8 +213,12 @@ class MultiScale(Inference):
     def __init__(
         self, scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5), flip: bool = True, each: Inference | None = None
     ) -> None:
-        if not scales or min(scales) <= 0:
-            raise UserError(f"inference MultiScale: scales {list(scales)} should be factors above 0, such as [0.5, 1.0, 1.5]")
+        if not scales or not all(isinstance(scale, int | float) and 0 < scale <= 100 for scale in scales):
+            raise UserError(
+                f"inference MultiScale: scales {list(scales)} should be factors above 0 and up to 100, such as [0.5, 1.0, 1.5]"
+            )
+        if not isinstance(flip, bool) or not isinstance(each, Inference | None):
+            raise UserError("inference MultiScale: flip is true or false, and each a protocol such as Tiles(overlap=64)")
         self.scales, self.flip, self.each = scales, flip, each or Whole()
         sizes = "-".join(f"{scale:g}" for scale in scales)
         self.name = f"scales-{sizes}{'-flip' if flip else ''}{'-' if self.each.name else ''}{self.each.name}"
@@ -209,7 +231,9 @@ class MultiScale(Inference):
             resized = F.interpolate(image.float(), scaled_size, mode="bilinear", align_corners=False, antialias=True)
             for mirror in (False, True) if self.flip else (False,):
                 logits = whole(self.each, model, resized.flip(3) if mirror else resized)
-                probabilities = F.interpolate(logits.softmax(1), size, mode="bilinear", align_corners=False)
+                probabilities = F.interpolate(
+                    logits.softmax(1), size, mode="bilinear", align_corners=False, antialias=scale > 1
+                )
                 probabilities = probabilities.flip(3) if mirror else probabilities
                 total = probabilities if total is None else total.add_(probabilities)
         assert total is not None  # there is at least one scale
@@ -239,6 +263,8 @@ def predict(inference: Inference, model: Model, image: Tensor) -> Tensor:
     """Class ids (B, H, W), uint8, of plain RGB images (B, 3, H, W), 0 to 255, in memory for one band of the scores."""
     found = torch.empty(len(image), *image.shape[-2:], dtype=torch.uint8, device=image.device)
     for rows, logits in inference(model, image):
+        if logits.shape[1] > MOST:
+            raise UserError(f"class ids are written as bytes, of which 255 says void: {logits.shape[1]} classes are too many")
         found[:, rows] = best(logits).to(torch.uint8)
     return found
 

@@ -4,11 +4,13 @@ import errno
 import glob
 import io
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,28 @@ from torch import Tensor
 from dilated_seg import UserError
 from dilated_seg.crf import DenseCRF
 from dilated_seg.images import as_rgb, mask_picture, read_image
-from dilated_seg.inference import Inference, Tiles, Whole, predict, whole
+from dilated_seg.inference import Inference, ReflectedTiles, Tiles, Whole, predict, whole
 from dilated_seg.prediction import predict as best
 from dilated_seg.runs import commit, write_text
 from dilated_seg.segmenter import Segmenter, load
 
 LARGE = 4_000_000  # pixels; a larger picture is looked at in tiles, unless it is said how
 
+KINDS = ("labels", "overlays", "probabilities")
 VOC_FOLDER = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")  # comp6: trained on more than VOC's own images
-CITYSCAPES_NAME = re.compile(r"[A-Za-z-]+_\d{6}_\d{6}")  # city, sequence, frame
+VOC_NAME = re.compile(r"\d{4}_\d{6}")
+CITYSCAPES_NAME = re.compile(r"[A-Za-z-]+_\d{6}_\d{6}(_leftImg8bit)?")  # city, sequence, frame
+
+# Formats that Pillow leaves to other programs, or only names.
+NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+
+# What a system says when no other picture could be written either.
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+Save = Callable[["Segmentation", io.BytesIO], None]
+Wanted = tuple[Path, Save]  # a file, and how its content is made
 
 
 @dataclass(frozen=True)
@@ -83,8 +98,7 @@ def segment(
     Raises:
         UserError: The picture cannot be read, or the network cannot take it.
     """
-    image = as_rgb(picture.copy()) if isinstance(picture, Image.Image) else picture
-    image = image if isinstance(image, Tensor) else read_image(Path(image))
+    image = opened(picture)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
         raise UserError(f"a picture is uint8 RGB (3, height, width), not {image.dtype} {tuple(image.shape)}")
     inference = inference or (Tiles() if image[0].numel() > LARGE else Whole())
@@ -102,6 +116,20 @@ def segment(
     return Segmentation(image, ids.cpu(), model.classes, model.palette, protocol, kept)
 
 
+def opened(picture: str | Path | Image.Image | Tensor) -> Tensor:
+    """A picture from a file or from Pillow as RGB (3, H, W); a tensor as it is."""
+    if isinstance(picture, Tensor):
+        return picture
+    if isinstance(picture, Image.Image):
+        try:
+            return as_rgb(picture.copy())
+        except Exception as error:  # every format has its own for damaged files
+            raise UserError(f"Pillow cannot read this picture: {' '.join(str(error).split())}") from error
+    if not Path(picture).is_file():
+        raise UserError(f"{picture} is no file" if Path(picture).exists() else f"there is no picture {picture}")
+    return read_image(Path(picture))
+
+
 @dataclass(frozen=True)
 class Found:
     """A picture to segment, and its name below the folder of results, without suffix."""
@@ -110,51 +138,81 @@ class Found:
     name: Path
 
 
-def find(sources: Sequence[str], out: Path) -> Iterator[Found]:
-    """The pictures of files, folders with all below them, and patterns such as 'street/**/*.jpg', each once, in order.
+def find(sources: Sequence[str], out: Path) -> list[Found]:
+    """The pictures of files, folders with all below them, and patterns such as 'street/**/*.jpg', each once.
 
-    What lies below ``out`` is none of them. Names keep the folders below a source, which has its own name in front if there
-    are several. What does not exist is among them: to read it says so.
+    What `Writer` writes below ``out`` is none of them. Names keep the folders below a source, or below what all sources have
+    in common. What does not exist or cannot be looked into is among them: to read it says so.
     """
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    seen: set[Path] = set()
-    for source in sources:
-        place = Path(source)
-        if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            visible = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(place).parts)]
-            base = place if len(sources) == 1 else place.parent
-            pictures = [(p, p.relative_to(base)) for p in visible if out.resolve() not in p.resolve().parents]
-            pictures = pictures or [(place, Path(place.name))]
-        elif glob.has_magic(source) and not place.exists():
-            base = Path(*[part for part in place.parts[: first_magic(place)]])
-            matching = sorted(Path(p) for p in glob.glob(source, recursive=True))
-            pictures = [(p, p.relative_to(base)) for p in matching if p.is_file()] or [(place, place)]
-        else:
-            pictures = [(place, Path(place.name))]
-        for file, name in pictures:
-            if file.resolve() not in seen:
-                seen.add(file.resolve())
-                yield Found(file, name.with_suffix("") if name.suffix.lower() in suffixes else name)
+    written = [out.absolute() / kind for kind in (*KINDS, "submission", VOC_FOLDER.parts[0])]
+    looked = [look(source) for source in sources]
+    bases = [
+        os.path.normpath(base.absolute()) for base, pictures in looked if any(os.path.exists(picture) for picture in pictures)
+    ]
+    common = Path(os.path.commonpath(bases)) if bases else Path.cwd()
+    found: dict[Path, Found] = {}
+    for picture in (picture for _, pictures in looked for picture in pictures):
+        file = Path(os.path.normpath(picture.absolute()))
+        if not any(folder in file.parents for folder in written):
+            name = file.relative_to(common) if common in file.parents else Path(file.name)
+            name = name.with_suffix("") if name.suffix.lower() in suffixes() else name
+            found.setdefault(real(file.parent) / file.name, Found(picture, name))
+    return list(found.values())
 
 
-def first_magic(pattern: Path) -> int:
-    """Which part of a path is the first with a wildcard."""
-    return next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
+def look(source: str) -> tuple[Path, list[Path]]:
+    """What a source is: the folder that names are taken from, and its pictures, those in the fewest folders first.
 
-
-def write(path: Path, save: Callable[[Any], None]) -> None:
-    """A file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    Raises:
+        UserError: The source has no name.
+    """
+    if not source:
+        raise UserError("a PICTURE has no name: is it an empty variable?")
+    place = Path(source)
     try:
-        with partial.open("wb") as file:
-            save(file)
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+        if place.is_dir():
+            return place, sorted(below(place), key=order) or [place]
+        if glob.has_magic(source) and not place.exists():
+            first = next(number for number, part in enumerate(place.parts) if glob.has_magic(part))
+            matching = [Path(match) for match in glob.glob(source, recursive=True)]
+            return Path(*place.parts[:first]), sorted((p for p in matching if not p.is_dir()), key=order) or [place]
+    except (OSError, RuntimeError):
+        pass  # to read it says why
+    return place.parent, [place]
+
+
+def below(place: Path) -> list[Path]:
+    """The pictures in a folder and all below it that are not hidden, and the folders that cannot be looked into."""
+    found: list[Path] = []
+
+    def note(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for folder, folders, names in os.walk(place, onerror=note):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # only these are walked into
+        visible = (Path(folder, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if path.suffix.lower() in suffixes()]
+    return found
+
+
+def order(path: Path) -> tuple[int, Path]:
+    """Near files first, then by name."""
+    return len(path.parts), path
+
+
+def real(folder: Path) -> Path:
+    """A folder without symbolic links, as far as it can be said."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError):
+        return folder
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """How the names of picture files end: of what Pillow reads by itself."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NOT_READ}
+    return frozenset(readable)
 
 
 @dataclass(frozen=True)
@@ -166,23 +224,25 @@ class Writer:
     probabilities: bool = False
     submission: str | None = None
 
-    def files(self, found: Found) -> list[tuple[Path, Callable[[Segmentation, Any], None]]]:
+    def files(self, found: Found) -> list[Wanted]:
         """What is written for a picture, and how.
 
         Raises:
             UserError: A test server does not take a file of this name.
         """
         name = found.name.name
-        files: list[tuple[Path, Callable[[Segmentation, Any], None]]] = [
+        files: list[Wanted] = [
             (self.place("labels", found, ".png"), lambda result, file: result.mask().save(file, "png")),
             (self.place("overlays", found, ".jpg"), lambda result, file: result.overlay().save(file, "jpeg", quality=90)),
         ]
         if self.probabilities:
             files.append((self.place("probabilities", found, ".npy"), save_probabilities))
         if self.submission == "voc":
+            if not VOC_NAME.fullmatch(name):
+                raise UserError(f"{found.file}: VOC's server takes names of year and number: 2008_000006")
             files.append((self.out / VOC_FOLDER / f"{name}.png", lambda result, file: result.mask().save(file, "png")))
         if self.submission == "cityscapes":
-            if not CITYSCAPES_NAME.match(name):
+            if not CITYSCAPES_NAME.fullmatch(name):
                 raise UserError(
                     f"{found.file}: Cityscapes' server takes names of city, sequence and frame: aachen_000000_000019"
                 )
@@ -219,7 +279,7 @@ def segment_files(
     """Segment files, folders and patterns into a folder; a picture that fails does not stop the others.
 
     Returns:
-        0 if all were segmented, 1 if not: the last lines say how many and why.
+        0 if all are segmented, now or by an earlier call; 1 if not: the last lines say how many and why.
 
     Raises:
         UserError: There is nothing to do it with, or the folder cannot be written or holds results of another protocol.
@@ -227,12 +287,16 @@ def segment_files(
     model = load(checkpoint).to(chosen(device))
     check_submission(submission, model)
     writer = Writer(Path(out), model, probabilities, submission)
-    pictures = list(find(sources, writer.out))
-    if not any(found.file.is_file() for found in pictures):
+    if isinstance(inference, ReflectedTiles):
+        inference.network(model)
+    if crf and (crf.learnable or crf.num_classes):
+        raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
+    pictures = find(sources, writer.out)
+    if not any(os.path.isfile(found.file) for found in pictures):
         raise UserError(
             f"there is no picture in {', '.join(sources)}: name files, folders, or a pattern such as 'street/*.jpg'"
         )
-    begin(writer, inference, crf, overwrite)
+    begin(writer, inference, crf)
     done, failed, left, stopped = 0, 0, 0, None
     written: dict[Path, Path] = {}  # by which picture, in this call
     columns = TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -242,8 +306,8 @@ def segment_files(
                 files = writer.files(found)
                 if other := next((written[path] for path, _ in files if path in written), None):
                     raise UserError(f"{found.file} would be written over what {other} gave: give one of them another name")
-                if not overwrite and (there := [path for path, _ in files if path.exists()]):
-                    progress.console.print(f"{there[0]} exists: left alone", highlight=False, soft_wrap=True)
+                files = [(path, save) for path, save in files if overwrite or not os.path.lexists(path)]
+                if not files:
                     left += 1
                     continue
                 result = attempt(model, found.file, inference, crf, probabilities)
@@ -258,39 +322,68 @@ def segment_files(
                 break
     print(f"{done} of {len(pictures)} pictures segmented into {out}" + (f", {failed} failed" if failed else ""), end="")
     print(f", {left} were there before (--overwrite replaces them)" if left else "")
-    if submission and done:
+    if submission and done + left:
         print(f"for the test server: {writer.out / ('submission' if submission == 'cityscapes' else VOC_FOLDER)}")
     if stopped:
         print(f"dilated-seg: stopped, since it cannot write: {stopped}", file=sys.stderr)
-    return 0 if done == len(pictures) else 1
+    return 0 if done + left == len(pictures) else 1
 
 
-def put(files: Sequence[tuple[Path, Callable[[Segmentation, Any], None]]], result: Segmentation) -> None:
-    """Write all files of a picture, or none."""
-    begun: list[Path] = []
+def put(files: Sequence[Wanted], result: Segmentation) -> None:
+    """Write all files of a picture, or none: each whole, beside its place, and renamed when the last is there.
+
+    Raises:
+        UserError: A file of this picture cannot be made.
+        OSError: Nothing can be written any more.
+    """
+    begun: list[tuple[Path, Path]] = []
     try:
         for path, save in files:
-            before = path.exists()
-            write(path, lambda file, save=save: save(result, file))  # type: ignore[misc]
-            begun += [] if before else [path]
-    except BaseException:
-        for path in begun:
-            path.unlink(missing_ok=True)
-        raise
+            content = io.BytesIO()  # Pillow takes a disk that is full for one that is slow
+            encode(save, result, content, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{os.getpid()}.partial")  # no other process's, and never too long
+            partial = partial.with_name(f"{len(begun)}{partial.name}")
+            begun.append((partial, path))
+            partial.write_bytes(content.getbuffer())
+        for partial, path in begun:
+            partial.replace(path)
+    except OSError as error:
+        if error.errno in HOPELESS:
+            raise
+        raise UserError(f"{error.filename or files[0][0]} cannot be written: {error.strerror or error}") from error
+    finally:
+        for partial, _ in begun:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def encode(save: Save, result: Segmentation, content: io.BytesIO, path: Path) -> None:
+    """A file's content.
+
+    Raises:
+        UserError: The format does not hold it, as JPEG no more than 65,500 pixels a side.
+    """
+    try:
+        save(result, content)
+    except (OSError, ValueError) as error:
+        height, width = result.ids.shape
+        raise UserError(f"{path} cannot be made of {height} x {width} pixels: {' '.join(str(error).split())}") from error
 
 
 def attempt(
     model: Segmenter, file: Path, inference: Inference | None, crf: DenseCRF | None, probabilities: bool
 ) -> Segmentation:
     """Segment a file; whatever goes wrong is said with its name."""
-    if not file.exists():
-        raise UserError(f"there is no picture {file}")
-    if file.is_dir():
-        raise UserError(f"{file} is a folder without pictures")
+    if os.path.isdir(file):
+        folder = "without pictures" if os.access(file, os.R_OK | os.X_OK) else "that cannot be looked into"
+        raise UserError(f"{file} is a folder {folder}")
     try:
         return segment(model, file, inference, crf, probabilities)
     except UserError as error:
         raise UserError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error):
             raise UserError(
@@ -299,19 +392,20 @@ def attempt(
         raise
 
 
-def begin(writer: Writer, inference: Inference | None, crf: DenseCRF | None, overwrite: bool) -> None:
+def begin(writer: Writer, inference: Inference | None, crf: DenseCRF | None) -> None:
     """Make the folder and say in it how its results were made; results of another protocol are not mixed with them."""
     automatic = f"{Whole()}; {Tiles()} above {LARGE // 1_000_000} megapixels"
     facts = {key: writer.model.facts.get(key) for key in ("checkpoint", "sha256", "step")}
     facts |= {"dataset": writer.model.dataset, "inference": str(inference or automatic), "crf": str(crf) if crf else None}
-    facts |= {"classes": writer.model.classes, "palette": writer.model.palette, "probabilities": writer.probabilities}
+    facts |= {"classes": writer.model.classes, "palette": [list(colour) for colour in writer.model.palette]}
     text = json.dumps(facts, indent=1) + "\n"
     file = writer.out / "protocol.json"
     try:
         writer.out.mkdir(parents=True, exist_ok=True)
-        if file.exists() and not overwrite and unlike(file.read_text(), text):
+        there = any((writer.out / kind).exists() for kind in KINDS)
+        if unlike(file.read_bytes(), text) if file.exists() else there:
             raise UserError(
-                f"{writer.out} holds what was made in another way, see {file}: name another --out, or --overwrite it"
+                f"{writer.out} holds what was made in another way, see {file.name}: name another --out, or remove it"
             )
         write_text(file, json.dumps(facts | {"commit": commit()}, indent=1) + "\n")
     except OSError as error:
@@ -320,12 +414,12 @@ def begin(writer: Writer, inference: Inference | None, crf: DenseCRF | None, ove
         raise UserError(f"{writer.out} cannot be written ({error.strerror or error}): {remedy}") from error
 
 
-def unlike(old: str, new: str) -> bool:
+def unlike(old: bytes, new: str) -> bool:
     """Whether two protocols differ in more than the commit."""
     try:
         before: dict[str, Any] = json.loads(old)
         return {key: value for key, value in before.items() if key != "commit"} != json.loads(new)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return True
 
 
@@ -333,15 +427,18 @@ def check_submission(submission: str | None, model: Segmenter) -> None:
     """Refuse to write a test server's files with a network that was trained on something else."""
     if submission == "cityscapes" and not (model.submitted and len(model.submitted) == 19):
         raise UserError("--submission cityscapes needs a network that was trained on Cityscapes' 19 classes")
-    if submission == "voc" and len(model.classes) != 21:
-        raise UserError("--submission voc needs a network of VOC's 21 classes")
+    if submission == "voc" and (len(model.classes) != 21 or model.dataset not in (None, "VOC")):
+        raise UserError("--submission voc needs a network that was trained on VOC's 21 classes")
 
 
 def chosen(device: str | None) -> torch.device:
     """The device asked for, or a GPU if there is one."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(name)
         torch.empty(1, device=found)
-        return found
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: there is none here ({str(error).splitlines()[0]})") from error
+        raise UserError(f"--device {name}: there is none here ({str(error).splitlines()[0].partition('. ')[0]})") from error
+    if found.type not in DEVICES:
+        raise UserError(f"--device {name}: nothing is computed there, take one of {', '.join(DEVICES)}")
+    return found

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dilated_seg import UserError, build, models
 from dilated_seg.colours import palette as default_palette
 from dilated_seg.crf import DenseCRF
+from dilated_seg.inference import MOST
 from dilated_seg.runs import of_run, verified
 from dilated_seg.shapes import Image, Logits
 from dilated_seg.weights.caffemodel import CorruptError
@@ -86,6 +87,10 @@ class Segmenter(nn.Module):
         for name, values in (("colours", self.palette), ("submitted values", self.submitted)):
             if values and len(values) != len(self.classes):
                 raise UserError(f"there are {len(self.classes)} classes, but {len(values)} {name}")
+        if len(self.classes) > MOST:
+            raise UserError(f"class ids are written as bytes, of which 255 says void: {len(self.classes)} classes are too many")
+        if not all(0 <= number <= 255 for number in (*(c for colour in self.palette for c in colour), *(self.submitted or ()))):
+            raise UserError("colours and submitted values are numbers from 0 to 255")
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
             raise UserError("mean and deviation of the image must be finite, the deviation above 0")
 
@@ -138,12 +143,19 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
         UserError: There is none, it is damaged, or it does not say what it takes to use it.
     """
     path = Path(source)
+    if len(str(source)) > 4000 or any(len(part.encode()) > 255 for part in path.parts):
+        raise UserError(f"there is no {str(source)[:80]}...: the name is too long for a file")
     if path.is_dir():
         found = of_folder(path) if (path / CONFIG).is_file() else of_checkpoint(of_run(path), net)
     elif path.is_file():
         found = of_checkpoint(path, net)
     else:
         found = of_folder(downloaded(str(source)))
+    for name, parameter in found.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"{source}: {name} is not finite: these weights are broken, train again or take an earlier checkpoint"
+            )
     return found.eval()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dilated_seg import UserError
 from dilated_seg.cli import Resolve
 from dilated_seg.crf import DenseCRF
-from dilated_seg.inference import Inference, Whole, whole
+from dilated_seg.inference import Inference, ReflectedTiles, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.prediction import predict
 from dilated_seg.runs import commit, write_text
@@ -71,21 +71,34 @@ def tune(
     checkpoint: str | None = None,
     inference: Inference | None = None,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Search w1, theta_alpha and theta_beta on images of a split, evenly spread, and write them as an overlay for --config.
 
     Raises:
-        UserError: There is no such run, or not so many labelled images.
+        UserError: There is no such run, there are not so many labelled images, or the overlay is there or cannot be written.
     """
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{run} is no run's folder: name one that fit made, with its config.yaml")
     target = Path(out) if out else folder / "crf.yaml"
+    if target.exists() and (target.is_dir() or not overwrite):
+        raise UserError(f"{target} exists: name another --out, or replace it with --overwrite")
+    if not target.parent.is_dir():
+        raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")
     inference = inference or Whole()
     model = load(checkpoint or folder).to(chosen(device))
+    if model.crf:
+        raise UserError(f"{run} was trained with a CRF: there is no other to tune")
+    if isinstance(inference, ReflectedTiles):
+        inference.network(model)
     dataset = Resolve(["fit", "--config", str(folder / "config.yaml")]).dataset()
+    if len(dataset.classes) != len(model.classes):
+        raise UserError(
+            f"the checkpoint has {len(model.classes)} classes, but {run} is of {len(dataset.classes)}: name its own"
+        )
     try:
         opened = dataset.opened(split)
     except ValueError as error:
@@ -113,9 +126,17 @@ def tune(
         f"{100 * highest:.2f} with this one; {inference}; {model.facts['checkpoint']}, step {model.facts['step']}; {commit()}"
     )
     numbers = "".join(f"    {name}: {value:g}\n" for name, value in best.items())
-    write_text(target, f"# {note}\ncrf:\n  class_path: dilated_seg.crf.DenseCRF\n  init_args:\n{numbers}")
+    written(target, f"# {note}\ncrf:\n  class_path: dilated_seg.crf.DenseCRF\n  init_args:\n{numbers}")
     print(f"best: {said(best)}: {100 * highest:.2f}")
     print(f"written: {target}; use it as validate --config {folder}/config.yaml --config {target}")
+
+
+def written(target: Path, text: str) -> None:
+    """Write the overlay."""
+    try:
+        write_text(target, text)
+    except OSError as error:
+        raise UserError(f"--out {target}: cannot write it: {error.strerror or error}") from error
 
 
 def said(numbers: Numbers) -> str:

@@ -89,6 +89,20 @@ def test_test_and_predict_write_into_the_run_of_their_checkpoint(run):
     assert len(list((run / "predictions").glob("*.png"))) == 3
 
 
+def test_predictions_by_another_protocol_lie_in_a_folder_of_their_own_and_say_how_they_were_made(run, tmp_path):
+    arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
+    protocol = ["--inference=MultiScale", "--inference.scales=[0.5,1.0]", "--crf.iterations=2"]
+    result = dilated_seg("predict", *arguments, *protocol)
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.glob("predictions*")
+    assert folder.name == "predictions-scales-0.5-1-flip-crf-iterations_2"
+    assert len(list(folder.glob("*.png"))) == 3
+    facts = json.loads((folder / "protocol.json").read_text())
+    assert "scales 0.5, 1" in facts["inference"]
+    assert "dense CRF (iterations 2" in facts["inference"]
+    assert facts["checkpoint"] == "last, step 12"
+
+
 def test_a_checkpoint_rebuilds_its_network_without_further_arguments(run):
     task = SegmentationTask.load_from_checkpoint(run / "checkpoints/last.ckpt", map_location="cpu")
     assert task.num_classes == 8

@@ -16,9 +16,9 @@ from dilated_seg import UserError
 from dilated_seg.__main__ import main
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import VOC, Cityscapes
-from dilated_seg.inference import Tiles
+from dilated_seg.inference import MultiScale, Tiles
 from dilated_seg.models import UNet
-from dilated_seg.segment import segment
+from dilated_seg.segment import VOC_FOLDER, segment
 from dilated_seg.segmenter import load
 from dilated_seg.task import SegmentationTask
 from tests.conftest import ROOT
@@ -207,8 +207,8 @@ def test_a_bad_picture_stops_no_other_and_the_summary_says_how_many(trained, tmp
     assert "3 of 7 pictures segmented" in said
     assert "4 failed" in said
     assert files(tmp_path / "out") == [
-        "labels/pictures/folder.png/inside.png", "labels/pictures/good.png", "labels/pictures/whole.png",
-        "overlays/pictures/folder.png/inside.jpg", "overlays/pictures/good.jpg", "overlays/pictures/whole.jpg", "protocol.json",
+        "labels/folder.png/inside.png", "labels/good.png", "labels/whole.png",
+        "overlays/folder.png/inside.jpg", "overlays/good.jpg", "overlays/whole.jpg", "protocol.json",
     ]  # fmt: skip
 
 
@@ -221,6 +221,108 @@ def test_folders_below_a_source_are_kept_and_hidden_files_and_results_left_out(t
     assert files(tmp_path / "in/out/labels") == ["1.png", "a/1.png"]
     assert run([tmp_path / "in"], trained, tmp_path / "in/out", "--overwrite") == 0
     assert files(tmp_path / "in/out/labels") == ["1.png", "a/1.png"]
+
+
+def test_a_list_of_values_and_a_protocol_within_another_can_be_written(trained, tmp_path):
+    photo(70, 80).save(tmp_path / "1.png")
+    protocol = "MultiScale([1/2, 1], flip=false, each=Tiles(size=(64, 64), overlap=32))"
+    assert run([tmp_path / "1.png"], trained, tmp_path / "out", "--inference", protocol) == 0
+    expected = MultiScale([0.5, 1], False, Tiles((64, 64), 32))
+    assert json.loads((tmp_path / "out/protocol.json").read_text())["inference"] == str(expected)
+    ids = segment(load(trained), tmp_path / "1.png", expected).ids.numpy()
+    assert np.array_equal(np.asarray(opened(tmp_path / "out/labels/1.png")), ids)
+
+
+def test_sources_of_the_same_name_keep_the_folders_that_tell_them_apart(trained, tmp_path):
+    for name in ("d1/s/1.png", "d2/s/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        photo().save(tmp_path / name)
+    assert run([tmp_path / "d1/s", tmp_path / "d2/s"], trained, tmp_path / "out") == 0
+    assert files(tmp_path / "out/labels") == ["d1/s/1.png", "d2/s/1.png"]
+    assert run([tmp_path / "d1/s/1.png", tmp_path / "d2/s/1.png"], trained, tmp_path / "out2") == 0
+    assert files(tmp_path / "out2/labels") == ["d1/s/1.png", "d2/s/1.png"]
+
+
+def test_no_name_leads_out_of_the_folder_of_results(trained, tmp_path, monkeypatch):
+    (tmp_path / "w/sub").mkdir(parents=True)
+    (tmp_path / "pics").mkdir()
+    for name in ("pics/1.png", "w/2.png"):
+        photo().save(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "w")
+    assert run(["sub*/../../pics/1.png", "2.png", "../pics"], trained, "out") == 0
+    assert files(tmp_path / "w/out/labels") == ["pics/1.png", "w/2.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"w", "pics", trained.name}
+    shutil.rmtree(tmp_path / "w/out")
+    assert run(["."], trained, ".") == 0  # beside the pictures, and its own results are none of them
+    assert run(["."], trained, ".") == 0
+    assert files(tmp_path / "w/labels") == ["2.png"]
+
+
+def test_links_are_followed_once(trained, tmp_path):
+    (tmp_path / "in/a").mkdir(parents=True)
+    photo().save(tmp_path / "in/a/1.png")
+    (tmp_path / "in/a/link.png").symlink_to("1.png")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/self.png").symlink_to("self.png")
+    assert run([tmp_path / "in/**/*.png"], trained, tmp_path / "out") == 1
+    assert files(tmp_path / "out/labels") == ["a/1.png", "a/link.png"]
+
+
+def test_what_is_no_file_and_a_name_that_is_too_long_stop_no_other(trained, tmp_path, capsys):
+    photo().save(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert run([tmp_path / "pipe.png", "x" * 300, tmp_path / "1.png"], trained, tmp_path / "out") == 1
+    said = capsys.readouterr().out
+    assert "pipe.png is no file" in said
+    assert "1 of 3 pictures segmented" in said
+    assert run([tmp_path / "1.png", ""], trained, tmp_path / "out2") == 2
+    assert "has no name" in capsys.readouterr().err
+
+
+def test_a_picture_whose_results_cannot_be_written_stops_no_other(trained, tmp_path, capsys):
+    """JPEG holds 65,500 pixels a side; a folder stands where a label belongs."""
+    Image.new("RGB", (66000, 1)).save(tmp_path / "wide.png")
+    for name in ("1.png", "2.png", "a [bold].png"):
+        photo().save(tmp_path / name)
+    pictures = [tmp_path / name for name in ("wide.png", "1.png", "2.png", "a [bold].png")]
+    assert run(pictures, trained, tmp_path / "new") == 1
+    assert "cannot be made of 1 x 66000 pixels" in capsys.readouterr().out
+    assert files(tmp_path / "new/labels") == ["1.png", "2.png", "a [bold].png"]
+    (tmp_path / "new/labels/1.png").unlink()
+    (tmp_path / "new/labels/1.png").mkdir()
+    assert run(pictures[1:], trained, tmp_path / "new", "--overwrite") == 1
+    assert "2 of 3 pictures segmented" in capsys.readouterr().out
+    assert not list((tmp_path / "new").rglob("*.partial"))
+
+
+def test_a_submission_can_be_added_to_what_is_there(tmp_path):
+    data = VOC(root=str(tmp_path))
+    voc = checkpoint(tmp_path / "v.ckpt", data.classes, data.palette, name="VOC")
+    photo().save(tmp_path / "2008_000006.jpg")
+    assert run([tmp_path / "2008_000006.jpg"], voc, tmp_path / "out") == 0
+    before = (tmp_path / "out/labels/2008_000006.png").stat().st_mtime_ns
+    assert run([tmp_path / "2008_000006.jpg"], voc, tmp_path / "out", "--submission", "voc") == 0
+    assert (tmp_path / "out/labels/2008_000006.png").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / VOC_FOLDER / "2008_000006.png").is_file()
+
+
+def test_pixels_between_0_and_1_are_not_black(trained, tmp_path):
+    Image.fromarray(np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)).save(tmp_path / "float.tif")
+    assert segment(load(trained), tmp_path / "float.tif").image.max() == 255
+
+
+def test_weights_that_are_no_numbers_are_refused(trained, tmp_path, capsys):
+    content = torch.load(trained, weights_only=True)
+    next(tensor for name, tensor in content["state_dict"].items() if name.startswith("net."))[0] = torch.nan
+    torch.save(content, trained)
+    photo().save(tmp_path / "1.png")
+    assert run([tmp_path / "1.png"], trained, tmp_path / "out") == 2
+    assert "is not finite" in capsys.readouterr().err
+
+
+def test_more_classes_than_a_label_picture_holds_are_refused(tmp_path):
+    with pytest.raises(UserError, match="256 classes are too many"):
+        load(checkpoint(tmp_path / "many.ckpt", [str(k) for k in range(256)], [(0, 0, 0)] * 256))
 
 
 def test_a_pattern_is_taken_from_its_first_wildcard_on(trained, tmp_path, capsys):
@@ -248,7 +350,7 @@ def test_results_are_replaced_only_when_that_is_asked_for(trained, tmp_path, cap
     assert run([tmp_path / "1.png"], trained, tmp_path / "out") == 0
     (tmp_path / "out/labels/1.png").write_bytes(b"mine")
     capsys.readouterr()
-    assert run([tmp_path / "1.png", tmp_path / "2.png"], trained, tmp_path / "out") == 1
+    assert run([tmp_path / "1.png", tmp_path / "2.png"], trained, tmp_path / "out") == 0
     assert (tmp_path / "out/labels/1.png").read_bytes() == b"mine"
     assert "1 were there before (--overwrite replaces them)" in capsys.readouterr().out
     assert run([tmp_path / "1.png"], trained, tmp_path / "out", "--overwrite") == 0
@@ -261,7 +363,13 @@ def test_results_of_two_protocols_are_not_mixed(trained, tmp_path, capsys):
     photo().save(tmp_path / "2.png")
     assert run([tmp_path / "2.png"], trained, tmp_path / "out", "--crf") == 2
     assert "made in another way" in capsys.readouterr().err
-    assert run([tmp_path / "2.png"], trained, tmp_path / "out", "--crf", "DenseCRF(w1=5)", "--overwrite") == 0
+    assert run([tmp_path / "2.png"], trained, tmp_path / "out", "--crf", "DenseCRF(w1=5)", "--overwrite") == 2
+    assert files(tmp_path / "out/labels") == ["1.png"]
+    for damaged in (b"\xff\xfe", b"[" * 100_000, b"{}"):
+        (tmp_path / "out/protocol.json").write_bytes(damaged)
+        assert run([tmp_path / "2.png"], trained, tmp_path / "out") == 2
+    (tmp_path / "out/protocol.json").unlink()
+    assert run([tmp_path / "2.png"], trained, tmp_path / "out") == 2
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(trained, tmp_path, capsys):
@@ -294,7 +402,7 @@ def test_a_full_disk_stops_and_leaves_only_whole_results(disk, trained, tmp_path
     if disk == "small disk" and not can_mount(out):
         pytest.skip("nobody may mount a disk here")
     photo(8, 8).save(tmp_path / "1.png")
-    photo(400, 400).save(tmp_path / "2.png")
+    photo(400, 400).save(tmp_path / "2.png")  # of which the label fits, and the overlay does not
     photo(8, 8).save(tmp_path / "3.png")
     pictures = [str(tmp_path / f"{n}.png") for n in (1, 2, 3)]
     code = f"""
@@ -353,6 +461,21 @@ def test_voc_submissions_lie_where_the_server_wants_them(trained, tmp_path, caps
         (["--inference", "Tiles(overlap=64, sizes=3)"], "sizes"),
         (["--crf", "DenseCRF(w9=3)"], "w9"),
         (["--crf", "CRF"], "there is no CRF CRF"),
+        (["--inference", ""], "is no protocol of inference"),
+        (["--inference", "Tiles(size=512)"], "Tiles(size=512)"),
+        (["--inference", "Tiles(size=(512,))"], "Tiles(size"),
+        (["--inference", "Tiles(size=(512.5, 512.0))"], "Tiles(size"),
+        (["--inference", "MultiScale(each=Tiles)"], "MultiScale(each"),
+        (["--inference", "MultiScale(flip=2)"], "MultiScale(flip"),
+        (["--inference", "MultiScale([1e400])"], "factors above 0"),
+        (["--inference", "ReflectedTiles()"], "padding: reflect"),
+        (["--crf", "DenseCRF(iterations=2.5)"], "DenseCRF(iterations"),
+        (["--crf", "DenseCRF(w1=abc)"], "DenseCRF(w1"),
+        (["--crf", "DenseCRF(w1=-1)"], "not below 0"),
+        (["--crf", "DenseCRF(learnable=true)"], "learnt as model.crf"),
+        (["--crf", "DenseCRF(num_classes=9)"], "numbers alone"),
+        (["--device", "meta"], "nothing is computed there"),
+        (["--device", ""], "--device"),
         (["--device", "cuda:77"], "--device cuda:77"),
     ],
 )
@@ -378,7 +501,7 @@ def test_twenty_megapixels_pass_in_bounded_memory(trained, tmp_path):
     photo(600, 600).save(tmp_path / "small.png")
     code = f"""
 import resource
-from dilated_seg.segment import segment
+from dilated_seg.segment import VOC_FOLDER, segment
 from dilated_seg.segmenter import load
 model = load({str(net_of_21)!r})
 segment(model, {str(tmp_path / "small.png")!r})

@@ -61,6 +61,16 @@ def test_images_that_are_not_there_are_said_in_one_sentence(options, sentence, r
     assert not (tmp_path / "crf.yaml").exists()
 
 
+def test_an_overlay_that_is_there_or_cannot_be_written_is_said_before_the_search(run, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "crf.yaml").write_text("mine")
+    for out in (tmp_path / "crf.yaml", tmp_path, tmp_path / "nowhere/crf.yaml", tmp_path / "crf.yaml/below.yaml"):
+        assert main(["tune", str(run), "--images", "1", "--out", str(out)]) == 2
+        said = capsys.readouterr()
+        assert str(out) in said.err
+        assert not said.out
+    assert (tmp_path / "crf.yaml").read_text() == "mine"
+
+
 def test_what_is_no_run_is_said(tmp_path, capsys):
     assert main(["tune", str(tmp_path)]) == 2
     assert "is no run's folder" in capsys.readouterr().err

@@ -77,13 +77,14 @@ def write(
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
     if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
         raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
+    precise = "" if trainer.precision == "32-true" else f", {trainer.precision}"
     protocol = {
         "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
         "split": split,
         "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}",
         "pixels": int(total.sum()),
         "resolution": "the mask's own",
-        "inference": f"{task.inference}, then {task.refine}" if refined else str(task.inference),
+        "inference": f"{task.inference}{precise}" + (f", then {task.refine}" if refined else ""),
         "absent classes": ABSENT,
         "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
         "commit": commit(),
@@ -134,6 +135,9 @@ def evaluation_name(trainer: Trainer, refined: bool = False) -> str:
     split = "test" if trainer.testing else "val"
     if trainer.state.fn not in (TrainerFn.VALIDATING, TrainerFn.TESTING):
         return split
-    task: Any = trainer.lightning_module
-    parts = (split, checkpoint_name(trainer), task.inference.name, task.refine.name if refined else "")
-    return "-".join(part for part in parts if part)
+    return "-".join([split, checkpoint_name(trainer), *protocol_names(trainer.lightning_module, refined)])
+
+
+def protocol_names(task: Any, refined: bool) -> list[str]:  # noqa: ANN401
+    """How images are looked at, as parts of names: none for the whole image alone."""
+    return [name for name in (task.inference.name, task.refine.name if refined else "") if name]

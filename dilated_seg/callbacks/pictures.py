@@ -1,5 +1,6 @@
 """Pictures of what a network says: some of an evaluation, or all that it predicts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
-from dilated_seg.callbacks.evaluation import evaluation_name, gathered
+from dilated_seg.callbacks.evaluation import checkpoint_name, evaluation_name, gathered, protocol_names
 from dilated_seg.callbacks.tables import Picture, images, show_in_wandb
 from dilated_seg.images import mask_picture
+from dilated_seg.runs import commit, write_text
 
 
 class Gallery(Callback):
@@ -71,8 +73,22 @@ class Gallery(Callback):
 class PredictionWriter(Callback):
     """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's.
 
+    They lie in ``predictions/``, or if images are not looked at whole in ``predictions-PROTOCOL/``, beside a protocol.json.
     Where a test server wants other values, such as Cityscapes' label ids, PNGs of these lie in ``submission/`` as well.
     """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            task: Any = pl_module
+            then = f", then {task.refine}" if task.refine else ""
+            facts = {
+                "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+                "inference": f"{task.inference}{then}",
+                "precision": trainer.precision,
+                "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
+                "commit": commit(),
+            }
+            write_text(folders(trainer)[0] / "protocol.json", json.dumps(facts, indent=1) + "\n")
 
     def on_predict_batch_end(
         self,
@@ -84,7 +100,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
-        folder, submission = (Path(trainer.default_root_dir) / name for name in ("predictions", "submission"))
+        folder, submission = folders(trainer)
         for made in (folder, submission) if dataset.submitted else (folder,):
             made.mkdir(parents=True, exist_ok=True)
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
@@ -96,6 +112,15 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            print(f"class ids as PNGs: {Path(trainer.default_root_dir) / 'predictions'}")
+            folder, submission = folders(trainer)
+            print(f"class ids as PNGs: {folder}")
             if trainer.datamodule.submitted:  # type: ignore[attr-defined]
-                print(f"the test server's values: {Path(trainer.default_root_dir) / 'submission'}")
+                print(f"the test server's values: {submission}")
+
+
+def folders(trainer: Trainer) -> tuple[Path, Path]:
+    """Where predictions go, and a test server's files."""
+    task: Any = trainer.lightning_module
+    names = protocol_names(task, task.refine is not None)
+    predictions, submission = ("-".join([name, *names]) for name in ("predictions", "submission"))
+    return Path(trainer.default_root_dir) / predictions, Path(trainer.default_root_dir) / submission

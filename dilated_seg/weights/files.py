@@ -167,7 +167,7 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
     except pickle.UnpicklingError as error:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
     except Exception as error:  # torch has no error of its own for a damaged file
-        raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
 
 
 def read_torch(path: Path, file: BinaryIO) -> Weights:
