@@ -1,6 +1,5 @@
 """The command as a user calls it, in a process of its own."""
 
-import csv
 import json
 import os
 import subprocess
@@ -126,12 +125,8 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
     assert plain["protocol"]["inference"] == "tiles of 64 x 64, 32 pixels of overlap blended"
     assert refined["protocol"]["inference"].startswith(plain["protocol"]["inference"] + ", then ")
     assert plain["protocol"]["pixels"] == refined["protocol"]["pixels"]
-    with (tmp_path / "metrics.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    for name, record in (("val", plain), ("val/crf", refined)):
-        assert float(row[f"{name}/mean_iou"]) == pytest.approx(
-            float(scores(torch.tensor(record["matrix"]))["mean_iou"]), abs=1e-6
-        )
+    for record in (plain, refined):
+        assert f"{100 * scores(torch.tensor(record['matrix']))['mean_iou']:.1f}" in result.stdout
 
 
 def test_a_protocol_that_does_not_fit_the_network_is_said_in_one_sentence(run, tmp_path):

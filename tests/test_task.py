@@ -13,6 +13,7 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
 from dilated_seg.data.batches import pad
 from dilated_seg.inference import Tiles, Whole
+from dilated_seg.metrics import scores
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 
@@ -132,6 +133,12 @@ def test_validation_logs_scores_by_class_name():
     logged = trainer().validate(task, data, verbose=False)[0]
     assert {"val/mean_iou", "val/pixel_accuracy", "val/mean_accuracy", "val/frequency_weighted_iou", "val/loss"} <= set(logged)
     assert "val/iou/night hill" in logged
+    assert not any("crf" in name for name in logged)
+    task.refine = DenseCRF(1)
+    refined = trainer().validate(task, data, verbose=False)[0]
+    expected = scores(task.refined_metrics.matrix)
+    assert refined["val/crf/mean_iou"] == pytest.approx(float(expected["mean_iou"]))
+    assert refined["val/mean_iou"] == logged["val/mean_iou"]
 
 
 def test_an_image_is_normalised_by_mean_and_deviation_of_the_network():
