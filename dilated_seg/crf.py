@@ -72,8 +72,10 @@ class DenseCRF(nn.Module):
         learnable: bool = False,
     ) -> None:
         super().__init__()
-        if type(iterations) is not int or iterations < 1:
-            raise UserError(f"DenseCRF: iterations is {iterations}: take a whole number from 1 on")
+        if type(iterations) is not int or not 1 <= iterations <= 1000:
+            raise UserError(f"DenseCRF: iterations is {iterations}: take a whole number from 1 to 1000")
+        if type(learnable) is not bool:
+            raise UserError(f"DenseCRF: learnable is {learnable}: take true or false")
         for name, weight in (("w1", w1), ("w2", w2)):
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise UserError(f"DenseCRF: {name} is {weight}: take a finite number, not below 0")

@@ -6,6 +6,8 @@ torch before it appears.
 """
 
 import contextlib
+import errno
+import io
 import json
 import logging
 import os
@@ -34,6 +36,8 @@ CHECKED: tuple[Size, ...] = ((1, 33, 47), (1, 219, 195), (2, 204, 220), (1, 188,
 # Two programs round differently. Where the two highest scores lie this close to each other (a fraction of the highest of all),
 # either is right. Where poolings hand on the places of their maxima, rounding may choose other places: for so many pixels.
 TIE, MOVED = 1e-4, 1e-3
+
+LARGEST = 20_000  # pixels a side of the images of --size
 
 FACTS = "segmenter.json"  # the extra file of a .pt2
 
@@ -79,20 +83,28 @@ def export(
     segmenter = load(source)
     if segmenter.crf and form != "hub":
         raise UserError(f"{source} was trained with a CRF, which builds a lattice for each image: no {form} holds it; take hub")
+    if size and max(size) > LARGEST:
+        raise UserError(
+            f"--size {size[0]} {size[1]}: it is checked on images of this size, of at most {LARGEST:,} pixels a side"
+        )
     if form == "hub":
         hub.save(segmenter, path, licence)
-        print(compare(Plain(segmenter), Plain(load(path)), CHECKED))
+        print(compare(segmenter, load(path), CHECKED))
         print(f"written: {path}/ ({', '.join(sorted(file.name for file in path.iterdir()))})")
         return
-    partial = path.with_name(f"{path.stem}.partial.{form}")
+    partial = path.with_name(f".{os.getpid()}.partial.{form}")  # no other process's, and of a name that is not too long
     try:
+        partial.touch()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         plain = Plain(segmenter).eval()
         said_of_it = write(plain, metadata(segmenter), form, partial, size)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     height, width = size or ("H", "W")
     channels = len(segmenter.classes)
     print(f"image: uint8 RGB (B, 3, {height}, {width}); logits: float32 (B, {channels}, {height}, {width})")
@@ -105,7 +117,9 @@ def write(plain: Plain, facts: dict[str, Any], form: Format, path: Path, size: t
     if form == "onnx":
         write_onnx(program, facts, path)
     else:
-        torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+        content = io.BytesIO()  # torch has no OSError of its own for a disk that is full
+        torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
+        path.write_bytes(content.getbuffer())
     run = read_onnx(path) if form == "onnx" else torch.export.load(path).module()
     return compare(plain, run, tuple((batch, *size) for batch in (1, 2)) if size else CHECKED)
 
@@ -149,6 +163,8 @@ def write_onnx(program: ExportedProgram, facts: dict[str, Any], path: Path) -> N
                 if not isinstance(shape[axis], int):
                     shape[axis] = name
             made.save(path, external_data=False)
+    except OSError:
+        raise
     except Exception as error:  # as torch.export
         cause = said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         raise UserError(f"this network cannot be written as ONNX ({cause}): take --format pt2") from error
@@ -189,6 +205,8 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
         if theirs.shape != ours.shape:
             shapes = f"{tuple(theirs.shape)} where torch gives {tuple(ours.shape)}"
             raise UserError(f"what was written gives {shapes}: nothing is kept")
+        if not theirs.isfinite().all():
+            raise UserError("what was written gives scores that are no numbers: nothing is kept")
         best = ours.topk(min(2, ours.shape[1]), 1).values
         other = ours.argmax(1) != theirs.argmax(1)
         close = best[:, 0] - best[:, -1] <= TIE * ours.abs().max()

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dilated_seg import UserError, models
@@ -36,6 +40,8 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
     """
     if segmenter.built is None or segmenter.built[0] not in models.__all__:
         raise UserError("only networks of dilated_seg.models can be loaded again from a folder: export this one as pt2 or onnx")
+    if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
+        raise UserError(f"--licence {licence!a}: write the licence's short name, such as cc-by-nc-4.0")
     name, arguments = segmenter.built
     mean, std = (numbers.flatten().tolist() for numbers in (segmenter.mean, segmenter.std))
     config = {
@@ -43,21 +49,45 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
         "classes": segmenter.classes, "palette": segmenter.palette, "ignore_index": segmenter.ignore_index,
         "submitted": segmenter.submitted, "dataset": segmenter.dataset, "facts": segmenter.facts,
     }  # fmt: skip
-    state = segmenter.net.state_dict()
+    state = dict(segmenter.net.state_dict())
     if segmenter.crf:
         config["crf"] = {"init_args": segmenter.crf.start | {"learnable": segmenter.crf.learnable}}
         state |= {f"crf.{key}": tensor for key, tensor in segmenter.crf.state_dict().items()}
-    partial = folder / f"{WEIGHTS}.partial"
+    try:
+        texts = {CARD: card(segmenter, folder.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"what is known of this network cannot be written down ({said(error)})") from error
+    partial = folder / f"{WEIGHTS}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.detach().contiguous() for key, tensor in state.items()}, partial)
+        refuse_others(folder)
+        save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, partial)
+        (folder / CONFIG).unlink(missing_ok=True)  # while weights are exchanged, the folder is none
         partial.replace(folder / WEIGHTS)
-        write_text(folder / CARD, card(segmenter, folder.name, licence))
-        write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+        for file, text in texts.items():
+            write_text(folder / file, text)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def refuse_others(folder: Path) -> None:
+    """Leave alone what no `save` made: a run, or a folder of whatever else.
+
+    Raises:
+        UserError: The folder holds something, and no configuration of ours.
+    """
+    config = folder / CONFIG
+    try:
+        ours = config.is_file() and "class" in json.loads(config.read_text("utf-8"))["net"]
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    if any(folder.iterdir()) and (not ours or (folder / "config.yaml").exists()):
+        raise UserError(f"{folder} holds other files: name a new folder for what goes to the Hub")
 
 
 def push(segmenter: Segmenter, repository: str, licence: str | None = None, private: bool = True) -> str:
@@ -83,14 +113,24 @@ def card(segmenter: Segmenter, name: str, licence: str | None = None) -> str:
     head = [f"license: {licence}"] if licence else []
     head += ["library_name: dilated_seg", "pipeline_tag: image-segmentation", "tags: [semantic-segmentation]"]
     call = "{}({})".format(segmenter.built[0], ", ".join(f"{k}={v!r}" for k, v in segmenter.built[1].items()))  # type: ignore[index]
-    return "\n".join(["---", *head, "---", "", f"# {name}", "", *body(segmenter, call, licence), "", USE.format(name=name)])
+    use = USE.format(name=name.replace("\\", "/").replace('"', "'"))
+    return "\n".join(["---", *head, "---", "", f"# {plain(name)}", "", *body(segmenter, call, licence), "", use])
+
+
+def plain(text: str) -> str:
+    """A name in Markdown: on one line, its signs meaning nothing."""
+    return re.sub(r"([\\|`*_\[\]<>#])", r"\\\1", " ".join(text.split()))
 
 
 def body(segmenter: Segmenter, call: str, licence: str | None) -> Iterator[str]:
     """The lines of the card between title and example."""
     dataset, facts = segmenter.dataset or "a dataset that its checkpoint does not name", segmenter.facts
-    yield f"Semantic segmentation into {len(segmenter.classes)} classes, trained on {dataset} with dilated_seg: `{call}`,"
+    yield f"Semantic segmentation into {len(segmenter.classes)} classes, trained on {plain(dataset)} with dilated_seg:"
+    yield f"`{call}`,"
     yield f"{sum(p.numel() for p in segmenter.net.parameters()):,} parameters."
+    if segmenter.crf:
+        learnt = ", its weights and compatibility learnt with the network (CRF-RNN)" if segmenter.crf.learnable else ""
+        yield f"Its scores go through a {segmenter.crf}{learnt}."
     yield "It takes plain RGB (0 to 255) of any size that the network takes, and gives logits; normalisation is inside."
     yield ""
     if "checkpoint" in facts:
@@ -107,7 +147,7 @@ def body(segmenter: Segmenter, call: str, licence: str | None) -> Iterator[str]:
         yield from numbers(record)
     yield from ("## Classes", "", "| id | class | colour |", "|---:|---|---|")
     for k, (label, colour) in enumerate(zip(segmenter.classes, segmenter.palette, strict=True)):
-        yield f"| {k} | {label} | #{bytes(colour).hex()} |"
+        yield f"| {k} | {plain(label)} | #{bytes(colour).hex()} |"
     yield from ("", "## Use")
 
 
@@ -117,7 +157,7 @@ def numbers(record: dict[str, Any]) -> Iterator[str]:
 
     values = scores(torch.tensor(record["matrix"]))
     row = [values["mean_iou"], values["pixel_accuracy"], *values["iou"]]
-    yield f"| {' | '.join(['mean IoU', 'pixel acc.', *record['classes']])} |"
+    yield f"| {' | '.join(['mean IoU', 'pixel acc.', *map(plain, record['classes'])])} |"
     yield f"|{'---:|' * len(row)}"
     yield f"| {' | '.join('-' if math.isnan(value) else f'{100 * value:.1f}' for value in map(float, row))} |"
     yield ""

@@ -159,6 +159,14 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     return found.eval()
 
 
+def sound(segmenter: Segmenter, source: str | Path) -> Segmenter:
+    """A segmenter in evaluation mode, if all its numbers are."""
+    for name, tensor in segmenter.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{source}: {name} is not finite: these weights are broken, take an earlier checkpoint")
+    return segmenter.eval()
+
+
 def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
     """The network of a run's checkpoint, with what the checkpoint says of the data it was trained on."""
     checksum = verified(path)
@@ -193,7 +201,7 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
             submitted=dataset.get("submitted"),
             dataset=dataset.get("name") or next((record["protocol"]["dataset"] for record in evaluations), None),
             built=built,
-            crf=crf_of(given.get("crf"), len(classes), state),
+            crf=crf_of(content.get("crf") or given.get("crf"), len(classes), state),
             facts={"checkpoint": path.name, "sha256": checksum, "step": content["global_step"], "evaluations": evaluations},
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -202,12 +210,16 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
 
 def crf_of(given: Mapping[str, Any] | None, classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
     """The CRF that was trained with a network, by its saved arguments, its parameters among ``state`` as ``crf.*``."""
-    if not given:
-        return None
-    arguments: dict[str, Any] = {"num_classes": classes} | dict(given.get("init_args") or {})
-    crf = DenseCRF(**arguments)
     learnt = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
-    if crf.learnable and crf.compatibility is None:
+    if not given:
+        if learnt:
+            raise UserError("there are weights of a CRF, but nothing says which")
+        return None
+    arguments: dict[str, Any] = dict(given.get("init_args") or {})
+    if arguments.pop("num_classes", None) not in (None, classes):
+        raise UserError(f"its CRF is of other than the {classes} classes")
+    crf = DenseCRF(**arguments)
+    if crf.learnable:
         crf.learn(classes)
     refuse_misfit(learnt, crf.state_dict(), "its CRF")
     crf.load_state_dict(learnt)
@@ -249,7 +261,13 @@ def of_folder(folder: Path) -> Segmenter:
         name, arguments = config["net"]["class"], dict(config["net"]["arguments"])
         if name not in models.__all__:
             raise UserError(f"{folder / CONFIG} names {str(name)[:80]!r}: only those of dilated_seg.models are built")
-        state = load_file(folder / WEIGHTS)
+        state, names = load_file(folder / WEIGHTS), config["classes"]
+        if not isinstance(names, list) or not all(isinstance(label, str) for label in names):
+            raise TypeError("classes are no list of names")
+        if not isinstance(config["facts"], dict) or type(config["ignore_index"]) is not int:
+            raise TypeError("facts are no object, or ignore_index is no whole number")
+        if arguments.get("num_classes", len(names)) != len(names):
+            raise ValueError(f"there are {len(names)} names of classes, but the network has {arguments['num_classes']}")
         weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
         net = rebuilt(name, arguments, weights, str(folder / WEIGHTS))
         crf = crf_of(config.get("crf"), len(config["classes"]), state)

@@ -283,6 +283,8 @@ class SegmentationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulated"] = self.accumulated
+        if self.crf:
+            checkpoint["crf"] = {"init_args": self.crf.start | {"learnable": self.crf.learnable}}
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "palette"):  # for those who use the network without it
             checkpoint["dataset"] = {

@@ -224,10 +224,17 @@ def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
             "only those of dilated_seg",
         ),
         ({"net": {"class": "tests.evil.Net", "arguments": {}}}, "only those of dilated_seg"),
-        ({"net": {"class": "SegNet", "arguments": {"num_classes": 10**9}}}, "does not fit the network"),
-        ({"net": {"class": "SegNet", "arguments": {"num_classes": "all"}}}, "num_classes='all' is no whole number"),
+        ({"net": {"class": "SegNet", "arguments": {"num_classes": 10**9}}}, "the network has 1000000000"),
+        ({"net": {"class": "SegNet", "arguments": {"num_classes": 4, "width": 90}}}, "does not fit the network"),
+        ({"net": {"class": "SegNet", "arguments": {"num_classes": "all"}}}, "the network has all"),
         ({"net": "SegNet"}, "is not what save_pretrained writes"),
-        ({"classes": ["one"]}, "1 classes, but 4 colours"),
+        ({"classes": ["one"]}, "1 names of classes, but the network has 4"),
+        ({"classes": "abcd"}, "no list of names"),
+        ({"facts": [1]}, "facts are no object"),
+        ({"palette": [[0, 0, 300]] * 4}, "from 0 to 255"),
+        ({"crf": {"init_args": {"num_classes": 10**9, "learnable": True}}}, "other than the 4 classes"),
+        ({"crf": {"init_args": {"iterations": 10**9}}}, "from 1 to 1000"),
+        ({"crf": {"init_args": {"learnable": True}}}, "its CRF does not fit"),
         ({"std": [0, 0, 0]}, "the deviation above 0"),
     ],
 )
@@ -271,6 +278,50 @@ def test_a_damaged_folder_is_refused(folders, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"cannot read .*model\.safetensors"):
         load(tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(folders, tmp_path, capsys):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    for place in ("run", "mine"):
+        out = str(tmp_path / place)
+        assert main(["export", str(folders["segnet"]), "--format", "hub", "--out", out, "--overwrite"]) == 2
+        assert "holds other files" in capsys.readouterr().err
+    assert (tmp_path / "mine/README.md").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("licence", ["mit\nevil: true", "x: [y", "mit\n---\n# Hi", ""])
+def test_a_licence_is_a_name_and_nothing_else(licence, folders, tmp_path):
+    with pytest.raises(UserError, match="short name"):
+        load(folders["segnet"]).save_pretrained(tmp_path / "card", licence)
+    assert not (tmp_path / "card").exists()
+
+
+def test_names_in_a_model_card_mean_nothing_to_markdown(folders, tmp_path):
+    segmenter = load(folders["segnet"])
+    segmenter.classes = ["a|b", "x\ny", "<script>", "[c](http://d)"]
+    segmenter.dataset = "Sh`apes\n---\n# title"
+    segmenter.save_pretrained(tmp_path / "card")
+    card = (tmp_path / "card/README.md").read_text("utf-8")
+    for text in (r"a\|b", "x y", r"\<script\>", r"\[c\](http://d)", r"Sh\`apes --- \# title"):
+        assert text in card
+    assert card.count("\n---\n") == 1  # the header's end
+    assert load(tmp_path / "card").classes == segmenter.classes
+
+
+def test_places_where_nothing_can_be_written_are_one_sentence(folders, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt2").mkdir()
+    source = str(folders["segnet"])
+    for form, out in (
+        ("hub", "file"), ("hub", "file/sub"), ("hub", "x" * 300), ("pt2", "x" * 300 + ".pt2"), ("pt2", "folder.pt2"),
+    ):  # fmt: skip
+        assert main(["export", source, "--format", form, "--out", str(tmp_path / out), "--overwrite"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.pt2"}
 
 
 def test_a_network_of_ones_own_has_no_folder(tmp_path):

@@ -175,3 +175,18 @@ def test_a_crf_that_was_trained_with_the_network_goes_with_it(checkpoint, tmp_pa
     torch.save(rewrite_again, checkpoint)
     with pytest.raises(UserError, match="its CRF does not fit the network: it has no w1"):
         load(checkpoint)
+
+
+def test_a_crf_of_a_task_built_in_python_goes_with_its_checkpoint(tmp_path):
+    task = SegmentationTask(DilatedNet(8, width=1 / 64), 8, crf=DenseCRF(2, w1=4.0, learnable=True))
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(task)
+    task.trainer = trainer
+    trainer.save_checkpoint(tmp_path / "python.ckpt")
+    segmenter = load(tmp_path / "python.ckpt", net=DilatedNet(8, width=1 / 64))
+    assert torch.equal(logits(segmenter), logits(task.eval()))
+    content = torch.load(tmp_path / "python.ckpt", weights_only=True)
+    del content["crf"]
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="nothing says which"):
+        load(tmp_path / "other.ckpt", net=DilatedNet(8, width=1 / 64))

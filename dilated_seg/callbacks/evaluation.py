@@ -77,6 +77,7 @@ def write(
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
     if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
         raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
+    own = f", with its own {task.crf}" if task.crf else ""
     precise = "" if trainer.precision == "32-true" else f", {trainer.precision}"
     protocol = {
         "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
@@ -84,7 +85,7 @@ def write(
         "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}",
         "pixels": int(total.sum()),
         "resolution": "the mask's own",
-        "inference": f"{task.inference}{precise}" + (f", then {task.refine}" if refined else ""),
+        "inference": f"{task.inference}{own}{precise}" + (f", then {task.refine}" if refined else ""),
         "absent classes": ABSENT,
         "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
         "commit": commit(),
