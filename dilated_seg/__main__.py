@@ -240,10 +240,11 @@ def segment(args: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
     options = parser.parse_args(args)
-    from dilated_seg import build, inference, segment
+    from dilated_seg import build, inference
     from dilated_seg.crf import DenseCRF
+    from dilated_seg.segment.files import segment_files
 
-    return segment.segment_files(
+    return segment_files(
         options.pictures,
         options.checkpoint,
         options.out,

@@ -18,7 +18,8 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data import VOC, Cityscapes
 from dilated_seg.inference import MultiScale, Tiles
 from dilated_seg.models import UNet
-from dilated_seg.segment import VOC_FOLDER, segment
+from dilated_seg.segment import segment
+from dilated_seg.segment.find import VOC_FOLDER
 from dilated_seg.segmenter import load
 from dilated_seg.task import SegmentationTask
 from tests.conftest import ROOT
@@ -501,7 +502,8 @@ def test_twenty_megapixels_pass_in_bounded_memory(trained, tmp_path):
     photo(600, 600).save(tmp_path / "small.png")
     code = f"""
 import resource
-from dilated_seg.segment import VOC_FOLDER, segment
+from dilated_seg.segment import segment
+from dilated_seg.segment.find import VOC_FOLDER
 from dilated_seg.segmenter import load
 model = load({str(net_of_21)!r})
 segment(model, {str(tmp_path / "small.png")!r})

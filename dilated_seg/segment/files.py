@@ -1,7 +1,6 @@
-"""A trained network on pictures: one from Python, or files, folders and patterns of them from the command line."""
+"""Segmentations of many pictures as files: each picture's whole or not at all, and a bad one stops no other."""
 
 import errno
-import glob
 import io
 import json
 import os
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,201 +16,23 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from dilated_seg import UserError
 from dilated_seg.crf import DenseCRF
-from dilated_seg.images import as_rgb, mask_picture, read_image
-from dilated_seg.inference import Inference, ReflectedTiles, Tiles, Whole, predict, whole
-from dilated_seg.prediction import predict as best
+from dilated_seg.inference import Inference, ReflectedTiles, Tiles, Whole
 from dilated_seg.runs import commit, write_text
+from dilated_seg.segment import LARGE, Segmentation, chosen, segment
+from dilated_seg.segment.find import KINDS, VOC_FOLDER, Found, find
 from dilated_seg.segmenter import Segmenter, load
 
-LARGE = 4_000_000  # pixels; a larger picture is looked at in tiles, unless it is said how
-
-KINDS = ("labels", "overlays", "probabilities")
-VOC_FOLDER = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")  # comp6: trained on more than VOC's own images
 VOC_NAME = re.compile(r"\d{4}_\d{6}")
 CITYSCAPES_NAME = re.compile(r"[A-Za-z-]+_\d{6}_\d{6}(_leftImg8bit)?")  # city, sequence, frame
 
-# Formats that Pillow leaves to other programs, or only names.
-NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
-
 # What a system says when no other picture could be written either.
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 
-
-Save = Callable[["Segmentation", io.BytesIO], None]
+Save = Callable[[Segmentation, io.BytesIO], None]
 Wanted = tuple[Path, Save]  # a file, and how its content is made
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What a network says of a picture: ``ids``, the class of each pixel (H, W), of the picture ``image`` (3, H, W)."""
-
-    image: Tensor
-    ids: Tensor
-    classes: Sequence[str]
-    palette: Sequence[tuple[int, int, int]]
-    protocol: str  # how the picture was looked at
-    probabilities: Tensor | None = None  # (C, H, W), if they were asked for
-
-    def mask(self) -> Image.Image:
-        """The class ids as a picture with the dataset's palette."""
-        return mask_picture(self.ids.numpy(), self.palette)
-
-    def overlay(self, opacity: float = 0.5) -> Image.Image:
-        """The classes' colours over the picture."""
-        return Image.blend(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.mask().convert("RGB"), opacity)
-
-    def shares(self) -> dict[str, float]:
-        """The part of the picture that each class takes, largest first, without those that are not there."""
-        counts = torch.bincount(self.ids.flatten().long(), minlength=len(self.classes)) / self.ids.numel()
-        found = {name: share for name, share in zip(self.classes, counts.tolist(), strict=True) if share}
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
-        file = io.BytesIO()
-        self.overlay().save(file, "png")
-        return file.getvalue()
-
-
-def segment(
-    model: Segmenter,
-    picture: str | Path | Image.Image | Tensor,
-    inference: Inference | None = None,
-    crf: DenseCRF | None = None,
-    probabilities: bool = False,
-) -> Segmentation:
-    """Segment one picture, on the model's device.
-
-    Args:
-        model: From `dilated_seg.segmenter.load`.
-        picture: A file of any mode, which is turned upright if its EXIF says so; a Pillow image; or uint8 RGB (3, H, W).
-        inference: How to look at it; if None as a whole, or in tiles if it has more than 4 megapixels.
-        crf: Refines what the network says.
-        probabilities: Whether to give them too; this needs memory for all of them.
-
-    Raises:
-        UserError: The picture cannot be read, or the network cannot take it.
-    """
-    image = opened(picture)
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
-        raise UserError(f"a picture is uint8 RGB (3, height, width), not {image.dtype} {tuple(image.shape)}")
-    inference = inference or (Tiles() if image[0].numel() > LARGE else Whole())
-    protocol = f"{inference}, then {crf}" if crf else str(inference)
-    found: Tensor | None = None
-    with torch.inference_mode():
-        batch = image[None].to(model.mean.device)
-        if crf or probabilities:
-            found = whole(inference, model, batch).softmax(1)
-            found = crf(found, batch) if crf else found
-            ids = best(found)[0].to(torch.uint8)
-        else:
-            ids = predict(inference, model, batch)[0]
-    kept = found[0].cpu() if found is not None and probabilities else None
-    return Segmentation(image, ids.cpu(), model.classes, model.palette, protocol, kept)
-
-
-def opened(picture: str | Path | Image.Image | Tensor) -> Tensor:
-    """A picture from a file or from Pillow as RGB (3, H, W); a tensor as it is."""
-    if isinstance(picture, Tensor):
-        return picture
-    if isinstance(picture, Image.Image):
-        try:
-            return as_rgb(picture.copy())
-        except Exception as error:  # every format has its own for damaged files
-            raise UserError(f"Pillow cannot read this picture: {' '.join(str(error).split())}") from error
-    if not Path(picture).is_file():
-        raise UserError(f"{picture} is no file" if Path(picture).exists() else f"there is no picture {picture}")
-    return read_image(Path(picture))
-
-
-@dataclass(frozen=True)
-class Found:
-    """A picture to segment, and its name below the folder of results, without suffix."""
-
-    file: Path
-    name: Path
-
-
-def find(sources: Sequence[str], out: Path) -> list[Found]:
-    """The pictures of files, folders with all below them, and patterns such as 'street/**/*.jpg', each once.
-
-    What `Writer` writes below ``out`` is none of them. Names keep the folders below a source, or below what all sources have
-    in common. What does not exist or cannot be looked into is among them: to read it says so.
-    """
-    written = [out.absolute() / kind for kind in (*KINDS, "submission", VOC_FOLDER.parts[0])]
-    looked = [look(source) for source in sources]
-    bases = [
-        os.path.normpath(base.absolute()) for base, pictures in looked if any(os.path.exists(picture) for picture in pictures)
-    ]
-    common = Path(os.path.commonpath(bases)) if bases else Path.cwd()
-    found: dict[Path, Found] = {}
-    for picture in (picture for _, pictures in looked for picture in pictures):
-        file = Path(os.path.normpath(picture.absolute()))
-        if not any(folder in file.parents for folder in written):
-            name = file.relative_to(common) if common in file.parents else Path(file.name)
-            name = name.with_suffix("") if name.suffix.lower() in suffixes() else name
-            found.setdefault(real(file.parent) / file.name, Found(picture, name))
-    return list(found.values())
-
-
-def look(source: str) -> tuple[Path, list[Path]]:
-    """What a source is: the folder that names are taken from, and its pictures, those in the fewest folders first.
-
-    Raises:
-        UserError: The source has no name.
-    """
-    if not source:
-        raise UserError("a PICTURE has no name: is it an empty variable?")
-    place = Path(source)
-    try:
-        if place.is_dir():
-            return place, sorted(below(place), key=order) or [place]
-        if glob.has_magic(source) and not place.exists():
-            first = next(number for number, part in enumerate(place.parts) if glob.has_magic(part))
-            matching = [Path(match) for match in glob.glob(source, recursive=True)]
-            return Path(*place.parts[:first]), sorted((p for p in matching if not p.is_dir()), key=order) or [place]
-    except (OSError, RuntimeError):
-        pass  # to read it says why
-    return place.parent, [place]
-
-
-def below(place: Path) -> list[Path]:
-    """The pictures in a folder and all below it that are not hidden, and the folders that cannot be looked into."""
-    found: list[Path] = []
-
-    def note(error: OSError) -> None:
-        found.append(Path(error.filename))
-
-    for folder, folders, names in os.walk(place, onerror=note):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # only these are walked into
-        visible = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [path for path in visible if path.suffix.lower() in suffixes()]
-    return found
-
-
-def order(path: Path) -> tuple[int, Path]:
-    """Near files first, then by name."""
-    return len(path.parts), path
-
-
-def real(folder: Path) -> Path:
-    """A folder without symbolic links, as far as it can be said."""
-    try:
-        return folder.resolve()
-    except (OSError, RuntimeError):
-        return folder
-
-
-@cache
-def suffixes() -> frozenset[str]:
-    """How the names of picture files end: of what Pillow reads by itself."""
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NOT_READ}
-    return frozenset(readable)
 
 
 @dataclass(frozen=True)
@@ -429,16 +249,3 @@ def check_submission(submission: str | None, model: Segmenter) -> None:
         raise UserError("--submission cityscapes needs a network that was trained on Cityscapes' 19 classes")
     if submission == "voc" and (len(model.classes) != 21 or model.dataset not in (None, "VOC")):
         raise UserError("--submission voc needs a network that was trained on VOC's 21 classes")
-
-
-def chosen(device: str | None) -> torch.device:
-    """The device asked for, or a GPU if there is one."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: there is none here ({str(error).splitlines()[0].partition('. ')[0]})") from error
-    if found.type not in DEVICES:
-        raise UserError(f"--device {name}: nothing is computed there, take one of {', '.join(DEVICES)}")
-    return found
