@@ -343,6 +343,8 @@ def test_two_pictures_never_share_a_result(trained, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{tmp_path / 'same.jpg'} would be written over what {tmp_path / 'same.png'} gave" in said
     assert "1 of 2 pictures" in said
+    assert run([tmp_path / "same.png", tmp_path / "same.jpg"], trained, tmp_path / "out") == 1  # nor when it was there before
+    assert "0 of 2 pictures segmented" in capsys.readouterr().out
 
 
 def test_results_are_replaced_only_when_that_is_asked_for(trained, tmp_path, capsys):

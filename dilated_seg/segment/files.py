@@ -118,22 +118,19 @@ def segment_files(
         )
     begin(writer, inference, crf)
     done, failed, left, stopped = 0, 0, 0, None
-    written: dict[Path, Path] = {}  # by which picture, in this call
+    taken: dict[Path, Path] = {}  # which picture's each result is, of those looked at in this call
     columns = TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         for found in progress.track(pictures):
             try:
-                files = writer.files(found)
-                if other := next((written[path] for path, _ in files if path in written), None):
+                wanted = writer.files(found)
+                if other := next((taken[path] for path, _ in wanted if path in taken), None):
                     raise UserError(f"{found.file} would be written over what {other} gave: give one of them another name")
-                files = [(path, save) for path, save in files if overwrite or not os.path.lexists(path)]
-                if not files:
-                    left += 1
-                    continue
-                result = attempt(model, found.file, inference, crf, probabilities)
-                put(files, result)
-                written |= dict.fromkeys((path for path, _ in files), found.file)
-                done += 1
+                files = [(path, save) for path, save in wanted if overwrite or not os.path.lexists(path)]
+                if files:
+                    put(files, attempt(model, found.file, inference, crf, probabilities))
+                done, left = (done + 1, left) if files else (done, left + 1)
+                taken |= dict.fromkeys((path for path, _ in wanted), found.file)
             except UserError as error:
                 progress.console.print(f"{error}", highlight=False, soft_wrap=True, style="red", markup=False)
                 failed += 1
