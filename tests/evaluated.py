@@ -59,8 +59,14 @@ if __name__ == "__main__":
         for record in sorted(run.glob("evaluations/*.json")):  # one, or two if there is a CRF
             table = pq.read_table(record.with_suffix(".parquet"))
             facts = json.loads(record.read_text())
+            strata = pq.read_table(record.with_suffix(".strata.parquet")).to_pylist()
             found.append(
-                {"ids": table["id"].to_pylist(), "matrices": table["matrix"].to_pylist(), "matrix": facts["matrix"]}
+                {
+                    "ids": table["id"].to_pylist(),
+                    "matrices": table["matrix"].to_pylist(),
+                    "matrix": facts["matrix"],
+                    "strata": strata,
+                }
                 | {key: facts["protocol"][key] for key in ("images", "pixels")}
             )
     print(json.dumps(found))

@@ -55,6 +55,7 @@ def run(tmp_path_factory):
 def test_a_run_folder_holds_configuration_checkpoints_metrics_and_evaluation(run):
     for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "evaluations/val.json"):
         assert (run / name).is_file(), name
+    assert not (run / "evaluations/val.strata.parquet").exists()  # these cost time: only after training
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_steps"] == 12
     assert len(list((run / "gallery/val").glob("*.prediction.png"))) == 3
@@ -120,7 +121,7 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
         assert text in result.stdout
     names = {path.name for path in (tmp_path / "evaluations").iterdir()}
     stems = ("val-last-tiles-64x64-32", "val-last-tiles-64x64-32-crf")
-    assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("json", "parquet")}
+    assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("json", "parquet", "strata.parquet")}
     plain, refined = (json.loads((tmp_path / f"evaluations/{stem}.json").read_text()) for stem in stems)
     assert plain["protocol"]["inference"] == "tiles of 64 x 64, 32 pixels of overlap blended"
     assert refined["protocol"]["inference"].startswith(plain["protocol"]["inference"] + ", then ")

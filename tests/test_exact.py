@@ -13,6 +13,7 @@ from PIL import Image
 from dilated_seg.__main__ import main
 from dilated_seg.data import Folder
 from dilated_seg.prepare import write
+from dilated_seg.strata import STRATA
 from tests import trees
 from tests.conftest import ROOT
 from tests.test_cli import TINY, dilated_seg
@@ -63,6 +64,10 @@ def test_a_crf_after_any_protocol_counts_the_same_integers_in_every_way(data, tm
     assert others == [plain, refined]
     assert plain["pixels"] == refined["pixels"]
     assert plain["matrix"] != refined["matrix"]
+    for record in (plain, refined):
+        assert [row["id"] for row in record["strata"]] == record["ids"]
+        counts = [sum(row[f"{name}_counts"]) for name in STRATA for row in record["strata"]]
+        assert counts == [sum(matrix) for matrix in record["matrices"]] * len(STRATA)
 
 
 def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp_path):

@@ -1,6 +1,7 @@
 """What an evaluation leaves in its run: integers, scores and protocol."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg.callbacks.strata import Counts, counted, write_strata
 from dilated_seg.callbacks.tables import confusion, draw, show_in_wandb
 from dilated_seg.runs import commit, write_text
+
+Row = tuple[int, str, np.ndarray, Counts | None]  # its place in the split, its id, its confusion matrix, its strata if kept
 
 ABSENT = "a class absent from masks and predictions is left out of the mean"
 
@@ -21,12 +25,12 @@ ABSENT = "a class absent from masks and predictions is left out of the mean"
 class EvaluationRecord(Callback):
     """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
 
-    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT[-PROTOCOL][-crf].*`` after it. W&B
-    shows the split's confusion matrix.
+    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT[-PROTOCOL][-crf].*`` after it. These
+    have the images' strata beside them: see ``dilated_seg.strata``. W&B shows the split's confusion matrix.
     """
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[int, str, np.ndarray]]] = {}
+        self.rows: dict[str, list[Row]] = {}
         self.records: list[dict[str, Any]] = []  # what the last evaluation wrote: as the network says, and refined by a CRF
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,10 +45,15 @@ class EvaluationRecord(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        task: Any = pl_module
         for kind, rows in self.rows.items():
-            for name, matrix in zip(batch["id"], outputs[kind].cpu().numpy(), strict=True):
+            strata: Sequence[Counts | None] = [None] * len(batch["id"])
+            if trainer.state.fn != TrainerFn.FITTING:
+                prediction = outputs[kind.replace("matrices", "prediction")].to(torch.int16).cpu().numpy()
+                strata = counted(batch, prediction, task.num_classes, task.ignore_index)
+            for name, matrix, one in zip(batch["id"], outputs[kind].cpu().numpy(), strata, strict=True):
                 if name:  # a padding image has none
-                    rows.append((len(rows) * trainer.world_size + trainer.global_rank, name, matrix))
+                    rows.append((len(rows) * trainer.world_size + trainer.global_rank, name, matrix, one))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, pl_module, "val")
@@ -67,11 +76,11 @@ def write(
     trainer: Trainer,
     task: Any,  # noqa: ANN401
     split: str,
-    rows: list[tuple[int, str, np.ndarray]],
+    rows: list[Row],
     refined: bool,
 ) -> dict[str, Any]:
     """Put the matrices of a split, as the network gave them or refined by the CRF, into the run and W&B; gives the record."""
-    total = np.sum([matrix for _, _, matrix in rows], axis=0)
+    total = np.sum([matrix for _, _, matrix, _ in rows], axis=0)
     loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     available = len(loaders.dataset)
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
@@ -104,6 +113,9 @@ def write(
     partial = folder / f"{name}.parquet.partial"
     pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
     partial.replace(folder / f"{name}.parquet")
+    if strata := [row[3] for row in rows if row[3]]:
+        facts = {key: record[key] for key in ("evaluation", "protocol", "classes")}
+        write_strata(folder / f"{name}.strata.parquet", [row[1] for row in rows], strata, facts)
     write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
     section = f"{split}/crf" if refined else split
     show_in_wandb(trainer, lambda: {f"{section}/confusion": confusion(total, task.classes)})
