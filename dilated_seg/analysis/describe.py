@@ -41,13 +41,14 @@ FAMILY = (
     "FCDenseNet(21, depth=103)",
 )
 
-WIDE = 4108  # pixels: wide enough for most receptive fields; 16 n + 12, as U-Net without padding needs
-WIDEST = 40_000
-
 
 @dataclass
 class Layer:
-    """One layer as it runs; sizes are (height, width), fields in image pixels, None where the layer has no such thing."""
+    """One layer as it runs; sizes are (height, width), None stands where the layer has no such thing.
+
+    ``output_stride``, ``receptive_field`` and ``centre`` are in image pixels: cell i of the layer's map sees as many of them as
+    its receptive field says, with pixel ``centre + i * output_stride``, counted from 0, in their middle.
+    """
 
     name: str
     type: str
@@ -66,6 +67,7 @@ class Layer:
     bytes: int
     output_stride: float | None = None
     receptive_field: int | None = None
+    centre: float | None = None
 
 
 @dataclass
@@ -139,6 +141,7 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
         row.name = names[layer]
         if fields and (field := trace.field(maps)) is not None:
             row.receptive_field, row.output_stride = receptive_field.side(field), receptive_field.stride(field)
+            row.centre = receptive_field.centre(field)
         layers.append(row)
 
     names = {layer: name for name, layer in net.named_modules()}
@@ -158,14 +161,12 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
 
 def add_fields(net: nn.Module, layers: list[Layer]) -> None:
     """Strides and receptive fields, on an image wide enough that no field in its middle meets an edge."""
-    wide = WIDE
-    while wide < WIDEST:
+    for wide in receptive_field.widths():
         found, _, _ = run(net, (wide, wide), fields=True)
         if all(layer.receptive_field is not None for layer in found):
             break
-        wide = 2 * wide + 4  # again 16 n + 12
     for layer, other in zip(layers, found, strict=True):
-        layer.output_stride, layer.receptive_field = other.output_stride, other.receptive_field
+        layer.output_stride, layer.receptive_field, layer.centre = other.output_stride, other.receptive_field, other.centre
 
 
 # Parts of a layer's path that say where it lies in our code and not which layer of the paper it is.
@@ -226,7 +227,7 @@ def show(description: Description) -> None:
     table = Table(box=SIMPLE_HEAD, title=f"{description.network} on {times(description.size)}", title_style="bold")
     for heading in ("layer", "type"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("channels", "kernel", "output", "parameters", "M mult-adds", "MB", "stride", "field"):
+    for heading in ("channels", "kernel", "output", "parameters", "M mult-adds", "MB", "stride", "field", "centre"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in description.layers:
         if layer.type in ("relu", "dropout", "pad"):
@@ -246,6 +247,7 @@ def show(description: Description) -> None:
             f"{layer.bytes / 1e6:,.1f}",
             "" if layer.output_stride is None else f"{layer.output_stride:g}",
             "" if layer.receptive_field is None else f"{layer.receptive_field:,}",
+            "" if layer.centre is None else f"{layer.centre:g}",
         )
     console = wide_enough(table)
     console.print(table)
@@ -322,7 +324,7 @@ def times(size: tuple[int, int]) -> str:
 
 def field(side: int | None) -> str:
     """A receptive field, or that no image was wide enough for it."""
-    return f"{side:,}" if side is not None else f"over {WIDEST:,}"
+    return f"{side:,}" if side is not None else f"over {receptive_field.WIDEST:,}"
 
 
 def as_json(descriptions: list[Description]) -> str:

@@ -5,7 +5,6 @@ the first and the last image column that each of its own columns depends on; an 
 Networks have square kernels, so heights are the same.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -168,23 +167,3 @@ FOLLOW: dict[Any, Callable[[Trace, Field, Any, list[Tensor]], Field]] = {
     aten.replication_pad2d: padding,
     aten.index_select: selection,
 }
-
-
-def side(field: Field) -> int | None:
-    """The receptive field: how many image columns the middle columns of a map see; None if the image's edge hides it."""
-    n = len(field[0])
-    middle = slice(n // 3, max(n // 3 + 1, n - n // 3))
-    first, last = field[0][middle], field[1][middle]
-    edges = field[0].min(), field[1].max()
-    if (first <= edges[0]).any() or (last >= edges[1]).any():
-        return None
-    return int((last - first).max()) + 1
-
-
-def stride(field: Field) -> float:
-    """Image columns a column of a map, in its middle, over a whole number of any pooling's periods if it is that wide."""
-    n = len(field[0])
-    a, span = n // 4, n // 2 // 64 * 64 or n // 2
-    if not span:
-        return math.nan
-    return round(float(field[0][a + span] + field[1][a + span] - field[0][a] - field[1][a]) / (2 * span), 2)

@@ -1,0 +1,16 @@
+"""Receptive fields: what a network can see by its layers, what it does look at, and what context buys it.
+
+theory.py follows a network's operations (trace.py); effective.py and context.py run a trained network; record.py keeps what was
+measured in the run, and pictures.py draws it.
+"""
+
+from dilated_seg.analysis.receptive_field.theory import WIDEST as WIDEST
+from dilated_seg.analysis.receptive_field.theory import centre as centre
+from dilated_seg.analysis.receptive_field.theory import logits_box as logits_box
+from dilated_seg.analysis.receptive_field.theory import logits_side as logits_side
+from dilated_seg.analysis.receptive_field.theory import of_logits as of_logits
+from dilated_seg.analysis.receptive_field.theory import side as side
+from dilated_seg.analysis.receptive_field.theory import stride as stride
+from dilated_seg.analysis.receptive_field.theory import widths as widths
+from dilated_seg.analysis.receptive_field.trace import Trace as Trace
+from dilated_seg.analysis.receptive_field.trace import last as last
