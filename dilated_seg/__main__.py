@@ -22,6 +22,7 @@ VERBS = {
     "ablate": "run every experiment an ablation file names, here or on SLURM, then compare them",
     "report": "compare finished runs: table, plots and pictures",
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
+    "probe": "measure receptive fields of trained networks: how far they look, what context buys",
     "segment": "a trained network on files and folders of pictures: label pictures, overlays, probabilities",
     "tune": "search the dense CRF's numbers for a run, and write them for validate, test and predict --config",
     "export": "a trained network as ONNX, as torch.export's pt2, or as a folder for the Hugging Face Hub",
@@ -51,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             CLI([verb, *args])
             return 0
-        ours = (prepare, ablate, report, describe, segment, tune, export, port)
+        ours = (prepare, ablate, report, describe, probe, segment, tune, export, port)
         return {own.__name__: own for own in ours}[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
@@ -162,6 +163,32 @@ def describe(args: list[str]) -> int:
         describe.show(descriptions[0])
     else:
         describe.show_family(descriptions)
+    return 0
+
+
+def probe(args: list[str]) -> int:
+    """The verb ``probe``."""
+    parser = argparse.ArgumentParser("dilated-seg probe", description=VERBS["probe"], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
+    parser.add_argument(
+        "--evaluation", metavar="SPLIT-CHECKPOINT", help="on which images and weights, such as test-last; as in report"
+    )
+    parser.add_argument(
+        "--images", type=int, default=64, metavar="N", help="evenly spread over the split (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pixels",
+        type=int,
+        default=256,
+        metavar="N",
+        help="whose class is asked for, of all classes alike (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pixels (default: %(default)s)")
+    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
+    options = parser.parse_args(args)
+    from dilated_seg import probe
+
+    probe.probe(options.runs, options.evaluation, options.images, options.pixels, options.seed, options.device)
     return 0
 
 

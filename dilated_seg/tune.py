@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dilated_seg import UserError
-from dilated_seg.cli import Resolve
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference import Inference, ReflectedTiles, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
@@ -16,6 +14,7 @@ from dilated_seg.prediction import predict
 from dilated_seg.runs import commit, write_text
 from dilated_seg.segment import chosen
 from dilated_seg.segmenter import load
+from dilated_seg.trained import configuration, dataset_of, labelled, refuse_other_classes, spread
 
 # What is searched, from where; the smoothness kernel stays as it is (w2 = theta_gamma = 3), as in DeepLab's paper.
 START = {"w1": 10.0, "theta_alpha": 80.0, "theta_beta": 13.0}
@@ -78,9 +77,7 @@ def tune(
     Raises:
         UserError: There is no such run, there are not so many labelled images, or the overlay is there or cannot be written.
     """
-    folder = Path(run)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{run} is no run's folder: name one that fit made, with its config.yaml")
+    folder = configuration(run).parent
     target = Path(out) if out else folder / "crf.yaml"
     if target.exists() and (target.is_dir() or not overwrite):
         raise UserError(f"{target} exists: name another --out, or replace it with --overwrite")
@@ -94,24 +91,17 @@ def tune(
         raise UserError(f"{run} was trained with a CRF: there is no other to tune")
     if isinstance(inference, ReflectedTiles):
         inference.network(model)
-    dataset = Resolve(["fit", "--config", str(folder / "config.yaml")]).dataset()
-    if len(dataset.classes) != len(model.classes):
-        raise UserError(
-            f"the checkpoint has {len(model.classes)} classes, but {run} is of {len(dataset.classes)}: name its own"
-        )
-    try:
-        opened = dataset.opened(split)
-    except ValueError as error:
-        raise UserError(f"--split {split}: {type(dataset).__name__} has none of this name") from error
+    dataset = dataset_of(folder)
+    refuse_other_classes(run, dataset, len(model.classes))
+    opened = labelled(dataset, split)
     if images > len(opened):
         raise UserError(f"--images {images}: the split {split} has {len(opened)}")
     samples: list[Sample] = []
     with torch.inference_mode():
-        for index in np.linspace(0, len(opened) - 1, images).round().astype(int).tolist():
-            sample = opened[index]
-            image = sample["image"].as_subclass(Tensor)[None].to(model.mean.device)
+        for sample in spread(opened, images):
+            image = sample["image"][None].to(model.mean.device)
             probabilities = whole(inference, model, image).softmax(1).half().cpu()
-            samples.append((probabilities, image, sample["mask"].as_subclass(Tensor)[None]))
+            samples.append((probabilities, image, sample["mask"][None]))
 
         def score(numbers: Numbers) -> float:
             value = mean_iou(samples, dataset.num_classes, dataset.ignore_index, crf(numbers))

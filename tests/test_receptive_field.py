@@ -1,15 +1,25 @@
 """Receptive fields: what the theory says of every layer is what gradients reach, and what is measured of trained networks."""
 
 import copy
+import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
 
+from dilated_seg import UserError
+from dilated_seg.__main__ import main
 from dilated_seg.analysis import describe, receptive_field
+from dilated_seg.analysis.receptive_field import grey, pictures
 from dilated_seg.analysis.receptive_field.trace import NOTHING
 from dilated_seg.build import network
+from dilated_seg.models import DilatedNet
 from dilated_seg.models.layers import Upsample
+from dilated_seg.segmenter import Segmenter
+from tests.test_cli import run  # noqa: F401 - a finished run
 
 MOVERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, Upsample)  # other layers move no column
 
@@ -139,3 +149,136 @@ def test_a_pixels_logits_look_at_that_pixel_from_the_middle(call):
     }  # trained on the corner of a cell; transposed convolutions of 3 x 3
     assert receptive_field.stride(field) == 1
     assert receptive_field.centre(field) == pytest.approx(sum(v for k, v in shifted.items() if k in call), abs=0.5)
+
+
+def test_the_effective_field_is_the_gradient_of_what_is_predicted_in_the_middle():
+    net = nn.Conv2d(3, 2, 3, padding=1)
+    nn.init.normal_(net.weight)
+    net.bias.data = torch.tensor([0.0, 1e4])  # so class 1 is predicted
+    field = receptive_field.effective(net, [torch.full((3, 7, 9), 100, dtype=torch.uint8)])
+    expected = net.weight[1].abs().sum(0).double().detach()
+    assert np.allclose(field[2:5, 3:6], expected / expected.sum())
+    assert field.sum() == pytest.approx(1)
+    assert (field > 0).sum() == 9
+
+
+def test_the_effective_field_fills_what_theory_allows_and_no_more():
+    net = positive(DilatedNet(2, context=None, width=0.02)).double().eval()
+    field = receptive_field.effective(lambda image: net(image.double()), [torch.zeros(3, 401, 500)])
+    rows, columns = np.nonzero(field)
+    box = (rows.min(), rows.max(), columns.min(), columns.max())
+    assert box == receptive_field.logits_box(net.float(), 401, 500)
+    assert receptive_field.logits_side(net) == 388
+
+
+def test_images_of_unequal_size_have_their_middle_in_common():
+    field = receptive_field.effective(nn.Conv2d(3, 2, 1), [torch.zeros(3, 4, 9), torch.zeros(3, 7, 6)])
+    assert field.shape == (7, 9)
+    assert np.argwhere(field).tolist() == [[3, 4]]
+
+
+def test_squares_hold_their_share_of_a_field():
+    field = np.zeros((9, 11))
+    field[4, 5], field[4, 6], field[1, 5], field[4, 0] = 0.5, 0.3, 0.15, 0.05
+    assert receptive_field.within(field) == pytest.approx([0.5, 0.8, 0.8, 0.95, 0.95, 1.0])
+    assert [receptive_field.side_of(field, share) for share in (0.5, 0.6, 0.9, 1)] == [1, 3, 7, 11]
+    assert receptive_field.side_of(np.zeros((3, 3)), 0.5) is None
+
+
+def test_pixels_are_of_all_classes_alike_and_of_all_images_that_have_them():
+    masks = [np.full((20, 30), 255, dtype=np.uint8) for _ in range(3)]
+    masks[0][:15], masks[1][:, :7], masks[1][3, 9:11], masks[2][5:] = 0, 0, 1, 2
+    image, row, column = grey.places(masks, 3, 60, 0)
+    truth = [masks[i][y, x] for i, y, x in zip(image, row, column, strict=True)]
+    assert np.bincount(truth, minlength=3).tolist() == [20, 2, 20]  # there are two of the second
+    assert np.bincount(image).tolist() == [10, 12, 20]
+    assert len(set(zip(image, row, column, strict=True))) == 42
+    assert np.array_equal(grey.places(masks, 3, 60, 0), (image, row, column))
+    assert not np.array_equal(grey.places(masks, 3, 60, 1), (image, row, column))
+
+
+def far_sighted(distance):
+    """A network that tells black from white by the pixel that lies so far to the left, and what it needs."""
+    net = nn.Conv2d(3, 2, (1, 2 * distance + 1), padding=(0, distance), bias=False)
+    nn.init.zeros_(net.weight)
+    net.weight.data[1, :, 0, 0] = 1.0
+    mask = torch.randint(0, 2, (2, 16, 24), dtype=torch.uint8)
+    images = 255 * mask.roll(-distance, 2)[:, None].expand(-1, 3, -1, -1)
+    mask[:, :, :distance] = 255
+    samples = [{"image": images[i], "mask": mask[i], "id": str(i)} for i in range(2)]
+    return Segmenter(net, ["black", "white"], [128] * 3, [64] * 3).eval(), samples
+
+
+@pytest.mark.parametrize("at_once", [1, 400_000])
+def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(at_once, monkeypatch):
+    monkeypatch.setattr(grey, "AT_ONCE", at_once)
+    model, samples = far_sighted(5)
+    found = receptive_field.context(model, samples, (0, 4, 5, 9, None), 40)
+    assert found.accuracy().tolist() == [0.5, 0.5, 1, 1, 1]
+    assert found.accuracy([1]).tolist() == [0, 0, 1, 1, 1]  # what is grey is neither, so the first
+    assert np.isnan(found.accuracy([7])).all()
+    assert found.predicted.shape == (40, 5)
+
+
+def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, capsys):  # noqa: F811
+    folder = shutil.copytree(run, tmp_path / "run")
+    asked = ["probe", str(tmp_path), "--evaluation", "val-last", "--images", "2", "--pixels", "16"]
+    assert main(asked) == 0
+    assert "field 388 by theory" in capsys.readouterr().out
+    measured = receptive_field.read(folder, "val-last")
+    assert measured.protocol["images"] == "2 of 3"
+    assert measured.protocol["checkpoint"] == "last, step 12"
+    assert measured.theory == {"side": 388, "box": [0, 31, 0, 63]}
+    assert measured.effective.shape == (32, 64)
+    assert measured.context.ids == ["val000000", "val000002"]
+    assert measured.protocol["pixels"] == len(measured.context.truth) == 12  # no picture has both hills, nor sun and moon
+    file = folder / "receptive_fields/val-last.npz"
+    assert json.loads(file.with_suffix(".json").read_text())["accuracy"] == measured.context.accuracy().tolist()
+    written = file.stat().st_mtime_ns
+    assert main(asked) == 0
+    assert "was there" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == written
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match="does not belong to it"):
+        receptive_field.read(folder, "val-last")
+    assert main(asked) == 0
+    assert np.array_equal(receptive_field.read(folder, "val-last").effective, measured.effective)
+
+
+def test_pictures_show_what_was_measured():
+    model, samples = far_sighted(5)
+    pictures_of = [sample["image"] for sample in samples]
+    context = receptive_field.context(model, samples, (4, None), 20)
+    field = receptive_field.effective(model, pictures_of)
+    theory = {"side": 11, "box": [8, 8, 7, 17]}
+    measured = receptive_field.Measured({}, {}, ["black", "white"], theory, field, context)
+    figure, (field_axes, profile_axes, accuracy_axes) = plt.subplots(1, 3)
+    pictures.field_map(field_axes, measured)
+    pictures.profiles(profile_axes, {"far": measured})
+    pictures.accuracy(accuracy_axes, {"far": context}, [1])
+    figure.canvas.draw()
+    assert field_axes.patches[-1].get_bbox().bounds == (6.5, 7.5, 11, 1)
+    assert profile_axes.lines[0].get_ydata() == pytest.approx([0] * 5 + [100] * 8)
+    assert accuracy_axes.lines[0].get_ydata().tolist() == [0, 100]
+    assert [label.get_text() for label in accuracy_axes.get_xticklabels()] == ["4", "whole"]
+    plt.close(figure)
+
+
+def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):  # noqa: F811
+    for asked, sentence in (
+        ([str(tmp_path)], "holds no evaluated run"),
+        ([str(run), "--evaluation", "val-first"], "has no first.ckpt"),
+        ([str(run), "--evaluation", "night-last"], "--split night: Shapes has none of this name"),
+        ([str(run), "--evaluation", "val-last", "--pixels", "0"], "at least one of each"),
+    ):
+        assert main(["probe", *asked]) == 2
+        assert sentence in capsys.readouterr().err
+    folder = shutil.copytree(run, tmp_path / "run")
+    config = folder / "config.yaml"
+    text = config.read_text().replace("dilated_seg.data.Shapes", "dilated_seg.data.Folder")
+    start = text.index("    size:")
+    config.write_text(text[:start] + f"    root: {tmp_path}/gone\n" + text[text.index("    batch_size:") :])
+    assert main(["probe", str(folder), "--evaluation", "val-last"]) == 2
+    assert "gone" in capsys.readouterr().err
+    with pytest.raises(UserError, match="measure them with dilated-seg probe"):
+        receptive_field.read(folder, "val-last")

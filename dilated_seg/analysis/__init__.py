@@ -1,1 +1,1 @@
-"""What is read from finished runs; nothing here runs a network again."""
+"""What is said of networks and of finished runs: sizes, receptive fields, the comparison."""

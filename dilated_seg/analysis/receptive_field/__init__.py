@@ -1,9 +1,18 @@
 """Receptive fields: what a network can see by its layers, what it does look at, and what context buys it.
 
-theory.py follows a network's operations (trace.py); effective.py and context.py run a trained network; record.py keeps what was
+theory.py follows a network's operations (trace.py); gradient.py and grey.py run a trained network; record.py keeps what was
 measured in the run, and pictures.py draws it.
 """
 
+from dilated_seg.analysis.receptive_field.gradient import effective as effective
+from dilated_seg.analysis.receptive_field.gradient import side_of as side_of
+from dilated_seg.analysis.receptive_field.gradient import within as within
+from dilated_seg.analysis.receptive_field.grey import RADII as RADII
+from dilated_seg.analysis.receptive_field.grey import Context as Context
+from dilated_seg.analysis.receptive_field.grey import context as context
+from dilated_seg.analysis.receptive_field.record import Measured as Measured
+from dilated_seg.analysis.receptive_field.record import read as read
+from dilated_seg.analysis.receptive_field.record import write as write
 from dilated_seg.analysis.receptive_field.theory import WIDEST as WIDEST
 from dilated_seg.analysis.receptive_field.theory import centre as centre
 from dilated_seg.analysis.receptive_field.theory import logits_box as logits_box

@@ -1,0 +1,56 @@
+"""What a trained network looks at: how much each pixel of the image moves what it says of the pixel in the middle.
+
+Luo, Li, Urtasun and Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016,
+https://arxiv.org/abs/1701.04128. The field is that of the class which is predicted there, and not of the sum over classes:
+what all logits have in common moves no prediction.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHARES = (0.5, 0.9, 0.95)  # of a field, which a square around its middle may hold
+
+
+def effective(model: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> np.ndarray:
+    """The effective receptive field (H, W) of the middle pixel, float64, its sum 1; all 0 if no image has any influence.
+
+    Each place holds the mean over images of the gradient's absolute value, added up over red, green and blue. Images of unequal
+    size have their middle, pixel (H // 2, W // 2), in common.
+
+    Args:
+        model: Takes plain RGB (1, 3, H, W), 0 to 255, and gives logits (1, C, H, W), as a `Segmenter`.
+        images: Plain RGB (3, H, W), on the model's device.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    total = np.zeros((height, width))
+    for image in images:
+        _, h, w = image.shape
+        top, left = height // 2 - h // 2, width // 2 - w // 2
+        total[top : top + h, left : left + w] += influence(model, image)
+    return total / (total.sum() or 1)
+
+
+def influence(model: Callable[[Tensor], Tensor], image: Tensor) -> np.ndarray:
+    """How much each pixel (H, W) moves the logit of the class that is predicted in the middle."""
+    _, height, width = image.shape
+    pixels = image[None].float().requires_grad_()
+    logit = model(pixels)[0, :, height // 2, width // 2].max()
+    (gradient,) = torch.autograd.grad(logit, pixels)
+    return gradient[0].abs().sum(0).double().cpu().numpy()
+
+
+def within(field: np.ndarray) -> np.ndarray:
+    """The part of a field no farther from its middle than 0, 1, 2, ... pixels, the larger of rows and columns."""
+    height, width = field.shape
+    rows, columns = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
+    distance = np.maximum(rows[:, None], columns[None, :])
+    return np.bincount(distance.ravel(), weights=field.ravel()).cumsum()
+
+
+def side_of(field: np.ndarray, share: float) -> int | None:
+    """Side of the square around the middle that holds this share of a field; None if there is nothing to hold."""
+    held = within(field)
+    return 2 * int(np.argmax(held >= share * held[-1])) + 1 if held[-1] > 0 else None

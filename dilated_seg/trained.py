@@ -1,0 +1,63 @@
+"""A run again: the dataset that it was trained on, and images of it to look at its network with."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dilated_seg import UserError
+from dilated_seg.cli import Resolve
+from dilated_seg.data.base import SegmentationDataModule
+from dilated_seg.data.batches import Split
+from dilated_seg.data.files import Sample
+
+
+def configuration(run: str | Path) -> Path:
+    """A run's saved configuration.
+
+    Raises:
+        UserError: This is no run.
+    """
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run} is no run's folder: name one that fit made, with its config.yaml")
+    return file
+
+
+def dataset_of(run: str | Path) -> SegmentationDataModule:
+    """The dataset of a run, with the options that it was trained with.
+
+    Raises:
+        UserError: This is no run.
+    """
+    return Resolve(["fit", "--config", str(configuration(run))]).dataset()
+
+
+def labelled(dataset: SegmentationDataModule, split: str) -> Split:
+    """A split whose labels are there.
+
+    Raises:
+        UserError: There is none of this name, or it has no images, or its labels are kept back.
+    """
+    try:
+        opened = dataset.opened(split)
+    except ValueError as error:
+        raise UserError(f"--split {split}: {type(dataset).__name__} has none of this name") from error
+    if not len(opened) or not getattr(opened, "labelled", True):
+        raise UserError(f"{type(dataset).__name__} has no labels for its split {split}: name another one")
+    return opened
+
+
+def spread(split: Split, images: int) -> list[Sample]:
+    """So many images of a split, evenly spread over it."""
+    chosen = [split[index] for index in np.linspace(0, len(split) - 1, images).round().astype(int).tolist()]
+    return [
+        Sample(image=s["image"].as_subclass(Tensor), mask=s["mask"].as_subclass(Tensor), id=s["id"])
+        for s in chosen
+    ]  # fmt: skip
+
+
+def refuse_other_classes(run: str | Path, dataset: SegmentationDataModule, classes: int) -> None:
+    """Refuse a network that was trained on another dataset than this run."""
+    if len(dataset.classes) != classes:
+        raise UserError(f"the checkpoint has {classes} classes, but {run} is of {len(dataset.classes)}: name its own")
