@@ -29,6 +29,14 @@ VERBS = {
     "port": "Caffe's or torchvision's weights into one of our networks, as a safetensors file",
 }
 
+# The datasets that prepare takes, and their classes in dilated_seg.data.
+DATASETS = {
+    "voc": "VOC",
+    "cityscapes": "Cityscapes",
+    "camvid": "CamVid",
+    "folder": "Folder",
+}
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one verb. Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked, 143 ended by SIGTERM."""
@@ -195,7 +203,7 @@ def probe(args: list[str]) -> int:
 def prepare(args: list[str]) -> int:
     """The verb ``prepare``."""
     parser = argparse.ArgumentParser("dilated-seg prepare", description=VERBS["prepare"], allow_abbrev=False)
-    parser.add_argument("dataset", choices=("voc", "cityscapes", "camvid", "folder"))
+    parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("--root", help="the folder of its release, or of its archives; or its environment variable is taken")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="to make; then name it as data.root")
     parser.add_argument(
@@ -228,7 +236,7 @@ def prepare(args: list[str]) -> int:
         given["sbd"] = os.environ["DILATED_SEG_SBD"]
     if options.dataset == "folder" and not options.root:
         raise UserError("name the folder with --root")
-    name = {"voc": "VOC", "cityscapes": "Cityscapes", "camvid": "CamVid", "folder": "Folder"}[options.dataset]
+    name = DATASETS[options.dataset]
     skip, counts = options.on_bad_image == "skip", options.other_counts
     prepare.prepare(name, options.root, options.out, options.store, options.splits, given, counts, skip, options.download)
     return 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dilated_seg import models
 from dilated_seg.__main__ import main
 from dilated_seg.analysis import describe
 from dilated_seg.build import network
@@ -85,6 +86,10 @@ def test_json_holds_every_layer(capsys):
 def test_the_page_of_the_family_is_what_describe_writes(capsys):
     assert main(["describe", "--markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / "docs/networks.md").read_text()
+
+
+def test_every_exported_network_is_one_of_the_family():
+    assert {call.partition("(")[0] for call in describe.FAMILY} == set(models.__all__) - {"FrontEnd", "ContextModule"}
 
 
 def test_every_network_of_the_family_cites_its_paper():
