@@ -2,8 +2,14 @@
 
 import ast
 import doctest
+import re
 
+import pytest
+
+from dilated_seg.__main__ import VERBS
 from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_worked_example_of_the_protocol_gives_the_numbers_it_shows():
@@ -30,3 +36,13 @@ def test_every_message_that_the_faq_quotes_is_one_of_ours():
     texts = printed()
     assert len(quoted) >= 15
     assert [message for message in quoted if not any(message in text for text in texts)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page):
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\((?!http)([^)]+)\)", text)]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+    assert {verb for verb in re.findall(r"^    dilated-seg ([a-z]+)", text, re.M)} <= VERBS.keys()
+    if page.name != "extending.md":  # whose files are not there yet
+        assert [name for name in re.findall(r"\bexperiments/[\w/]+\.\w+", text) if not (ROOT / name).is_file()] == []
