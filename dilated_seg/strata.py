@@ -61,7 +61,7 @@ def strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ignore_in
 
 def counts_of_pixels(stratum: np.ndarray, pair: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """How often each stratum (B, H, W) meets each pair of truth and prediction in each image: see ``counts_of_runs``."""
-    kind: type[np.integer] = np.int16 if math.prod(shape) < 2**15 else np.int64
+    kind: type[np.integer] = np.uint16 if math.prod(shape) < 2**16 else np.int64
     index = stratum * kind(math.prod(shape[2:])) + pair
     index += np.arange(0, math.prod(shape), math.prod(shape[1:])).astype(kind)[:, None, None]
     return np.bincount(index.ravel(), minlength=math.prod(shape)).reshape(shape)

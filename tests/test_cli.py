@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from dilated_seg.analysis.strata import read
 from dilated_seg.metrics import scores
 from dilated_seg.models import DilatedNet
 from dilated_seg.task import SegmentationTask
@@ -126,7 +127,9 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
     assert plain["protocol"]["inference"] == "tiles of 64 x 64, 32 pixels of overlap blended"
     assert refined["protocol"]["inference"].startswith(plain["protocol"]["inference"] + ", then ")
     assert plain["protocol"]["pixels"] == refined["protocol"]["pixels"]
-    for record in (plain, refined):
+    for stem, record in zip(stems, (plain, refined), strict=True):
+        strata = read(tmp_path / f"evaluations/{stem}.strata.parquet")
+        assert strata.matrices().sum(0).tolist() == record["matrix"] and strata.protocol == record["protocol"]
         assert f"{100 * scores(torch.tensor(record['matrix']))['mean_iou']:.1f}" in result.stdout
 
 

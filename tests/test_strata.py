@@ -211,7 +211,7 @@ def test_many_classes_and_another_ignored_label_count_as_few():
         assert np.array_equal(many[name][0][:, 297:, 297:], few[name]) and many[name].sum() == few[name].sum()
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "other images", "other counts", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "no lists", "other images", "other counts", "gone"])
 def test_a_file_that_is_not_of_its_evaluation_is_refused_in_one_sentence(written, damage):
     file, matrices = written([blobs(20, 30, seed) for seed in range(2)])
     plain = file.with_name("val-last.parquet")
@@ -219,6 +219,10 @@ def test_a_file_that_is_not_of_its_evaluation_is_refused_in_one_sentence(written
         file.write_bytes(file.read_bytes()[:-200])
     elif damage == "foreign":
         file.write_bytes(plain.read_bytes())
+    elif damage == "no lists":
+        table = pq.read_table(file)
+        numbers = pa.array([1, 2])
+        pq.write_table(table.set_column(1, "truth_size_cells", numbers), file)
     elif damage == "gone":
         file.unlink()
     else:

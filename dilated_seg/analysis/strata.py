@@ -123,7 +123,7 @@ def read(file: str | Path) -> Strata:
     except FileNotFoundError as error:
         missing = plain if file.is_file() else file
         raise UserError(f"{missing} is missing: run dilated-seg validate or test on the run, which writes it") from error
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be read as the strata of an evaluation: evaluate the run again") from error
     if found.ids != ids or any(not np.array_equal(found.matrices(name), matrices) for name in cells):
         raise UserError(f"{file} does not add up to {plain.name}: evaluate the run again")

@@ -1,0 +1,98 @@
+"""What counting the strata adds to an evaluation: the whole of Trainer.test, reading included, with it and without, in one run.
+
+Narrow networks after a few steps of training, so that they predict regions of all sizes: on Shapes (64 x 320), and on pictures
+of random shapes that are made here, of the sizes of VOC and Cityscapes, JPEG with masks as PNG. On one thread.
+
+run:    python experiments/benchmarks/strata.py
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from dilated_seg.cli import CLI
+from dilated_seg.runs import EXPERIMENTS
+
+# By name: an experiment on Shapes; or the pictures that are made, how many, their size, classes, and shapes in each.
+SHAPES = {
+    "DeepLab": "shapes/deeplab", "FCN-32s": "shapes/fcn32s", "SegNet": "shapes/segnet", "DilatedNet": "shapes/dilatednet"
+}  # fmt: skip
+MADE = {"VOC-sized": (24, (375, 500), 21, 30), "Cityscapes-sized": (4, (1024, 2048), 19, 150)}
+ROUNDS = 5
+
+
+def folder(root, images, size, classes, shapes):
+    """Ellipses and rectangles in their classes' colours, with noise, and a rim of void around each."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    colours = rng.integers(0, 256, (256, 3))
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for i in range(images):
+        mask = Image.new("L", (width, height))
+        draw = ImageDraw.Draw(mask)
+        for _ in range(shapes):
+            x, y = rng.integers(0, (width, height))
+            w, h = (height * 0.5 * rng.random(2) ** 3).astype(int) + 2
+            shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+            shape((x - w, y - h, x + w, y + h), int(rng.integers(classes)), 255, width=2)
+        noisy = colours[np.asarray(mask)] + rng.normal(0, 40, (height, width, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / f"images/{i}.jpg")
+        mask.save(root / f"masks/{i}.png")
+    (root / "classes.yaml").write_text(f"classes: [{', '.join(f'class {k}' for k in range(classes))}]\n")
+    for split in ("train", "val", "test"):
+        (root / f"{split}.txt").write_text("".join(f"{i}\n" for i in range(images)))
+
+
+def trained(experiment, run, *flags):
+    """The experiment after a few steps."""
+    quiet = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.enable_progress_bar=false"]
+    steps = ["--trainer.max_steps=60", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    return CLI(["fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), *steps, *quiet, *flags, "--run_dir", str(run)])
+
+
+def compare(name, cli):
+    """Print seconds an image with strata and without, in turns, so that a machine that is busy for a while is so for both."""
+    nothing = patch("dilated_seg.callbacks.evaluation.counted", lambda batch, *_: [None] * len(batch["id"]))
+    images = len(cli.datamodule.split("test"))
+    found = {True: [], False: []}
+    for _ in range(ROUNDS + 1):
+        for counting in found:
+            if not counting:
+                nothing.start()
+            start = time.perf_counter()
+            cli.trainer.test(cli.model, cli.datamodule, verbose=False)
+            found[counting].append((time.perf_counter() - start) / images)
+            if not counting:
+                nothing.stop()
+    within, without = (median(found[counting][1:]) for counting in (True, False))
+    print(
+        f"{name:28}{1000 * without:8.2f} ms an image,{1000 * within:8.2f} with strata:{within / without:6.2f} times", flush=True
+    )
+
+
+def main():
+    os.environ["WANDB_MODE"] = "disabled"
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        for name, experiment in SHAPES.items():
+            compare(f"Shapes, {name}", trained(experiment, Path(place) / name))
+        for name, pictures in MADE.items():
+            root = Path(place) / name
+            folder(root / "data", *pictures)
+            (root / "data.yaml").write_text(
+                f"class_path: Folder\ninit_args: {{root: {root / 'data'}, batch_size: 4, crop_size: [128, 128]}}\n"
+            )
+            flags = [f"--data={root / 'data.yaml'}", "--model.class_weights=null"]
+            compare(f"{name}, DilatedNet", trained("shapes/dilatednet", root / "run", *flags))
+
+
+if __name__ == "__main__":
+    main()
