@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dilated_seg import UserError
-from dilated_seg.analysis import receptive_field
+from dilated_seg.analysis import describe, receptive_field
 from dilated_seg.analysis.report import common_evaluation, expand
 from dilated_seg.runs import commit, verified
 from dilated_seg.segment import chosen
@@ -39,6 +39,7 @@ def probe(
     """
     folders = [folder for run in runs for folder in expand(Path(run))]
     name = evaluation or common_evaluation(folders)
+    name = name if "-" in name else f"{name}-last"  # an evaluation during training is of the weights that it went on with
     for folder in folders:
         start = time.monotonic()
         measured, anew = measure(folder, name, images, pixels, seed, device, radii)
@@ -59,8 +60,8 @@ def measure(
     Raises:
         UserError: This is no run, or its checkpoint or dataset is not there.
     """
-    if images < 1 or pixels < 1:
-        raise UserError(f"--images {images} --pixels {pixels}: at least one of each is needed")
+    if images < 1:
+        raise UserError(f"--images {images}: at least one is needed")
     split, _, checkpoint = name.partition("-")
     file = folder / "checkpoints" / f"{checkpoint}.ckpt"
     if not file.is_file():
@@ -68,6 +69,8 @@ def measure(
             f"{folder} has no {file.name} in its checkpoints: name --evaluation as SPLIT-CHECKPOINT, such as test-last"
         )
     dataset = dataset_of(folder)
+    if pixels < len(dataset.classes):
+        raise UserError(f"--pixels {pixels}: {folder} has {len(dataset.classes)} classes, each of which needs one")
     opened = labelled(dataset, split)
     request: dict[str, Any] = {
         "dataset": type(dataset).__name__, "split": split, "images": min(images, len(opened)), "pixels": pixels, "seed": seed,
@@ -114,4 +117,6 @@ def said(measured: receptive_field.Measured) -> str:
     sides = ", ".join(f"{share:.0%} in {side} pixels" for share, side in measured.sides().items())
     radii = ["whole" if radius is None else str(radius) for radius in measured.context.radii]
     accuracy = " ".join(f"{r}: {100 * a:.0f}" for r, a in zip(radii, measured.context.accuracy(), strict=True))
-    return f"field {measured.theory['side']} by theory, effectively {sides}; % right within a radius of {accuracy}"
+    return (
+        f"field {describe.field(measured.theory['side'])} by theory, effectively {sides}; % right within a radius of {accuracy}"
+    )

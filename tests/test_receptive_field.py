@@ -222,7 +222,7 @@ def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(at_once, monk
 
 def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, capsys):  # noqa: F811
     folder = shutil.copytree(run, tmp_path / "run")
-    asked = ["probe", str(tmp_path), "--evaluation", "val-last", "--images", "2", "--pixels", "16"]
+    asked = ["probe", str(tmp_path), "--evaluation", "val", "--images", "2", "--pixels", "16"]
     assert main(asked) == 0
     assert "field 388 by theory" in capsys.readouterr().out
     measured = receptive_field.read(folder, "val-last")
@@ -269,7 +269,8 @@ def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):  
         ([str(tmp_path)], "holds no evaluated run"),
         ([str(run), "--evaluation", "val-first"], "has no first.ckpt"),
         ([str(run), "--evaluation", "night-last"], "--split night: Shapes has none of this name"),
-        ([str(run), "--evaluation", "val-last", "--pixels", "0"], "at least one of each"),
+        ([str(run), "--evaluation", "val-last", "--pixels", "7"], "has 8 classes, each of which needs one"),
+        ([str(run), "--evaluation", "val-last", "--images", "0"], "at least one is needed"),
     ):
         assert main(["probe", *asked]) == 2
         assert sentence in capsys.readouterr().err
