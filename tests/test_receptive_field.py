@@ -172,9 +172,9 @@ def test_the_effective_field_fills_what_theory_allows_and_no_more():
 
 
 def test_images_of_unequal_size_have_their_middle_in_common():
-    field = receptive_field.effective(nn.Conv2d(3, 2, 1), [torch.zeros(3, 4, 9), torch.zeros(3, 7, 6)])
-    assert field.shape == (7, 9)
-    assert np.argwhere(field).tolist() == [[3, 4]]
+    field = receptive_field.effective(nn.Conv2d(3, 2, 1), [torch.zeros(3, 5, 10), torch.zeros(3, 8, 7)])
+    assert field.shape == (8, 10)
+    assert np.argwhere(field).tolist() == [[4, 5]]
 
 
 def test_squares_hold_their_share_of_a_field():
@@ -195,29 +195,34 @@ def test_pixels_are_of_all_classes_alike_and_of_all_images_that_have_them():
     assert len(set(zip(image, row, column, strict=True))) == 42
     assert np.array_equal(grey.places(masks, 3, 60, 0), (image, row, column))
     assert not np.array_equal(grey.places(masks, 3, 60, 1), (image, row, column))
+    assert {grey.places(masks[:2], 1, 1, seed)[0].item() for seed in range(9)} == {0, 1}
 
 
-def far_sighted(distance):
-    """A network that tells black from white by the pixel that lies so far to the left, and what it needs."""
+def far_sighted(distance, upright=False):
+    """A network that tells white from black by the pixel that lies so far to the left (or above), and what it needs."""
     net = nn.Conv2d(3, 2, (1, 2 * distance + 1), padding=(0, distance), bias=False)
     nn.init.zeros_(net.weight)
-    net.weight.data[1, :, 0, 0] = 1.0
+    net.weight.data[0, :, 0, 0] = 1.0
     mask = torch.randint(0, 2, (2, 16, 24), dtype=torch.uint8)
-    images = 255 * mask.roll(-distance, 2)[:, None].expand(-1, 3, -1, -1)
+    images = 255 * (1 - mask.roll(-distance, 2))[:, None].expand(-1, 3, -1, -1)
     mask[:, :, :distance] = 255
-    samples = [{"image": images[i], "mask": mask[i], "id": str(i)} for i in range(2)]
-    return Segmenter(net, ["black", "white"], [128] * 3, [64] * 3).eval(), samples
+    if upright:
+        images, mask, net.weight.data, net.padding = images.mT, mask.mT, net.weight.data.mT, (distance, 0)
+    samples = [{"image": images[i], "mask": mask[i].contiguous(), "id": str(i)} for i in range(2)]
+    return Segmenter(net, ["white", "black"], [128] * 3, [64] * 3).eval(), samples
 
 
 @pytest.mark.parametrize("at_once", [1, 400_000])
-def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(at_once, monkeypatch):
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("distance", [5, 20])
+def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(distance, upright, at_once, monkeypatch):
     monkeypatch.setattr(grey, "AT_ONCE", at_once)
-    model, samples = far_sighted(5)
-    found = receptive_field.context(model, samples, (0, 4, 5, 9, None), 40)
-    assert found.accuracy().tolist() == [0.5, 0.5, 1, 1, 1]
-    assert found.accuracy([1]).tolist() == [0, 0, 1, 1, 1]  # what is grey is neither, so the first
+    model, samples = far_sighted(distance, upright)
+    found = receptive_field.context(model, samples, (0, distance - 1, distance, None), 40)
+    assert found.accuracy().tolist() == [0.5, 0.5, 1, 1]
+    assert found.accuracy([1]).tolist() == [0, 0, 1, 1]  # what is grey is neither, so the first
     assert np.isnan(found.accuracy([7])).all()
-    assert found.predicted.shape == (40, 5)
+    assert found.predicted.shape == (40, 4)
 
 
 def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, capsys):  # noqa: F811
@@ -251,7 +256,7 @@ def test_pictures_show_what_was_measured():
     context = receptive_field.context(model, samples, (4, None), 20)
     field = receptive_field.effective(model, pictures_of)
     theory = {"side": 11, "box": [8, 8, 7, 17]}
-    measured = receptive_field.Measured({}, {}, ["black", "white"], theory, field, context)
+    measured = receptive_field.Measured({}, {}, ["white", "black"], theory, field, context)
     figure, (field_axes, profile_axes, accuracy_axes) = plt.subplots(1, 3)
     pictures.field_map(field_axes, measured)
     pictures.profiles(profile_axes, {"far": measured})
