@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and is kept without outputs."""
+"""Every notebook runs from top to bottom, leaves nothing behind, and is kept without outputs."""
 
 import json
 import os
@@ -31,5 +31,7 @@ def test_a_notebook_runs(notebook):
         "-q",
         str(notebook),
     ]
+    before = set(notebook.parent.iterdir())
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, "WANDB_MODE": "disabled"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
+    assert set(notebook.parent.iterdir()) == before
