@@ -20,7 +20,7 @@ VERBS = {
     "predict": "write a checkpoint's predictions on the validation split as PNGs",
     "prepare": "check a dataset as downloaded and write it as shards, to map into memory or to stream",
     "ablate": "run every experiment an ablation file names, here or on SLURM, then compare them",
-    "report": "compare finished runs: table, plots and pictures",
+    "report": "compare finished runs: one page of tables, plots, pictures, how sure the differences are",
     "describe": "a network layer by layer: sizes, parameters, multiply-adds, memory, receptive field; or all networks",
     "probe": "measure receptive fields of trained networks: how far they look, what context buys",
     "segment": "a trained network on files and folders of pictures: label pictures, overlays, probabilities",
@@ -106,7 +106,7 @@ def ablate(args: list[str]) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
     what.add_argument("--status", action="store_true", help="only say how far each run is")
-    parser.add_argument("--dashboard", action="store_true", help="then a workspace and a report at W&B; files if it is offline")
+    parser.add_argument("--dashboard", action="store_true", help="then a workspace and reports at W&B; files if it is offline")
     options = parser.parse_args(args)
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
@@ -122,7 +122,7 @@ def ablate(args: list[str]) -> int:
         return 0
     how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
     again = shlex.join(["dilated-seg", "ablate", *args])
-    status = ablation.run(options.file, options.out, options.max_steps, **how, again=again)
+    status = ablation.run(options.file, options.out, options.max_steps, **how, again=again, wandb=options.dashboard)
     if options.dashboard and status != 143:
         from dilated_seg import dashboard
         from dilated_seg.ablation.expand import read
@@ -135,12 +135,17 @@ def report(args: list[str]) -> int:
     """The verb ``report``."""
     parser = argparse.ArgumentParser("dilated-seg report", description=VERBS["report"], allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
-    parser.add_argument("--out", default="report", help="where report.md goes (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="report", help="folder of report.html, report.md and their files (default: %(default)s)"
+    )
     parser.add_argument("--evaluation", help="which evaluation of the runs to compare, such as test-last or val-best")
+    parser.add_argument(
+        "--wandb", action="store_true", help="log the report to W&B as well; it waits in --out if W&B is offline"
+    )
     options = parser.parse_args(args)
-    from dilated_seg.analysis import report
+    from dilated_seg.report.compare import compare
 
-    report.compare(options.runs, options.out, options.evaluation)
+    compare(options.runs, options.out, options.evaluation, wandb=options.wandb)
     return 0
 
 

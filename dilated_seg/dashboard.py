@@ -14,8 +14,10 @@ from wandb_workspaces import expr
 from wandb_workspaces.reports.v2 import interface as reports
 
 from dilated_seg.ablation.expand import Ablation, finished
-from dilated_seg.analysis import report
+from dilated_seg.analysis.results import Result, read, shared_protocol
 from dilated_seg.loggers import online, sentence
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.sections import table_rows
 from dilated_seg.runs import write_text
 
 STEP = "trainer/global_step"
@@ -31,7 +33,7 @@ def publish(ablation: Ablation) -> None:
     if not compared:
         print("no dashboard: no run is finished", file=sys.stderr)
         return
-    results = [report.read(run.folder, ablation.evaluation, run.name) for run in compared]
+    results = [read(run.folder, ablation.evaluation, run.name) for run in compared]
     folder = ablation.folder / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
     if online():
@@ -64,7 +66,7 @@ def save(workspace: workspaces.Workspace, shown: reports.Report, folder: Path) -
     print(f"workspace: {workspace.url}\nreport: {shown.url}")
 
 
-def build(ablation: Ablation, results: Sequence[report.Result], entity: str) -> tuple[workspaces.Workspace, reports.Report]:
+def build(ablation: Ablation, results: Sequence[Result], entity: str) -> tuple[workspaces.Workspace, reports.Report]:
     """Workspace and report of an ablation's runs, the seeds of a network as one; without an entity, no server is asked."""
     project = os.environ.get("WANDB_PROJECT", "dilated_seg")
     chosen = [expr.Metric("Group") == ablation.group, expr.Metric("JobType") == "fit"]
@@ -81,9 +83,9 @@ def build(ablation: Ablation, results: Sequence[report.Result], entity: str) -> 
             pinned_columns=["run:displayName", f"summary:{ablation.split}/mean_iou"],
         ),
     )
-    header, rows = report.table_rows(results)
+    header, rows = table_rows(Comparison(results))
     lines = [header, ["---"] * len(header), *rows]
-    protocol = f"{report.shared_protocol(results)}; in percent."
+    protocol = f"{shared_protocol(results)}; in percent."
     runs = reports.Runset(entity=entity, project=project, name=ablation.name, filters=chosen, groupby=["Name"])
     shown = reports.Report(
         entity=entity,

@@ -7,7 +7,7 @@ from typing import Any
 
 from dilated_seg import UserError
 from dilated_seg.analysis import describe, receptive_field
-from dilated_seg.analysis.report import common_evaluation, expand
+from dilated_seg.analysis.results import common_evaluation, expand
 from dilated_seg.runs import commit, verified
 from dilated_seg.segment import chosen
 from dilated_seg.segmenter import load

@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dilated_seg import UserError, ablation, checkpoints
-from dilated_seg.analysis import report
+from dilated_seg.analysis import results as report
+from dilated_seg.report.compare import compare
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.sections import measured
 from dilated_seg.runs import of_run
 from tests.conftest import ROOT
 from tests.test_cli import KILL, dilated_seg, fails_in_one_sentence
@@ -23,6 +26,8 @@ common:
   model: {net: {init_args: {width: 0.02}}, lr_scheduler: {init_args: {total_iters: 6}}}
   trainer: {max_steps: 6, val_check_interval: 2}
 evaluate: test
+probe: 8
+claims: [{says: unpooling helps, better: SegNet, worse: front end, boundary: 3}]
 """
 COLUMNS = ("mean_iou", "pixel_accuracy", "iou/star")
 
@@ -48,9 +53,21 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
     for text in ("front end", "SegNet", "(background everywhere)", "each seed", "split: test", "images: 3"):
         assert text in printed
     markdown = (folder / "out" / "report.md").read_text()
-    for picture in ("mean_iou", "class_iou", "curves", "predictions"):
+    pictures = (
+        "mean_iou",
+        "class_iou",
+        "objects",
+        "boundaries",
+        "difficulty",
+        "context",
+        "curve_mean_iou",
+        "curve_loss",
+        "predictions",
+    )
+    for picture in pictures:
         assert f"({picture}.png)" in markdown
         assert (folder / "out" / f"{picture}.png").stat().st_size > 5000
+    assert "**unpooling helps: " in markdown and f"dilated-seg ablate {folder}/study.yaml" in markdown
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 1), (signal.SIGTERM, 143)])
@@ -211,7 +228,7 @@ def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
 
 def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
     folder, _ = study
-    report.compare([folder / "out"], tmp_path, "test-last")
+    compare([folder / "out"], tmp_path, "test-last")
     table = pq.read_table(tmp_path / "results.parquet").to_pandas()
     assert sorted(zip(table["network"], table["seed"], strict=True)) == [
         ("SegNet", 0), ("SegNet", 1), ("front_end", 0), ("front_end", 1),
@@ -230,7 +247,8 @@ def test_what_differs_between_protocols_is_said_to_differ(study):
     one, other = (report.read(folder / "out" / "SegNet" / f"seed{seed}", "test-last", "a") for seed in (0, 1))
     other.record["protocol"]["checkpoint"] = "best, step 2"
     assert "checkpoint: differs" in report.shared_protocol([one, other])
-    assert "checkpoint: best, step 2" in report.markdown([one, other], True)
+    table = measured(Comparison([one, other]), []).blocks[-2]
+    assert [row[:3] for row in table.rows] == [["a", "0", "last, step 5"], ["a", "1", "best, step 2"]]
 
 
 def test_numbers_of_different_splits_are_not_compared(study, tmp_path):

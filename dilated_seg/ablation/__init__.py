@@ -23,6 +23,7 @@ def run(
     slurm: Sequence[str] = (),
     retries: int = 0,
     again: str = "",
+    wandb: bool = False,
 ) -> int:
     """Train and evaluate what is missing, then write and print the comparison.
 
@@ -36,7 +37,8 @@ def run(
         jobs: At once, of "local"; as many as there are GPUs if None.
         slurm: KEY=VALUE for submitit, of "slurm".
         retries: How often a failed run is tried again before this call gives it up.
-        again: The command that continues, for the message.
+        again: The command that continues, for the message and the report.
+        wandb: Whether the report is logged to W&B too.
 
     Raises:
         UserError: A mistake that is found before anything is trained.
@@ -64,19 +66,31 @@ def run(
             print(f"interrupted; to continue: {again}", flush=True)
         code = getattr(end, "code", 1)
         return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
-    return conclude(ablation)
+    return conclude(ablation, again or None, wandb)
 
 
-def conclude(ablation: Ablation) -> int:
-    """Compare what is finished, and say what is not; 1 if anything is missing."""
-    from dilated_seg.analysis import report
+def conclude(ablation: Ablation, command: str | None = None, wandb: bool = False) -> int:
+    """Compare what is finished, and say what is not; 1 if anything is missing.
+
+    Args:
+        ablation: Whose runs.
+        command: That carried it out, for the report.
+        wandb: Whether the report is logged to W&B too.
+    """
+    from dilated_seg.probe import probe
+    from dilated_seg.report.compare import compare
 
     compared = [one for one in ablation.runs if one.compared and finished(one, ablation)]
     missing = [(one, chain) for chain in ablation.chains for one in chain if not finished(one, ablation)]
     if compared:
         folders, names = [one.folder for one in compared], [one.name for one in compared]
+        if ablation.probe:
+            try:
+                probe(folders, ablation.evaluation, pixels=ablation.probe)
+            except UserError as error:  # such as a run that was trained elsewhere and came without its checkpoint
+                print(f"receptive fields are not in the report: {error}", file=sys.stderr)
         without = [one.label for one, _ in missing if one.compared]
-        report.compare(folders, ablation.folder, ablation.evaluation, names, without)
+        compare(folders, ablation.folder, ablation.evaluation, names, without, ablation.claims, command, wandb)
     for one, chain in missing:
         place = log if (log := ablation.log(chain)).exists() else one.folder
         print(f"{one.label} {failure(one, chain) or 'is not finished'} (see {place})", file=sys.stderr)

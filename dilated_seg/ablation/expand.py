@@ -13,11 +13,13 @@ from typing import Any
 import yaml
 
 from dilated_seg import UserError
+from dilated_seg.report import claims
+from dilated_seg.report.claims import Claim
 from dilated_seg.runs import EXPERIMENTS
 
 FAILED = "failed"  # a file in the folder of a run that failed, which says why
-OWN = (".", "..", "dashboard", "jobs")  # folders that no experiment may have
-KEYS = ("experiments", "overlays", "common", "seeds", "evaluate")
+OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
+KEYS = ("experiments", "overlays", "common", "seeds", "evaluate", "claims", "probe")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Ablation:
     - ``common`` (optional): settings laid over every run.
     - ``seeds`` (optional): every run is repeated with each; [0] if not given.
     - ``evaluate`` (optional): the split that the last weights are compared on, "val" (if not given) or "test".
+    - ``claims`` (optional): what the ablation sets out to show, which its report puts to the test: see ``claims.Claim``.
+    - ``probe`` (optional): at so many pixels, the receptive fields of what was trained are measured for the report.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Ablation:
     split: str
     folder: Path
     rehearsal: bool = False
+    claims: tuple[Claim, ...] = ()
+    probe: int | None = None
 
     @property
     def chains(self) -> list[Chain]:
@@ -154,7 +160,11 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
     for one, two in itertools.combinations(runs, 2):
         if one.folder == two.folder:
             raise UserError(f"{path}: '{one.name}' and '{two.name}' would share the folder {one.folder}: rename one")
-    return Ablation(path.stem, tuple(runs), split, folder, max_steps is not None)
+    probe = content.get("probe")
+    if probe is not None and (type(probe) is not int or probe < 1):
+        raise UserError(f"{path} probes at {probe} pixels: give a whole number, such as 256")
+    claimed = claims.read(path, content.get("claims", []), list(dict.fromkeys(one.name for one in runs)))
+    return Ablation(path.stem, tuple(runs), split, folder, max_steps is not None, claimed, probe)
 
 
 def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
@@ -197,6 +207,7 @@ def check(ablation: Ablation) -> None:
         if resolve.data not in looked_at:
             looked_at.append(resolve.data)
             data = resolve.dataset()
+            claims.refuse_other_classes(ablation.claims, data.classes)
             for split in (data.train_split, "val", ablation.split):
                 data.opened(split)
 

@@ -1,140 +1,211 @@
-"""The report's pictures, in colours that colour-blind readers can tell apart; their protocol stands in report.md."""
+"""The report's drawings, small enough for a phone, in colours that colour-blind readers can tell apart.
 
-from __future__ import annotations
+Every function gives a matplotlib Figure. All that is neither a series nor an image is drawn in ``INK``, which a page replaces
+by its own colour of text; the background is left out.
+"""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import matplotlib
 import numpy as np
-from PIL import Image
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from dilated_seg.analysis.report import Result
+from dilated_seg.analysis.significance import Interval
 
-# Okabe and Ito's palette, and markers, for more networks than colours.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+matplotlib.rcParams.update({"figure.dpi": 100})
+
+INK = "#17191d"
+# Okabe and Ito's palette without its yellow and black, and markers and dashes, for more networks than colours.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
 MARKERS = "os^Dv<>PX*"
+DASHES = ("-", "--", ":", "-.")
+
+WIDTH, HEIGHT = 5.2, 3.5  # inches
+RC: Any = {  # matplotlib types each of its three hundred keys
+    name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor")
+} | {
+    "font.size": 10,
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "figure.facecolor": "none",
+    "font.family": "DejaVu Sans",
+}
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 
 
-def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The seeds of each name, best mean first."""
-    grouped: dict[str, list[Result]] = {}
-    for result in results:
-        grouped.setdefault(result.name, []).append(result)
-    return dict(sorted(grouped.items(), key=lambda kv: -np.mean([float(r.scores["mean_iou"]) for r in kv[1]])))
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the network of this number."""
+    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
 
 
-def bars(results: Sequence[Result], file: Path) -> None:
-    """Mean IoU of each network, a dot for every seed."""
-    grouped = groups(results)
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.45 * len(grouped)), layout="constrained")
-    for row, group in enumerate(grouped.values()):
-        values = [100 * float(result.scores["mean_iou"]) for result in group]
-        axes.barh(row, np.mean(values), color=COLOURS[0], alpha=0.85)
-        if len(values) > 1:
-            axes.plot(values, [row] * len(values), "o", color="black", markersize=4)
-        axes.annotate(f"{np.mean(values):.1f}", (max(values), row), (6, 0), textcoords="offset points", va="center")
-    axes.set(yticks=range(len(grouped)), yticklabels=list(grouped), xlim=(0, 100), xlabel="mean IoU, %")
-    axes.invert_yaxis()
-    finish(figure, axes, file)
+def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, in the look that all share."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        made = figure.add_subplot()
+        made.spines[["top", "right"]].set_visible(False)
+        made.grid(alpha=0.25, color=INK)
+        made.set_axisbelow(True)
+    return figure, made
 
 
-def class_bars(results: Sequence[Result], file: Path) -> None:
-    """IoU of each class and network as a map of numbers, mean over seeds."""
-    grouped, classes = groups(results), results[0].record["classes"]
-    values = np.array([np.nanmean([r.scores["iou"].numpy() for r in group], axis=0) for group in grouped.values()]) * 100
-    size = (2.2 + 0.62 * len(classes), 1.3 + 0.42 * len(grouped))
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        text = "-" if np.isnan(value) else f"{value:.0f}"
-        axes.text(column, row, text, ha="center", va="center", color="white" if value < 55 else "black", fontsize=9)
-    axes.set_xticks(range(len(classes)), classes, rotation=35, ha="right")
-    axes.set_yticks(range(len(grouped)), list(grouped))
-    axes.set_title("IoU of each class, %", fontsize=10)
-    axes.tick_params(length=0)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+def scale(value: float) -> tuple[str, str]:
+    """The colour of a fraction from 0 to 1 on a map of scores, and the colour of ink that can be read on it."""
+    r, g, b, _ = matplotlib.colormaps["cividis"](value)
+    return matplotlib.colors.to_hex((r, g, b)), "#ffffff" if 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.42 else "#000000"
 
 
-def curves(histories: Sequence[tuple[str, History]], file: Path) -> None:
-    """Validation mean IoU and training loss over steps, a line for every seed, a colour for every name."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    names = list(dict.fromkeys(name for name, _ in histories))
-    for i, (name, history) in enumerate(histories):
-        k = names.index(name)
-        first = name not in [earlier for earlier, _ in histories[:i]]
-        style = {"color": COLOURS[k % len(COLOURS)], "label": name if first else None, "linewidth": 1.6}
-        for axes, key, scale in ((panels[0], "val/mean_iou", 100), (panels[1], "train/loss", 1)):
-            if points := history.get(key):
-                steps, values = zip(*points, strict=True)
-                marker = MARKERS[k % len(MARKERS)] if scale == 100 else None
-                axes.plot(np.array(steps) + 1, np.array(values) * scale, marker=marker, markersize=4, **style)
-    panels[0].set(xlabel="step", ylabel="validation mean IoU, %", ylim=(0, 100))
-    panels[1].set(xlabel="step", ylabel="training loss", yscale="log")
-    panels[0].legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+def means(
+    intervals: Mapping[str, Interval],
+    seeds: Mapping[str, Sequence[float]],
+    groups: Sequence[Sequence[str]],
+    numbers: Mapping[str, int],
+) -> Figure:
+    """Mean IoU of each network with its interval, a dot for every seed; networks that do not differ share a bar at the right.
 
-
-def contact_sheet(results: Sequence[Result], file: Path, images: int = 4) -> bool:
-    """Image, truth, and the prediction of every network (first seed), from the galleries that the runs kept.
-
-    Gives False, and writes nothing, if they kept no image in common.
+    Args:
+        intervals: Of each network, best first.
+        seeds: The mean IoU of each of its seeds.
+        groups: Networks of which no two differ significantly.
+        numbers: Of each network, for its colour.
     """
-    first = {name: group[0] for name, group in groups(results).items()}
-    galleries = [result.folder / "gallery" / result.record["evaluation"] for result in first.values()]
-    shared = [{p.name.removesuffix(".image.png") for p in gallery.glob("*.image.png")} for gallery in galleries]
-    names = sorted(set.intersection(*shared))[:images]
-    if not names:
-        file.unlink(missing_ok=True)
-        return False
-    titles = ["image", "truth", *first]
-    files = [[galleries[0] / f"{n}.image.png", galleries[0] / f"{n}.truth.png", *(g / f"{n}.prediction.png" for g in galleries)]
-             for n in names]  # fmt: skip
-    height, width = picture(files[0][0]).shape[:2]
-    panorama = width > 1.5 * height  # then a row for each network, else a column
-    rows, columns = (len(titles), len(names)) if panorama else (len(names), len(titles))
-    size = (12, 12 / columns * rows * height / width + 0.3)
-    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    for n in range(len(names)):
-        for t, title in enumerate(titles):
-            axes = panels[t, n] if panorama else panels[n, t]
-            axes.imshow(picture(files[n][t]), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if n == 0 and panorama:
-                axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
-            elif n == 0:
-                axes.set_title(title, fontsize=9)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return True
+    names = list(intervals)
+    figure, panel = axes(height=1.1 + 0.34 * len(names))
+    with matplotlib.rc_context(RC):
+        for row, (name, one) in enumerate(intervals.items()):
+            colour = look(numbers[name])["color"]
+            if not np.isnan(one.low):
+                panel.plot([100 * one.low, 100 * one.high], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
+            panel.plot(100 * one.value, row, "o", color=colour, markersize=7)
+            if len(seeds[name]) > 1:
+                panel.plot([100 * value for value in seeds[name]], [row] * len(seeds[name]), "|", color=INK, markersize=9)
+            panel.annotate(
+                f"{100 * one.value:.1f}", (100 * one.value, row), (0, 7), textcoords="offset points", ha="center", fontsize=9
+            )
+        for k, group in enumerate(groups):
+            rows = [names.index(name) for name in group]
+            panel.plot(
+                [1.02 + 0.025 * k] * 2, [min(rows) - 0.2, max(rows) + 0.2], color=INK, linewidth=4, solid_capstyle="butt",
+                clip_on=False, transform=panel.get_yaxis_transform(),
+            )  # fmt: skip
+        panel.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.75), xlabel="mean IoU, %")
+    return figure
 
 
-def picture(file: Path) -> np.ndarray:
-    """A PNG of the gallery, its palette applied, as RGB (H, W, 3)."""
-    with Image.open(file) as image:
-        return np.array(image.convert("RGB"))
+def class_map(names: Sequence[str], classes: Sequence[str], values: np.ndarray) -> Figure:
+    """IoU of each class (rows) and network (columns) as a map of numbers."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.3 * len(classes)), layout="constrained")
+        panel = figure.add_subplot()
+        panel.imshow(100 * values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            text = "-" if np.isnan(value) else f"{100 * value:.0f}"
+            panel.text(
+                column, row, text, ha="center", va="center", color=INK if np.isnan(value) else scale(value)[1], fontsize=9
+            )
+        panel.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(len(classes)), classes)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+    return figure
 
 
-def finish(figure: Figure, axes: Axes, file: Path) -> None:
-    """The look that all the plots with axes share."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+def curves(
+    histories: Sequence[tuple[str, History]], key: str, label: str, numbers: Mapping[str, int], percent: bool
+) -> Figure | None:
+    """A logged number over steps, a line for every seed, a colour for every network; None if nobody logged it."""
+    figure, panel = axes()
+    drawn = set[str]()
+    with matplotlib.rc_context(RC):
+        for name, history in histories:
+            if logged := history.get(key):
+                steps, values = zip(*logged, strict=True)
+                style = look(numbers[name]) | ({} if percent else {"marker": None})
+                shown: dict[str, Any] = {"label": name} if name not in drawn else {}
+                panel.plot(
+                    np.array(steps) + 1,
+                    np.array(values) * (100 if percent else 1),
+                    markersize=4,
+                    linewidth=1.5,
+                    **style,
+                    **shown,
+                )
+                drawn.add(name)
+        panel.set(xlabel="step", ylabel=label, **({"ylim": (0, 100)} if percent else {"yscale": "log"}))
+        legend(figure, panel)
+    return figure if drawn else None
+
+
+def lines(
+    x: Sequence[float], series: Mapping[str, Sequence[Interval]], numbers: Mapping[str, int], xlabel: str, ylabel: str,
+    ticks: Mapping[float, str],
+) -> Figure:  # fmt: skip
+    """Scores of each network over x, with bands as their intervals; ``ticks`` are places on the axis, which is logarithmic."""
+    figure, panel = axes()
+    with matplotlib.rc_context(RC):
+        for name, intervals in series.items():
+            value, low, high = in_percent(intervals)
+            style = look(numbers[name])
+            panel.plot(x, value, label=name, markersize=4, linewidth=1.5, **style)
+            panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        panel.set_xscale("log")
+        panel.set_xticks(list(ticks), list(ticks.values()))
+        panel.minorticks_off()
+        panel.set(xlabel=xlabel, ylabel=ylabel)
+        panel.set_ylim(bottom=0)
+        legend(figure, panel)
+    return figure
+
+
+def steps(
+    groups: Sequence[str], series: Mapping[str, Sequence[Interval]], numbers: Mapping[str, int], xlabel: str, ylabel: str
+) -> Figure:
+    """Scores of each network in a few groups side by side, with bars as their intervals."""
+    figure, panel = axes()
+    with matplotlib.rc_context(RC):
+        for k, (name, intervals) in enumerate(series.items()):
+            value, low, high = in_percent(intervals)
+            place = np.arange(len(groups)) + 0.6 * ((k + 0.5) / len(series) - 0.5)
+            style = look(numbers[name])
+            panel.plot(place, value, label=name, markersize=4.5, linewidth=0.8, **style)
+            panel.vlines(place, low, high, color=style["color"], linewidth=1.6)
+        panel.set_xticks(range(len(groups)), groups)
+        panel.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 100))
+        legend(figure, panel)
+    return figure
+
+
+def in_percent(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and ends of intervals; where nothing is known but the value, both ends are the value."""
+    value, low, high = (100 * np.array([getattr(one, part) for one in intervals]) for part in ("value", "low", "high"))
+    return value, np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
+
+
+def legend(figure: Figure, panel: Axes) -> None:
+    """The networks' names above the axes."""
+    handles, labels = panel.get_legend_handles_labels()
+    if labels:
+        columns = max(1, min(3, 66 // (max(map(len, labels)) + 7)))
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8.5, frameon=False)
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]) -> Figure:
+    """Rows of pictures (H, W, 3), each with a line above it; wide pictures stand below each other."""
+    height, width = rows[0][1][0][1].shape[:2]
+    panorama = width > 1.5 * height
+    down, across = (len(rows[0][1]), len(rows)) if panorama else (len(rows), len(rows[0][1]))
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(12, 12 / across * down * (height / width + 0.08) + 0.3), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False)
+        for n, (_, pictures) in enumerate(rows):
+            for t, (line, picture) in enumerate(pictures):
+                panel = panels[t, n] if panorama else panels[n, t]
+                panel.imshow(picture, interpolation="nearest")
+                panel.set(xticks=[], yticks=[])
+                panel.spines[:].set_visible(False)
+                panel.set_title(line, fontsize=8, loc="left", pad=2)
+    return figure

@@ -112,12 +112,13 @@ class Bootstrap:
         With few images and rare classes this interval of an absolute value is less sure than that of a difference.
         """
         nothing = Draws(0.0, none := np.zeros_like(self.networks[name].images), none, 0.0, 1, np.zeros(self.size))
-        return Interval(*self._between(self.networks[name], nothing)[:3])
+        value, low, high, _ = self._between(self.networks[name], nothing)
+        return Interval(value, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
 
     def difference(self, better: str, worse: str) -> Difference:
         """The mean IoU of one network minus that of another, compared for itself: nothing is adjusted."""
         value, low, high, p = self._between(self.networks[better], self.networks[worse])
-        return Difference(value, low, high, better, worse, p, p)
+        return Difference(value, float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), better, worse, p, p)
 
     def pairs(self) -> list[Difference]:
         """All pairs, the better network first in each, adjusted by Holm's method over all of them."""

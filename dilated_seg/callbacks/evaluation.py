@@ -13,6 +13,7 @@ import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg.callbacks.cost import Cost
 from dilated_seg.callbacks.strata import Counts, counted, write_strata
 from dilated_seg.callbacks.tables import confusion, draw, show_in_wandb
 from dilated_seg.runs import commit, write_text
@@ -26,15 +27,29 @@ class EvaluationRecord(Callback):
     """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
 
     The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT[-PROTOCOL][-crf].*`` after it. These
-    have the images' strata beside them: see ``dilated_seg.strata``. W&B shows the split's confusion matrix.
+    have the images' strata beside them, see ``dilated_seg.strata``, and say what the evaluation cost. W&B shows the split's
+    confusion matrix.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, list[Row]] = {}
+        self.cost: Cost | None = None  # not while training
         self.records: list[dict[str, Any]] = []  # what the last evaluation wrote: as the network says, and refined by a CRF
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {kind: [] for kind in ("matrices", *(["refined_matrices"] if pl_module.refine else []))}
+        self.cost = None if trainer.state.fn == TrainerFn.FITTING else Cost(pl_module.device)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.cost:
+            self.cost.start()
 
     def on_validation_batch_end(
         self,
@@ -46,9 +61,11 @@ class EvaluationRecord(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         task: Any = pl_module
+        if self.cost:
+            self.cost.stop(batch)
         for kind, rows in self.rows.items():
             strata: Sequence[Counts | None] = [None] * len(batch["id"])
-            if trainer.state.fn != TrainerFn.FITTING:
+            if self.cost:
                 prediction = outputs[kind.replace("matrices", "prediction")].to(torch.int16).cpu().numpy()
                 strata = counted(batch, prediction, task.num_classes, task.ignore_index)
             for name, matrix, one in zip(batch["id"], outputs[kind].cpu().numpy(), strata, strict=True):
@@ -59,6 +76,7 @@ class EvaluationRecord(Callback):
         self._finish(trainer, pl_module, "val")
 
     on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,7 +87,9 @@ class EvaluationRecord(Callback):
         for kind, own in self.rows.items():
             rows = gathered(trainer, own)
             if not trainer.sanity_checking and trainer.is_global_zero:
-                self.records.append(write(trainer, task, split, rows, refined=kind != "matrices"))
+                last = kind == list(self.rows)[-1]  # the CRF's time is no part of the network's
+                cost = self.cost.found(trainer.world_size) if self.cost and last else None
+                self.records.append(write(trainer, task, split, rows, kind != "matrices", cost))
 
 
 def write(
@@ -78,6 +98,7 @@ def write(
     split: str,
     rows: list[Row],
     refined: bool,
+    cost: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Put the matrices of a split, as the network gave them or refined by the CRF, into the run and W&B; gives the record."""
     total = np.sum([matrix for _, _, matrix, _ in rows], axis=0)
@@ -105,6 +126,7 @@ def write(
         "protocol": protocol,
         "classes": task.classes,
         "parameters": sum(p.numel() for p in task.net.parameters()),
+        "cost": cost,
         "matrix": total.tolist(),
     }
     folder = Path(trainer.default_root_dir) / "evaluations"

@@ -1,0 +1,100 @@
+"""What an ablation sets out to show, put to the test: one network against another where an argument says it is better."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dilated_seg import UserError
+from dilated_seg.strata import SIZES, WIDTH
+
+KEYS = ("says", "better", "worse", "classes", "objects", "boundary")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An argument, the network that it says is better, and the one that it says is worse.
+
+    Args:
+        says: The argument, in words.
+        better: A network's name.
+        worse: Another's.
+        classes: The mean is over these; over all if None.
+        objects: Only objects of fewer pixels than this count.
+        boundary: Only pixels at most so far from a boundary of the truth count.
+    """
+
+    says: str
+    better: str
+    worse: str
+    classes: tuple[str, ...] | None = None
+    objects: int | None = None
+    boundary: int | None = None
+
+    @property
+    def measure(self) -> str:
+        """Where the two are compared, in words."""
+        parts = [f" of {', '.join(self.classes)}" if self.classes else ""]
+        parts += [f"{',' if self.classes else ' of'} objects under {self.objects} pixels" if self.objects else ""]
+        parts += [f"{',' if self.classes else ''} within {self.boundary} pixels of a boundary" if self.boundary else ""]
+        return f"mean IoU{''.join(parts)}"
+
+
+def read(file: Path, content: Any, names: Collection[str]) -> tuple[Claim, ...]:  # noqa: ANN401 - anything YAML can hold
+    """The claims of an ablation file, about networks of these names.
+
+    Raises:
+        UserError: A claim lacks something, or names what there is not.
+    """
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise UserError(
+            f"{file} has claims that are no list: write '- says: ...' with better, worse, and what they are compared on"
+        )
+    return tuple(claim(file, entry, names) for entry in content)
+
+
+def claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> Claim:
+    """One of them."""
+    if unknown := sorted(str(key) for key in entry if key not in KEYS):
+        raise UserError(f"{file} has a claim with the unknown key '{unknown[0]}': a claim has {', '.join(KEYS)}")
+    if missing := [key for key in KEYS[:3] if not isinstance(entry.get(key), str)]:
+        raise UserError(f"{file} has a claim without '{missing[0]}': give it in words")
+    for role in ("better", "worse"):
+        if entry[role] not in names:
+            raise UserError(f"{file} has a claim about '{entry[role]}', which is none of {', '.join(names)}")
+    classes = entry.get("classes")
+    if classes is not None and (
+        not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes)
+    ):
+        raise UserError(f"{file} has a claim about classes {classes}: give a list of their names")
+    for key, values in (("objects", SIZES), ("boundary", range(1, WIDTH + 1))):
+        if entry.get(key) is not None and entry[key] not in values:
+            raise UserError(
+                f"{file} has a claim with {key}: {entry[key]}, which was not counted apart: choose of {some(values)}"
+            )
+    if entry.get("objects") is not None and entry.get("boundary") is not None:
+        raise UserError(
+            f"{file} has a claim with objects and boundary: pixels were counted by one or the other, make it two claims"
+        )
+    roles = {key: str(entry[key]) for key in KEYS[:3]}
+    return Claim(
+        **roles, classes=tuple(classes) if classes else None, objects=entry.get("objects"), boundary=entry.get("boundary")
+    )
+
+
+def refuse_other_classes(claims: Sequence[Claim], classes: Sequence[str]) -> None:
+    """Refuse a claim about a class that the dataset has not.
+
+    Raises:
+        UserError: There is one.
+    """
+    for one in claims:
+        if unknown := [name for name in one.classes or () if name not in classes]:
+            known = ", ".join(classes)
+            raise UserError(f"the claim '{one.says}' names the class {unknown[0]}, which is none of {known}")
+
+
+def some(values: Sequence[int]) -> str:
+    """Numbers one may choose from; a long range by its ends."""
+    whole = list(values) == list(range(values[0], values[-1] + 1)) and len(values) > 5
+    return f"{values[0]} to {values[-1]}" if whole else ", ".join(map(str, values))

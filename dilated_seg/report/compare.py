@@ -1,0 +1,93 @@
+"""The comparison of finished runs: a table in the terminal, and a page with its plots, its tables and how all was measured."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dilated_seg.analysis.results import (
+    Result,
+    common_evaluation,
+    expand,
+    history,
+    label,
+    majority,
+    read,
+    same_split,
+    shared_protocol,
+    write_results,
+)
+from dilated_seg.analysis.significance import sentences
+from dilated_seg.report import sections
+from dilated_seg.report.claims import Claim
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.document import write
+from dilated_seg.report.sections import table_rows
+
+__all__ = ["Result", "compare", "history", "label", "majority", "read", "same_split", "shared_protocol", "table_rows"]
+
+
+def compare(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    evaluation: str | None = None,
+    names: Sequence[str] | None = None,
+    missing: Sequence[str] = (),
+    claims: Sequence[Claim] = (),
+    command: str | None = None,
+    wandb: bool = False,
+) -> Path:
+    """Read one evaluation of each run and compare them; gives the page.
+
+    Args:
+        runs: Folders of runs, or folders that hold some.
+        out: Where report.html, report.md, their pictures and tables, and results.parquet are written.
+        evaluation: Such as "test-last"; the one that all runs have if there is only one.
+        names: Of the runs, in tables; runs of one name are its seeds. Their folders' names if None.
+        missing: What should be compared as well and is not there: the report says so.
+        claims: What to put to the test.
+        command: That trained and evaluated all of this.
+        wandb: Whether to log the report to W&B as well.
+
+    Raises:
+        UserError: A folder is no run, or the runs have no evaluation in common.
+    """
+    folders = [folder for run in runs for folder in expand(Path(run))]
+    evaluation = evaluation or common_evaluation(folders)
+    labels = names or [label(folder, folders) for folder in folders]
+    comparison = Comparison([read(folder, evaluation, name) for folder, name in zip(folders, labels, strict=True)])
+    out = Path(out)
+    again = shlex.join(["dilated-seg", "report", *map(str, runs), "--out", str(out), "--evaluation", evaluation])
+    write("Comparison", sections.all_of(comparison, missing, claims, [command] if command else [again]), out)
+    write_results(comparison.results, out / "results.parquet")
+    show(comparison)
+    if missing:
+        print(f"not in this comparison: {'; '.join(missing)}")
+    print(f"report: {out / 'report.html'} (and report.md, with its plots and tables as files)")
+    if wandb:
+        from dilated_seg.report.publish import publish
+
+        publish(comparison, out)
+    return out / "report.html"
+
+
+def show(comparison: Comparison) -> None:
+    """Print the comparison: a row for each network, then a row for each class, which fits on a narrow terminal too."""
+    header, rows = table_rows(comparison)
+    classes = comparison.classes
+    means, per_class = Table(title="comparison, in percent"), Table(title="IoU of each class, in percent")
+    for column in header[: -len(classes)]:
+        means.add_column(column, justify="left" if column == "network" else "right", no_wrap=column != "network")
+    for row in rows:
+        means.add_row(*row[: -len(classes)], style="dim" if row is rows[-1] else None)
+    for column in ["class", *(row[0] for row in rows[:-1])]:
+        per_class.add_column(column, justify="left" if column == "class" else "right", overflow="fold", min_width=5)
+    for k, name in enumerate(classes):
+        per_class.add_row(name, *(row[len(row) - len(classes) + k] for row in rows[:-1]))
+    console = Console()
+    console.print(means, per_class)
+    for sentence in sentences(comparison.pairs):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(shared_protocol(comparison.results), highlight=False, soft_wrap=True)

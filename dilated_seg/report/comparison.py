@@ -1,0 +1,152 @@
+"""Several networks on the same images: the numbers of the comparison, each with its interval."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+
+import numpy as np
+
+from dilated_seg import UserError
+from dilated_seg.analysis.results import Result, by_name, same_split
+from dilated_seg.analysis.significance import Bootstrap, Counts, Difference, Interval, cliques, counts
+from dilated_seg.analysis.strata import Strata, difficulty
+from dilated_seg.report.claims import Claim, refuse_other_classes
+from dilated_seg.strata import SIZES, WIDTH
+
+RESAMPLES, ROUGH = 10_000, 1_000  # for numbers, and for the bands of plots
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, WIDTH)  # of the trimaps that are drawn, in pixels
+LEAST = 5  # images that have objects of a size, for an interval to mean anything
+GROUPS = 5  # of images, from easy to hard
+
+
+class Comparison:
+    """The evaluations of networks, grouped by name, best mean first; runs of one name are its seeds.
+
+    Raises:
+        UserError: They are not of the same images and classes.
+    """
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        same_split(results)
+        self.results = results
+        self.classes: list[str] = results[0].record["classes"]
+        self.groups = by_name(results)
+        self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # their colours
+
+    def bootstrap(self, counted: Callable[[Result], Counts], resamples: int = RESAMPLES) -> Bootstrap:
+        """Of what is counted of each run."""
+        return Bootstrap({name: [counted(result) for result in group] for name, group in self.groups.items()}, resamples)
+
+    @cached_property
+    def all_pixels(self) -> Bootstrap:
+        """Of the mean IoU."""
+        return self.bootstrap(plain)
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The mean IoU of each network, best first."""
+        return {name: self.all_pixels.interval(name) for name in self.groups}
+
+    @cached_property
+    def pairs(self) -> list[Difference]:
+        """All pairs of networks, adjusted for their number."""
+        return self.all_pixels.pairs()
+
+    @property
+    def cliques(self) -> list[tuple[str, ...]]:
+        """Networks of which no two differ."""
+        return cliques(list(self.groups), self.pairs)
+
+    @property
+    def has_strata(self) -> bool:
+        """Whether all runs say where they erred."""
+        return all(result.strata is not None for result in self.results)
+
+    def by_size(self) -> tuple[list[int], dict[str, list[Interval]]]:
+        """Bins of object sizes that ``LEAST`` images have, and each network's mean IoU in them."""
+        sizes = [strata(self.results[0]).size(k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
+        bins = [k for k, images in enumerate(sizes) if images >= LEAST]
+        return bins, self.curves([partial(objects, low=k, high=k) for k in bins])
+
+    def by_width(self) -> dict[str, list[Interval]]:
+        """Each network's mean IoU within ``WIDTHS`` pixels of a boundary."""
+        return self.curves([partial(near, width=w) for w in WIDTHS])
+
+    def boundary_iou(self) -> dict[str, Interval]:
+        """Each network's mean Boundary IoU."""
+        found = self.bootstrap(lambda result: strata(result).boundary_iou())
+        return {name: found.interval(name) for name in self.groups}
+
+    def by_difficulty(self) -> tuple[int, dict[str, list[Interval]]]:
+        """In how many groups the images are, from those that all networks find easy on, and each network's mean IoU in them."""
+        groups = min(GROUPS, len(self.results[0].images[0]))
+        group = difficulty([result.images[1] for result in self.results], groups)
+        return groups, self.curves([partial(plain, images=group == k) for k in range(groups)])
+
+    def curves(self, counted: Sequence[Callable[[Result], Counts]]) -> dict[str, list[Interval]]:
+        """An interval of each network for each of several ways to count."""
+        found = [self.bootstrap(one, ROUGH) for one in counted]
+        return {name: [one.interval(name) for one in found] for name in self.groups}
+
+    def verdict(self, claim: Claim) -> tuple[Difference, Difference | None]:
+        """The difference where a claim says that there is one; and of all that it does not speak of, if anything is left.
+
+        Raises:
+            UserError: It names a class that there is not, or the runs have no strata.
+        """
+        here, elsewhere = self.counted(claim)
+        pair = {name: self.groups[name] for name in (claim.better, claim.worse)}
+        found = [
+            Bootstrap({name: [count(result) for result in group] for name, group in pair.items()}).difference(*pair)
+            for count in (here, elsewhere) if count
+        ]  # fmt: skip
+        return found[0], found[1] if len(found) > 1 and not np.isnan(found[1].value) else None
+
+    def counted(self, claim: Claim) -> tuple[Callable[[Result], Counts], Callable[[Result], Counts] | None]:
+        """How to count what a claim speaks of, and the rest."""
+        refuse_other_classes([claim], self.classes)
+        if (claim.objects or claim.boundary) and not self.has_strata:
+            raise UserError("a run has no strata: evaluate it again")
+        chosen = [self.classes.index(name) for name in claim.classes] if claim.classes else list(range(len(self.classes)))
+        rest = [k for k in range(len(self.classes)) if k not in chosen]
+        if claim.objects:
+            edge = SIZES.index(claim.objects)
+            return (
+                lambda result: objects(result, 0, edge)[..., chosen],
+                lambda result: objects(result, edge + 1, len(SIZES))[..., chosen],
+            )
+        if claim.boundary:
+            width = claim.boundary
+            return (
+                lambda result: near(result, width)[..., chosen],
+                lambda result: strata(result).band(width + 1, WIDTH + 1)[..., chosen],
+            )
+        return lambda result: plain(result)[..., chosen], (lambda result: plain(result)[..., rest]) if rest else None
+
+
+def plain(result: Result, images: np.ndarray | None = None) -> Counts:
+    """Every pixel, of all images or of some."""
+    matrices = result.images[1]
+    return counts(matrices if images is None else matrices[images])
+
+
+def near(result: Result, width: int) -> Counts:
+    """Pixels at most so far from a boundary."""
+    return strata(result).trimap(width)
+
+
+def strata(result: Result) -> Strata:
+    """Where a run erred."""
+    if result.strata is None:
+        raise UserError(f"{result.folder} has no strata of {result.record['evaluation']}: evaluate it again")
+    return result.strata
+
+
+def objects(result: Result, low: int, high: int) -> Counts:
+    """Objects of these bins of sizes, of the classes that have any: what was wrongly seen of others is no object."""
+    counted = strata(result).size(low, high)
+    return np.where(counted[:, 1].any(0), counted, 0)
+
+
+def seeds(groups: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:
+    """The mean IoU of every seed of each network."""
+    return {name: [float(result.scores["mean_iou"]) for result in group] for name, group in groups.items()}

@@ -1,0 +1,146 @@
+"""The report's images: some of the split, those that the networks see most differently, and those that all find hardest.
+
+Runs keep pictures of a few images from their evaluation. Which ones tell most is known only when networks are compared, so
+what is missing is predicted once more and kept beside the others; the numbers stay those of the evaluation.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dilated_seg import UserError
+from dilated_seg.analysis import plots
+from dilated_seg.analysis.results import Result
+from dilated_seg.analysis.significance import counts, mean_iou
+from dilated_seg.images import mask_picture
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.document import Pictures, Plot, Section
+from dilated_seg.segmenter import Segmenter, load
+from dilated_seg.trained import dataset_of, labelled
+
+IMAGES = 3  # of each kind
+
+Line = tuple[str, Sequence[tuple[str, np.ndarray]]]  # a title, and pictures with what stands below each
+
+
+def section(comparison: Comparison) -> Section | None:
+    """Images with their truth and the predictions of each network's first seed, which are made if they are missing."""
+    first = [group[0] for group in comparison.groups.values()]
+    names = comparison.results[0].images[0]
+    scores = np.array([mean_iou(counts(result.images[1])) for result in first])  # of each network and image
+    kept = [k for k, name in enumerate(names) if all(file(result, name, "prediction").is_file() for result in first)]
+    kinds = {"one of the split": kept[:IMAGES], **telling(scores)}
+    note = fill(first, sorted({k for chosen in kinds.values() for k in chosen} - set(kept)))
+    rows = [
+        (f"{names[k]}: {kind}", pictures(first, names[k], scores[:, k]))
+        for kind, chosen in kinds.items()
+        for k in chosen
+        if all(file(result, names[k], "prediction").is_file() for result in first)
+    ]
+    if not rows:
+        return Section("Images", [note]) if note else None
+    sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.contact_sheet(rows))
+    how = (
+        "Below a prediction stands the mean IoU of this image alone. Networks differ where these numbers do; hardest are "
+        "those with the lowest mean over networks."
+    )
+    blocks: list[str | Pictures] = [Pictures(rows, sheet, legend(comparison, first[0], names))]
+    return Section("Images", [*([note] if note else []), *blocks, how])
+
+
+def telling(scores: np.ndarray) -> dict[str, list[int]]:
+    """Images (columns of scores by network) that networks differ most on, and of the rest those that all find hardest."""
+    scores = np.nan_to_num(scores, nan=1.0)
+    apart = np.argsort(scores.min(0) - scores.max(0), kind="stable")[:IMAGES].tolist() if len(scores) > 1 else []
+    hard = [k for k in np.argsort(scores.mean(0), kind="stable").tolist() if k not in apart][:IMAGES]
+    return {"networks differ most": apart, "hardest": hard}
+
+
+def file(result: Result, name: str, what: str) -> Path:
+    """Where a run keeps a picture of an image: itself, its "truth" or its "prediction"."""
+    return result.folder / "gallery" / result.record["evaluation"] / f"{name}.{what}.png"
+
+
+def fill(results: Sequence[Result], places: Sequence[int]) -> str:
+    """Predict these images of the split again for every run without a picture of them; gives what stood in the way, if any."""
+    try:
+        for result in results:
+            missing = [k for k in places if not file(result, result.images[0][k], "prediction").is_file()]
+            if missing:
+                predict(result, missing)
+    except (UserError, OSError) as error:
+        return f"Some images are not shown, because they cannot be predicted here: {error}."
+    return ""
+
+
+def predict(result: Result, places: Sequence[int]) -> None:
+    """Write pictures of these images into a run.
+
+    Raises:
+        UserError: The run's dataset or checkpoint is not there, or images were not looked at as a whole.
+    """
+    protocol = result.record["protocol"]
+    if not protocol["inference"].startswith("whole image") or ", then " in protocol["inference"]:
+        raise UserError(f"{result.folder} was evaluated by {protocol['inference']}")
+    checkpoint, _, step = protocol["checkpoint"].partition(", step ")
+    model = load(result.folder / "checkpoints" / f"{checkpoint}.ckpt")
+    if str(model.facts["step"]) != step:
+        raise UserError(f"{checkpoint}.ckpt of {result.folder} is of another step than its evaluation")
+    split = labelled(dataset_of(result.folder), protocol["split"])
+    for k in places:
+        sample, name = split[k], result.images[0][k]
+        if sample["id"] != name:
+            raise UserError(f"the dataset of {result.folder} has changed since its evaluation: image {k} is no longer {name}")
+        image, mask = (torch.as_tensor(sample[key]).as_subclass(torch.Tensor) for key in ("image", "mask"))
+        write(result, name, image, mask, model)
+
+
+def write(result: Result, name: str, image: torch.Tensor, mask: torch.Tensor, model: Segmenter) -> None:
+    """Write one image, its truth and its prediction; the last comes last, for it says that all are there."""
+    with torch.inference_mode():
+        prediction = model(image[None])[0].argmax(0)
+    made = {
+        "image": Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()),
+        "truth": mask_picture(mask.numpy().astype(np.uint8), model.palette),
+        "prediction": mask_picture(prediction.numpy().astype(np.uint8), model.palette),
+    }
+    for what, picture in made.items():
+        target = file(result, name, what)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.partial")
+        picture.save(partial, "PNG")
+        partial.replace(target)
+
+
+def pictures(results: Sequence[Result], name: str, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """An image, its truth, and the prediction of each run."""
+    shown = [("image", file(results[0], name, "image")), ("truth", file(results[0], name, "truth"))]
+    shown += [
+        (f"{result.name}, {100 * score:.0f}", file(result, name, "prediction"))
+        for result, score in zip(results, scores, strict=True)
+    ]
+    return [(line, picture(path)) for line, path in shown]
+
+
+def picture(path: Path) -> np.ndarray:
+    """A PNG, its palette applied, as RGB (H, W, 3), at most 640 pixels wide."""
+    with Image.open(path) as image:
+        factor = -(-image.width // 640)
+        palette = image.mode == "P"
+        if factor > 1 and palette:
+            return np.array(
+                image.resize((image.width // factor, image.height // factor), Image.Resampling.NEAREST).convert("RGB")
+            )
+        return np.array(image.convert("RGB").reduce(factor) if factor > 1 else image.convert("RGB"))
+
+
+def legend(comparison: Comparison, result: Result, names: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
+    """The colour of every class, as a picture of a truth has it."""
+    found = next(path for name in names if (path := file(result, name, "truth")).is_file())
+    with Image.open(found) as image:
+        table = image.getpalette() or []
+    colours = [tuple(table[3 * k : 3 * k + 3]) for k in range(len(comparison.classes))]
+    return [(name, (c[0], c[1], c[2])) for name, c in zip(comparison.classes, colours, strict=True) if len(c) == 3]

@@ -1,0 +1,362 @@
+"""What the report says, section by section."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from dilated_seg import UserError, models
+from dilated_seg.analysis import plots
+from dilated_seg.analysis.describe import describe
+from dilated_seg.analysis.results import Result, different, history, majority, shared_protocol
+from dilated_seg.analysis.significance import Difference, Interval, listed, points, sentences
+from dilated_seg.analysis.tables import percent
+from dilated_seg.metrics import scores
+from dilated_seg.report import fields, gallery
+from dilated_seg.report.claims import Claim
+from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison, seeds
+from dilated_seg.report.document import Commands, Plot, Section, Table
+from dilated_seg.strata import SIZES
+
+INTERVALS = (
+    "In brackets: 95 % intervals of a paired bootstrap over images, and over seeds where there are several. Two networks "
+    "differ only if the bootstrap says so after Holm's correction over all pairs; bars at the right of the plot join those "
+    "that do not."
+)
+ONE_SEED = "Each network was trained once: the intervals say how sure its numbers are on other images, not with other seeds."
+
+
+def all_of(
+    comparison: Comparison, missing: Sequence[str], claims: Sequence[Claim], commands: Sequence[str]
+) -> list[Section]:  # fmt: skip
+    """The report."""
+    made = [
+        result(comparison, missing),
+        arguments(comparison, claims),
+        differences(comparison),
+        classes(comparison),
+        objects(comparison),
+        boundaries(comparison),
+        images(comparison),
+        fields.section(comparison, claims),
+        cost(comparison),
+        training(comparison),
+        gallery.section(comparison),
+    ]
+    return [section for section in made if section and section.blocks] + [measured(comparison, commands)]
+
+
+def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the comparison, best first: the mean over seeds, every seed, and the classes."""
+    groups = comparison.groups
+    several = any(len(group) > 1 for group in groups.values())
+    header = ["network", "parameters", "mean IoU", *(["each seed"] if several else []), "pixel acc.", *comparison.classes]
+    rows = []
+    for name, group in groups.items():
+        means = [float(one.scores["mean_iou"]) for one in group]
+        iou = torch.stack([one.scores["iou"] for one in group]).nanmean(0)
+        pixel = np.mean([float(one.scores["pixel_accuracy"]) for one in group])
+        each = [" ".join(percent(mean) for mean in means)] if several else []
+        size = f"{group[0].record['parameters']:,}"
+        rows.append([name, size, percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])
+    name, matrix = majority(comparison.results)
+    values = scores(matrix)
+    baseline = [f"({name} everywhere)", "0", percent(values["mean_iou"]), *([""] if several else [])]
+    rows.append([*baseline, percent(values["pixel_accuracy"]), *(percent(v) for v in values["iou"])])
+    return header, rows
+
+
+def result(comparison: Comparison, missing: Sequence[str]) -> Section:
+    """Who is best, and how sure that is."""
+    header, rows = table_rows(comparison)
+    number = len(comparison.classes)
+    where = header.index("mean IoU")
+    ours = [[*row[:where], within(comparison.intervals.get(row[0]), row[where]), *row[where + 1 : -number]] for row in rows]
+    numbers = [[*row[:where], *ends(comparison.intervals.get(row[0]), row[where]), *row[where + 1 :]] for row in rows]
+    wide = [*header[: where + 1], "low", "high", *header[where + 1 :]]
+    section = Section("Result", [
+        *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
+        *([best(comparison)] if comparison.pairs else []),
+        Table("networks", header[:-number], ours, numbers=(wide, numbers)),
+        plot(comparison, "mean_iou"),
+        f"{shared_protocol(comparison.results)}; in percent.",
+        INTERVALS,
+    ])  # fmt: skip
+    if all(len(group) == 1 for group in comparison.groups.values()):
+        section.blocks.append(ONE_SEED)
+    return section
+
+
+def best(comparison: Comparison) -> str:
+    """The comparison in a sentence."""
+    first = next(iter(comparison.groups))
+    value = within(comparison.intervals[first], percent(comparison.intervals[first].value))
+    even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.significant]
+    others = "it differs from all others" if not even else f"not distinguishable from it: {listed(even)}"
+    return f"**Best mean IoU: {first}, {value}; {others}.**"
+
+
+def plot(comparison: Comparison, name: str) -> Plot:
+    """The mean IoU of all networks."""
+    figure = plots.means(comparison.intervals, seeds(comparison.groups), comparison.cliques, comparison.numbers)
+    best = next(iter(comparison.groups))
+    says = f"Mean IoU of {len(comparison.groups)} networks with their intervals, from {best} down"
+    return Plot(name, says, figure)
+
+
+def within(interval: Interval | None, value: str) -> str:
+    """A percentage with its interval, where there is one."""
+    return value if interval is None or np.isnan(interval.low) else points(interval)
+
+
+def ends(interval: Interval | None, value: str) -> list[str]:
+    """The same in three cells."""
+    if interval is None or np.isnan(interval.low):
+        return [value, "", ""]
+    return [f"{100 * number:.2f}" for number in (interval.value, interval.low, interval.high)]
+
+
+def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
+    """What the ablation set out to show, and whether it did."""
+    known = [claim for claim in claims if {claim.better, claim.worse} <= comparison.groups.keys()]
+    if not known:
+        return None
+    rows, numbers, said = [], [], []
+    for claim in known:
+        try:
+            here, elsewhere = comparison.verdict(claim)
+        except UserError as error:
+            said.append(f"**{claim.says}: not measured.** {error}.")
+            continue
+        verdict = holds(here)
+        rest = points(elsewhere) if elsewhere else "-"
+        rows.append([claim.says, f"{claim.better} over {claim.worse}", claim.measure, points(here), rest, verdict])
+        low_high = [f"{100 * number:.2f}" for number in (here.value, here.low, here.high)]
+        numbers.append([claim.says, claim.better, claim.worse, claim.measure, *low_high, f"{here.p:.4f}", rest, verdict])
+        said.append(f"**{claim.says}: {verdict}.** {in_words(claim, here, elsewhere)}")
+    header = ["argument", "networks", "measure", "difference", "elsewhere", "verdict"]
+    full = ["argument", "better", "worse", "measure", "difference", "low", "high", "p", "elsewhere", "verdict"]
+    how = (
+        "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
+        "otherwise. Elsewhere is the same difference on all that the argument does not speak of: larger objects, pixels "
+        "farther from boundaries, the other classes."
+    )
+    table: list[str | Table] = [Table("claims", header, rows, numbers=(full, numbers)), how] if rows else []
+    return Section("The arguments, measured", [*said, *table])
+
+
+def holds(difference: Difference) -> str:
+    """Whether an argument stands."""
+    if difference.low > 0:
+        return "holds"
+    return "does not hold" if difference.high < 0 else "is open"
+
+
+def in_words(claim: Claim, here: Difference, elsewhere: Difference | None) -> str:
+    """A claim's measurement as a sentence."""
+    sign = "above" if here.value >= 0 else "below"
+    size = Interval(abs(here.value), *sorted((abs(here.low), abs(here.high)))) if here.low * here.high > 0 else here
+    said = f"{claim.better} is {points(size)} points {sign} {claim.worse} in {claim.measure}"
+    if not elsewhere:
+        return f"{said}."
+    if here.value > 0 and elsewhere.value >= here.value:
+        return f"{said}; elsewhere the difference is no smaller, {points(elsewhere)}, so more than this is at work."
+    return f"{said}; elsewhere the difference is {points(elsewhere)}."
+
+
+def differences(comparison: Comparison) -> Section | None:
+    """All pairs."""
+    if not comparison.pairs:
+        return None
+    rows = [
+        [
+            f"{pair.better} over {pair.worse}",
+            points(pair),
+            p_value(pair.p),
+            p_value(pair.adjusted),
+            "yes" if pair.significant else "no",
+        ]
+        for pair in comparison.pairs
+    ]
+    numbers = [
+        [pair.better, pair.worse, *(f"{100 * v:.3f}" for v in (pair.value, pair.low, pair.high)), pair.p, pair.adjusted]
+        for pair in comparison.pairs
+    ]
+    full = ["better", "worse", "difference", "low", "high", "p", "p adjusted"]
+    header = ["pair", "difference in mean IoU", "p", "p, Holm", "differ"]
+    return Section(
+        "Which differences are sure", [*sentences(comparison.pairs), Table("pairs", header, rows, numbers=(full, numbers))]
+    )
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is printed."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def classes(comparison: Comparison) -> Section:
+    """IoU of every class and network."""
+    names = list(comparison.groups)
+    values = np.array([
+        np.asarray(torch.stack([one.scores["iou"] for one in group]).nanmean(0)) for group in comparison.groups.values()
+    ]).T  # fmt: skip
+    rows = [[name, *(percent(value) for value in line)] for name, line in zip(comparison.classes, values, strict=True)]
+    sheet = Plot("class_iou", "IoU of each class and network", plots.class_map(names, comparison.classes, values))
+    return Section("IoU of each class", [Table("classes", ["class", *names], rows, heat=True, sheet=sheet)])
+
+
+def objects(comparison: Comparison) -> Section | None:
+    """Small objects and large ones."""
+    if not comparison.has_strata:
+        return None
+    bins, found = comparison.by_size()
+    if not bins:
+        return None
+    labels = [size(k) for k in bins]
+    figure = plots.steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
+    how = (
+        "An object is a connected region of one class. What is missed counts at the size of the object in the truth, what is "
+        "wrongly seen at the size of the region in the prediction; over all sizes both add up to the plain confusion matrix. "
+        f"The mean is over the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
+        f"Lines: 95 % intervals from {ROUGH:,} resamples."
+    )
+    says = "Mean IoU by the size of objects, a line for each network"
+    table = interval_table("objects", "network", labels, found)
+    return Section("Small and large objects", [Plot("objects", says, figure), table, how])
+
+
+def start(k: int) -> str:
+    """The least pixels of a bin of object sizes, shortly."""
+    low = (1, *SIZES)[k]
+    return f"{low // 1024}k" if low >= 1024 else str(low)
+
+
+def size(k: int) -> str:
+    """A bin of object sizes in words."""
+    low, high = (0, *SIZES)[k], (*SIZES, None)[k]
+    return f"< {high}" if not low else f"≥ {low}" if high is None else f"{low} to {high - 1}"
+
+
+def boundaries(comparison: Comparison) -> Section | None:
+    """How sharp the boundaries are."""
+    if not comparison.has_strata:
+        return None
+    found = comparison.by_width()
+    figure = plots.lines(
+        WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
+        {w: str(w) for w in (1, 2, 3, 5, 10, 20, 40)},
+    )  # fmt: skip
+    band = {name: [one] for name, one in comparison.boundary_iou().items()}
+    chosen = [w for w in WIDTHS if w in (1, 2, 3, 5, 10, 20, 40)]
+    table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
+    how = (
+        "A band holds the pixels at most so far (chessboard distance) from where the truth's value changes, void included; a "
+        "line that falls to the left is a network that errs at boundaries. Boundary IoU compares the inner rims of true and "
+        "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary."
+    )
+    header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
+    says = "Mean IoU within bands around the true boundaries, a line for each network"
+    return Section(
+        "Boundaries", [Plot("boundaries", says, figure), interval_table("boundaries", "network", header, table), how]
+    )
+
+
+def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> Table:
+    """Intervals by network (rows); the CSV has their ends in columns of their own."""
+    rows = [
+        [network, *(points(one) if not np.isnan(one.value) else "-" for one in intervals)]
+        for network, intervals in found.items()
+    ]
+    numbers = [
+        [network, column, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
+        for network, intervals in found.items()
+        for column, one in zip(header, intervals, strict=True)
+    ]
+    return Table(name, [first, *header], rows, numbers=([first, "where", "mean IoU", "low", "high"], numbers))
+
+
+def images(comparison: Comparison) -> Section | None:
+    """Easy images and hard ones."""
+    groups, found = comparison.by_difficulty()
+    if groups < 2:
+        return None
+    labels = ["easiest", *([""] * (groups - 2)), "hardest"]
+    figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
+    how = "Images are ordered by the share of their pixels that these networks get wrong on average."
+    table = interval_table("difficulty", "network", [f"group {k + 1}" for k in range(groups)], found)
+    says = "Mean IoU on easy and on hard images, a line for each network"
+    return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
+
+
+def cost(comparison: Comparison) -> Section:
+    """What each network costs."""
+    rows, numbers = [], []
+    for name, group in comparison.groups.items():
+        record = group[0].record
+        measured = record.get("cost") or {}
+        speed, memory = measured.get("images_per_second"), measured.get("memory_gb")
+        facts = described(group[0])
+        theirs = [f"{facts[0] / 1e9:.2f}", f"{facts[1] / 1e6:.0f}"] if facts else ["-", "-"]
+        shown = [f"{speed:.3g}" if speed else "-", f"{memory:.2f}" if memory else "-"]
+        rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
+        numbers.append(
+            [name, record["parameters"], *(facts or ("", "")), speed or "", memory or "", measured.get("device", "")]
+        )
+    header = ["network", "parameters", "multiply-adds, 10⁹", "maps of one image, MB", "images a second", "GPU memory, GB"]
+    full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device"]
+    first = comparison.results[0].record.get("cost") or {}
+    how = "Images a second are those of the evaluation, from the image on the device to its confusion matrix"
+    where = f", on {first['device']}, {first['batch_size']} at a time" if first else ""
+    size = f" Multiply-adds and maps are of one image of {first['size'][0]} x {first['size'][1]} pixels." if first else ""
+    return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), f"{how}{where}.{size}"])
+
+
+def described(result: Result) -> tuple[int, int] | None:
+    """Multiply-adds of the run's network on an image of its evaluation, and the bytes of its maps; None if nobody can tell."""
+    measured, config = result.record.get("cost"), result.folder / "config.yaml"
+    if not measured or not config.is_file():
+        return None
+    net: dict[str, Any] = yaml.safe_load(config.read_text())["model"]["net"]
+    module, _, name = net["class_path"].rpartition(".")
+    if not module.startswith("dilated_seg.models") or name not in models.__all__:
+        return None  # nothing is imported because a file names it
+    given = {**(net.get("init_args") or {}), "num_classes": len(result.record["classes"])}
+    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+    found = describe(call, tuple(measured["size"]))
+    return found.multiply_adds, found.bytes
+
+
+def training(comparison: Comparison) -> Section:
+    """How they learnt."""
+    histories = [(one.name, history(one.folder)) for group in comparison.groups.values() for one in group]
+    drawn = (
+        ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
+        ("curve_loss", "Training loss over steps", "train/loss", "training loss", False),
+    )
+    made = [(name, says, plots.curves(histories, key, label, comparison.numbers, pct)) for name, says, key, label, pct in drawn]
+    return Section("Training", [Plot(name, says, figure) for name, says, figure in made if figure])
+
+
+def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
+    """The protocol, the commands, and the folder of every run."""
+    apart = different(comparison.results)
+    facts = {k: v for k, v in comparison.results[0].record["protocol"].items() if k not in apart}
+    runs = []
+    for one in comparison.results:
+        own = [str(one.record["protocol"][key]) for key in apart]
+        runs.append([one.name, str(one.seed), *own, f"`{one.folder}`"])
+    verb = "test" if comparison.results[0].record["protocol"]["split"] == "test" else "validate"
+    first = comparison.results[0].folder
+    again = [
+        f"dilated-seg fit --config {first}/config.yaml --run_dir NEW   # trains a run again",
+        f"dilated-seg {verb} --config {first}/config.yaml --ckpt_path {first}/checkpoints/last.ckpt   # evaluates it again",
+    ]
+    return Section("How this was measured", [
+        Table("protocol", ["protocol", ""], [[key, str(value)] for key, value in facts.items()]),
+        Commands([*commands, *again]),
+        Table("runs", ["network", "seed", *apart, "folder"], runs),
+        "Mean IoU is of the whole split: one confusion matrix, never a mean over images. All numbers were read from these "
+        "folders; those of every run are in results.parquet, those of every table in a CSV file of its name.",
+    ])  # fmt: skip
