@@ -248,7 +248,7 @@ def test_what_differs_between_protocols_is_said_to_differ(study):
     other.record["protocol"]["checkpoint"] = "best, step 2"
     assert "checkpoint: differs" in report.shared_protocol([one, other])
     table = measured(Comparison([one, other]), []).blocks[-2]
-    assert [row[:3] for row in table.rows] == [["a", "0", "last, step 5"], ["a", "1", "best, step 2"]]
+    assert [row[:3] for row in table.rows] == [["a", "0", "last, step 6"], ["a", "1", "best, step 2"]]
 
 
 def test_numbers_of_different_splits_are_not_compared(study, tmp_path):
