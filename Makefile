@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test lint notebooks clean
 
-quickstart: $(VENV)/installed  ## train seven networks on pictures drawn by code, compare them (4 minutes on 2 cores)
+quickstart: $(VENV)/installed  ## train seven networks on pictures drawn by code, compare them (5 minutes on 2 cores)
 	$(BIN)/dilated-seg ablate experiments/quickstart.yaml
 
 test: $(VENV)/installed  ## everything CI runs

@@ -22,6 +22,7 @@ from dilated_seg.segmenter import Segmenter, load
 from dilated_seg.trained import dataset_of, labelled
 
 IMAGES = 3  # of each kind
+SHEET = 4  # in one picture
 
 Line = tuple[str, Sequence[tuple[str, np.ndarray]]]  # a title, and pictures with what stands below each
 
@@ -31,9 +32,10 @@ def section(comparison: Comparison) -> Section | None:
     first = [group[0] for group in comparison.groups.values()]
     names = comparison.results[0].images[0]
     scores = np.array([mean_iou(counts(result.images[1])) for result in first])  # of each network and image
-    kept = [k for k, name in enumerate(names) if all(file(result, name, "prediction").is_file() for result in first)]
-    kinds = {"one of the split": kept[:IMAGES], **telling(scores)}
-    note = fill(first, sorted({k for chosen in kinds.values() for k in chosen} - set(kept)))
+    kinds = telling(scores)
+    shown = {k for chosen in kinds.values() for k in chosen}
+    kinds = {"one of the split": [k for k in spread(len(names)) if k not in shown][:IMAGES], **kinds}
+    note = fill(first, sorted({k for chosen in kinds.values() for k in chosen}))
     rows = [
         (f"{names[k]}: {kind}", pictures(first, names[k], scores[:, k]))
         for kind, chosen in kinds.items()
@@ -42,13 +44,19 @@ def section(comparison: Comparison) -> Section | None:
     ]
     if not rows:
         return Section("Images", [note]) if note else None
-    sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.contact_sheet(rows))
+    few = [row for k, row in enumerate(rows) if k % IMAGES < 2][:SHEET]
+    sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.contact_sheet(few))
     how = (
         "Below a prediction stands the mean IoU of this image alone. Networks differ where these numbers do; hardest are "
         "those with the lowest mean over networks."
     )
     blocks: list[str | Pictures] = [Pictures(rows, sheet, legend(comparison, first[0], names))]
     return Section("Images", [*([note] if note else []), *blocks, how])
+
+
+def spread(images: int) -> list[int]:
+    """Images evenly spread over the split: those that runs keep pictures of."""
+    return sorted({int(k) for k in np.linspace(0, images - 1, 2 * IMAGES)})
 
 
 def telling(scores: np.ndarray) -> dict[str, list[int]]:

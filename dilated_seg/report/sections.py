@@ -298,7 +298,7 @@ def cost(comparison: Comparison) -> Section:
         measured = record.get("cost") or {}
         speed, memory = measured.get("images_per_second"), measured.get("memory_gb")
         facts = described(group[0])
-        theirs = [f"{facts[0] / 1e9:.2f}", f"{facts[1] / 1e6:.0f}"] if facts else ["-", "-"]
+        theirs = [f"{facts[0] / 1e9:.3g}", f"{facts[1] / 1e6:.3g}"] if facts else ["-", "-"]
         shown = [f"{speed:.3g}" if speed else "-", f"{memory:.2f}" if memory else "-"]
         rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
         numbers.append(
