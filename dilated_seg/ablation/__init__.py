@@ -90,7 +90,8 @@ def conclude(ablation: Ablation, command: str | None = None, wandb: bool = False
             except UserError as error:  # such as a run that was trained elsewhere and came without its checkpoint
                 print(f"receptive fields are not in the report: {error}", file=sys.stderr)
         without = [one.label for one, _ in missing if one.compared]
-        compare(folders, ablation.folder, ablation.evaluation, names, without, ablation.claims, command, wandb)
+        split, claims, title = ablation.evaluation, ablation.claims, f"Comparison: {ablation.name}"
+        compare(folders, ablation.folder, split, names, without, claims, command, wandb, title)
     for one, chain in missing:
         place = log if (log := ablation.log(chain)).exists() else one.folder
         print(f"{one.label} {failure(one, chain) or 'is not finished'} (see {place})", file=sys.stderr)

@@ -38,6 +38,7 @@ def compare(
     claims: Sequence[Claim] = (),
     command: str | None = None,
     wandb: bool = False,
+    title: str = "Comparison",
 ) -> Path:
     """Read one evaluation of each run and compare them; gives the page.
 
@@ -50,6 +51,7 @@ def compare(
         claims: What to put to the test.
         command: That trained and evaluated all of this.
         wandb: Whether to log the report to W&B as well.
+        title: Of the page.
 
     Raises:
         UserError: A folder is no run, or the runs have no evaluation in common.
@@ -60,7 +62,7 @@ def compare(
     comparison = Comparison([read(folder, evaluation, name) for folder, name in zip(folders, labels, strict=True)])
     out = Path(out)
     again = shlex.join(["dilated-seg", "report", *map(str, runs), "--out", str(out), "--evaluation", evaluation])
-    write("Comparison", sections.all_of(comparison, missing, claims, [command] if command else [again]), out)
+    write(title, sections.all_of(comparison, missing, claims, [command] if command else [again]), out)
     write_results(comparison.results, out / "results.parquet")
     show(comparison)
     if missing:
