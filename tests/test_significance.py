@@ -88,13 +88,53 @@ def test_intervals_over_seeds_cover_the_mean_over_all_seeds_of_all_images():
     assert called / 400 <= 0.05
 
 
-def test_one_seed_says_less_than_it_seems_and_three_say_so():
+@pytest.mark.parametrize("seeds", [(1, 1, 1, 1, 1), (2, 2, 2, 2, 2), (3, 3, 3, 3, 3), (1, 3, 1, 3, 1)], ids=str)
+def test_of_five_equal_networks_any_two_are_called_different_in_5_of_100_studies(seeds):
+    world = World(6, seed=3)
+    quality, studies, called = np.linspace(2, 0.5, 6), 200, 0
+    trained = [world.network(quality + world.rng.normal(0, 0.1 * (max(seeds) > 1), 6)) for _ in range(40)]
+    for study in range(studies):
+        seen = world.rng.integers(0, POPULATION, 64)
+        drawn = iter([trained[k][seen] for k in world.rng.choice(40, sum(seeds), replace=False)])
+        networks = {str(name): [next(drawn) for _ in range(number)] for name, number in enumerate(seeds)}
+        called += any(pair.significant for pair in Bootstrap(networks, 400, study).pairs())
+    assert called <= 0.05 * studies
+
+
+def test_seeds_that_differ_make_an_interval_wider_also_of_a_network_with_one():
     world = World(4, seed=1)
     seen = world.rng.integers(0, POPULATION, 400)
     runs = [world.network(np.ones(4) + shift)[seen] for shift in (-0.4, 0.0, 0.4)]
     other = world.network(np.ones(4))[seen]
-    alone, three = (Bootstrap({"a": seeds, "b": [other]}, 2000).difference("a", "b") for seeds in (runs[1:2], runs))
-    assert three.high - three.low > 3 * (alone.high - alone.low)
+    alone, three = (Bootstrap({"a": seeds, "b": [other]}, 2000) for seeds in (runs[1:2], runs))
+    for name in ("a", "b"):
+        narrow, wide = alone.interval(name), three.interval(name)
+        assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_where_only_few_images_differ_nobody_can_tell():
+    rng = np.random.default_rng(0)
+    one = rng.integers(10, 50, (200, 3, 3))
+    other = one.copy()
+    other[:5] += 20 * np.eye(3, dtype=np.int64)
+    found = Bootstrap({"a": [counts(one)], "b": [counts(other)]}).difference("b", "a")
+    assert found.value > 0 and np.isnan(found.low) and found.p == 1
+    assert points(found) == f"{100 * found.value:.1f}"
+
+
+def test_images_without_a_valid_pixel_say_nothing():
+    rng = np.random.default_rng(0)
+    matrices = rng.integers(10, 50, (2, 30, 3, 3))
+    padded = np.concatenate([matrices, np.zeros((2, 300, 3, 3), np.int64)], axis=1)
+    plain, with_void = (Bootstrap({"a": [counts(m[0])], "b": [counts(m[1])]}, 500) for m in (matrices, padded))
+    assert plain.difference("a", "b") == with_void.difference("a", "b")
+
+
+def test_a_difference_of_differences_of_the_same_is_nothing():
+    a, b = some_counts(0), some_counts(1)
+    bootstrap = Bootstrap({"a": [a], "b": [b], "a again": [a], "b again": [b]}, 500)
+    found = bootstrap.contrast({"a": 1, "b": -1, "a again": -1, "b again": 1})
+    assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
 def test_the_same_predictions_are_never_different():

@@ -2,20 +2,23 @@
 
 Networks are compared on the same images, so each resample draws images once for all of them (Efron and Tibshirani, "An
 Introduction to the Bootstrap", 1993, chapters 8 and 13), adds up the integers of those that were drawn and takes the mean IoU
-of each network from its sums, as the split's own is taken. Three things make the intervals hold what they promise on the few
-images that there often are; ``tests/test_significance.py`` simulates studies to see that they do:
+of each network from its sums, as the split's own is taken. What it takes to hold what 95 % promise on the few images and seeds
+that there often are; ``tests/test_significance.py`` simulates studies to see that it does:
 
 - A resample of few images, some with large rare objects, varies too little. Its deviations are enlarged by how much the
   jackknife's standard error exceeds the bootstrap's.
-- Means of a handful of seeds are not normal. The interval is widened as Student's t is wider than the normal distribution, for
-  the degrees of freedom of images and seeds together (Welch and Satterthwaite).
+- A handful of seeds says little about their spread. All networks are taken to vary alike over seeds, so their residuals are
+  pooled, and a network of one seed has the spread of the others.
 - That seeds differ is partly that each has its own luck with these very images, which resampling images shows already. This
-  part, read from the jackknife, is taken off what seeds contribute, from three seeds on.
+  part, read from the jackknife, is taken off what seeds contribute.
+- Means of few numbers are not normal. Intervals and p-values are at least as wide as Student's t is, for the degrees of freedom
+  of images and seeds together (Welch and Satterthwaite).
+- Where networks differ on a few images only, no resampling can tell what others would show: then there is no interval.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import accumulate, combinations
 
 import numpy as np
 from scipy import stats
@@ -26,12 +29,13 @@ Counts = np.ndarray  # int64 (N, 3, C): pixels of each image and class that are 
 Seeds = Sequence[Counts]  # of one network, one array a seed, all of the same images
 
 LEVEL = 0.95
+LEAST = 10  # images that two networks must differ on, or that one must err on, to say how sure that is
 CHUNK = 500  # resamples at a time
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval that covers the truth in 95 of 100 studies; fractions of 1."""
+    """An estimate and the interval that covers the truth in 95 of 100 studies; fractions of 1. NaN: nobody can tell."""
 
     value: float
     low: float
@@ -57,15 +61,25 @@ class Difference(Interval):
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Of seeds: residuals to draw from, their variance without and with the luck of these images, degrees of freedom."""
+
+    residuals: np.ndarray
+    own: float
+    variance: float
+    freedom: int
+
+
+@dataclass(frozen=True)
 class Draws:
     """One network, seen by all resamples: what it takes to compare it with another."""
 
     value: float  # mean over seeds of the mean IoU
     images: np.ndarray  # (R,) the same on resampled images
-    seeds: np.ndarray  # (R,) what resampling seeds adds to it
-    seed_variance: float  # of the mean over seeds
-    seed_freedom: int
+    seeds: np.ndarray  # (R,) what other seeds would add to it
+    number: int  # of its seeds
     without: np.ndarray  # (N,) the value without each image
+    counts: np.ndarray  # (N, 3, C) mean over seeds
 
 
 def counts(matrices: np.ndarray) -> Counts:
@@ -87,6 +101,7 @@ class Bootstrap:
 
     Args:
         networks: Of each name, the counts (N, 3, C) of every seed. Seeds of different networks are not paired, images are.
+            Images in which nobody counted a pixel are left out.
         resamples: How many; 10,000 of 1,449 images and 21 classes take about a second.
         seed: Of the resampling, which is a pure function of it.
 
@@ -95,29 +110,40 @@ class Bootstrap:
     """
 
     def __init__(self, networks: Mapping[str, Seeds], resamples: int = 10_000, seed: int = 0) -> None:
-        runs = [run for seeds in networks.values() for run in seeds]
-        if len({run.shape for run in runs}) != 1:
+        if len({run.shape for seeds in networks.values() for run in seeds}) != 1:
             raise UserError("the networks were not counted on the same number of images and classes: compare them apart")
-        self.size = len(runs[0])
+        runs = np.stack([run for seeds in networks.values() for run in seeds])
+        runs = runs[:, runs.any((0, 2, 3))]
+        self.size = runs.shape[1]
         rng = np.random.default_rng(seed)
-        drawn = resampled(np.stack(runs), resamples, rng)
+        drawn = resampled(runs, resamples, rng)
+        values = mean_iou(runs.sum(1))
+        without = np.stack([mean_iou(run.sum(0) - run) for run in runs])  # (K, N)
+        ends = accumulate(len(seeds) for seeds in networks.values())
+        own = [slice(end - len(seeds), end) for end, seeds in zip(ends, networks.values(), strict=True)]
+        self.seeds = seed_spread([values[k] for k in own], [without[k] for k in own])
         self.networks: dict[str, Draws] = {}
-        for name, seeds in networks.items():
-            mine, drawn = drawn[: len(seeds)], drawn[len(seeds) :]
-            self.networks[name] = draws(seeds, mine, rng)
+        for name, k in zip(networks, own, strict=True):
+            number = k.stop - k.start
+            pool = self.seeds.residuals
+            apart = rng.choice(pool, (number, resamples)).mean(0) if len(pool) else np.zeros(resamples)
+            mean = float(values[k].mean())
+            self.networks[name] = Draws(mean, drawn[k].mean(0), apart, number, without[k].mean(0), runs[k].mean(0))
 
     def interval(self, name: str) -> Interval:
         """The mean IoU of a network, mean over its seeds.
 
         With few images and rare classes this interval of an absolute value is less sure than that of a difference.
         """
-        nothing = Draws(0.0, none := np.zeros_like(self.networks[name].images), none, 0.0, 1, np.zeros(self.size))
-        value, low, high, _ = self._between(self.networks[name], nothing)
+        hits, truth, predicted = self.networks[name].counts.transpose(1, 0, 2)
+        errs = int(((hits != truth) | (hits != predicted)).any(1).sum())
+        value, low, high, _ = self._contrast({name: 1}, errs)
         return Interval(value, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
 
     def difference(self, better: str, worse: str) -> Difference:
         """The mean IoU of one network minus that of another, compared for itself: nothing is adjusted."""
-        value, low, high, p = self._between(self.networks[better], self.networks[worse])
+        differ = self.networks[better].counts != self.networks[worse].counts
+        value, low, high, p = self._contrast({better: 1, worse: -1}, int(differ.any((1, 2)).sum()))
         return Difference(value, float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), better, worse, p, p)
 
     def pairs(self) -> list[Difference]:
@@ -126,26 +152,38 @@ class Bootstrap:
         found = [self.difference(better, worse) for better, worse in combinations(order, 2)]
         return [replace(one, adjusted=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
 
-    def _between(self, one: Draws, other: Draws) -> tuple[float, float, float, float]:
-        """Difference, ends of its interval, p-value; with a single image nothing is known but the difference."""
-        value = float(one.value - other.value)
-        if self.size < 2 or np.isnan(value):
+    def contrast(self, signs: Mapping[str, int]) -> Interval:
+        """A sum of mean IoUs with these signs, such as a difference of two differences."""
+        return Interval(*self._contrast(signs, self.size)[:3])
+
+    def _contrast(self, signs: Mapping[str, int], informative: int) -> tuple[float, float, float, float]:
+        """Value, ends of its interval and p-value; ``informative`` images speak for it at all."""
+        terms = [(sign, self.networks[name]) for name, sign in signs.items()]
+        value = float(sum(sign * one.value for sign, one in terms))
+        if informative == 0 and len(terms) > 1:
+            return value, value, value, 1.0  # the same predictions
+        if informative < LEAST or np.isnan(value):
             return value, np.nan, np.nan, 1.0
-        images = one.images - other.images
+        images, seeds, without = (
+            sum(sign * getattr(one, part) for sign, one in terms) for part in ("images", "seeds", "without")
+        )
         spread = float(np.nanstd(images))
-        left_out = one.without - other.without
-        jackknife = float(np.sqrt((self.size - 1) * np.nanvar(left_out)))
+        jackknife = float(np.sqrt((self.size - 1) * np.nanvar(without)))
         enlarged = max(1.0, jackknife / spread) if spread else 1.0
-        parts = [((enlarged * spread) ** 2, self.size - 1)]
-        parts += [(network.seed_variance, network.seed_freedom) for network in (one, other)]
-        total, weighted = sum(v for v, _ in parts), sum(v * v / n for v, n in parts)
-        tail = (1 + LEVEL) / 2
-        wider = stats.t.ppf(tail, total**2 / weighted) / stats.norm.ppf(tail) if weighted else 1.0
-        deviations = enlarged * (images - value) + one.seeds - other.seeds
+        among = sum(1 / one.number for _, one in terms)
+        total = (enlarged * spread) ** 2 + self.seeds.own * among
+        sure = (enlarged * spread) ** 4 / (self.size - 1) + (self.seeds.variance * among) ** 2 / max(1, self.seeds.freedom)
+        freedom, tail = total**2 / sure if sure else np.inf, (1 + LEVEL) / 2
+        wider = stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+        # The mean IoU of resamples lies too low, as they have fewer classes and images; in a difference that cancels.
+        middle = np.nanmean(images) if len(terms) == 1 else value
+        deviations = enlarged * (images - middle) + seeds
         found = (value + wider * deviations)[~np.isnan(images)]
         low, high = np.quantile(found, [1 - tail, tail])
-        p = min(1.0, 2 * (1 + min((found <= 0).sum(), (found >= 0).sum())) / (1 + len(found)))
-        return value, float(low), float(high), float(p)
+        p = 2 * (1 + min((found <= 0).sum(), (found >= 0).sum())) / (1 + len(found))
+        if total:
+            p = max(p, 2 * stats.t.sf(abs(value) / np.sqrt(total), freedom))
+        return value, float(low), float(high), float(min(1.0, p))
 
 
 def resampled(runs: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -161,22 +199,28 @@ def resampled(runs: np.ndarray, resamples: int, rng: np.random.Generator) -> np.
     return np.concatenate(found).T
 
 
-def draws(seeds: Seeds, images: np.ndarray, rng: np.random.Generator) -> Draws:
-    """A network from its seeds, and the mean IoU of each on resampled images (S, R)."""
-    values = np.array([float(mean_iou(run.sum(0))) for run in seeds])
-    without = np.stack([mean_iou(run.sum(0) - run) for run in seeds])  # (S, N)
-    number, size = without.shape
-    if number == 1:
-        return Draws(float(values[0]), images[0], np.zeros(images.shape[1]), 0.0, 1, without[0])
-    variance = float(values.var(ddof=1))
-    own = variance
-    if number > 2 and size > 1:  # of two, what is their own luck cannot be told from what is not
-        luck = without - without.mean(0) - (without.mean(1, keepdims=True) - without.mean())
-        own = max(0.0, variance - float((luck**2).sum()) / (number - 1) * (size - 1) / size)
-    share = rng.multinomial(number, [1 / number] * number, images.shape[1]).T / number - 1 / number
-    enlarged = np.sqrt(number / (number - 1) * (own / variance if variance else 0.0))
-    apart = enlarged * (share * images).sum(0)
-    return Draws(float(values.mean()), images.mean(0), apart, own / number, number - 1, without.mean(0))
+def seed_spread(values: Sequence[np.ndarray], without: Sequence[np.ndarray]) -> Spread:
+    """How far a seed's mean IoU lies from its network's mean, of all networks together.
+
+    Args:
+        values: The mean IoU of each seed, for each network.
+        without: The same without each image (seeds, N), for each network.
+    """
+    several = [k for k, own in enumerate(values) if len(own) > 1]
+    freedom = sum(len(values[k]) - 1 for k in several)
+    if not freedom:
+        return Spread(np.zeros(0), 0.0, 0.0, 0)
+    residuals = np.concatenate([
+        (values[k] - values[k].mean()) * np.sqrt(len(values[k]) / (len(values[k]) - 1)) for k in several
+    ])  # fmt: skip
+    variance = sum(float(((values[k] - values[k].mean()) ** 2).sum()) for k in several) / freedom
+    size, luck = without[0].shape[1], 0.0
+    if freedom > 1 and size > 1:  # of one difference, what is luck cannot be told from what is not
+        for k in several:
+            own = without[k] - without[k].mean(0)
+            luck += float(((own - own.mean(1, keepdims=True)) ** 2).sum()) * (size - 1) / size / freedom
+    kept = max(0.0, variance - luck)
+    return Spread(residuals * np.sqrt(kept / variance if variance else 0.0), kept, variance, freedom)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -215,7 +259,9 @@ def sentences(pairs: Sequence[Difference]) -> list[str]:
 
 
 def points(interval: Interval) -> str:
-    """An interval in percentage points, as 1.5 [0.9, 2.2]."""
+    """An interval in percentage points, as 1.5 [0.9, 2.2]; the value alone if nobody can tell how sure it is."""
+    if np.isnan(interval.low):
+        return "-" if np.isnan(interval.value) else f"{100 * interval.value:.1f}"
     value, low, high = (f"{100 * number:.1f}" for number in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
 
