@@ -1,15 +1,15 @@
 """Where in an image a network errs: a valid pixel lies in one stratum, by the size of its object or by how near a boundary is.
 
-An evaluation counts pixels of (stratum, class, class predicted) for each of four stratifications, so what stands in the strata
+An evaluation counts pixels of (stratum, class, class predicted) for each of three stratifications, so what stands in the strata
 of an image adds up to its confusion matrix. Void, where a mask has ``ignore_index``, is in no stratum; it is void in the
-prediction as well, so that a perfect prediction has the truth's objects and boundaries. In all four it is a value like a class:
-it ends objects and has a boundary. The image's border is no boundary.
+prediction as well, so that a perfect prediction has the truth's boundaries. In all of them it is a value like a class: it ends
+objects and has a boundary. The image's border is no boundary.
 
-``truth_size`` is by the pixels of the connected region of one class (8 neighbours) that a pixel lies in, and ``predicted_size``
-by those of the region that it lies in as predicted. ``boundary`` is by the chessboard distance to the nearest pixel of another
-value in the mask. ``boundary_iou`` says whether a pixel lies within d of another value: in truth, in the prediction, in both.
-It is for Boundary IoU (Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021,
-https://arxiv.org/abs/2103.16562), which takes the image's border for a boundary too.
+``size`` is by the pixels of the connected region of one class (8 neighbours) in the mask that a pixel lies in. ``boundary`` is
+by the chessboard distance to the nearest pixel of another value in the mask. ``boundary_iou`` says whether a pixel lies within
+d of another value: in truth, in the prediction, in both. It is for Boundary IoU (Cheng et al., "Boundary IoU: Improving
+Object-Centric Image Segmentation Evaluation", CVPR 2021, https://arxiv.org/abs/2103.16562), which takes the image's border for
+a boundary too.
 """
 
 import math
@@ -25,7 +25,7 @@ DIAGONAL = 0.02  # of the image's diagonal is d, the width of Boundary IoU's ban
 NEITHER, TRUTH, PREDICTION, BOTH = range(4)  # which of them has a boundary near: the strata of ``boundary_iou``
 
 # Strata of each stratification. Those of ``boundary`` are 0, which is empty, the distances 1 to WIDTH, and all beyond.
-STRATA = {"truth_size": len(SIZES) + 1, "predicted_size": len(SIZES) + 1, "boundary": WIDTH + 2, "boundary_iou": 4}
+STRATA = {"size": len(SIZES) + 1, "boundary": WIDTH + 2, "boundary_iou": 4}
 
 
 def strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ignore_index: int = 255) -> dict[str, np.ndarray]:
@@ -80,11 +80,8 @@ def counts_of_runs(
     """
     starts = runs(pair * pair.dtype.type(4) + bands)
     lengths = np.diff(starts, append=pair.size)
-    sizes, run = regions(values)
-    run = run.reshape(2, -1)
-    strata = {
-        "truth_size": sizes[run[0, starts]], "predicted_size": sizes[run[1, starts]], "boundary_iou": bands.ravel()[starts]
-    }  # fmt: skip
+    sizes, run = regions(values[0])
+    strata = {"size": sizes[run[starts]], "boundary_iou": bands.ravel()[starts]}
     image, pairs = starts // math.prod(pair.shape[1:]), pair.ravel()[starts]
     found = {}
     for name, stratum in strata.items():

@@ -128,7 +128,7 @@ def report(tmp_path_factory):
         evaluated(folder / "same", noisy(2), fields=True),
     ]
     said = [
-        Claim("details are kept", "good", "blind", objects=16),
+        Claim("details are kept", "good", "blind", classes=(CLASSES[2],), objects=16),
         Claim("blindness helps", "blind", "good", classes=(CLASSES[2],)),
         Claim("nothing differs", "same", "good", boundary=3),
     ]
@@ -144,8 +144,8 @@ def rows(file):
 def test_arguments_hold_or_not_as_they_were_measured(report):
     assert [row["verdict"] for row in rows(report / "claims.csv")] == ["holds", "does not hold", "is open"]
     text = (report / "report.md").read_text()
-    assert "**details are kept: holds.** good is " in text
-    assert "**blindness helps: does not hold.** blind is " in text and "points below good" in text
+    assert "**details are kept: holds.** good minus blind: " in text
+    assert "**blindness helps: does not hold.** blind minus good: -" in text
 
 
 def test_the_numbers_are_those_of_the_evaluations(report):
@@ -282,7 +282,7 @@ def test_runs_without_strata_are_compared_without_them_and_claims_about_them_are
     runs = [evaluated(tmp_path / "a", noisy(), strata=False), evaluated(tmp_path / "b", perfect())]
     compare(runs, tmp_path / "out", claims=[Claim("details", "b", "a", objects=16)])
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "**details: not measured.** a run has no strata: evaluate it again." in text
+    assert "**details: not measured.** A run has no strata: evaluate it again." in text
     assert "Boundaries" not in text and "Receptive fields" not in text
 
 
@@ -356,8 +356,10 @@ def test_the_quickstart_claims_what_the_papers_claim():
     ablation = read_ablation("experiments/quickstart.yaml")
     assert [claim.measure for claim in ablation.claims] == [
         "mean IoU of dot, objects under 64 pixels",
-        "mean IoU within 3 pixels of a boundary",
-        "mean IoU within 3 pixels of a boundary",
+        "mean IoU of dot, objects under 64 pixels",
+        "mean IoU of star, sun, moon, within 3 pixels of a boundary",
+        "mean IoU of wire",
+        "mean IoU of star, sun, moon, within 3 pixels of a boundary",
         "mean IoU of day hill, night hill",
     ]
     assert ablation.probe == 256

@@ -118,7 +118,8 @@ def same_split(results: Sequence[Result]) -> None:
                     f"{results[0].folder} and {result.folder} were not evaluated on the same images and classes "
                     f"({key}: {ours} and {theirs}): compare them apart"
                 )
-        if result.images[0] != results[0].images[0]:
+        ours, theirs = results[0].images, result.images
+        if ours[0] != theirs[0] or not np.array_equal(ours[1].sum(2), theirs[1].sum(2)):
             raise UserError(
                 f"{results[0].folder} and {result.folder} were not evaluated on the same images: compare them apart"
             )

@@ -110,10 +110,11 @@ class Bootstrap:
     """
 
     def __init__(self, networks: Mapping[str, Seeds], resamples: int = 10_000, seed: int = 0) -> None:
-        if len({run.shape for seeds in networks.values() for run in seeds}) != 1:
-            raise UserError("the networks were not counted on the same number of images and classes: compare them apart")
+        if len(shapes := {run.shape for seeds in networks.values() for run in seeds}) != 1 or not shapes.pop()[0]:
+            raise UserError("the networks were not counted on the same images and classes, or on none: compare them apart")
         runs = np.stack([run for seeds in networks.values() for run in seeds])
-        runs = runs[:, runs.any((0, 2, 3))]
+        counted = runs.any((0, 2, 3))
+        runs = runs[:, counted] if counted.any() else runs
         self.size = runs.shape[1]
         rng = np.random.default_rng(seed)
         drawn = resampled(runs, resamples, rng)

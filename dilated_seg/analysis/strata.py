@@ -30,8 +30,8 @@ class Cells:
 class Strata:
     """The strata of an evaluation's N images, of C classes.
 
-    Everything it gives is int64 (N, 3, C): hits, and pixels of the class in the truth and in the prediction, all within what
-    was asked for. IoU is hits / (truth + predicted - hits) of their sums over images; a class that is in neither has none.
+    What it gives is (N, 3, C), int64 but for sizes: hits, and pixels of the class in the truth and in the prediction, all
+    within what was asked for. IoU is hits / (truth + predicted - hits) of their sums over images; a class in neither has none.
 
     Attributes:
         ids: Of the images, in the split's order.
@@ -50,16 +50,18 @@ class Strata:
     cells: dict[str, Cells]
 
     def size(self, low_bin: int, high_bin: int) -> np.ndarray:
-        """Objects whose sizes are in these bins and those between: (N, 3, C).
+        """Objects whose sizes are in these bins and those between: float64 (N, 3, C), hits and truth in whole numbers.
 
-        What is missed is by the size of the object missed, what is wrongly seen by the size of that which was seen. So hits,
-        misses and false alarms of all bins add up to those of the evaluation.
+        Where a class is wrongly seen there is no object of it whose size one could take. So a class's false alarms are shared
+        among sizes in proportion to its true pixels of each: what is seen everywhere scores low at every size. Over all bins
+        hits, misses and false alarms add up to those of the evaluation.
         """
         if not 0 <= low_bin <= high_bin <= len(self.sizes):
             raise UserError(f"objects have sizes of {len(self.sizes) + 1} bins, 0 to {len(self.sizes)}")
-        truth, seen = (self._counted(name, low_bin, high_bin) for name in ("truth_size", "predicted_size"))
-        hits, false = truth[:, 0], seen[:, 2] - seen[:, 0]
-        return np.stack([hits, truth[:, 1], hits + false], 1)
+        here, everywhere = (self._counted("size", *bins) for bins in ((low_bin, high_bin), (0, len(self.sizes))))
+        share = here[:, 1].sum(0) / np.maximum(everywhere[:, 1].sum(0), 1)
+        false = (everywhere[:, 2] - everywhere[:, 0]) * share
+        return np.stack([here[:, 0], here[:, 1], here[:, 0] + false], 1)
 
     def trimap(self, width: int) -> np.ndarray:
         """Pixels no further than ``width`` from a boundary of the truth: (N, 3, C)."""

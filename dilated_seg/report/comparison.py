@@ -1,6 +1,7 @@
 """Several networks on the same images: the numbers of the comparison, each with its interval."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -17,6 +18,19 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, WIDTH)  # of the trim
 LEAST = 5  # images that have objects of a size, for an interval to mean anything
 GROUPS = 5  # of images, from easy to hard
 
+BACKGROUND = "background"  # what Shapes and VOC call it
+
+Count = Callable[[Result], Counts]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim's difference where it speaks of, elsewhere, and how much larger the first is; None if there is no elsewhere."""
+
+    here: Difference
+    elsewhere: Difference | None
+    more: Interval | None
+
 
 class Comparison:
     """The evaluations of networks, grouped by name, best mean first; runs of one name are its seeds.
@@ -32,7 +46,7 @@ class Comparison:
         self.groups = by_name(results)
         self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # their colours
 
-    def bootstrap(self, counted: Callable[[Result], Counts], resamples: int = RESAMPLES) -> Bootstrap:
+    def bootstrap(self, counted: Count, resamples: int = RESAMPLES) -> Bootstrap:
         """Of what is counted of each run."""
         return Bootstrap({name: [counted(result) for result in group] for name, group in self.groups.items()}, resamples)
 
@@ -63,7 +77,7 @@ class Comparison:
 
     def by_size(self) -> tuple[list[int], dict[str, list[Interval]]]:
         """Bins of object sizes that ``LEAST`` images have, and each network's mean IoU in them."""
-        sizes = [strata(self.results[0]).size(k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
+        sizes = [objects(self.results[0], k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
         bins = [k for k, images in enumerate(sizes) if images >= LEAST]
         return bins, self.curves([partial(objects, low=k, high=k) for k in bins])
 
@@ -82,45 +96,58 @@ class Comparison:
         group = difficulty([result.images[1] for result in self.results], groups)
         return groups, self.curves([partial(plain, images=group == k) for k in range(groups)])
 
-    def curves(self, counted: Sequence[Callable[[Result], Counts]]) -> dict[str, list[Interval]]:
+    def curves(self, counted: Sequence[Count]) -> dict[str, list[Interval]]:
         """An interval of each network for each of several ways to count."""
         found = [self.bootstrap(one, ROUGH) for one in counted]
         return {name: [one.interval(name) for one in found] for name in self.groups}
 
-    def verdict(self, claim: Claim) -> tuple[Difference, Difference | None]:
-        """The difference where a claim says that there is one; and of all that it does not speak of, if anything is left.
+    def verdict(self, claim: Claim) -> Verdict:
+        """The difference where a claim says that there is one, and elsewhere.
 
         Raises:
-            UserError: It names a class that there is not, or the runs have no strata.
+            UserError: It names a class that there is not, or the runs have no strata, or nothing of what it speaks of.
         """
         here, elsewhere = self.counted(claim)
-        pair = {name: self.groups[name] for name in (claim.better, claim.worse)}
-        found = [
-            Bootstrap({name: [count(result) for result in group] for name, group in pair.items()}).difference(*pair)
-            for count in (here, elsewhere) if count
-        ]  # fmt: skip
-        return found[0], found[1] if len(found) > 1 and not np.isnan(found[1].value) else None
+        if not here:
+            raise UserError("there is nothing of what it speaks of")
+        places = [("here", here), *([("elsewhere", elsewhere)] if elsewhere else [])]
+        names = {f"{place} {role}": (name, count) for place, count in places
+                 for role, name in (("better", claim.better), ("worse", claim.worse))}  # fmt: skip
+        found = Bootstrap({key: [count(one) for one in self.groups[name]] for key, (name, count) in names.items()})
+        difference = found.difference("here better", "here worse")
+        if not elsewhere:
+            return Verdict(difference, None, None)
+        more = found.contrast({"here better": 1, "here worse": -1, "elsewhere better": -1, "elsewhere worse": 1})
+        return Verdict(difference, found.difference("elsewhere better", "elsewhere worse"), more)
 
-    def counted(self, claim: Claim) -> tuple[Callable[[Result], Counts], Callable[[Result], Counts] | None]:
-        """How to count what a claim speaks of, and the rest."""
+    def counted(self, claim: Claim) -> tuple[Count | None, Count | None]:
+        """How to count what a claim speaks of, and the rest of the same classes, or the other classes; None for nothing.
+
+        Only classes with true pixels count; elsewhere, those of them that have some there.
+        """
         refuse_other_classes([claim], self.classes)
         if (claim.objects or claim.boundary) and not self.has_strata:
             raise UserError("a run has no strata: evaluate it again")
-        chosen = [self.classes.index(name) for name in claim.classes] if claim.classes else list(range(len(self.classes)))
-        rest = [k for k in range(len(self.classes)) if k not in chosen]
+        chosen = [self.classes.index(name) for name in claim.classes or self.classes]
         if claim.objects:
             edge = SIZES.index(claim.objects)
-            return (
-                lambda result: objects(result, 0, edge)[..., chosen],
-                lambda result: objects(result, edge + 1, len(SIZES))[..., chosen],
-            )
-        if claim.boundary:
-            width = claim.boundary
-            return (
-                lambda result: near(result, width)[..., chosen],
-                lambda result: strata(result).band(width + 1, WIDTH + 1)[..., chosen],
-            )
-        return lambda result: plain(result)[..., chosen], (lambda result: plain(result)[..., rest]) if rest else None
+            both: list[Count] = [partial(objects, low=0, high=edge), partial(objects, low=edge + 1, high=len(SIZES))]
+        elif claim.boundary:
+            both = [partial(near, width=claim.boundary), partial(far, width=claim.boundary)]
+        else:
+            others = [k for k in range(len(self.classes)) if k not in chosen]
+            return partial(of, count=plain, classes=chosen), partial(of, count=plain, classes=others) if others else None
+        here, there = ({k for k in chosen if count(self.results[0])[:, 1, k].any()} for count in both)
+        if not here:
+            return None, None
+        rest = partial(of, count=both[1], classes=sorted(here & there)) if here & there else None
+        return partial(of, count=both[0], classes=sorted(here)), rest
+
+
+def of(result: Result, count: Count, classes: Sequence[int]) -> Counts:
+    """What is counted of these classes; of the others nothing."""
+    counted = count(result)
+    return np.where(np.isin(np.arange(counted.shape[2]), classes), counted, 0)
 
 
 def plain(result: Result, images: np.ndarray | None = None) -> Counts:
@@ -130,8 +157,18 @@ def plain(result: Result, images: np.ndarray | None = None) -> Counts:
 
 
 def near(result: Result, width: int) -> Counts:
-    """Pixels at most so far from a boundary."""
-    return strata(result).trimap(width)
+    """Pixels at most so far from a boundary, of the classes that have any."""
+    return occurring(strata(result).trimap(width))
+
+
+def far(result: Result, width: int) -> Counts:
+    """Pixels farther from it, of the classes that have any."""
+    return occurring(strata(result).band(width + 1, WIDTH + 1))
+
+
+def occurring(counted: Counts) -> Counts:
+    """Only classes with true pixels: one merely predicted would count 0 for this network, and for another not at all."""
+    return np.where(counted[:, 1].any(0), counted, 0)
 
 
 def strata(result: Result) -> Strata:
@@ -142,9 +179,10 @@ def strata(result: Result) -> Strata:
 
 
 def objects(result: Result, low: int, high: int) -> Counts:
-    """Objects of these bins of sizes, of the classes that have any: what was wrongly seen of others is no object."""
-    counted = strata(result).size(low, high)
-    return np.where(counted[:, 1].any(0), counted, 0)
+    """Objects of these bins of sizes, of the classes that have any; the background is no object."""
+    counted = occurring(strata(result).size(low, high))
+    background = [name == BACKGROUND for name in result.record["classes"]]
+    return np.where(background, 0, counted)
 
 
 def seeds(groups: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:

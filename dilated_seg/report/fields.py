@@ -11,7 +11,7 @@ from dilated_seg import UserError
 from dilated_seg.analysis import plots, receptive_field
 from dilated_seg.analysis.receptive_field import Context, Measured, within
 from dilated_seg.analysis.receptive_field.pictures import field_map
-from dilated_seg.analysis.significance import Bootstrap, Counts, Interval
+from dilated_seg.analysis.significance import Bootstrap, Counts, Interval, listed
 from dilated_seg.analysis.tables import protocol
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import ROUGH, Comparison
@@ -23,32 +23,45 @@ SHARES = (0.5, 0.9, 0.95)
 HOW = (
     "By its layers a network can see a square of the first column's side. The effective field is how much each pixel of the "
     "image moves the score of the class predicted in its middle (gradient, mean over images); the next columns are the sides "
-    "of the squares that hold so much of it."
+    "of the squares that hold so much of it, for every seed. Drawings are of the first."
 )
 GREY = (
-    "What context buys: pixels drawn from all classes alike, the same for all networks, are to be named while everything "
-    "farther away than so many pixels is grey; in percent named right, with 95 % intervals over images."
+    "What context buys: pixels drawn from all classes alike (fewer of a class that has fewer), the same for all networks, are "
+    "to be named while everything farther away than so many pixels is grey; in percent named right. Lines in the plots are "
+    "95 % intervals."
 )
 
 
 def section(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
-    """Of all runs; None if nobody has measured them."""
-    try:
-        found = {
-            name: [receptive_field.read(one.folder, one.record["evaluation"]) for one in group]
-            for name, group in comparison.groups.items()
-        }
-    except UserError:
+    """Of the networks that were measured; None if none was."""
+    found, without = measured(comparison)
+    if not found:
         return None
     maps = Plot("effective_fields", "Effective receptive field of each network, dashed what it can see", drawn(found))
     blocks: list[str | Table | Plot] = [sides(found), HOW, profiles(comparison, found), maps]
-    everything = [measured for seeds in found.values() for measured in seeds]
-    if same_pixels([measured.context for measured in everything]):
+    everything = [one for seeds in found.values() for one in seeds]
+    if without:
+        blocks.insert(0, f"Not measured, or not of the weights that were evaluated: {listed(without)}.")
+    if same_pixels([one.context for one in everything]):
         blocks.append(GREY)
         far = [claim.classes for claim in claims if claim.classes and not claim.objects and not claim.boundary]
+        far = [names for names in far if set(names) <= set(comparison.classes)]
         for k, classes in enumerate((None, *dict.fromkeys(far)), start=1):
             blocks += context(comparison, found, classes, "context" if k == 1 else f"context_{k}")
     return Section("Receptive fields", [*blocks, f"{protocol({'protocol': everything[0].protocol})}."])
+
+
+def measured(comparison: Comparison) -> tuple[Seeds, list[str]]:
+    """What was measured of the weights that were evaluated, and the networks of which it was not, of every seed."""
+    found: Seeds = {}
+    for name, group in comparison.groups.items():
+        try:
+            seeds = [receptive_field.read(one.folder, one.record["evaluation"]) for one in group]
+        except UserError:
+            continue
+        if all(s.protocol["checkpoint"] == one.record["protocol"]["checkpoint"] for s, one in zip(seeds, group, strict=True)):
+            found[name] = seeds
+    return found, [name for name in comparison.groups if name not in found]
 
 
 def sides(found: Seeds) -> Table:
@@ -113,7 +126,7 @@ def context(
 ) -> list[str | Table | Plot]:  # fmt: skip
     """How each network names pixels, of all classes or of some, from what lies within each radius."""
     radii = next(iter(found.values()))[0].context.radii
-    chosen = [comparison.classes.index(name) for name in classes if name in comparison.classes] if classes else None
+    chosen = [comparison.classes.index(name) for name in classes] if classes else None
     series: dict[str, list[Interval]] = {name: [] for name in found}
     for k in range(len(radii)):
         count = partial(named, radius=k, classes=chosen)

@@ -47,8 +47,8 @@ def section(comparison: Comparison) -> Section | None:
     few = [row for k, row in enumerate(rows) if k % IMAGES < 2][:SHEET]
     sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.contact_sheet(few))
     how = (
-        "Below a prediction stands the mean IoU of this image alone. Networks differ where these numbers do; hardest are "
-        "those with the lowest mean over networks."
+        "Below a prediction stands the mean IoU of this image alone. Networks differ where these numbers do; of the "
+        "other images, hardest are those with the lowest mean over networks."
     )
     blocks: list[str | Pictures] = [Pictures(rows, sheet, legend(comparison, first[0], names))]
     return Section("Images", [*([note] if note else []), *blocks, how])
@@ -127,7 +127,7 @@ def pictures(results: Sequence[Result], name: str, scores: np.ndarray) -> list[t
     """An image, its truth, and the prediction of each run."""
     shown = [("image", file(results[0], name, "image")), ("truth", file(results[0], name, "truth"))]
     shown += [
-        (f"{result.name}, {100 * score:.0f}", file(result, name, "prediction"))
+        (f"{result.name}, {'-' if np.isnan(score) else f'{100 * score:.0f}'}", file(result, name, "prediction"))
         for result, score in zip(results, scores, strict=True)
     ]
     return [(line, picture(path)) for line, path in shown]

@@ -16,16 +16,17 @@ from dilated_seg.analysis.tables import percent
 from dilated_seg.metrics import scores
 from dilated_seg.report import fields, gallery
 from dilated_seg.report.claims import Claim
-from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison, seeds
+from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison, Verdict, seeds
 from dilated_seg.report.document import Commands, Plot, Section, Table
 from dilated_seg.strata import SIZES
 
 INTERVALS = (
     "In brackets: 95 % intervals of a paired bootstrap over images, and over seeds where there are several. Two networks "
-    "differ only if the bootstrap says so after Holm's correction over all pairs; bars at the right of the plot join those "
-    "that do not."
+    "differ only if the bootstrap says so after Holm's correction over all pairs; bars at the right of the plot join "
+    "neighbours of which no two differ. An interval of a single network is less sure than that of a difference."
 )
-ONE_SEED = "Each network was trained once: the intervals say how sure its numbers are on other images, not with other seeds."
+ONE_SEED = "the intervals say how sure its numbers are on other images, not with other seeds."
+SOME_SEEDS = "is taken to vary over seeds as the others do."
 
 
 def all_of(
@@ -84,13 +85,18 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
         f"{shared_protocol(comparison.results)}; in percent.",
         INTERVALS,
     ])  # fmt: skip
-    if all(len(group) == 1 for group in comparison.groups.values()):
-        section.blocks.append(ONE_SEED)
+    alone = [name for name, group in comparison.groups.items() if len(group) == 1]
+    if len(alone) == len(comparison.groups):
+        section.blocks.append(f"Each network was trained once: {ONE_SEED}")
+    elif alone:
+        section.blocks.append(f"Trained once only: {listed(alone)}; each {SOME_SEEDS}")
     return section
 
 
 def best(comparison: Comparison) -> str:
     """The comparison in a sentence."""
+    if np.isnan(next(iter(comparison.intervals.values())).value):
+        return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))
     value = within(comparison.intervals[first], percent(comparison.intervals[first].value))
     even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.significant]
@@ -120,28 +126,30 @@ def ends(interval: Interval | None, value: str) -> list[str]:
 
 def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
     """What the ablation set out to show, and whether it did."""
-    known = [claim for claim in claims if {claim.better, claim.worse} <= comparison.groups.keys()]
-    if not known:
+    if not claims:
         return None
     rows, numbers, said = [], [], []
-    for claim in known:
+    for claim in claims:
         try:
-            here, elsewhere = comparison.verdict(claim)
+            if gone := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
+                raise UserError(f"{listed(gone)} is not in this comparison")
+            found = comparison.verdict(claim)
         except UserError as error:
-            said.append(f"**{claim.says}: not measured.** {error}.")
+            said.append(f"**{claim.says}: not measured.** {str(error)[0].upper()}{str(error)[1:]}.")
             continue
-        verdict = holds(here)
+        here, elsewhere, verdict = found.here, found.elsewhere, holds(found.here)
         rest = points(elsewhere) if elsewhere else "-"
-        rows.append([claim.says, f"{claim.better} over {claim.worse}", claim.measure, points(here), rest, verdict])
+        rows.append([claim.says, f"{claim.better} - {claim.worse}", claim.measure, points(here), rest, verdict])
         low_high = [f"{100 * number:.2f}" for number in (here.value, here.low, here.high)]
         numbers.append([claim.says, claim.better, claim.worse, claim.measure, *low_high, f"{here.p:.4f}", rest, verdict])
-        said.append(f"**{claim.says}: {verdict}.** {in_words(claim, here, elsewhere)}")
+        said.append(f"**{claim.says}: {verdict}.** {in_words(claim, found)}")
     header = ["argument", "networks", "measure", "difference", "elsewhere", "verdict"]
     full = ["argument", "better", "worse", "measure", "difference", "low", "high", "p", "elsewhere", "verdict"]
     how = (
         "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
-        "otherwise. Elsewhere is the same difference on all that the argument does not speak of: larger objects, pixels "
-        "farther from boundaries, the other classes."
+        "otherwise; each stands for itself. Elsewhere is the same difference on the larger objects or the pixels farther from "
+        "boundaries of the same classes, or on the other classes. What is tested is the difference, not its cause: networks "
+        "may differ in more than what an argument names."
     )
     table: list[str | Table] = [Table("claims", header, rows, numbers=(full, numbers)), how] if rows else []
     return Section("The arguments, measured", [*said, *table])
@@ -149,21 +157,25 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
 
 def holds(difference: Difference) -> str:
     """Whether an argument stands."""
+    if np.isnan(difference.low):
+        return "not measured"
     if difference.low > 0:
         return "holds"
     return "does not hold" if difference.high < 0 else "is open"
 
 
-def in_words(claim: Claim, here: Difference, elsewhere: Difference | None) -> str:
+def in_words(claim: Claim, found: Verdict) -> str:
     """A claim's measurement as a sentence."""
-    sign = "above" if here.value >= 0 else "below"
-    size = Interval(abs(here.value), *sorted((abs(here.low), abs(here.high)))) if here.low * here.high > 0 else here
-    said = f"{claim.better} is {points(size)} points {sign} {claim.worse} in {claim.measure}"
-    if not elsewhere:
+    said = f"{claim.better} minus {claim.worse}: {points(found.here)} points of {claim.measure}"
+    if np.isnan(found.here.low):
+        return f"{said}; they differ on too few images to tell."
+    if not found.elsewhere or not found.more or np.isnan(found.more.low):
         return f"{said}."
-    if here.value > 0 and elsewhere.value >= here.value:
-        return f"{said}; elsewhere the difference is no smaller, {points(elsewhere)}, so more than this is at work."
-    return f"{said}; elsewhere the difference is {points(elsewhere)}."
+    there = points(found.elsewhere)
+    if found.more.low > 0:
+        return f"{said}; more than elsewhere, where it is {there}."
+    less = "less than" if found.more.high < 0 else "not distinguishable from"
+    return f"{said}; {less} the difference elsewhere, {there}, so it is no matter of these alone."
 
 
 def differences(comparison: Comparison) -> Section | None:
@@ -217,9 +229,9 @@ def objects(comparison: Comparison) -> Section | None:
     labels = [size(k) for k in bins]
     figure = plots.steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
     how = (
-        "An object is a connected region of one class. What is missed counts at the size of the object in the truth, what is "
-        "wrongly seen at the size of the region in the prediction; over all sizes both add up to the plain confusion matrix. "
-        f"The mean is over the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
+        "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
+        "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
+        f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
         f"Lines: 95 % intervals from {ROUGH:,} resamples."
     )
     says = "Mean IoU by the size of objects, a line for each network"
@@ -252,8 +264,9 @@ def boundaries(comparison: Comparison) -> Section | None:
     chosen = [w for w in WIDTHS if w in (1, 2, 3, 5, 10, 20, 40)]
     table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
     how = (
-        "A band holds the pixels at most so far (chessboard distance) from where the truth's value changes, void included; a "
-        "line that falls to the left is a network that errs at boundaries. Boundary IoU compares the inner rims of true and "
+        "A band holds the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
+        "much a line falls to the left is how much more a network errs there; thin objects lie there as a whole. The mean is "
+        "over the classes that have pixels in the band. Boundary IoU compares the inner rims of true and "
         "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary."
     )
     header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
@@ -284,7 +297,10 @@ def images(comparison: Comparison) -> Section | None:
         return None
     labels = ["easiest", *([""] * (groups - 2)), "hardest"]
     figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
-    how = "Images are ordered by the share of their pixels that these networks get wrong on average."
+    how = (
+        "Images are ordered by the share of their pixels that these runs get wrong on average. Groups differ in their "
+        "classes as well."
+    )
     table = interval_table("difficulty", "network", [f"group {k + 1}" for k in range(groups)], found)
     says = "Mean IoU on easy and on hard images, a line for each network"
     return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
@@ -305,12 +321,19 @@ def cost(comparison: Comparison) -> Section:
             [name, record["parameters"], *(facts or ("", "")), speed or "", memory or "", measured.get("device", "")]
         )
     header = ["network", "parameters", "multiply-adds, 10⁹", "maps of one image, MB", "images a second", "GPU memory, GB"]
-    full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device"]
-    first = comparison.results[0].record.get("cost") or {}
-    how = "Images a second are those of the evaluation, from the image on the device to its confusion matrix"
-    where = f", on {first['device']}, {first['batch_size']} at a time" if first else ""
-    size = f" Multiply-adds and maps are of one image of {first['size'][0]} x {first['size'][1]} pixels." if first else ""
-    return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), f"{how}{where}.{size}"])
+    full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device", "batch_size"]
+    costs = [group[0].record.get("cost") for group in comparison.groups.values()]
+    places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
+    sizes = {f"{one['size'][0]} x {one['size'][1]}" for one in costs if one}
+    if not places:
+        return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers))])
+    where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
+    how = (
+        f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
+        "its confusion matrix, whatever else the machine did. "
+        f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
+    )
+    return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), how])
 
 
 def described(result: Result) -> tuple[int, int] | None:
@@ -347,16 +370,24 @@ def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
     for one in comparison.results:
         own = [str(one.record["protocol"][key]) for key in apart]
         runs.append([one.name, str(one.seed), *own, f"`{one.folder}`"])
-    verb = "test" if comparison.results[0].record["protocol"]["split"] == "test" else "validate"
-    first = comparison.results[0].folder
-    again = [
-        f"dilated-seg fit --config {first}/config.yaml --run_dir NEW   # trains a run again",
-        f"dilated-seg {verb} --config {first}/config.yaml --ckpt_path {first}/checkpoints/last.ckpt   # evaluates it again",
-    ]
+    again = evaluation_again(comparison.results[0])
     return Section("How this was measured", [
         Table("protocol", ["protocol", ""], [[key, str(value)] for key, value in facts.items()]),
         Commands([*commands, *again]),
         Table("runs", ["network", "seed", *apart, "folder"], runs),
-        "Mean IoU is of the whole split: one confusion matrix, never a mean over images. All numbers were read from these "
+        "Mean IoU is of the whole split: one confusion matrix, never a mean over images; a class that is only "
+        "predicted counts 0. All numbers were read from these "
         "folders; those of every run are in results.parquet, those of every table in a CSV file of its name.",
     ])  # fmt: skip
+
+
+def evaluation_again(result: Result) -> list[str]:
+    """The commands that train and evaluate a run again, as far as its protocol tells."""
+    facts, folder = result.record["protocol"], result.folder
+    verb = "test" if facts["split"] == "test" else "validate"
+    checkpoint = facts["checkpoint"].partition(",")[0]
+    commands = [f"dilated-seg fit --config {folder}/config.yaml --run_dir NEW   # trains a run again"]
+    if facts["inference"] == "whole image":
+        file = f"{folder}/checkpoints/{checkpoint}.ckpt"
+        commands.append(f"dilated-seg {verb} --config {folder}/config.yaml --ckpt_path {file}   # evaluates it again")
+    return commands
