@@ -119,11 +119,12 @@ def noisy(seed=0, share=0.05):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report of three networks, one of them with two seeds, and of three arguments."""
+    """A report of three networks, one of them with three seeds, and of three arguments."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
         evaluated(folder / "good" / "seed0", noisy(0), fields=True),
         evaluated(folder / "good" / "seed1", noisy(1), seed=1, fields=True),
+        evaluated(folder / "good" / "seed2", noisy(3), seed=2, fields=True),
         evaluated(folder / "blind", without_cars(), fields=True),
         evaluated(folder / "same", noisy(2), fields=True),
     ]
@@ -150,7 +151,7 @@ def test_arguments_hold_or_not_as_they_were_measured(report):
 
 def test_the_numbers_are_those_of_the_evaluations(report):
     found = {row["network"]: row for row in rows(report / "networks.csv")}
-    results = [read(report.parent / folder, EVALUATION, "x") for folder in ("good/seed0", "good/seed1")]
+    results = [read(report.parent / folder, EVALUATION, "x") for folder in ("good/seed0", "good/seed1", "good/seed2")]
     values = [float(mean_iou(counts(result.images[1]).sum(0))) for result in results]
     assert float(found["good"]["mean IoU"]) == pytest.approx(100 * np.mean(values), abs=0.006)
     assert float(found["good"]["low"]) < float(found["good"]["mean IoU"]) < float(found["good"]["high"])

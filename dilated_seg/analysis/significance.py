@@ -174,7 +174,8 @@ class Bootstrap:
         among = sum(1 / one.number for _, one in terms)
         total = (enlarged * spread) ** 2 + self.seeds.own * among
         sure = (enlarged * spread) ** 4 / (self.size - 1) + (self.seeds.variance * among) ** 2 / max(1, self.seeds.freedom)
-        freedom, tail = total**2 / sure if sure else np.inf, (1 + LEVEL) / 2
+        least = min(self.size - 1, self.seeds.freedom or self.size - 1)
+        freedom, tail = max(least, total**2 / sure) if sure else np.inf, (1 + LEVEL) / 2
         wider = stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
         # The mean IoU of resamples lies too low, as they have fewer classes and images; in a difference that cancels.
         middle = np.nanmean(images) if len(terms) == 1 else value

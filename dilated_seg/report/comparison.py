@@ -110,15 +110,18 @@ class Comparison:
         here, elsewhere = self.counted(claim)
         if not here:
             raise UserError("there is nothing of what it speaks of")
-        places = [("here", here), *([("elsewhere", elsewhere)] if elsewhere else [])]
-        names = {f"{place} {role}": (name, count) for place, count in places
-                 for role, name in (("better", claim.better), ("worse", claim.worse))}  # fmt: skip
-        found = Bootstrap({key: [count(one) for one in self.groups[name]] for key, (name, count) in names.items()})
-        difference = found.difference("here better", "here worse")
+        # All networks take part: what seeds differ by is pooled over them.
+        found = Bootstrap({
+            f"{place} {name}": [count(one) for one in group]
+            for place, count in (("here", here), ("elsewhere", elsewhere)) if count
+            for name, group in self.groups.items()
+        })  # fmt: skip
+        better, worse = claim.better, claim.worse
+        difference = found.difference(f"here {better}", f"here {worse}")
         if not elsewhere:
             return Verdict(difference, None, None)
-        more = found.contrast({"here better": 1, "here worse": -1, "elsewhere better": -1, "elsewhere worse": 1})
-        return Verdict(difference, found.difference("elsewhere better", "elsewhere worse"), more)
+        signs = {f"here {better}": 1, f"here {worse}": -1, f"elsewhere {better}": -1, f"elsewhere {worse}": 1}
+        return Verdict(difference, found.difference(f"elsewhere {better}", f"elsewhere {worse}"), found.contrast(signs))
 
     def counted(self, claim: Claim) -> tuple[Count | None, Count | None]:
         """How to count what a claim speaks of, and the rest of the same classes, or the other classes; None for nothing.
