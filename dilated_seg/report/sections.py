@@ -1,24 +1,20 @@
 """What the report says, section by section."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import yaml
 
-from dilated_seg import UserError, models
+from dilated_seg import UserError
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.describe import describe
 from dilated_seg.analysis.results import Result, different, history, majority, shared_protocol
 from dilated_seg.analysis.significance import Difference, Interval, listed, points, sentences
 from dilated_seg.analysis.tables import percent
 from dilated_seg.metrics import scores
-from dilated_seg.report import fields, gallery
+from dilated_seg.report import cost, fields, gallery, where
 from dilated_seg.report.claims import Claim
-from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison, Verdict, seeds
+from dilated_seg.report.comparison import Comparison, Verdict, seeds
 from dilated_seg.report.document import Commands, Plot, Section, Table
-from dilated_seg.strata import SIZES
 
 INTERVALS = (
     "In brackets: 95 % intervals of a paired bootstrap over images, and over seeds where there are several. Two networks "
@@ -38,11 +34,11 @@ def all_of(
         arguments(comparison, claims),
         differences(comparison),
         classes(comparison),
-        objects(comparison),
-        boundaries(comparison),
-        images(comparison),
+        where.objects(comparison),
+        where.boundaries(comparison),
+        where.images(comparison),
         fields.section(comparison, claims),
-        cost(comparison),
+        cost.section(comparison),
         training(comparison),
         gallery.section(comparison),
     ]
@@ -73,10 +69,11 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
     """Who is best, and how sure that is."""
     header, rows = table_rows(comparison)
     number = len(comparison.classes)
-    where = header.index("mean IoU")
-    ours = [[*row[:where], within(comparison.intervals.get(row[0]), row[where]), *row[where + 1 : -number]] for row in rows]
-    numbers = [[*row[:where], *ends(comparison.intervals.get(row[0]), row[where]), *row[where + 1 :]] for row in rows]
-    wide = [*header[: where + 1], "low", "high", *header[where + 1 :]]
+    at = header.index("mean IoU")
+    known = comparison.intervals
+    ours = [[*row[:at], points(known[row[0]]) if row[0] in known else row[at], *row[at + 1 : -number]] for row in rows]
+    numbers = [[*row[:at], *ends(known.get(row[0]), row[at]), *row[at + 1 :]] for row in rows]
+    wide = [*header[: at + 1], "low", "high", *header[at + 1 :]]
     section = Section("Result", [
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
         *([best(comparison)] if comparison.pairs else []),
@@ -98,7 +95,7 @@ def best(comparison: Comparison) -> str:
     if np.isnan(next(iter(comparison.intervals.values())).value):
         return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))
-    value = within(comparison.intervals[first], percent(comparison.intervals[first].value))
+    value = points(comparison.intervals[first])
     even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.significant]
     others = "it differs from all others" if not even else f"not distinguishable from it: {listed(even)}"
     return f"**Best mean IoU: {first}, {value}; {others}.**"
@@ -110,11 +107,6 @@ def plot(comparison: Comparison, name: str) -> Plot:
     best = next(iter(comparison.groups))
     says = f"Mean IoU of {len(comparison.groups)} networks with their intervals, from {best} down"
     return Plot(name, says, figure)
-
-
-def within(interval: Interval | None, value: str) -> str:
-    """A percentage with its interval, where there is one."""
-    return value if interval is None or np.isnan(interval.low) else points(interval)
 
 
 def ends(interval: Interval | None, value: str) -> list[str]:
@@ -217,138 +209,6 @@ def classes(comparison: Comparison) -> Section:
     rows = [[name, *(percent(value) for value in line)] for name, line in zip(comparison.classes, values, strict=True)]
     sheet = Plot("class_iou", "IoU of each class and network", plots.class_map(names, comparison.classes, values))
     return Section("IoU of each class", [Table("classes", ["class", *names], rows, heat=True, sheet=sheet)])
-
-
-def objects(comparison: Comparison) -> Section | None:
-    """Small objects and large ones."""
-    if not comparison.has_strata:
-        return None
-    bins, found = comparison.by_size()
-    if not bins:
-        return None
-    labels = [size(k) for k in bins]
-    figure = plots.steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
-    how = (
-        "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
-        "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
-        f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
-        f"Lines: 95 % intervals from {ROUGH:,} resamples."
-    )
-    says = "Mean IoU by the size of objects, a line for each network"
-    table = interval_table("objects", "network", labels, found)
-    return Section("Small and large objects", [Plot("objects", says, figure), table, how])
-
-
-def start(k: int) -> str:
-    """The least pixels of a bin of object sizes, shortly."""
-    low = (1, *SIZES)[k]
-    return f"{low // 1024}k" if low >= 1024 else str(low)
-
-
-def size(k: int) -> str:
-    """A bin of object sizes in words."""
-    low, high = (0, *SIZES)[k], (*SIZES, None)[k]
-    return f"< {high}" if not low else f"≥ {low}" if high is None else f"{low} to {high - 1}"
-
-
-def boundaries(comparison: Comparison) -> Section | None:
-    """How sharp the boundaries are."""
-    if not comparison.has_strata:
-        return None
-    found = comparison.by_width()
-    figure = plots.lines(
-        WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
-        {w: str(w) for w in (1, 2, 3, 5, 10, 20, 40)},
-    )  # fmt: skip
-    band = {name: [one] for name, one in comparison.boundary_iou().items()}
-    chosen = [w for w in WIDTHS if w in (1, 2, 3, 5, 10, 20, 40)]
-    table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
-    how = (
-        "A band holds the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
-        "much a line falls to the left is how much more a network errs there; thin objects lie there as a whole. The mean is "
-        "over the classes that have pixels in the band. Boundary IoU compares the inner rims of true and "
-        "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary."
-    )
-    header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
-    says = "Mean IoU within bands around the true boundaries, a line for each network"
-    return Section(
-        "Boundaries", [Plot("boundaries", says, figure), interval_table("boundaries", "network", header, table), how]
-    )
-
-
-def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> Table:
-    """Intervals by network (rows); the CSV has their ends in columns of their own."""
-    rows = [
-        [network, *(points(one) if not np.isnan(one.value) else "-" for one in intervals)]
-        for network, intervals in found.items()
-    ]
-    numbers = [
-        [network, column, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
-        for network, intervals in found.items()
-        for column, one in zip(header, intervals, strict=True)
-    ]
-    return Table(name, [first, *header], rows, numbers=([first, "where", "mean IoU", "low", "high"], numbers))
-
-
-def images(comparison: Comparison) -> Section | None:
-    """Easy images and hard ones."""
-    groups, found = comparison.by_difficulty()
-    if groups < 2:
-        return None
-    labels = ["easiest", *([""] * (groups - 2)), "hardest"]
-    figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
-    how = (
-        "Images are ordered by the share of their pixels that these runs get wrong on average. Groups differ in their "
-        "classes as well."
-    )
-    table = interval_table("difficulty", "network", [f"group {k + 1}" for k in range(groups)], found)
-    says = "Mean IoU on easy and on hard images, a line for each network"
-    return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
-
-
-def cost(comparison: Comparison) -> Section:
-    """What each network costs."""
-    rows, numbers = [], []
-    for name, group in comparison.groups.items():
-        record = group[0].record
-        measured = record.get("cost") or {}
-        speed, memory = measured.get("images_per_second"), measured.get("memory_gb")
-        facts = described(group[0])
-        theirs = [f"{facts[0] / 1e9:.3g}", f"{facts[1] / 1e6:.3g}"] if facts else ["-", "-"]
-        shown = [f"{speed:.3g}" if speed else "-", f"{memory:.2f}" if memory else "-"]
-        rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
-        numbers.append(
-            [name, record["parameters"], *(facts or ("", "")), speed or "", memory or "", measured.get("device", "")]
-        )
-    header = ["network", "parameters", "multiply-adds, 10⁹", "maps of one image, MB", "images a second", "GPU memory, GB"]
-    full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device", "batch_size"]
-    costs = [group[0].record.get("cost") for group in comparison.groups.values()]
-    places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
-    sizes = {f"{one['size'][0]} x {one['size'][1]}" for one in costs if one}
-    if not places:
-        return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers))])
-    where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
-    how = (
-        f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
-        "its confusion matrix, whatever else the machine did. "
-        f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
-    )
-    return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), how])
-
-
-def described(result: Result) -> tuple[int, int] | None:
-    """Multiply-adds of the run's network on an image of its evaluation, and the bytes of its maps; None if nobody can tell."""
-    measured, config = result.record.get("cost"), result.folder / "config.yaml"
-    if not measured or not config.is_file():
-        return None
-    net: dict[str, Any] = yaml.safe_load(config.read_text())["model"]["net"]
-    module, _, name = net["class_path"].rpartition(".")
-    if not module.startswith("dilated_seg.models") or name not in models.__all__:
-        return None  # nothing is imported because a file names it
-    given = {**(net.get("init_args") or {}), "num_classes": len(result.record["classes"])}
-    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
-    found = describe(call, tuple(measured["size"]))
-    return found.multiply_adds, found.bytes
 
 
 def training(comparison: Comparison) -> Section:

@@ -1,0 +1,56 @@
+"""The report's section on what networks cost."""
+
+from typing import Any
+
+import yaml
+
+from dilated_seg import models
+from dilated_seg.analysis.describe import describe
+from dilated_seg.analysis.results import Result
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.document import Section, Table
+
+
+def section(comparison: Comparison) -> Section:
+    """What each network costs."""
+    rows, numbers = [], []
+    for name, group in comparison.groups.items():
+        record = group[0].record
+        measured = record.get("cost") or {}
+        speed, memory = measured.get("images_per_second"), measured.get("memory_gb")
+        facts = described(group[0])
+        theirs = [f"{facts[0] / 1e9:.3g}", f"{facts[1] / 1e6:.3g}"] if facts else ["-", "-"]
+        shown = [f"{speed:.3g}" if speed else "-", f"{memory:.2f}" if memory else "-"]
+        rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
+        numbers.append(
+            [name, record["parameters"], *(facts or ("", "")), speed or "", memory or "", measured.get("device", "")]
+        )
+    header = ["network", "parameters", "multiply-adds, 10⁹", "maps of one image, MB", "images a second", "GPU memory, GB"]
+    full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device", "batch_size"]
+    costs = [group[0].record.get("cost") for group in comparison.groups.values()]
+    places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
+    sizes = {f"{one['size'][0]} x {one['size'][1]}" for one in costs if one}
+    if not places:
+        return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers))])
+    where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
+    how = (
+        f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
+        "its confusion matrix, whatever else the machine did. "
+        f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
+    )
+    return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), how])
+
+
+def described(result: Result) -> tuple[int, int] | None:
+    """Multiply-adds of the run's network on an image of its evaluation, and the bytes of its maps; None if nobody can tell."""
+    measured, config = result.record.get("cost"), result.folder / "config.yaml"
+    if not measured or not config.is_file():
+        return None
+    net: dict[str, Any] = yaml.safe_load(config.read_text())["model"]["net"]
+    module, _, name = net["class_path"].rpartition(".")
+    if not module.startswith("dilated_seg.models") or name not in models.__all__:
+        return None  # nothing is imported because a file names it
+    given = {**(net.get("init_args") or {}), "num_classes": len(result.record["classes"])}
+    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+    found = describe(call, tuple(measured["size"]))
+    return found.multiply_adds, found.bytes
