@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -322,7 +323,11 @@ def test_a_report_waits_for_wandb_sync_if_wb_is_offline(report, tmp_path, monkey
     monkeypatch.setenv("WANDB_MODE", "offline")
     compare([report.parent / "good", report.parent / "blind"], tmp_path / "out", EVALUATION, wandb=True)
     assert f"wandb sync {tmp_path}/out/wandb/offline-run-" in capsys.readouterr().out
-    (session,) = sessions(tmp_path / "out")
+    for _ in range(50):  # W&B's own process writes the log, and has been seen to do so a moment later
+        (session,) = sessions(tmp_path / "out")
+        if session.id:
+            break
+        time.sleep(0.2)
     assert session.job_type == "report"
     assert list((tmp_path / "out").glob("wandb/offline-run-*/files/media/html/report_*.html"))
 
