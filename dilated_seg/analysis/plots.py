@@ -201,11 +201,11 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]) 
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(12, 12 / across * down * (height / width + 0.08) + 0.3), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False)
-        for n, (_, pictures) in enumerate(rows):
+        for n, (title, pictures) in enumerate(rows):
             for t, (line, picture) in enumerate(pictures):
                 panel = panels[t, n] if panorama else panels[n, t]
                 panel.imshow(picture, interpolation="nearest")
                 panel.set(xticks=[], yticks=[])
                 panel.spines[:].set_visible(False)
-                panel.set_title(line, fontsize=8, loc="left", pad=2)
+                panel.set_title(f"{title}\n{line}" if t == 0 else line, fontsize=8, loc="left", pad=2)
     return figure

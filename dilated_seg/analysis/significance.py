@@ -35,7 +35,7 @@ CHUNK = 500  # resamples at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval that covers the truth in 95 of 100 studies; fractions of 1. NaN: nobody can tell."""
+    """An estimate and the interval meant to cover the truth in 95 of 100 studies; fractions of 1. NaN: nobody can tell."""
 
     value: float
     low: float
@@ -155,7 +155,8 @@ class Bootstrap:
 
     def contrast(self, signs: Mapping[str, int]) -> Interval:
         """A sum of mean IoUs with these signs, such as a difference of two differences."""
-        return Interval(*self._contrast(signs, self.size)[:3])
+        differ = sum(sign * self.networks[name].counts for name, sign in signs.items())
+        return Interval(*self._contrast(signs, int(np.asarray(differ).any((1, 2)).sum()))[:3])
 
     def _contrast(self, signs: Mapping[str, int], informative: int) -> tuple[float, float, float, float]:
         """Value, ends of its interval and p-value; ``informative`` images speak for it at all."""
@@ -169,6 +170,8 @@ class Bootstrap:
             sum(sign * getattr(one, part) for sign, one in terms) for part in ("images", "seeds", "without")
         )
         spread = float(np.nanstd(images))
+        if len(terms) == 1 and not spread and not self.seeds.own:
+            return value, np.nan, np.nan, 1.0  # nothing varies, so no resampling can tell
         jackknife = float(np.sqrt((self.size - 1) * np.nanvar(without)))
         enlarged = max(1.0, jackknife / spread) if spread else 1.0
         among = sum(1 / one.number for _, one in terms)

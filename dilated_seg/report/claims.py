@@ -37,7 +37,7 @@ class Claim:
         parts = [f" of {', '.join(self.classes)}" if self.classes else ""]
         parts += [f"{',' if self.classes else ' of'} objects under {self.objects} pixels" if self.objects else ""]
         parts += [f"{',' if self.classes else ''} within {self.boundary} pixels of a boundary" if self.boundary else ""]
-        return f"mean IoU{''.join(parts)}"
+        return f"{'IoU' if self.classes and len(self.classes) == 1 else 'mean IoU'}{''.join(parts)}"
 
 
 def read(file: Path, content: Any, names: Collection[str]) -> tuple[Claim, ...]:  # noqa: ANN401 - anything YAML can hold
@@ -48,7 +48,7 @@ def read(file: Path, content: Any, names: Collection[str]) -> tuple[Claim, ...]:
     """
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(
-            f"{file} has claims that are no list: write '- says: ...' with better, worse, and what they are compared on"
+            f"{file} has claims that are not a list: write '- says: ...' with better, worse, and what they are compared on"
         )
     return tuple(claim(file, entry, names) for entry in content)
 
@@ -70,7 +70,7 @@ def claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> Claim
     for key, values in (("objects", SIZES), ("boundary", range(1, WIDTH + 1))):
         if entry.get(key) is not None and entry[key] not in values:
             raise UserError(
-                f"{file} has a claim with {key}: {entry[key]}, which was not counted apart: choose of {some(values)}"
+                f"{file} has a claim with {key}: {entry[key]}, which was not counted apart: choose from {some(values)}"
             )
     if entry.get("objects") is not None and entry.get("boundary") is not None:
         raise UserError(

@@ -23,9 +23,24 @@ def section(comparison: Comparison) -> Section:
         shown = [f"{speed:.3g}" if speed else "-", f"{memory:.2f}" if memory else "-"]
         rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
         numbers.append(
-            [name, record["parameters"], *(facts or ("", "")), speed or "", memory or "", measured.get("device", "")]
+            [
+                name,
+                record["parameters"],
+                *(facts or ("", "")),
+                speed or "",
+                memory or "",
+                measured.get("device", ""),
+                measured.get("batch_size", ""),
+            ]
         )
-    header = ["network", "parameters", "multiply-adds, 10⁹", "maps of one image, MB", "images a second", "GPU memory, GB"]
+    header = [
+        "network",
+        "parameters",
+        "multiply-adds, 10⁹",
+        "feature maps of one image, MB",
+        "images a second",
+        "GPU memory, GB",
+    ]
     full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device", "batch_size"]
     costs = [group[0].record.get("cost") for group in comparison.groups.values()]
     places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
@@ -35,7 +50,7 @@ def section(comparison: Comparison) -> Section:
     where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
     how = (
         f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
-        "its confusion matrix, whatever else the machine did. "
+        "its confusion matrix, fewer if the machine was busy with other work. "
         f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
     )
     return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), how])

@@ -106,7 +106,12 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
                 case str():
                     lines += [block, ""]
                 case Table():
-                    lines += [row(block.header), row(["---"] + ["---:"] * (len(block.header) - 1)), *map(row, block.rows), ""]
+                    lines += [
+                        row(block.header),
+                        row(["---" if word else "---:" for word in words(block)]),
+                        *map(row, block.rows),
+                        "",
+                    ]
                     lines += [f"![{block.sheet.says}]({block.sheet.name}.png)", ""] if block.sheet else []
                 case Commands():
                     lines += [*(f"    {line}" for line in block.lines), ""]
@@ -138,6 +143,11 @@ def page(title: str, sections: Sequence[Section]) -> str:
     )
 
 
+def words(table: Table) -> list[bool]:
+    """Which columns hold words, at the left of their column, and not numbers."""
+    return [k == 0 or not all(NUMBER.fullmatch(cells[k]) for cells in table.rows) for k in range(len(table.header))]
+
+
 def anchor(title: str) -> str:
     """A section's name within the page."""
     return re.sub(r"\W+", "-", title.lower()).strip("-")
@@ -155,13 +165,13 @@ def element(block: str | Table | Plot | Pictures | Commands) -> str:
         case str():
             return f"<p>{inline(block)}</p>"
         case Table():
-            words = [not all(NUMBER.fullmatch(cells[k]) for cells in block.rows) for k in range(len(block.header))]
             head = "".join(
-                f'<th scope="col"{TEXT * word}>{inline(cell)}</th>' for cell, word in zip(block.header, words, strict=True)
+                f'<th scope="col"{TEXT * word}>{inline(cell)}</th>'
+                for cell, word in zip(block.header, words(block), strict=True)
             )
             rows = "".join(
                 f'<tr><th scope="row">{inline(cells[0])}</th>'
-                + "".join(td(cell, word, block.heat) for cell, word in zip(cells[1:], words[1:], strict=True))
+                + "".join(td(cell, word, block.heat) for cell, word in zip(cells[1:], words(block)[1:], strict=True))
                 + "</tr>"
                 for cells in block.rows
             )

@@ -21,14 +21,15 @@ Seeds = dict[str, list[Measured]]  # of each network
 
 SHARES = (0.5, 0.9, 0.95)
 HOW = (
-    "By its layers a network can see a square of the first column's side. The effective field is how much each pixel of the "
-    "image moves the score of the class predicted in its middle (gradient, mean over images); the next columns are the sides "
-    "of the squares that hold so much of it, for every seed. Drawings are of the first."
+    "By its layers a pixel's scores, the last upsampling included, can depend on a square of the first column's side, cut at "
+    "the image's edge. The effective field is how much each pixel of the image moves the score of the class predicted in its "
+    "middle (gradient, mean over images); the next columns are the sides of the squares that hold so much of it, one number a "
+    "seed. Drawings are of the first seed, in logarithmic colours; dotted are the squares of 50 and 90 %."
 )
 GREY = (
     "What context buys: pixels drawn from all classes alike (fewer of a class that has fewer), the same for all networks, are "
     "to be named while everything farther away than so many pixels is grey; in percent named right. Lines in the plots are "
-    "95 % intervals."
+    "95 % intervals; there is none where fewer than 10 images err."
 )
 
 
@@ -66,7 +67,7 @@ def measured(comparison: Comparison) -> tuple[Seeds, list[str]]:
 
 def sides(found: Seeds) -> Table:
     """What theory allows, and the squares that hold most of the effective fields."""
-    header = ["network", "can see", *(f"{share:.0%} in" for share in SHARES)]
+    header = ["network", "can see", *(f"{100 * share:.0f} % in" for share in SHARES)]
     rows = []
     for name, seeds in found.items():
         can = seeds[0].theory["side"]

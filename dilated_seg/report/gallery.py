@@ -34,7 +34,7 @@ def section(comparison: Comparison) -> Section | None:
     scores = np.array([mean_iou(counts(result.images[1])) for result in first])  # of each network and image
     kinds = telling(scores)
     shown = {k for chosen in kinds.values() for k in chosen}
-    kinds = {"one of the split": [k for k in spread(len(names)) if k not in shown][:IMAGES], **kinds}
+    kinds = {"evenly spread over the split": [k for k in spread(len(names)) if k not in shown][:IMAGES], **kinds}
     note = fill(first, sorted({k for chosen in kinds.values() for k in chosen}))
     rows = [
         (f"{names[k]}: {kind}", pictures(first, names[k], scores[:, k]))
@@ -47,8 +47,9 @@ def section(comparison: Comparison) -> Section | None:
     few = [row for k, row in enumerate(rows) if k % IMAGES < 2][:SHEET]
     sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.contact_sheet(few))
     how = (
-        "Below a prediction stands the mean IoU of this image alone. Networks differ where these numbers do; of the "
-        "other images, hardest are those with the lowest mean over networks."
+        "What has the legend's last colour in a truth is not scored. Below a prediction stands its mean "
+        "IoU on this image alone, in percent. Networks differ most where the gap between the best and the worst is widest; "
+        "hardest, of the other images, are those with the lowest mean over networks."
     )
     blocks: list[str | Pictures] = [Pictures(rows, sheet, legend(comparison, first[0], names))]
     return Section("Images", [*([note] if note else []), *blocks, how])
@@ -151,4 +152,5 @@ def legend(comparison: Comparison, result: Result, names: Sequence[str]) -> list
     with Image.open(found) as image:
         table = image.getpalette() or []
     colours = [tuple(table[3 * k : 3 * k + 3]) for k in range(len(comparison.classes))]
-    return [(name, (c[0], c[1], c[2])) for name, c in zip(comparison.classes, colours, strict=True) if len(c) == 3]
+    named = [*zip(comparison.classes, colours, strict=True), ("ignored, not scored", tuple(table[765:768]))]
+    return [(name, (c[0], c[1], c[2])) for name, c in named if len(c) == 3]

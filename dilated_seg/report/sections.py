@@ -8,7 +8,7 @@ import torch
 from dilated_seg import UserError
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.results import Result, different, history, majority, shared_protocol
-from dilated_seg.analysis.significance import Difference, Interval, listed, points, sentences
+from dilated_seg.analysis.significance import Interval, listed, points, sentences
 from dilated_seg.analysis.tables import percent
 from dilated_seg.metrics import scores
 from dilated_seg.report import cost, fields, gallery, where
@@ -19,7 +19,7 @@ from dilated_seg.report.document import Commands, Plot, Section, Table
 INTERVALS = (
     "In brackets: 95 % intervals of a paired bootstrap over images, and over seeds where there are several. Two networks "
     "differ only if the bootstrap says so after Holm's correction over all pairs; bars at the right of the plot join "
-    "neighbours of which no two differ. An interval of a single network is less sure than that of a difference."
+    "neighbours of which no two can be told apart. An interval of a single network is less sure than that of a difference."
 )
 ONE_SEED = "the intervals say how sure its numbers are on other images, not with other seeds."
 SOME_SEEDS = "is taken to vary over seeds as the others do."
@@ -129,7 +129,7 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
         except UserError as error:
             said.append(f"**{claim.says}: not measured.** {str(error)[0].upper()}{str(error)[1:]}.")
             continue
-        here, elsewhere, verdict = found.here, found.elsewhere, holds(found.here)
+        here, elsewhere, verdict = found.here, found.elsewhere, holds(found)
         rest = points(elsewhere) if elsewhere else "-"
         rows.append([claim.says, f"{claim.better} - {claim.worse}", claim.measure, points(here), rest, verdict])
         low_high = [f"{100 * number:.2f}" for number in (here.value, here.low, here.high)]
@@ -139,21 +139,23 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
     full = ["argument", "better", "worse", "measure", "difference", "low", "high", "p", "elsewhere", "verdict"]
     how = (
         "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
-        "otherwise; each stands for itself. Elsewhere is the same difference on the larger objects or the pixels farther from "
-        "boundaries of the same classes, or on the other classes. What is tested is the difference, not its cause: networks "
-        "may differ in more than what an argument names."
+        'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
+        "smaller. Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
+        "classes, or on the other classes. What is tested is the difference, not its cause: networks may differ in more than "
+        "what an argument names."
     )
     table: list[str | Table] = [Table("claims", header, rows, numbers=(full, numbers)), how] if rows else []
     return Section("The arguments, measured", [*said, *table])
 
 
-def holds(difference: Difference) -> str:
-    """Whether an argument stands."""
-    if np.isnan(difference.low):
+def holds(found: Verdict) -> str:
+    """Whether an argument stands, and whether more than elsewhere."""
+    here, more = found.here, found.more
+    if np.isnan(here.low):
         return "not measured"
-    if difference.low > 0:
-        return "holds"
-    return "does not hold" if difference.high < 0 else "is open"
+    if here.low > 0:
+        return "holds, not only here" if more is not None and not np.isnan(more.low) and more.low <= 0 else "holds"
+    return "does not hold" if here.high < 0 else "is open"
 
 
 def in_words(claim: Claim, found: Verdict) -> str:
@@ -161,13 +163,16 @@ def in_words(claim: Claim, found: Verdict) -> str:
     said = f"{claim.better} minus {claim.worse}: {points(found.here)} points of {claim.measure}"
     if np.isnan(found.here.low):
         return f"{said}; they differ on too few images to tell."
-    if not found.elsewhere or not found.more or np.isnan(found.more.low):
+    if not found.elsewhere or not found.more or np.isnan(found.more.low) or np.isnan(found.elsewhere.low):
         return f"{said}."
     there = points(found.elsewhere)
+    if found.here.low <= 0:
+        behind = f", so {claim.better} is the worse one" if found.here.high < 0 else ""
+        return f"{said}{behind}; elsewhere the difference is {there}."
     if found.more.low > 0:
         return f"{said}; more than elsewhere, where it is {there}."
     less = "less than" if found.more.high < 0 else "not distinguishable from"
-    return f"{said}; {less} the difference elsewhere, {there}, so it is no matter of these alone."
+    return f"{said}; {less} the difference elsewhere, {there}: the gain is not specific to what the argument names."
 
 
 def differences(comparison: Comparison) -> Section | None:
@@ -190,9 +195,12 @@ def differences(comparison: Comparison) -> Section | None:
     ]
     full = ["better", "worse", "difference", "low", "high", "p", "p adjusted"]
     header = ["pair", "difference in mean IoU", "p", "p, Holm", "differ"]
-    return Section(
-        "Which differences are sure", [*sentences(comparison.pairs), Table("pairs", header, rows, numbers=(full, numbers))]
+    how = (
+        "Each interval and p is of its pair alone (two-sided); p, Holm is adjusted for all pairs, and below 0.05 two networks "
+        "differ. So an interval may exclude 0 beside a no. No means not shown to differ, not equal."
     )
+    table = Table("pairs", header, rows, numbers=(full, numbers))
+    return Section("Which differences are sure", [*sentences(comparison.pairs), table, how])
 
 
 def p_value(p: float) -> str:
@@ -246,7 +254,7 @@ def evaluation_again(result: Result) -> list[str]:
     facts, folder = result.record["protocol"], result.folder
     verb = "test" if facts["split"] == "test" else "validate"
     checkpoint = facts["checkpoint"].partition(",")[0]
-    commands = [f"dilated-seg fit --config {folder}/config.yaml --run_dir NEW   # trains a run again"]
+    commands = [f"dilated-seg fit --config {folder}/config.yaml --run_dir NEW   # trains the first run below again"]
     if facts["inference"] == "whole image":
         file = f"{folder}/checkpoints/{checkpoint}.ckpt"
         commands.append(f"dilated-seg {verb} --config {folder}/config.yaml --ckpt_path {file}   # evaluates it again")

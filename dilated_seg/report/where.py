@@ -22,6 +22,7 @@ def objects(comparison: Comparison) -> Section | None:
         "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
         "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
         f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
+        "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
         f"Lines: 95 % intervals from {ROUGH:,} resamples."
     )
     says = "Mean IoU by the size of objects, a line for each network"
@@ -74,10 +75,12 @@ def images(comparison: Comparison) -> Section | None:
     labels = ["easiest", *([""] * (groups - 2)), "hardest"]
     figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
     how = (
-        "Images are ordered by the share of their pixels that these runs get wrong on average. Groups differ in their "
-        "classes as well."
+        "Images are ordered by the share of their pixels that these runs get wrong on average, and cut into groups of "
+        "equal size. Groups hold different classes as well, so their means are not over the same ones."
     )
-    table = interval_table("difficulty", "network", [f"group {k + 1}" for k in range(groups)], found)
+    table = interval_table(
+        "difficulty", "network", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], found
+    )
     says = "Mean IoU on easy and on hard images, a line for each network"
     return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
 
