@@ -56,7 +56,6 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
     pictures = (
         "mean_iou",
         "class_iou",
-        "objects",
         "boundaries",
         "difficulty",
         "context",

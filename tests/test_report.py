@@ -2,10 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
-import time
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -26,6 +27,7 @@ from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
+from tests.conftest import ROOT
 from tests.offline import sessions
 
 CLASSES = ["ground", "tree", "<b>car & bus</b>"]
@@ -319,15 +321,24 @@ def test_matrices_that_do_not_belong_to_the_evaluation_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_waits_for_wandb_sync_if_wb_is_offline(report, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    compare([report.parent / "good", report.parent / "blind"], tmp_path / "out", EVALUATION, wandb=True)
-    assert f"wandb sync {tmp_path}/out/wandb/offline-run-" in capsys.readouterr().out
-    for _ in range(50):  # W&B's own process writes the log, and has been seen to do so a moment later
-        (session,) = sessions(tmp_path / "out")
-        if session.id:
-            break
-        time.sleep(0.2)
+def test_a_report_waits_for_wandb_sync_if_wb_is_offline(report, tmp_path):
+    runs = [report.parent / "good", report.parent / "blind"]
+    command = [
+        sys.executable,
+        "-m",
+        "dilated_seg",
+        "report",
+        *runs,
+        "--evaluation",
+        EVALUATION,
+        "--out",
+        tmp_path / "out",
+        "--wandb",
+    ]
+    environment = {**os.environ, "WANDB_MODE": "offline"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"wandb sync {tmp_path}/out/wandb/offline-run-" in result.stdout
+    (session,) = sessions(tmp_path / "out")
     assert session.job_type == "report"
     assert list((tmp_path / "out").glob("wandb/offline-run-*/files/media/html/report_*.html"))
 
