@@ -60,7 +60,6 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
         "difficulty",
         "context",
         "curve_mean_iou",
-        "curve_loss",
         "predictions",
     )
     for picture in pictures:
