@@ -159,14 +159,6 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     return found.eval()
 
 
-def sound(segmenter: Segmenter, source: str | Path) -> Segmenter:
-    """A segmenter in evaluation mode, if all its numbers are."""
-    for name, tensor in segmenter.state_dict().items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{source}: {name} is not finite: these weights are broken, take an earlier checkpoint")
-    return segmenter.eval()
-
-
 def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
     """The network of a run's checkpoint, with what the checkpoint says of the data it was trained on."""
     checksum = verified(path)

@@ -24,8 +24,6 @@ from dilated_seg.trained import dataset_of, labelled
 IMAGES = 3  # of each kind
 SHEET = 4  # in one picture
 
-Line = tuple[str, Sequence[tuple[str, np.ndarray]]]  # a title, and pictures with what stands below each
-
 
 def section(comparison: Comparison) -> Section | None:
     """Images with their truth and the predictions of each network's first seed, which are made if they are missing."""
