@@ -6,15 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dilated_seg import UserError
+from dilated_seg.callbacks.scores import READING, hash_code
 from dilated_seg.cli import CLI
 from dilated_seg.data import Folder, Shapes
 from dilated_seg.data.scores import StoredScores
+from dilated_seg.data.transforms import ScaleAndCrop
+from dilated_seg.images import Stored, read_image
 from dilated_seg.models import DilatedNet, FrontEnd
 from tests import trees
 from tests.conftest import ROOT
@@ -179,6 +183,19 @@ def test_a_changed_file_of_the_data_changes_the_key(tmp_path):
         os.utime(image, ns=(1, 1))
     assert Folder(root=str(tmp_path), variants=1).identity() != before
     assert Folder(root=str(tmp_path), variants=1, crop_size=(9, 9)).identity()["augmentation"] != before["augmentation"]
+
+
+@pytest.mark.parametrize("module", READING, ids=lambda module: module.__name__)
+def test_changed_code_that_reads_images_changes_the_key(module, tmp_path, monkeypatch):
+    before = hash_code(*READING)
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(module.__file__).read_text() + "\n")
+    monkeypatch.setattr(module, "__file__", str(changed))
+    assert hash_code(*READING) != before
+
+
+def test_the_key_covers_the_image_decoder_and_the_augmentation():
+    assert {read_image.__module__, ScaleAndCrop.__module__, Stored.__module__} <= {module.__name__ for module in READING}
 
 
 def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_path):

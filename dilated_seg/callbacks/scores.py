@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,15 +19,16 @@ from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from dilated_seg import UserError
+from dilated_seg import UserError, images
 from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.resume import StopOnSignal
-from dilated_seg.data import SegmentationDataModule
+from dilated_seg.data import SegmentationDataModule, batches, files, order, shards, transforms
 from dilated_seg.data.batches import leave_signals_to_the_parent
 from dilated_seg.data.scores import ROWS, StoredScores
 from dilated_seg.runs import write_text
 
-READING = tuple(f"dilated_seg.data.{name}" for name in ("batches", "files", "images", "shards", "transforms"))
+# The modules that decide the tensors of a training image: finding, decoding, seeding and augmenting it.
+READING = (images, batches, files, order, shards, transforms)
 
 
 class CachedFrontEnd(Freeze):
@@ -75,7 +77,7 @@ class CachedFrontEnd(Freeze):
             return  # nothing is to be trained
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         facts = identity(pl_module) | data.identity() | {"precision": str(trainer.precision)}
-        facts["data_code"] = code(type(data).__module__, *READING)
+        facts["data_code"] = hash_code(sys.modules[type(data).__module__], *READING)
         text = trainer.strategy.broadcast(json.dumps(facts, indent=1))
         folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         scores = StoredScores(folder, len(data.training_images()), data.variants)
@@ -176,10 +178,10 @@ def needed(trainer: Trainer, data: SegmentationDataModule) -> set[tuple[int, int
     return found
 
 
-def code(*names: str) -> str:
-    """A checksum of the files of some modules; what was typed into a console has none."""
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in sorted(set(names)))
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
+def hash_code(*modules: ModuleType) -> str:
+    """Return the SHA-256 of the source files of some modules; what was typed into a console has no file."""
+    paths = sorted({file for module in modules if (file := getattr(module, "__file__", None))})
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
 
 
 def identity(task: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -189,8 +191,8 @@ def identity(task: Any) -> dict[str, Any]:  # noqa: ANN401
         weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     numbers = {name: getattr(task, name).flatten().tolist() for name in ("mean", "std")}
     structure = {"front_end": repr(task.net.front_end), "margin": task.net.margin}
-    layers = (type(layer).__module__ for layer in task.net.front_end.modules())
-    ours = code(type(task.net).__module__, *(name for name in layers if not name.startswith("torch.")))
+    names = {type(layer).__module__ for layer in (task.net, *task.net.front_end.modules())}
+    ours = hash_code(*(sys.modules[name] for name in names if not name.startswith("torch.")))
     return {"weights": weights.hexdigest(), **numbers, **structure, "network_code": ours}
 
 
