@@ -2,25 +2,37 @@
 
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from dilated_seg import UserError
 
 UNKNOWN = 254  # stands in a table of class ids for label values that must not occur
 
+VOID = (224, 224, 192)  # VOC's color of ignored pixels
+
 ORIENTATION = 274  # EXIF's tag, and what it asks for where it exchanges height and width
 TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+
+# An image of more than 8 bits whose brightest pixel would be below this, of 255, has most likely another range: 12 bits
+# (0 to 4095) in a file of 16.
+DARK = 16
+TWELVE_BITS = "which is nearly black: convert the image to 8 bits (12-bit values x 255 / 4095)"
+
+SAID: set[bytes] = set()  # the topics of the lines that were printed
 
 MAX_PIXELS = "DILATED_SEG_MAX_PIXELS"
 
@@ -46,6 +58,7 @@ class Stored:
 
 
 Source = Path | Stored
+Palette = Sequence[tuple[int, int, int]]
 ReadLabel = Callable[[Source], Tensor]
 
 
@@ -55,22 +68,59 @@ def read_image(path: Source) -> Tensor:
     The tensor's values lie pixel by pixel, as they come out of the file: cutting a crop out of it costs nothing.
 
     Raises:
-        UserError: The file is damaged, no image, or larger than anything that is let in.
+        UserError: The file is damaged, no image, larger than anything that is let in, or its values have a range that cannot be
+            told.
     """
-    return _decode(path, as_rgb)
+    return _decode(path, lambda image: as_rgb(image, str(path)))
 
 
-def as_rgb(image: Image.Image) -> Tensor:
-    """Upright, in RGB; copied only where that changes something. 16 bits are scaled: Pillow itself would saturate them."""
+def as_rgb(image: Image.Image, name: str = "the image", upright: bool = True) -> Tensor:
+    """Return an image of any mode as uint8 RGB (3, H, W); copied only where that changes something.
+
+    Args:
+        image: The image, decoded or not.
+        name: What messages call it.
+        upright: Whether to turn it as its EXIF says.
+
+    Raises:
+        UserError: The values of an image of more than 8 bits have a range that cannot be told.
+    """
+    deep = any(";16" in str(args) for *_, args in getattr(image, "tile", ()))  # Pillow drops the lower 8 of 16 bits of colours
     with suppress(Exception):  # damaged EXIF raises whatever it likes: then the picture lies as it lies
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":  # from 0 to 1, or to 255
-        values = np.nan_to_num(np.asarray(image))
-        image = Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) * 255 // 65535).clip(0, 255).astype(np.uint8))
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = scale_to_bytes(image, name)
     rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return as_bytes(bytearray(rgb.tobytes()), rgb.height, rgb.width, 3).permute(2, 0, 1)
+    content = bytearray(rgb.tobytes())
+    if deep and 0 < (highest := max(content)) < DARK:
+        raise UserError(f"{name} holds 16-bit values up to about {256 * highest:,}, {TWELVE_BITS}")
+    return as_bytes(content, rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def scale_to_bytes(image: Image.Image, name: str) -> Image.Image:
+    """Return an image of floating-point numbers (0 to 1, or 0 to 255) or of 16 bits with 8 bits.
+
+    Pillow itself would clip the values. The range is told by the largest value; where that would give an image without any
+    pixel of ``DARK`` or brighter, the values have most likely another range.
+
+    Raises:
+        UserError: The values have neither range.
+    """
+    values = np.nan_to_num(np.asarray(image), posinf=np.inf, neginf=-np.inf)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if low < 0 or 1 < high < DARK or high > 255:
+            raise UserError(
+                f"{name} has floating-point values from {low:.4g} to {high:.4g}, which are neither 0 to 1 nor 0 to 255: "
+                "scale them, or convert the image to 8 bits"
+            )
+        return Image.fromarray((values * (255 if high <= 1 else 1)).astype(np.uint8))
+    if low < 0 or high > 65535:
+        raise UserError(f"{name} has values from {low} to {high}, which are not 0 to 65535: convert the image to 8 bits")
+    if 0 < high < 256 * DARK:
+        raise UserError(f"{name} holds 16-bit values up to {high:,}, {TWELVE_BITS}")
+    return Image.fromarray((values.astype(np.int64) * 255 // 65535).astype(np.uint8))
 
 
 def as_bytes(content: bytearray, *shape: int) -> Tensor:
@@ -78,28 +128,115 @@ def as_bytes(content: bytearray, *shape: int) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8).view(shape)
 
 
-def read_mask(path: Source, classes: bytes) -> Tensor:
+def read_mask(path: Source, classes: bytes, palette: Palette = ()) -> Tensor:
     """A label file of one channel, or with a palette, as class ids (H, W): value v becomes ``classes[v]``.
+
+    A file with a palette is read by its values too, unless its palette says that they are numbered in another way: if a value
+    that occurs has the color of another class of the dataset, and every value that occurs has a color that tells its class,
+    pixels are read by their colors. Palettes of other colors say nothing.
 
     Args:
         path: The file; colour labels are refused, since their colours are not class ids.
         classes: The class id of each of the 256 values; ``UNKNOWN`` for values that must not occur.
+        palette: The dataset's color of each class, if it is known.
 
     Raises:
-        UserError: The file is damaged, coloured, or holds an unknown value.
+        UserError: The file is damaged, coloured, holds an unknown value, or its palette contradicts the dataset's.
     """
 
     def indices(image: Image.Image) -> Tensor:
-        if image.mode not in ("L", "P"):
-            raise UserError(f"{path} has mode {image.mode}, but a label holds one class id a pixel (mode L or P)")
-        values = bytearray(image.tobytes())
-        ids = values.translate(classes)
+        if image.mode not in ("1", "L", "P"):
+            raise UserError(
+                f"{path} has mode {image.mode}, but a label holds one class id a pixel (mode L or P): {remedy(image)}"
+            )
+        values = bytearray(image.tobytes() if image.mode != "1" else np.asarray(image).astype(np.uint8).tobytes())
+        table = classes
+        if image.mode == "P" and palette:
+            table = table_of_palette(str(path), values, bytes(image.getpalette() or ()), classes, tuple(palette))
+        ids = values.translate(table)
         if (first := ids.find(UNKNOWN)) >= 0:
             y, x = divmod(first, image.width)
             raise UserError(f"{path} holds the value {values[first]} at row {y}, column {x}, which is no class of this dataset")
         return as_bytes(ids, image.height, image.width)
 
     return _decode(path, indices)
+
+
+def remedy(mask: Image.Image) -> str:
+    """Return what to do about a mask that has several channels, or more than 8 bits."""
+    if mask.mode in ("RGB", "RGBA"):
+        red, green, blue = (mask.getchannel(channel).tobytes() for channel in range(3))
+        if red == green == blue:
+            return "its channels are equal, so save the first of them alone, Image.open(path).getchannel(0)"
+        return "replace each color by its class id"
+    if mask.mode == "LA":
+        return "save it without transparency, Image.open(path).getchannel(0)"
+    return "save it as 8-bit grayscale"
+
+
+def table_of_palette(name: str, values: bytearray, stored: bytes, classes: bytes, palette: Palette) -> bytes:
+    """Return the class id of each value of a mask with a palette: by value, or by color where the palette demands it.
+
+    Args:
+        name: What messages call the mask.
+        values: Its pixels.
+        stored: Its palette: red, green and blue of each value.
+        classes: The class id of each value, if they are read by value.
+        palette: The dataset's color of each class.
+
+    Raises:
+        UserError: A value has the color of another class, and not every value has the color of just one.
+    """
+    by_color, contradicted = compare_palettes(stored, classes, palette)
+    if not contradicted or contradicted.isdisjoint(used := set(values)):
+        return classes
+    first = min(contradicted & used)
+    told = f"value {first} has the color {color_of(stored, first)}, which is another class's"
+    if untold := sorted(value for value in used if by_color[value] == UNKNOWN):
+        others = ", ".join(f"{value} {color_of(stored, value)}" for value in untold[:3])
+        raise UserError(
+            f"{name} has a palette that contradicts the dataset's: {told}, but the color of value {others} tells no class: "
+            "save it with the dataset's palette, or without one (mode L)"
+        )
+    say_once(
+        classes + bytes(sum(palette, ())),
+        f"{name} and masks like it are read by their colors, since their palettes number the classes in another way: {told}",
+    )
+    return by_color
+
+
+@lru_cache(maxsize=256)
+def compare_palettes(stored: bytes, classes: bytes, palette: Palette) -> tuple[bytes, frozenset[int]]:
+    """Return the class id of each value by its color, ``UNKNOWN`` where that tells none, and the values that contradict it.
+
+    A value contradicts its color where the color is that of other classes only. A ramp of grays, each value as bright as
+    itself, is no evidence: it is the palette that programs write when they have none.
+    """
+    owners: dict[tuple[int, ...], set[int]] = {}
+    for class_id, color in enumerate(palette):
+        owners.setdefault(tuple(color), set()).add(class_id)
+    owners.setdefault(VOID, {255})
+    colors = [color_of(stored, value) for value in range(256)]
+    # an ignored value may have any other color
+    told = [owners.get(color, {255} if classes[value] == 255 else set()) for value, color in enumerate(colors)]
+    agreed = {color for value, color in enumerate(colors) if classes[value] in told[value]}  # the same elsewhere is padding
+    by_color = bytes(min(owner) if len(owner) == 1 else UNKNOWN for owner in told)
+    ramp = len(stored) > 3 and all(color == (value,) * 3 for value, color in enumerate(colors[: len(stored) // 3]))
+    contradicted = {value for value, color in enumerate(colors) if told[value] and color not in agreed and not ramp}
+    return by_color, frozenset(contradicted)
+
+
+def color_of(stored: bytes, value: int) -> tuple[int, ...]:
+    """Return a value's red, green and blue in a palette, which may be too short to have any."""
+    return tuple(stored[3 * value : 3 * value + 3])
+
+
+def say_once(topic: bytes, line: str) -> None:
+    """Print the first line of a topic to stderr; of the processes that load data, the first one only."""
+    worker = get_worker_info()
+    if topic not in SAID and (worker is None or worker.id == 0):
+        print(line, file=sys.stderr)
+    SAID.add(topic)
 
 
 def values_as(classes: Mapping[int, int]) -> bytes:
@@ -113,7 +250,7 @@ def read_colours(path: Source, classes: Mapping[tuple[int, int, int], int]) -> T
     Raises:
         UserError: The file is damaged, or holds another colour.
     """
-    picture = _decode(path, as_rgb).long()
+    picture = _decode(path, lambda image: as_rgb(image, str(path), upright=False)).long()
     keys = (picture[0] << 16) | (picture[1] << 8) | picture[2]
     found, inverse = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     known = {(r << 16) | (g << 8) | b: value for (r, g, b), value in classes.items()}
@@ -193,6 +330,6 @@ def mask_picture(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Im
     picture = Image.fromarray(ids.astype(np.uint8))
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
-    colours[255] = (224, 224, 192)
+    colours[255] = VOID
     picture.putpalette(colours.ravel().tolist())  # now it has mode P
     return picture

@@ -90,7 +90,9 @@ class CamVid(SegmentationDataModule):
         root = self.place()
         prepared = manifest.read(root)
         coloured = COLOURS in prepared["files"] if prepared else (Path(root) / LABELS).is_dir()
-        return partial(read_colours, classes=grouped(root)) if coloured else partial(read_mask, classes=VALUES)
+        if coloured:
+            return partial(read_colours, classes=grouped(root))
+        return partial(read_mask, classes=VALUES, palette=self.palette)
 
 
 def grouped(root: str) -> dict[tuple[int, int, int], int]:

@@ -77,7 +77,7 @@ class Cityscapes(SegmentationDataModule):
     @property
     def read_label(self) -> ReadLabel:
         """Label ids as class ids."""
-        return partial(read_mask, classes=VALUES)
+        return partial(read_mask, classes=VALUES, palette=self.palette)
 
     @property
     def choices(self) -> dict[str, str]:

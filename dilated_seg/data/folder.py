@@ -41,7 +41,8 @@ class Folder(SegmentationDataModule):
         self.root = root
         facts = read_facts(root)
         self.classes = tuple(map(str, facts["classes"]))
-        self.palette = tuple(tuple(colour) for colour in facts.get("palette") or colours(len(self.classes)))
+        self.stated = tuple(tuple(colour) for colour in facts.get("palette") or ())  # colors made up here say nothing of masks
+        self.palette = self.stated or tuple(tuple(colour) for colour in colours(len(self.classes)))
         values = {k: k for k in range(len(self.classes))} | dict.fromkeys(facts.get("ignore", [255]), 255)
         self.values = values_as(values)
 
@@ -70,7 +71,7 @@ class Folder(SegmentationDataModule):
     @property
     def read_label(self) -> ReadLabel:
         """Values of the masks as class ids."""
-        return partial(read_mask, classes=self.values)
+        return partial(read_mask, classes=self.values, palette=self.stated)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -227,7 +227,7 @@ def found(pairs: Iterable[tuple[str, Path, Path | None]]) -> list[tuple[str, Pat
 
 def read_label(path: Source) -> Tensor:
     """A label of VOC (a PNG with a palette) or of SBD (a .mat file) as class ids (H, W)."""
-    return read_mask(path, VALUES) if path.suffix == ".png" else read_sbd(path)
+    return read_mask(path, VALUES, VOC.palette) if path.suffix == ".png" else read_sbd(path)
 
 
 def read_sbd(path: Source, structure: str = "GTcls", most: int = 20) -> Tensor:

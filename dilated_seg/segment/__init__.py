@@ -96,6 +96,8 @@ def opened(picture: str | Path | Image.Image | Tensor) -> Tensor:
     if isinstance(picture, Image.Image):
         try:
             return as_rgb(picture.copy())
+        except UserError:
+            raise
         except Exception as error:  # every format has its own for damaged files
             raise UserError(f"Pillow cannot read this picture: {' '.join(str(error).split())}") from error
     if not Path(picture).is_file():
