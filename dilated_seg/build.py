@@ -7,13 +7,14 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dilated_seg import UserError, models
+from dilated_seg.models.layers import check_arguments
 
 T = TypeVar("T")
 
@@ -45,12 +46,7 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
     constructor = find(path)
     try:
         bound = inspect.signature(constructor).bind(*args, **kwargs)
-        refuse_unlisted(constructor, bound.arguments)
-        classes, width = (bound.arguments.get(name, 1) for name in ("num_classes", "width"))
-        if type(classes) is not int or classes < 1:
-            raise UserError(f"num_classes={classes!r} is no whole number from 1 on")
-        if not isinstance(width, int | float) or not 0 < width < 100:
-            raise UserError(f"width={width!r} is no number above 0 (1 is the paper's)")
+        check_arguments(constructor, bound.arguments)
         undrawn = Undrawn() if device == "meta" else contextlib.nullcontext()
         with torch.device(device), undrawn, warnings.catch_warnings(action="error"):  # such as no channels
             return constructor(*args, **kwargs)
@@ -134,14 +130,3 @@ def find(path: str) -> type[nn.Module]:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(models.__all__)}"
         raise UserError(f"there is no network {path}: {hint}")
     return found
-
-
-def refuse_unlisted(constructor: type[nn.Module], arguments: dict[str, Any]) -> None:
-    """Refuse a value that a Literal among the constructor's types does not list."""
-    hints = get_type_hints(constructor.__init__)
-    for name, given in arguments.items():
-        allowed = [
-            v for part in (hints.get(name), *get_args(hints.get(name))) if get_origin(part) is Literal for v in get_args(part)
-        ]
-        if allowed and given not in allowed and not (given is None and type(None) in get_args(hints[name])):
-            raise UserError(f"{name}={given!r} is not one of {', '.join(map(repr, allowed))}")

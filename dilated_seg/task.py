@@ -1,6 +1,7 @@
 """The task: a network, its loss, its metrics and its optimiser, on any dataset."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ class SegmentationTask(LightningModule):
         # The command line gives YAML to save, from which load_from_checkpoint rebuilds everything. Objects built in Python
         # are no hyperparameters: a checkpoint that held them could only be loaded by executing a pickle.
         self.save_hyperparameters(ignore=None if _given_hyperparameters.get() else ["net", "optimizer", "lr_scheduler", "crf"])
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise UserError(f"model.class_weights has {len(class_weights)} numbers, but there are {num_classes} classes")
+        if class_weights is not None:
+            check_class_weights(class_weights, classes or [str(k) for k in range(num_classes)])
+        check_numbers(lr_factors or {}, mean, std)
         self.net = net.to(memory_format=torch.channels_last)  # up to 4 times as fast for narrow networks on a CPU
         if compile:
             self.net.compile()  # in place: the names in a checkpoint stay as they are
@@ -354,3 +356,36 @@ class SegmentationTask(LightningModule):
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+
+def check_class_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
+    """Require one factor of the loss for each class: zero leaves a class out.
+
+    Raises:
+        UserError: There are more or fewer, one is negative or not finite in single precision, or all are zero.
+    """
+    if len(weights) != len(classes):
+        raise UserError(f"model.class_weights has {len(weights)} numbers, but there are {len(classes)} classes")
+    for name, weight in zip(classes, weights, strict=True):
+        if not 0 <= weight <= torch.finfo(torch.float32).max:  # NaN neither
+            raise UserError(
+                f"model.class_weights: the weight {weight:g} of class {name} is not a finite number from 0 on: "
+                "0 leaves a class out of the loss, such as one that no training mask holds"
+            )
+    if not any(weights):
+        raise UserError("model.class_weights are all 0: no class would count in the loss, give at least one a number above 0")
+
+
+def check_numbers(lr_factors: Mapping[str, float], mean: RGB | None, std: RGB | None) -> None:
+    """Require numbers that can be trained with.
+
+    Raises:
+        UserError: A factor of the learning rate or a mean is not finite, or a factor negative, or a deviation not above 0.
+    """
+    for name, factor in lr_factors.items():
+        if not 0 <= factor < math.inf:
+            raise UserError(f"model.lr_factors: {name}: {factor:g} is not a finite number from 0 on")
+    if mean and not all(math.isfinite(number) for number in mean):
+        raise UserError(f"model.mean {list(mean)}: three finite numbers are needed (RGB, 0 to 255)")
+    if std and not all(0 < number < math.inf for number in std):
+        raise UserError(f"model.std {list(std)}: three finite numbers above 0 are needed (RGB, 0 to 255)")

@@ -1,5 +1,8 @@
 """The contract that every network keeps."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +23,7 @@ from dilated_seg.models import (
     SegNetBasic,
     UNet,
 )
+from tests.conftest import ROOT
 
 PARTS = ("FrontEnd", "ContextModule")  # of DilatedNet, which have other inputs or outputs than networks
 
@@ -165,3 +169,39 @@ def test_a_training_step_is_the_same_to_the_last_bit_when_repeated(build):
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+
+
+# Every network with every argument that lists its values or has a range, given a wrong one; without types that are checked.
+WRONG = """
+import inspect
+from typing import Literal, get_args, get_origin, get_type_hints
+from dilated_seg import models
+from dilated_seg.models import resnet
+tried = 0
+for network in [*(getattr(models, name) for name in models.__all__), resnet.Encoder]:
+    hints = get_type_hints(network.__init__)
+    listed = {n: h for n, h in hints.items() if any(get_origin(part) is Literal for part in (h, *get_args(h)))}
+    assert set(hints) >= {"width"} or network is models.ContextModule, network
+    wrong = [(name, value) for name in listed for value in ("huge", 9, 3.5, True, [])]
+    wrong += [(name, value) for name in ("num_classes", "width", "dropout", "in_channels") if name in hints
+              for value in (-1, float("nan"), "8", None, False)]
+    for name, value in wrong:
+        first = {} if network is resnet.Encoder else {"num_classes": 3}
+        try:
+            network(**{"depth": 18} | first | {name: value} if network is resnet.Encoder else first | {name: value})
+        except ValueError as error:
+            assert f"{name}={value!r} is " in str(error), error
+            assert name not in listed or all(
+                repr(v) in str(error) for p in (listed[name], *get_args(listed[name])) if get_origin(p) is Literal
+                for v in get_args(p)), error
+        else:
+            raise AssertionError(f"{network.__name__} took {name}={value!r}")
+        tried += 1
+print(tried)
+"""
+
+
+def test_a_value_that_a_network_does_not_take_is_a_value_error_that_lists_those_it_takes():
+    result = subprocess.run([sys.executable, "-c", WRONG], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 200

@@ -1,5 +1,8 @@
 """Loss, optimiser and training of the task."""
 
+import math
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,6 +59,31 @@ def test_class_weights_divide_by_the_number_of_pixels_not_by_the_weights():
 def test_class_weights_of_another_number_are_refused():
     with pytest.raises(UserError, match="3 numbers"):
         tiny(class_weights=[1, 2, 3])
+
+
+@pytest.mark.parametrize("weight", [math.inf, math.nan, -5.0, 1e39])
+def test_class_weights_that_nothing_can_be_learnt_with_are_refused_by_the_name_of_the_class(weight):
+    names = [f"class {k}" for k in range(8)]
+    with pytest.raises(
+        UserError, match=f"model.class_weights: the weight {weight:g} of class class 6 is not".replace("+", r"\+")
+    ):
+        tiny(class_weights=[1.0] * 6 + [weight, 1.0], classes=names)
+
+
+def test_a_class_may_be_left_out_of_the_loss_but_not_all():
+    logits, mask = torch.randn(1, 8, 4, 4), torch.full((1, 4, 4), 7)
+    assert tiny(class_weights=[1.0] * 7 + [0.0]).loss_sum(logits, mask)[0] == 0
+    with pytest.raises(UserError, match="class_weights are all 0"):
+        tiny(class_weights=[0.0] * 8)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr_factors": {"net.front_end": -1.0}}, {"lr_factors": {"net": math.nan}}, {"std": (1.0, 0.0, 1.0)},
+              {"mean": (1.0, math.inf, 1.0)}],
+)  # fmt: skip
+def test_other_numbers_that_nothing_can_be_learnt_with_are_refused_too(wrong):
+    with pytest.raises(UserError, match=f"model.{next(iter(wrong))}"):
+        tiny(**wrong)
 
 
 def test_biases_learn_at_twice_the_rate_and_do_not_decay():

@@ -243,6 +243,59 @@ def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
     assert not report.missing and not report.left_over
 
 
+@pytest.mark.parametrize(
+    ("prefix", "beside", "said"),
+    [
+        ("_orig_mod.", {}, "_orig_mod."),
+        ("model.", {"criterion.weight": torch.ones(2)}, "model."),
+        ("module.", {"n_averaged": torch.tensor(3)}, "module."),
+        ("_orig_mod.module.", {}, "_orig_mod.module."),
+        ("model._orig_mod.", {}, "_orig_mod.model."),
+        ("module.model.net.", {}, "module.model.net."),
+    ],
+)
+def test_what_held_a_network_is_taken_off_the_names_of_its_tensors_and_said(prefix, beside, said, tmp_path):
+    net, again = network(TINY, "cpu"), network(TINY, "cpu")
+    torch.save({f"{prefix}{k}": v for k, v in net.state_dict().items()} | beside, tmp_path / "wrapped.pth")
+    report, _, _ = weights.load(again, tmp_path / "wrapped.pth")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
+    assert not report.missing and len(report.left_over) == len([name for name in beside if name != "n_averaged"])
+    assert weights.summary(report).endswith(f"; names without their prefix {said}")
+
+
+def test_a_compiled_network_inside_a_task_keeps_what_is_subtracted_from_the_image(tmp_path):
+    state = {f"net._orig_mod.{key}": value for key, value in network(TINY, "cpu").state_dict().items()}
+    numbers = {"mean": torch.tensor([1.0, 2.0, 3.0]), "std": torch.ones(3)}
+    torch.save({"state_dict": state | numbers}, tmp_path / "task.ckpt")
+    report, mean, std = weights.load(network(TINY, "cpu"), tmp_path / "task.ckpt")
+    assert not report.missing and not report.left_over and (mean, std) == ((1, 2, 3), (1, 1, 1))
+
+
+def test_a_prefix_that_the_network_itself_has_stays(tmp_path):
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.aux, self.model = nn.Conv2d(3, 2, 1), nn.ModuleDict({"aux": nn.Conv2d(3, 2, 1)})
+
+    theirs, ours = Mine(), Mine()
+    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    report, _, _ = weights.load(ours, tmp_path / "mine.pth")
+    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+    assert not report.stripped
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [("module.", r"has layers below module\. and model\."), ("", r"has .* and model\."), ("model._orig_mod.", "same name")],
+)
+def test_two_networks_in_one_file_are_refused(other, sentence, tmp_path):
+    state = network(TINY, "cpu").state_dict()
+    both = {f"model.{key}": value for key, value in state.items()} | {f"{other}{key}": value for key, value in state.items()}
+    torch.save(both, tmp_path / "two.pth")
+    with pytest.raises(UserError, match=sentence):
+        weights.load(network(TINY, "cpu"), tmp_path / "two.pth")
+
+
 def test_torchvisions_names_alone_prove_nothing(tmp_path):
     """Files converted from Caffe have them too, and take another image."""
     torch.save(Vgg(1 / 32).state_dict(), tmp_path / "vgg16_from_caffe.pth")

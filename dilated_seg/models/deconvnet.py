@@ -16,7 +16,7 @@ from typing import Literal
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Unpool, as_in_caffe, conv_relu, initialise, require, scaled
+from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, require, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Table 2, lower half: channels of each deconvolution, stage 5 to 1.
@@ -37,6 +37,7 @@ class DeconvNet(nn.Module):
     output_stride = 1
 
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+        check_arguments(DeconvNet, locals())
         super().__init__()
         padding, self.smallest = (0, SMALLEST) if form == "authors" else (3, 1)
         self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="bn{}")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Upsample, crop, initialise, scaled
+from dilated_seg.models.layers import Upsample, check_arguments, crop, initialise, scaled
 from dilated_seg.shapes import Image, Logits, Maps
 
 # Section 3.1: the last two poolings keep the size, and stage 5 is dilated instead; so is fc6, over fewer taps.
@@ -56,6 +56,7 @@ class DeepLabV1(nn.Module):
         dropout: float = 0.5,
         msc: bool = False,
     ) -> None:
+        check_arguments(DeepLabV1, locals())
         super().__init__()
         self.encoder = vgg.Encoder(width, DILATION, pool3x3)
         self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True)  # the padding counts in its mean, as in Caffe

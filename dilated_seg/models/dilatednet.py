@@ -20,6 +20,7 @@ from dilated_seg.models import resnet, vgg
 from dilated_seg.models.layers import (
     Upsample,
     bilinear_deconvolution,
+    check_arguments,
     conv_relu,
     initialise,
     reflect,
@@ -92,6 +93,7 @@ class DilatedNet(nn.Module):
         dilated: bool = True,
         resnet: resnet.Depth | None = None,
     ) -> None:
+        check_arguments(DilatedNet, locals())
         super().__init__()
         reflected = padding == "reflect"
         self.margin = MARGIN if reflected else 0
@@ -142,6 +144,7 @@ class FrontEnd(nn.Module):
         dropout: float = 0.5,
         resnet: resnet.Depth | None = None,
     ) -> None:
+        check_arguments(FrontEnd, locals())
         super().__init__()
         self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
         self.encoder, layers, fc = encoder_and_classifier(padding, width, dropout, resnet)
@@ -199,6 +202,7 @@ class ContextModule(nn.Module):
         *,
         dilated: bool = True,
     ) -> None:
+        check_arguments(ContextModule, locals())
         super().__init__()
         rows = {name: row for name, row in CONTEXT.items() if name not in LEFT_OUT[layers]}
         dilations = {name: row[1] if dilated else 1 for name, row in rows.items()}

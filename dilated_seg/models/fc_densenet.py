@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dilated_seg.models.layers import BatchNorm, crop, initialise, scaled
+from dilated_seg.models.layers import BatchNorm, check_arguments, crop, initialise, scaled
 from dilated_seg.shapes import Image, Logits, Maps
 
 # Section 4.1 and Table 2.       layers of the blocks down, of the bottleneck, of the blocks up; growth: new maps a layer
@@ -51,6 +51,7 @@ class FCDenseNet(nn.Module):
         dropout: float = 0.2,
         batch_statistics: bool = False,
     ) -> None:
+        check_arguments(FCDenseNet, locals())
         super().__init__()
         down, middle, up, growth = DEPTHS[depth]
         channels, growth = scaled(FIRST, width), scaled(growth, width)

@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 
 from dilated_seg.models import resnet, vgg
-from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, crop, initialise, scaled
+from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, check_arguments, crop, initialise, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Figure 3, coarse to fine, by the stride of the last scores.  What is upsampled is added to the scores of a pooling; the
@@ -68,6 +68,7 @@ class FCN(nn.Module):
         at_once: bool = False,
         resnet: resnet.Depth | None = None,
     ) -> None:
+        check_arguments(FCN, locals())
         super().__init__()
         authors = form == "authors"
         self.output_stride = stride
@@ -140,6 +141,7 @@ class FCNAlexNet(nn.Module):
         dropout: float = 0.5,
         one_tower: bool = False,
     ) -> None:
+        check_arguments(FCNAlexNet, locals())
         super().__init__()
         authors = form == "authors"
         layers: OrderedDict[str, nn.Module] = OrderedDict()

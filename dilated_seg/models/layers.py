@@ -1,7 +1,10 @@
 """What several networks share: scaled widths, blocks of convolution, upsampling that keeps pixels in place, He's start."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,38 @@ from dilated_seg.shapes import Maps
 
 # Batch norm of the Caffe releases: next to no epsilon, and a shift that starts a little above zero.
 CAFFE_EPS, CAFFE_SHIFT = 1e-9, 0.001
+
+
+# Values that the arguments of these names take, in every network.
+RANGES: dict[str, tuple[Any, float, float, str]] = {
+    "num_classes": (Integral, 1, math.inf, "no whole number from 1 on"),
+    "in_channels": (Integral, 1, math.inf, "no whole number from 1 on"),
+    "width": (Real, 1e-6, 100, "no number above 0 and up to 100 (1 is the paper's)"),
+    "dropout": (Real, 0, 1, "no number from 0 to 1"),
+}
+
+
+def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
+    """Require that a network is built with values that its constructor documents.
+
+    Args:
+        network: Its class; where a type of the constructor is a Literal, this lists the values.
+        arguments: By name; others than the constructor's are passed over.
+
+    Raises:
+        ValueError: A value is not one of those listed, or outside the range that `RANGES` has for its name.
+    """
+    for name, hint in get_type_hints(network.__init__).items():  # type: ignore[misc] # of the class that is meant
+        if name not in arguments:
+            continue
+        given = arguments[name]
+        listed = [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
+        allowed = [*listed, None] if type(None) in get_args(hint) else listed
+        if listed and not any(given == value and type(given) is type(value) for value in allowed):
+            raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, allowed))}")
+        kind, least, most, problem = RANGES.get(name, (object, 0, 0, ""))
+        if name in RANGES and (not isinstance(given, kind) or isinstance(given, bool) or not least <= given <= most):
+            raise ValueError(f"{name}={given!r} is {problem}")
 
 
 def scaled(channels: int, width: float) -> int:

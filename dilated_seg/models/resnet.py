@@ -12,7 +12,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import nn
 
-from dilated_seg.models.layers import BatchNorm, scaled
+from dilated_seg.models.layers import BatchNorm, check_arguments, scaled
 from dilated_seg.shapes import Image, Maps
 
 Depth = Literal[18, 34, 50, 101, 152]
@@ -32,6 +32,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, depth: Depth, width: float = 1.0, output_stride: Literal[32, 8] = 32) -> None:
+        check_arguments(Encoder, locals())
         super().__init__()
         block: type[Basic] | type[Bottleneck] = Bottleneck if depth >= 50 else Basic
         in_channels = scaled(64, width)

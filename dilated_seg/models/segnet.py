@@ -18,7 +18,7 @@ from typing import Literal
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Unpool, as_in_caffe, conv_relu, initialise, scaled
+from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, scaled
 from dilated_seg.shapes import Image, Logits
 
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
@@ -39,6 +39,7 @@ class SegNet(nn.Module):
     output_stride = 1
 
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+        check_arguments(SegNet, locals())
         super().__init__()
         self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="conv{}_bn")
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
@@ -82,6 +83,7 @@ class SegNetBasic(nn.Module):
     output_stride = 1
 
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+        check_arguments(SegNetBasic, locals())
         super().__init__()
         authors, channels = form == "authors", scaled(BASIC, width)
         self.norm = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0) if authors else nn.Identity()

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from dilated_seg import UserError
-from dilated_seg.models.layers import conv_relu, crop, initialise, scaled
+from dilated_seg.models.layers import check_arguments, conv_relu, crop, initialise, scaled
 from dilated_seg.shapes import Maps, Planes
 
 # Figure 1: channels at each level, top to bottom.
@@ -47,6 +47,7 @@ class UNet(nn.Module):
         *,
         in_channels: int = 3,
     ) -> None:
+        check_arguments(UNet, locals())
         super().__init__()
         self.valid, self.in_channels = form != "any_size", in_channels
         padding, release = 0 if self.valid else 1, form == "release"

@@ -35,6 +35,9 @@ KINDS = {
     "num_batches_tracked": "num_batches_tracked",
 }  # fmt: skip
 
+# What holds a network in the files of others: its name then stands before those of the network's tensors.
+WRAPPERS = ("module", "model", "net")
+
 EXPANSION = 200  # how much larger than its file an .npz may be, a compressed array of one number included
 
 
@@ -48,6 +51,7 @@ class Weights:
     mean: tuple[float, float, float] | None = None  # RGB, 0 to 255
     std: tuple[float, float, float] | None = None
     published: bool = False  # whether it came from torchvision itself
+    stripped: str = ""  # prefix that was removed from its names
 
 
 def read(path: str | Path) -> Weights:
@@ -173,7 +177,7 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
 def read_torch(path: Path, file: BinaryIO) -> Weights:
     """A state dict that torch.save wrote, or a checkpoint that holds one."""
     state = load_torch(file)
-    for wrapper in ("state_dict", "model_state_dict", "model"):
+    for wrapper in ("state_dict", "model_state_dict", *WRAPPERS):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     return from_state(path, "torch", tensors(state))
@@ -202,7 +206,13 @@ def without(variable: str) -> Iterator[None]:
 
 def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[str, Tensor]) -> Weights:
     """A state dict's tensors; a task's has its network below "net." and what is subtracted from the image beside it."""
+    given, state = state, {compiled(key): tensor for key, tensor in state.items()}
+    if len(state) < len(given):
+        raise CorruptError("has tensors of the same name with and without torch.compile's _orig_mod: save one network's alone")
+    stripped = "_orig_mod." if any("_orig_mod" in key for key in given) else ""
+    state.pop("n_averaged", None)  # torch's AveragedModel counts here
     if state and all(key.startswith("module.") for key in state):  # as DataParallel leaves it
+        stripped = f"{stripped}module."
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     task = any(key.startswith("net.") for key in state)
     own = ("mean", "std", "class_weights")
@@ -215,7 +225,7 @@ def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[st
     for key, tensor in inside.items():
         layer, _, part = key.rpartition(".")
         layers.setdefault(layer, {})[part] = tensor
-    found = Weights(path, kind, layers)
+    found = Weights(path, kind, layers, stripped=stripped)
     if task and "mean" in state and "std" in state:
         try:
             found.mean, found.std = triple(state["mean"].flatten().tolist()), triple(state["std"].flatten().tolist())
@@ -224,6 +234,11 @@ def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[st
         if min(found.std) <= 0:
             raise CorruptError("is damaged: its deviation is not above 0")
     return found
+
+
+def compiled(name: str) -> str:
+    """A tensor's name without what torch.compile adds to it, at the front or further inside."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def read_safetensors(path: Path, file: BinaryIO) -> Weights:

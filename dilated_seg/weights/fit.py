@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dilated_seg import UserError
 from dilated_seg.models import ContextModule, FCDenseNet, FCNAlexNet, SegNetBasic, UNet, resnet, vgg
-from dilated_seg.weights.files import Weights
+from dilated_seg.weights.files import WRAPPERS, Weights
 
 # Layers that see the image itself, whose input channels are colours.
 ON_THE_IMAGE = ("conv1_1", "conv1", "first", "conv_d0a-b", "image_ms1")
@@ -38,6 +38,7 @@ class Report:
     taken: list[tuple[str, tuple[int, ...], str, str]] = field(default_factory=list)
     left_over: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     missing: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    stripped: str = ""  # the prefix that the file's names had
 
     @property
     def on_the_image(self) -> bool:
@@ -61,6 +62,8 @@ def fit(
             the network that makes sense only as a whole is in the file only partly, or with layers that ours has not.
     """
     ours, report, state, wrong, unplaced = parts(net), Report(), dict[str, Tensor](), list[tuple[str, str]](), list[str]()
+    unwrap(file, ours)
+    report.stripped = file.stripped
     for layer, (original, tensors) in renamed(file.layers).items():
         path = match(layer, ours)
         names = {kind: f"{original}{'/' if file.kind in ('caffe', 'npz') else '.'}{kind}" for kind in tensors}
@@ -107,6 +110,24 @@ def fit(
             if f"{path}.{kind}" not in state.keys() | fixed and kind != "num_batches_tracked"
         ]
     return state, report
+
+
+def unwrap(file: Weights, ours: dict[str, dict[str, Tensor]]) -> None:
+    """Take the names of what held the network off the names of the file's layers, unless ours begin with them too.
+
+    Raises:
+        UserError: Two such names stand side by side, or two layers would get one name.
+    """
+    first = {path.partition(".")[0] for path in ours}
+    while prefixes := [
+        f"{name}." for name in WRAPPERS if name not in first and any(n.startswith(f"{name}.") for n in file.layers)
+    ]:
+        if len(prefixes) > 1:
+            raise UserError(f"{file.path} has layers below {' and '.join(prefixes)}: save the state_dict of one network alone")
+        bare = [name.removeprefix(prefixes[0]) for name in file.layers]
+        if twice := [name for name in bare if bare.count(name) > 1]:
+            raise UserError(f"{file.path} has {twice[0]} and {prefixes[0]}{twice[0]}: save the state_dict of one network alone")
+        file.layers, file.stripped = dict(zip(bare, file.layers.values(), strict=True)), file.stripped + prefixes[0]
 
 
 def channel_order(file: Weights, layer: str, original: str, path: str) -> str:

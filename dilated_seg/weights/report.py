@@ -38,4 +38,5 @@ def summary(report: Report) -> str:
     return (
         f"{len(report.taken)} tensors taken, {len(report.left_over)} left over{layers(report.left_over)}, "
         f"{len(report.missing)} missing{layers(report.missing)}"
+        + (f"; names without their prefix {report.stripped}" if report.stripped else "")
     )
