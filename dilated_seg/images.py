@@ -232,9 +232,9 @@ def color_of(stored: bytes, value: int) -> tuple[int, ...]:
 
 
 def say_once(topic: bytes, line: str) -> None:
-    """Print the first line of a topic to stderr; of the processes that load data, the first one only."""
+    """Print the first line of a topic to stderr; of the processes that train and load data, the first one only."""
     worker = get_worker_info()
-    if topic not in SAID and (worker is None or worker.id == 0):
+    if topic not in SAID and (worker is None or worker.id == 0) and os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr)
     SAID.add(topic)
 

@@ -187,7 +187,8 @@ def test_images_without_masks_can_be_predicted(folder):
 def test_a_jpeg_is_no_mask(folder):
     Image.open(folder / "masks/photo 2.png").save(folder / "masks/photo 2.jpg")
     (folder / "masks/photo 2.png").unlink()
-    assert not Folder(root=str(folder)).split("val").labelled
+    with pytest.raises(UserError, match=r"has no mask .*photo 2\.png: photo 2\.jpg is there"):
+        Folder(root=str(folder)).split("val")
 
 
 def test_hidden_files_are_none(voc, cityscapes):

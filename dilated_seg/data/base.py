@@ -256,8 +256,9 @@ class SegmentationDataModule(LightningDataModule):
         if not len(split):
             raise UserError(f"{type(self).__name__} has no images in its split '{name}': there is nothing to evaluate")
         if labelled and not getattr(split, "labelled", True):
+            where = f" ({expected})" if (expected := getattr(split, "expected", "")) else ""
             raise UserError(
-                f"{type(self).__name__} has no labels for its split '{name}', so it cannot be scored here: "
+                f"{type(self).__name__} has no labels for its split '{name}'{where}, so it cannot be scored here: "
                 f"predict it (predict --data.init_args.predict_split {name})"
             )
         return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, self._rank, self._world), pad)

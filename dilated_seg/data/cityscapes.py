@@ -1,12 +1,13 @@
 """Cityscapes: street scenes of 50 cities, 1024 x 2048."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dilated_seg import UserError
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, paired
+from dilated_seg.data.files import Pairs, is_image, paired, show_names
 from dilated_seg.images import ReadLabel, read_mask, values_as
 
 # The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
@@ -64,6 +65,7 @@ class Cityscapes(SegmentationDataModule):
         if name not in self.published:
             raise UserError(f"Cityscapes has no split '{name}': choose one of {', '.join(self.published)}")
         images = frames(root / "leftImg8bit" / name, "_leftImg8bit.png")
+        require_frames(root / "leftImg8bit" / name, images)
         if name == "test":
             return Pairs([(frame, path, None) for frame, path in images.items()], self.read_label)
         kind = "gtCoarse" if name == "train_extra" else self.labels if name == "train" else "gtFine"
@@ -83,6 +85,20 @@ class Cityscapes(SegmentationDataModule):
     def choices(self) -> dict[str, str]:
         """Shards hold one kind of labels of the training images."""
         return {"labels": self.labels}
+
+
+def require_frames(folder: Path, images: Mapping[str, Path]) -> None:
+    """Refuse a split that holds images of other names or formats than the release's.
+
+    Raises:
+        UserError: It does.
+    """
+    read = set(images.values())
+    if lost := sorted(path for path in folder.rglob("[!.]*") if is_image(path) and path not in read):
+        raise UserError(
+            f"{folder} holds {len(images):,} images that are read and {len(lost):,} that are not ({show_names(lost)}): only "
+            "CITY/NAME_leftImg8bit.png are read, so convert, move or remove the others"
+        )
 
 
 def frames(folder: Path, ending: str) -> dict[str, Path]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dilated_seg import UserError
-from dilated_seg.images import ReadLabel, Source, header, read_image, turned
+from dilated_seg.images import ReadLabel, Source, header, read_image, say_once, turned
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+STRAY = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what operating systems leave in directories
 LABEL = ".png"  # a JPEG's values are not those that were saved
 
 
@@ -31,13 +33,14 @@ class Pairs:
     Args:
         pairs: Each image's name, its file, and its label's file; None where the label is kept back, as of test images.
         read_label: Reads a label's file as class ids (H, W).
+        expected: If the images have no labels, a clause for messages that says where these were looked for.
 
     Raises:
         UserError: Two images have one name.
     """
 
-    def __init__(self, pairs: Sequence[tuple[str, Path, Path | None]], read_label: ReadLabel) -> None:
-        self.pairs, self.read_label = list(pairs), read_label
+    def __init__(self, pairs: Sequence[tuple[str, Path, Path | None]], read_label: ReadLabel, expected: str = "") -> None:
+        self.pairs, self.read_label, self.expected = list(pairs), read_label, expected
         self.labelled = all(label for *_, label in self.pairs)
         counts = Counter(name for name, *_ in self.pairs)
         self.members = {os.path.realpath(image) for _, image, _ in self.pairs}  # what two splits may have in common
@@ -99,13 +102,15 @@ def partners(images: Path, labels: Path, endings: tuple[str, str] = ("", "")) ->
     """The images of a folder with the labels of another that have the same name, but for an ending of each.
 
     Raises:
-        UserError: A folder is missing, an image has no label or a label no image.
+        UserError: A folder is missing, holds files that cannot be used, an image has no label or a label no image.
     """
     found = []
     for folder, ending in zip((images, labels), endings, strict=True):
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder: it should hold the {'images' if folder == images else 'labels'}")
-        found.append(by_name(folder, ending, SUFFIXES if folder == images else (LABEL,)))
+        suffixes = SUFFIXES if folder == images else (LABEL,)
+        found.append(by_name(folder, ending, suffixes))
+        require_usable(folder, found[-1], suffixes)
     pictures, masks = found
     return paired(pictures, masks, images, labels)
 
@@ -118,6 +123,11 @@ def paired(
     Raises:
         UserError: An image has no label or a label no image.
     """
+    if images and labels and not images.keys() & labels.keys():
+        raise UserError(
+            f"no image of {image_folder} ({len(images):,}: {show_names(list(images.values()))}) has a label of its name in "
+            f"{label_folder} ({len(labels):,}: {show_names(list(labels.values()))}): rename the labels"
+        )
     refuse(
         [
             f"{files[name]} has no {what} in {folder}: add it or remove its partner"
@@ -145,6 +155,54 @@ def by_name(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) 
                 raise UserError(f"{found[name]} and {path.name} have one name: remove one of them")
             found[name] = path
     return found
+
+
+def list_visible(directory: Path) -> list[Path]:
+    """Return what is in a directory, without hidden files and those that operating systems leave everywhere."""
+    return [path for path in sorted(directory.iterdir()) if path.name[0] != "." and path.name.lower() not in STRAY]
+
+
+def require_usable(directory: Path, used: Mapping[str, Path], suffixes: Sequence[str]) -> None:
+    """Refuse a directory that is used whole and holds images that are not read; say once what else is passed over.
+
+    An image in another format of the same name as a file that is used is only said.
+
+    Args:
+        directory: The directory.
+        used: The files of it that are read, by name.
+        suffixes: How their names end.
+
+    Raises:
+        UserError: There are images in other formats, or in directories below.
+    """
+    read, stems = set(used.values()), {path.stem for path in used.values()}
+    others = [path for path in list_visible(directory) if path not in read]
+    lost = [path for path in others if (holds_images(path) if path.is_dir() else is_image(path) and path.stem not in stems)]
+    if lost:
+        jpeg = " (as JPEG, masks lose their classes: export them again)" if suffixes == (LABEL,) else ""
+        raise UserError(
+            f"{directory} holds {len(used):,} files that are read and {len(lost):,} that are not ({show_names(lost)}): only "
+            f"{', '.join(suffixes)} directly in it are read, so convert, move or remove the others{jpeg}"
+        )
+    if others:
+        line = f"{directory}: {len(others):,} files or directories are passed over ({show_names(others)})"
+        say_once(str(directory).encode(), line)
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is in a format that Pillow reads, by its suffix."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+
+
+def holds_images(directory: Path) -> bool:
+    """Return whether there is an image in a directory or below."""
+    return any(is_image(path) and path.name[0] != "." for path in directory.rglob("*"))
+
+
+def show_names(paths: Sequence[Path], most: int = 3) -> str:
+    """Return the first names of files and directories, separated by commas."""
+    shown = [path.name + ("/" if path.is_dir() else "") for path in paths[:most]]
+    return ", ".join([*shown, "..."] if len(paths) > most else shown)
 
 
 def names(path: Path) -> list[str]:

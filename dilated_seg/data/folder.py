@@ -1,6 +1,9 @@
 """A folder of the user's own images and masks."""
 
 import colorsys
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,19 @@ import yaml
 
 from dilated_seg import UserError, manifest
 from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import LABEL, SUFFIXES, Pairs, by_name, names, refuse
+from dilated_seg.data.files import (
+    LABEL,
+    SUFFIXES,
+    Pairs,
+    by_name,
+    is_image,
+    list_visible,
+    names,
+    partners,
+    refuse,
+    require_usable,
+    show_names,
+)
 from dilated_seg.images import ReadLabel, read_mask, values_as
 
 CLASSES = "classes.yaml"
@@ -40,7 +55,7 @@ class Folder(SegmentationDataModule):
         super().__init__(**options)
         self.root = root
         facts = read_facts(root)
-        self.classes = tuple(map(str, facts["classes"]))
+        self.classes = tuple(facts["classes"])
         self.stated = tuple(tuple(colour) for colour in facts.get("palette") or ())  # colors made up here say nothing of masks
         self.palette = self.stated or tuple(tuple(colour) for colour in colours(len(self.classes)))
         values = {k: k for k in range(len(self.classes))} | dict.fromkeys(facts.get("ignore", [255]), 255)
@@ -55,18 +70,42 @@ class Folder(SegmentationDataModule):
         root = Path(self.place())
         if Path(name).name != name:
             raise UserError(f"'{name}' is no name of a split: {CLASSES} lies beside the lists and folders that are")
-        inside = root / name if (root / name).is_dir() else root
-        if not (inside / "images").is_dir():
-            raise UserError(f"{inside / 'images'} is no folder: it should hold the images")
-        images = by_name(inside / "images")
-        masks = by_name(inside / "masks", suffixes=(LABEL,)) if (inside / "masks").is_dir() else {}
-        listed = list(images) if inside != root else [known(line, images) for line in names(root / f"{name}.txt")]
+        if not (root / name).is_dir():
+            expected = f"each image of {name}.txt should have {root / 'masks'}/NAME.png"
+            return Pairs(self.listed_pairs(root, name), self.read_label, expected)
+        images, masks = root / name / "images", root / name / "masks"
+        require_images(images)
+        if masks.is_dir() and list_visible(masks):
+            return Pairs(partners(images, masks), self.read_label)
+        pictures = by_name(images)
+        require_usable(images, pictures, SUFFIXES)
+        holds = show_names(list_visible(root / name), 6)
+        expected = f"each image should have {masks}/NAME.png, but {root / name} holds {holds}"
+        return Pairs([(stem, path, None) for stem, path in pictures.items()], self.read_label, expected)
+
+    def listed_pairs(self, root: Path, name: str) -> list[tuple[str, Path, Path | None]]:
+        """Return the images that a split's list names, with their masks.
+
+        Raises:
+            UserError: The list or a file that it names is missing, or some images have masks and others have none.
+        """
+        path = root / f"{name}.txt"
+        if not path.is_file():
+            require_split(root, name)
+        require_images(root / "images")
+        images = by_name(root / "images")
+        masks = by_name(root / "masks", suffixes=(LABEL,)) if (root / "masks").is_dir() else {}
+        listed = [known(line, images) for line in names(path)]
+        refuse([f"the list {path} names {stem} twice: remove one of the lines" for stem, n in Counter(listed).items() if n > 1])
         unknown = [stem for stem in listed if stem not in images]
-        refuse([f"{root / name}.txt names {stem}, which is not in {inside / 'images'}" for stem in unknown])
+        hint = hint_at_image(unknown, root / "images")
+        refuse([f"{path} names {stem}, which is not in {root / 'images'}{hint}" for stem in unknown])
         without = [stem for stem in listed if stem not in masks]
-        if len(without) < len(listed):
-            refuse([f"{images[s]} has no mask {inside / 'masks' / s}.png, and others of the split have" for s in without])
-        return Pairs([(stem, images[stem], masks.get(stem)) for stem in listed], self.read_label)
+        hint = hint_at_mask(without, root / "masks", images)
+        if hint or len(without) < len(listed):
+            said = hint or ", and others of the split have"
+            refuse([f"{images[stem]} has no mask {root / 'masks' / stem}.png{said}" for stem in without])
+        return [(stem, images[stem], masks.get(stem)) for stem in listed]
 
     @property
     def read_label(self) -> ReadLabel:
@@ -84,10 +123,67 @@ class Folder(SegmentationDataModule):
         return [name for name in ("train", "val", "test") if (root / name).is_dir() or (root / f"{name}.txt").is_file()]
 
 
+def require_images(images: Path) -> None:
+    """Refuse a split whose images/ is missing or holds no image.
+
+    Raises:
+        UserError: It is or does.
+    """
+    if not images.is_dir():
+        near = show_names(list_visible(images.parent), 6) or "nothing"
+        raise UserError(f"{images} is no folder: it should hold the images, but {images.parent} holds {near}")
+    if not by_name(images):
+        others = list_visible(images)
+        holds = f"{len(others):,} others ({show_names(others)}): convert or move them" if others else "nothing"
+        raise UserError(f"{images} has no images that are read, whose names end in {', '.join(SUFFIXES)}; it holds {holds}")
+
+
+def require_split(root: Path, name: str) -> None:
+    """Refuse a split that has neither a directory nor a list, and name what is there instead.
+
+    Raises:
+        UserError: Always.
+    """
+    near = list_visible(root) if root.is_dir() else []
+    meant = [path for path in near if path.name.lower().startswith(name) and (path.is_dir() or path.suffix == ".txt")]
+    rename = f": rename {show_names(meant[:1])} to {name}{meant[0].suffix}" if meant else ""
+    raise UserError(
+        f"{root} has no split '{name}', neither {name}/ with images/ and masks/ nor the list {name}.txt; it holds "
+        f"{show_names(near, 8) or 'nothing'}{rename}"
+    )
+
+
+def hint_at_image(stems: Sequence[str], images: Path) -> str:
+    """Return a clause on what the first of some names that are no images may mean; empty if nothing is like it."""
+    if not stems:
+        return ""
+    if len(parts := re.split(r"[\s,;]+", stems[0])) > 1 and all(Path(part).suffix for part in parts):
+        return ": a list has one name a line, not an image and its mask"
+    meant = stems[0].lower()
+    close = [path for path in list_visible(images) if is_image(path) and meant in (path.stem.lower(), path.name.lower())]
+    return f": {show_names(close)} is there, so convert or rename it" if close else ""
+
+
+def hint_at_mask(stems: Sequence[str], masks: Path, images: Mapping[str, Path]) -> str:
+    """Return a clause on a file that is no image's mask and may be meant as that of one of these; empty if there is none.
+
+    It has the image's name and another suffix, or the name with something before or after it, such as NAME_mask.png.
+    """
+    wanted = {stem.lower() for stem in stems}
+    others = list_visible(masks) if wanted and masks.is_dir() else []
+    for path in others:
+        if is_image(path) and not (path.suffix.lower() == LABEL and path.stem in images):
+            parts = re.split(r"([\W_]+)", path.stem.lower())
+            places = range(len(parts) + 1)
+            if wanted & {"".join(part) for k in places for part in (parts[:k], parts[k:])}:
+                return f": {path.name} is there, so rename it, or export it as .png"
+    return ""
+
+
 def known(line: str, images: dict[str, Path]) -> str:
     """A list's line as an image's name, with or without its suffix."""
     path = Path(line)
-    return path.stem if line not in images and path.suffix.lower() in SUFFIXES else line
+    return path.stem if line not in images and path.suffix.lower() in SUFFIXES and path.stem in images else line
 
 
 def read_facts(root: str) -> dict[str, Any]:
@@ -98,7 +194,8 @@ def read_facts(root: str) -> dict[str, Any]:
     """
     path = manifest.join(root, CLASSES)
     try:
-        facts = yaml.safe_load(manifest.read_text(root, CLASSES))
+        text = manifest.read_text(root, CLASSES)
+        facts = yaml.safe_load(text)
     except UserError as error:
         raise UserError(f"{error}; it should say classes: [background, ...]") from error
     except yaml.YAMLError as error:
@@ -107,7 +204,13 @@ def read_facts(root: str) -> dict[str, Any]:
         raise UserError(f"{path} should say classes: [background, ...], from 2 to 250 of them")
     if unknown := facts.keys() - {"classes", "palette", "ignore"}:
         raise UserError(f"{path} has the unknown key '{min(map(str, unknown))}': classes, palette and ignore are known")
-    if len(set(map(str, facts["classes"]))) < len(facts["classes"]):
+    facts["classes"] = yaml.load(text, yaml.BaseLoader)["classes"]  # as written: no, 1.0 and null are names as well
+    for number, name in enumerate(facts["classes"]):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(
+                f"{path}: class {number} is {name!r}, which is no name: write a text, in quotes if it has ': ' or ' #'"
+            )
+    if len(set(facts["classes"])) < len(facts["classes"]):
         raise UserError(f"{path} names a class twice")
     byte = range(256)
     palette, ignore = facts.get("palette"), facts.get("ignore", [255])

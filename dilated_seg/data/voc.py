@@ -1,6 +1,7 @@
 """PASCAL VOC 2012, with the further labels of SBD."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from dilated_seg import UserError, manifest
 from dilated_seg.colours import palette
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.batches import Split
-from dilated_seg.data.files import Pairs, Sample, names, refuse
+from dilated_seg.data.files import Pairs, Sample, names, refuse, show_names
 from dilated_seg.data.shards import Shards
 from dilated_seg.images import ReadLabel, Source, read_mask, values_as
 
@@ -92,11 +93,13 @@ class VOC(SegmentationDataModule):
         voc = self.folder()
         lists, images, labels = voc / "ImageSets" / "Segmentation", voc / "JPEGImages", voc / "SegmentationClass"
         if name == "test":
-            return Pairs(found((stem, images / f"{stem}.jpg", None) for stem in names(lists / "test.txt")), self.read_label)
-        listed = [stem for part in PARTS[name] for stem in names(lists / f"{part}.txt")]
+            return Pairs(
+                found((stem, images / f"{stem}.jpg", None) for stem in list_names(lists / "test.txt")), self.read_label
+            )
+        listed = [stem for part in PARTS[name] for stem in list_names(lists / f"{part}.txt")]
         pairs = [(stem, images / f"{stem}.jpg", labels / f"{stem}.png") for stem in listed]
         if name == "trainaug":  # and no image of val is ever among them
-            without = {*listed, *names(lists / "val.txt")}
+            without = {*listed, *list_names(lists / "val.txt")}
             pairs += [(p.stem, images / f"{p.stem}.jpg", p) for p in self.further() if p.stem not in without]
         return Pairs(found(pairs), self.read_label)
 
@@ -209,20 +212,43 @@ def read_instances(path: Path) -> Tensor:
     return read_mask(path, NUMBERS) if path.suffix == ".png" else read_sbd(path, "GTinst", 253)
 
 
+def list_names(path: Path) -> list[str]:
+    """Return the names of a list, one a line.
+
+    Raises:
+        UserError: A line is no name alone, as in lists of images with their labels.
+    """
+    listed = names(path)
+    if wrong := next((line for line in listed if re.search(r"[\s/]|\.(jpg|png)$", line)), None):
+        raise UserError(
+            f"the list {path} has the line '{wrong}': it should have one name a line, such as 2007_000032, without directory, "
+            "suffix or label, as the lists of the release"
+        )
+    return listed
+
+
 def found(pairs: Iterable[tuple[str, Path, Path | None]]) -> list[tuple[str, Path, Path | None]]:
     """Images and labels, all of which must be there.
 
     Raises:
         UserError: One is not.
     """
-    pairs, problems = list(pairs), []
+    pairs = list(pairs)
+    problems: list[str] = []
     for _, image, label in pairs:
         if not image.is_file():
-            problems.append(f"{image} is missing: a list names it, so complete the data")
+            problems.append(f"{image} is missing{'' if problems else near(image)}: a list names it, so complete the data")
         elif label and not label.is_file():
-            problems.append(f"{image} has no label {label}: a list names it, so complete the data")
+            there = "" if problems else near(label)
+            problems.append(f"{image} has no label {label}{there}: a list names it, so complete the data")
     refuse(problems)
     return pairs
+
+
+def near(path: Path) -> str:
+    """Return a clause on the files of the same name and another suffix."""
+    close = sorted(path.parent.glob(f"{path.stem}.*")) if path.parent.is_dir() else []
+    return f" ({show_names(close)} is there, but only {path.suffix} is read)" if close else ""
 
 
 def read_label(path: Source) -> Tensor:
