@@ -13,3 +13,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         # A DataLoader's worker sends its whole traceback as the message; the sentence is what follows our name in it.
         return super().__str__().rpartition("UserError: ")[2].strip()
+
+
+class LostProcessError(UserError):
+    """Another process of the run ended or hangs: the reason of the failure is there, not here."""
+
+
+REASON_FILE = "DILATED_SEG_REASON_FILE"  # names the file in which the first process of a run that fails says why

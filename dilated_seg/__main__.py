@@ -7,9 +7,10 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from dilated_seg import UserError, __version__
+from dilated_seg import REASON_FILE, LostProcessError, UserError, __version__
 
 # Lightning's own four take --config experiments/....yaml, overlays and flags; the rest are ours.
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -64,7 +65,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return {own.__name__: own for own in ours}[verb](args)
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
+        if not isinstance(error, LostProcessError):
+            note_reason(str(error))
         return 2
+    except Exception as error:
+        note_reason(f"{type(error).__name__}: {error}")
+        raise
     except SystemExit as end:
         if end.code is not None:
             raise
@@ -73,6 +79,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dilated-seg: interrupted", file=sys.stderr)
         return 1
+
+
+def note_reason(reason: str) -> None:
+    """Write why this process fails for the command that started it; of several processes, the first one counts."""
+    if path := os.environ.get(REASON_FILE):
+        with suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
+            file.write(reason)
 
 
 def overview() -> str:
@@ -102,6 +115,12 @@ def ablate(args: list[str]) -> int:
         "--slurm", nargs="+", default=(), metavar="KEY=VALUE",
         help="slurm: submitit's parameters of a job, such as time=240 (minutes) partition=gpu gpus_per_node=1 mem_gb=32",
     )  # fmt: skip
+    parser.add_argument(
+        "--devices_per_run",
+        type=int,
+        metavar="N",
+        help="GPUs (or CPU processes) of each run, started by torchrun; as in the file",
+    )
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often to try a failed run again")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
@@ -115,19 +134,21 @@ def ablate(args: list[str]) -> int:
             raise UserError(f"--{option} is for --launcher {launcher}")
     if options.retries < 0 or (options.jobs is not None and options.jobs < 1):
         raise UserError("--jobs takes a number from 1 on, --retries one from 0 on")
+    if options.devices_per_run is not None and options.devices_per_run < 1:
+        raise UserError(f"--devices_per_run {options.devices_per_run}: a run needs at least one device")
     from dilated_seg import ablation
 
+    study = ablation.read(options.file, options.out, options.max_steps, options.devices_per_run)
     if options.dry_run or options.status:
-        (ablation.show_commands if options.dry_run else ablation.show_status)(options.file, options.out, options.max_steps)
+        (ablation.show_commands if options.dry_run else ablation.show_status)(study)
         return 0
     how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
     again = shlex.join(["dilated-seg", "ablate", *args])
-    status = ablation.run(options.file, options.out, options.max_steps, **how, again=again, wandb=options.dashboard)
+    status = ablation.run(study, **how, again=again, wandb=options.dashboard)
     if options.dashboard and status != 143:
         from dilated_seg import dashboard
-        from dilated_seg.ablation.expand import read
 
-        dashboard.publish(read(options.file, options.out, options.max_steps))
+        dashboard.publish(study)
     return status
 
 

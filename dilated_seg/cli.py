@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,7 +15,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from dilated_seg import UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
+from dilated_seg import LostProcessError, UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
 from dilated_seg.analysis.tables import show_evaluation
 from dilated_seg.callbacks import (
     EvaluationRecord,
@@ -107,7 +107,8 @@ class CLI(LightningCLI):
                 end_other_processes(trainer, patience=5 if lost else 0)  # one that ends by itself says why
             if mistake := lost or find_mistake(error):
                 self._discard()
-                raise UserError(" ".join(str(mistake).split())) from error
+                kind = LostProcessError if lost else UserError
+                raise kind(" ".join(str(mistake).split())) from error
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -130,6 +131,13 @@ class CLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--evaluate",
+                type=Literal["val", "test"] | None,
+                default=None,
+                help="Score the last weights on this split when training has ended, in the same processes.",
+            )
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # our table says it once
         if subcommand in EVALUATIONS:
@@ -268,12 +276,14 @@ class CLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
-        """Keep the last weights, also when training does not end on a validation, and note that it has ended."""
-        if self.finished:
-            return
-        self.trainer.save_checkpoint(self.run_dir / "checkpoints" / LAST)
-        if self.trainer.is_global_zero:
-            write_text(self.run_dir / FINISHED, f"after step {self.trainer.global_step}\n")
+        """Keep the last weights, also when training does not end on a validation, note that it has ended, and score them."""
+        if not self.finished:
+            self.trainer.save_checkpoint(self.run_dir / "checkpoints" / LAST)
+            if self.trainer.is_global_zero:
+                write_text(self.run_dir / FINISHED, f"after step {self.trainer.global_step}\n")
+        if split := self._get(self.config_init, "evaluate"):
+            evaluate = self.trainer.test if split == "test" else self.trainer.validate
+            evaluate(self.model, self.datamodule, verbose=False)
 
     def after_validate(self) -> None:
         """Print the table."""
@@ -293,9 +303,10 @@ def with_default_crf(args: Sequence[str]) -> list[str]:
 
 
 def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN401
-    """The configuration as YAML, without what belongs to one call of it: folder and checkpoint."""
+    """The configuration as YAML, without what belongs to one call of it: folder, checkpoint, evaluation at the end."""
     config = config.clone()
     config.run_dir = None
+    config.pop("evaluate", None)
     config.process_timeout = None
     if "ckpt_path" in config:
         config.ckpt_path = None

@@ -9,15 +9,15 @@ from rich.table import Column, Table
 
 from dilated_seg import UserError
 from dilated_seg.ablation.chains import carry_out, claimed, is_claimed
-from dilated_seg.ablation.expand import Ablation, check, failure, finished, read, trained
-from dilated_seg.ablation.launch import Launcher, Local
+from dilated_seg.ablation.expand import Ablation, check, failure, finished, trained
+from dilated_seg.ablation.expand import read as read
+from dilated_seg.ablation.launch import Launcher, Local, check_device_count
+from dilated_seg.ablation.processes import torchrun_arguments
 from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
 
 
 def run(
-    file: str,
-    out: str | None = None,
-    max_steps: int | None = None,
+    ablation: Ablation,
     launcher: str | None = None,
     jobs: int | None = None,
     slurm: Sequence[str] = (),
@@ -30,9 +30,7 @@ def run(
     Interrupted, it exits with 1, or 143 by SIGTERM; called again it continues where it was and ends with the same numbers.
 
     Args:
-        file: The ablation.
-        out: The folder of its runs.
-        max_steps: Of a rehearsal.
+        ablation: What ``read`` gives of its file.
         launcher: "local" for several runs at once, "slurm" for jobs of SLURM, None for one run after another in this process.
         jobs: At once, of "local"; as many as there are GPUs if None.
         slurm: KEY=VALUE for submitit, of "slurm".
@@ -43,7 +41,6 @@ def run(
     Raises:
         UserError: A mistake that is found before anything is trained.
     """
-    ablation = read(file, out, max_steps)
     processes: Launcher | None = Slurm(ablation, slurm) if launcher == "slurm" else None
     if launcher != "slurm" and (queued := slurm_jobs(ablation)):
         raise UserError(f"SLURM still has runs of {ablation.folder}: call it with --launcher slurm, or first {scancel(queued)}")
@@ -53,6 +50,10 @@ def run(
         raise UserError(f"another process is training {taken[0].folder}: wait for it, or end it")
     if launcher == "local":
         processes = Local(ablation, jobs)
+    elif launcher is None:
+        check_device_count(ablation.devices_per_run)
+    if launcher != "slurm" and ablation.nodes_per_run > 1:
+        raise UserError(f"nodes_per_run {ablation.nodes_per_run}: several machines need --launcher slurm")
     try:
         if processes is not None:
             processes.carry_out(waiting, retries)
@@ -98,15 +99,16 @@ def conclude(ablation: Ablation, command: str | None = None, wandb: bool = False
     return 1 if missing else 0
 
 
-def show_commands(file: str, out: str | None = None, max_steps: int | None = None) -> None:
-    """Print what trains each run."""
-    for one in read(file, out, max_steps).runs:
-        print(shlex.join(["dilated-seg", *one.arguments]))
+def show_commands(ablation: Ablation) -> None:
+    """Print the command that trains and evaluates each run."""
+    for one in ablation.runs:
+        start = ["torchrun", *torchrun_arguments(one), "-m", "dilated_seg"] if one.devices * one.nodes > 1 else ["dilated-seg"]
+        print(shlex.join([*start, *one.arguments]))
 
 
-def show_status(file: str, out: str | None = None, max_steps: int | None = None) -> None:
+def show_status(ablation: Ablation) -> None:
     """Print how far each run is: not begun, begun, trained, finished (evaluated); queued, running, failed."""
-    ablation, folder = read(file, out, max_steps), Column("folder", overflow="fold")
+    folder = Column("folder", overflow="fold")
     queued = slurm_jobs(ablation)
     table = Table("run", "seed", "stage", "status", folder, box=None, pad_edge=False)
     for chain in ablation.chains:

@@ -12,6 +12,7 @@ from rich.rule import Rule
 
 from dilated_seg import UserError
 from dilated_seg.ablation.expand import FAILED, Ablation, Chain, Run, failure, finished
+from dilated_seg.ablation.processes import run_processes
 
 
 def carry_out(chain: Chain, ablation: Ablation, retries: int = 0) -> None:
@@ -46,18 +47,22 @@ def attempt(one: Run, ablation: Ablation, label: str) -> bool:
 
 
 def train(one: Run, ablation: Ablation) -> None:
-    """Train a run, or continue it, and evaluate its last weights if they are compared."""
-    from dilated_seg.cli import CLI
-    from dilated_seg.loggers import finish
+    """Train a run, or continue it, and evaluate its last weights if they are compared.
 
+    Raises:
+        UserError: The run failed, and why.
+    """
     # the seeds of one name are one curve
     named = {"WANDB_RUN_GROUP": ablation.group, "WANDB_NAME": ", ".join(filter(None, (one.name, one.stage)))}
     with variables(named):
+        if one.devices * one.nodes > 1:
+            run_processes(one)
+            return
+        from dilated_seg.cli import CLI
+        from dilated_seg.loggers import finish
+
         try:
-            cli = CLI(one.arguments)
-            if one.compared:
-                evaluate = cli.trainer.test if ablation.split == "test" else cli.trainer.validate
-                evaluate(cli.model, cli.datamodule, verbose=False)
+            CLI(one.arguments)
         except Exception:
             finish(1)
             raise

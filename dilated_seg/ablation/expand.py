@@ -19,14 +19,16 @@ from dilated_seg.runs import EXPERIMENTS
 
 FAILED = "failed"  # a file in the folder of a run that failed, which says why
 OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
-KEYS = ("experiments", "overlays", "common", "seeds", "evaluate", "claims", "probe")
+KEYS = ("experiments", "overlays", "common", "seeds", "evaluate", "claims", "probe", "devices_per_run", "nodes_per_run")
+DDP = json.dumps({"trainer": {"strategy": "ddp"}})  # below the experiment, which may name another strategy
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of an ablation: a name in its tables, the configurations laid over each other, a seed, a folder.
 
-    A stage of a staged experiment starts from the weights of the stage ``before`` it; the last one is compared.
+    A stage of a staged experiment starts from the weights of the stage ``before`` it; the last one is compared. It trains on
+    so many ``devices`` of each of its ``nodes`` (machines), and is scored on the split ``evaluate`` at its end.
     """
 
     name: str
@@ -36,6 +38,9 @@ class Run:
     stage: str = ""
     before: Path | None = None
     compared: bool = True
+    devices: int = 1
+    nodes: int = 1
+    evaluate: str | None = None
 
     @property
     def label(self) -> str:
@@ -45,9 +50,13 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """What follows ``dilated-seg`` to train it; the same command continues it."""
-        configs = [word for config in self.configs for word in ("--config", config)]
+        several = self.devices * self.nodes > 1
+        configs = [word for config in ([DDP] * several + list(self.configs)) for word in ("--config", config)]
         start = ["--model.weights", str(self.before)] if self.before else []
-        return ["fit", *configs, *start, "--seed_everything", str(self.seed), "--run_dir", str(self.folder)]
+        devices = ["--trainer.devices", str(self.devices), "--trainer.num_nodes", str(self.nodes)] if several else []
+        end = ["--evaluate", self.evaluate] if self.evaluate else []
+        own = ["--seed_everything", str(self.seed), "--run_dir", str(self.folder)]
+        return ["fit", *configs, *start, *devices, *end, *own]
 
 
 Chain = tuple[Run, ...]  # the stages of one experiment with one seed, in order: what is trained in one go
@@ -68,6 +77,8 @@ class Ablation:
     - ``evaluate`` (optional): the split that the last weights are compared on, "val" (if not given) or "test".
     - ``claims`` (optional): what the ablation sets out to show, which its report puts to the test: see ``claims.Claim``.
     - ``probe`` (optional): at so many pixels, the receptive fields of what was trained are measured for the report.
+    - ``devices_per_run``, ``nodes_per_run`` (optional): torchrun trains and evaluates each run on this many devices of this
+      many machines (several need SLURM). The steps are those of one device, since the data state ``global_batch_size``.
     """
 
     name: str
@@ -83,6 +94,16 @@ class Ablation:
         """Its runs, those together that start from each other's weights."""
         starts = [number for number, one in enumerate(self.runs) if one.before is None]
         return [self.runs[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+
+    @property
+    def devices_per_run(self) -> int:
+        """How many devices of a machine each run trains on."""
+        return self.runs[0].devices
+
+    @property
+    def nodes_per_run(self) -> int:
+        """How many machines each run trains on."""
+        return self.runs[0].nodes
 
     @property
     def group(self) -> str:
@@ -109,13 +130,14 @@ class Ablation:
         return f"{self.split}-last"
 
 
-def read(file: str | Path, out: str | Path | None = None, max_steps: int | None = None) -> Ablation:
+def read(file: str | Path, out: str | Path | None = None, max_steps: int | None = None, devices: int | None = None) -> Ablation:
     """Expand an ablation file into its runs, in the order of the file, seeds innermost.
 
     Args:
         file: The ablation.
         out: The folder of its runs; runs/NAME if None, or for a rehearsal runs/NAME-rehearsal.
         max_steps: Of a rehearsal, laid over every run.
+        devices: For each run, in the place of the file's ``devices_per_run``.
 
     Raises:
         UserError: The file is missing, is no YAML, or has unknown or missing keys.
@@ -136,6 +158,8 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
         raise UserError(f"{path} evaluates '{split}': choose val or test")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{path} has seeds {seeds}: give a list of whole numbers, such as [0, 1, 2]")
+    devices = devices or read_count(path, content, "devices_per_run")
+    nodes = read_count(path, content, "nodes_per_run")
     common = [layer(path, content["common"])] if content.get("common") else []
     if max_steps is not None:
         common.append(json.dumps({"trainer": {"max_steps": max_steps}}))
@@ -153,7 +177,10 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
             for number, stage in enumerate(stages, start=1):
                 here = place / f"stage{number}" if len(stages) > 1 else place
                 label = f"stage {number} of {len(stages)}" if len(stages) > 1 else ""
-                runs.append(Run(name, (layer(path, stage), *above), seed, here, label, before, number == len(stages)))
+                compared = number == len(stages)
+                end = split if compared else None
+                configs = (layer(path, stage), *above)
+                runs.append(Run(name, configs, seed, here, label, before, compared, devices, nodes, end))
                 before = here
     if own := [one for one in runs if one.folder.relative_to(folder).parts[0] in OWN]:
         raise UserError(f"{path} names an experiment '{own[0].name}': its folder is the ablation's own; rename it")
@@ -165,6 +192,18 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
         raise UserError(f"{path} probes at {probe} pixels: give a whole number, such as 256")
     claimed = claims.read(path, content.get("claims", []), list(dict.fromkeys(one.name for one in runs)))
     return Ablation(path.stem, tuple(runs), split, folder, max_steps is not None, claimed, probe)
+
+
+def read_count(path: Path, content: Mapping[str, Any], key: str) -> int:
+    """Return a number of devices or nodes from an ablation file; 1 if it has no such key.
+
+    Raises:
+        UserError: It is not a whole number from 1 on.
+    """
+    count = content.get(key, 1)
+    if type(count) is not int or count < 1:
+        raise UserError(f"{path} has {key} {count}: give a whole number from 1 on, such as 4")
+    return count
 
 
 def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
@@ -199,9 +238,9 @@ def check(ablation: Ablation) -> None:
             if learnt:
                 raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
             shutil.rmtree(one.folder)  # it failed before it had learnt anything, or only rehearsed
-        if yaml.safe_load(text)["trainer"]["devices"] not in (1, "1"):
-            raise UserError(f"{one.name} asks for several devices, but ablate trains on one: set trainer.devices to 1")
-        start = yaml.safe_load(text)["model"]["weights"]
+        settings = yaml.safe_load(text)
+        check_devices(one, settings)
+        start = settings["model"]["weights"]
         if start and start != "imagenet" and one.before is None and not Path(start).exists():
             raise UserError(f"{one.name} starts from {start}, which is not there: {how_to_get(start)}")
         if resolve.data not in looked_at:
@@ -210,6 +249,25 @@ def check(ablation: Ablation) -> None:
             claims.refuse_other_classes(ablation.claims, data.classes)
             for split in (data.train_split, "val", ablation.split):
                 data.opened(split)
+
+
+def check_devices(one: Run, settings: Mapping[str, Any]) -> None:
+    """Check that a run's settings fit the devices that the ablation gives it.
+
+    Raises:
+        UserError: The experiment asks for other devices, or its steps would depend on their number.
+    """
+    asked = settings["trainer"]["devices"], settings["trainer"]["num_nodes"]
+    if tuple(map(str, asked)) != (str(one.devices), str(one.nodes)):
+        raise UserError(
+            f"{one.name} sets trainer.devices to {asked[0]} and trainer.num_nodes to {asked[1]}: leave both out, and set "
+            "devices_per_run (nodes_per_run) in the ablation"
+        )
+    if one.devices * one.nodes > 1 and settings["data"]["init_args"].get("global_batch_size") is None:
+        raise UserError(
+            f"{one.name} states data.batch_size, which is per process, so its steps would depend on the number of devices: set "
+            "data.global_batch_size, such as common: {data: {init_args: {global_batch_size: 8}}}"
+        )
 
 
 def how_to_get(weights: str) -> str:

@@ -14,6 +14,7 @@ from submitit import Job as Submitted
 from submitit import LocalExecutor
 from submitit.core.utils import DelayedSubmission
 
+from dilated_seg import UserError
 from dilated_seg.ablation.chains import carry_out, claimed, is_claimed, note_failure
 from dilated_seg.ablation.expand import FAILED, Ablation, Chain, failure, finished
 
@@ -150,11 +151,14 @@ class Launcher(ABC):
 
 
 class Local(Launcher):
-    """Runs jobs on this machine, each with one of its GPUs and its share of the threads.
+    """Runs jobs on this machine, each with GPUs of its own and its share of the threads.
 
     Args:
         ablation: Whose runs.
-        jobs: At once; as many as there are GPUs if None.
+        jobs: At once; as many as there are GPUs for if None.
+
+    Raises:
+        UserError: There are fewer GPUs than the jobs need, each of which trains on several.
     """
 
     pause = 0.2
@@ -166,15 +170,19 @@ class Local(Launcher):
         visible = given.split(",") if given else []
         count = torch.cuda.device_count()
         self.devices = visible if len(visible) == count else [str(number) for number in range(count)]
-        super().__init__(ablation, jobs or max(1, count))
-        self.threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // self.room))
+        self.share = ablation.devices_per_run
+        super().__init__(ablation, jobs or max(1, count // self.share))
+        check_device_count(self.share, self.room if self.share > 1 else 1)
+        processes = self.room * self.share
+        self.threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // processes))
         self.executor = LocalExecutor(ablation.jobs / "submitit")
         self.executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
 
     def environment(self, number: int) -> dict[str, str]:
-        """What job ``number`` of those that run at once may use: one device, some threads."""
-        device = {"CUDA_VISIBLE_DEVICES": self.devices[number % len(self.devices)]} if self.devices else {}
-        return {"OMP_NUM_THREADS": self.threads, **device}
+        """What job ``number`` of those that run at once may use: its devices, some threads for each process."""
+        first = number * self.share % max(1, len(self.devices))
+        own = self.devices[first : first + self.share]
+        return {"OMP_NUM_THREADS": self.threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
     def submit(self, batch: Mapping[int, Chain]) -> list[Submitted[None]]:
         jobs = (Job(self.ablation, chain, self.environment(number), claim=True) for number, chain in batch.items())
@@ -190,6 +198,23 @@ class Local(Launcher):
                 for job in jobs:
                     os.kill(int(job.job_id), signal.SIGTERM)  # to submitit's process, which passes it on
             time.sleep(0.1)
+
+
+def check_device_count(devices_per_run: int, jobs: int = 1) -> None:
+    """Check that this machine has GPUs enough for runs side by side, or none at all: then CPU processes train.
+
+    Raises:
+        UserError: It has too few.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if 0 < count < devices_per_run * jobs:
+        runs = f" and --jobs {jobs}" if jobs > 1 else ""
+        raise UserError(
+            f"devices_per_run {devices_per_run}{runs} need {devices_per_run * jobs} GPUs, and {count} are visible here: lower "
+            "them, or check CUDA_VISIBLE_DEVICES"
+        )
 
 
 def title(chain: Chain) -> str:

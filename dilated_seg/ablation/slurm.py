@@ -76,9 +76,7 @@ def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: AN
         raise UserError("--launcher slurm needs the time of a job in whole minutes: add --slurm time=240")
     if "cpus_per_task" in values:
         values.setdefault("srun_args", [f"--cpus-per-task={values['cpus_per_task']}"])  # SLURM 22.05's srun forgets it
-    for key in ("nodes", "tasks_per_node", "ntasks_per_node"):
-        if values.get(key, 1) != 1:
-            raise UserError(f"--slurm {key}={values[key]}: a run of an ablation trains on one device")
+    request_devices(values, ablation)
     limit = values.pop("max_num_timeout")
     try:
         executor = AutoExecutor(ablation.jobs / "submitit", cluster="slurm", slurm_max_num_timeout=limit)
@@ -93,6 +91,26 @@ def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: AN
             raise UserError(f"--slurm {key}={value}: {' '.join(str(error).split())}") from None
     executor.update_parameters(slurm_stderr_to_stdout=True)
     return executor
+
+
+def request_devices(values: dict[str, Any], ablation: Ablation) -> None:
+    """Set the nodes and GPUs of a job to those of a run; its one task starts torchrun, which starts the processes.
+
+    Raises:
+        UserError: ``--slurm`` says something else.
+    """
+    devices, nodes = ablation.devices_per_run, ablation.nodes_per_run
+    for key, right in (("nodes", nodes), ("tasks_per_node", 1), ("ntasks_per_node", 1)):
+        if values.get(key, right) != right:
+            raise UserError(
+                f"--slurm {key}={values[key]}: a job takes its nodes and devices from the ablation's nodes_per_run "
+                f"({nodes}) and devices_per_run ({devices}), and starts their processes itself; leave it out"
+            )
+    if devices > 1 and values.setdefault("gpus_per_node", devices) not in (0, devices):
+        raise UserError(f"--slurm gpus_per_node={values['gpus_per_node']}: devices_per_run is {devices}; leave it out")
+    if nodes > 1:
+        values["nodes"] = nodes
+        values.setdefault("srun_args", []).extend(["--nodes=1", "--ntasks=1"])
 
 
 def number_or_text(value: str) -> Any:  # noqa: ANN401

@@ -14,8 +14,8 @@ class Freeze(BaseFinetuning):
     """Leaves parts of the task as they are for the first steps, so that new layers learn first, and then thaws them.
 
     A frozen batch norm normalises by its running statistics, as in evaluation, and keeps them. To train what has thawed at a
-    lower rate, name it in ``model.lr_factors``. With ``until``, for one process: DistributedDataParallel does not exchange the
-    gradients of what was frozen when it started.
+    lower rate, name it in ``model.lr_factors``. With ``until`` and several processes, gradients of frozen layers are computed
+    and dropped before each step: DistributedDataParallel exchanges only gradients of what could learn when it started.
 
     Args:
         layers: Parts of the task by name, such as ``net.encoder``; no part of them may be frozen by another Freeze.
@@ -29,6 +29,7 @@ class Freeze(BaseFinetuning):
         self.layers, self.until = layers, until
         self.frozen: list[torch.nn.Parameter] = []
         self.norms: dict[torch.nn.modules.batchnorm._BatchNorm, bool] = {}  # and whether they track statistics
+        self.drops_gradients = False
 
     @property
     def state_key(self) -> str:
@@ -38,8 +39,7 @@ class Freeze(BaseFinetuning):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if trainer.world_size > 1 and self.until is not None:
-            raise UserError("Freeze works on one process: DistributedDataParallel leaves out what thaws later; use devices: 1")
+        self.drops_gradients = trainer.world_size > 1 and self.until is not None
         super().setup(trainer, pl_module, stage)
 
     def parts(self, pl_module: LightningModule) -> list[torch.nn.Module]:
@@ -63,6 +63,9 @@ class Freeze(BaseFinetuning):
         self.freeze(parts, train_bn=False)
         if not any(p.requires_grad for p in pl_module.parameters()):
             raise UserError(f"Freeze: {', '.join(self.layers)} leave nothing to learn: name fewer layers")
+        if self.drops_gradients:
+            for parameter in self.frozen:
+                parameter.requires_grad = True
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
         """Lightning's hook for epochs: steps are what counts here."""
@@ -79,6 +82,12 @@ class Freeze(BaseFinetuning):
             self.thaw()
         for norm in self.norms:  # Lightning puts the whole task into training mode again after each validation
             norm.eval()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of frozen layers, before their norm is taken: the optimizer then leaves the layers alone."""
+        if self.drops_gradients:
+            for parameter in self.frozen:
+                parameter.grad = None
 
     def thaw(self) -> None:
         """Let the layers learn again."""
