@@ -241,6 +241,11 @@ def prepare(args: list[str]) -> int:
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="all that are there if not given")
     parser.add_argument("--sbd", metavar="FOLDER", help="voc: SBD, for trainaug; or its environment variable is taken")
     parser.add_argument("--labels", choices=("gtFine", "gtCoarse"), help="cityscapes: of training images (gtFine)")
+    parser.add_argument(
+        "--mask_orientation",
+        choices=("upright", "as_stored"),
+        help="how masks lie whose images EXIF turns: as these are seen, or as their files; found out if not given",
+    )
     parser.add_argument("--download", action="store_true", help="voc: fetch the archives of VOC and SBD into --root first")
     parser.add_argument("--other_counts", action="store_true", help="accept other numbers of images than were published")
     parser.add_argument(
@@ -258,6 +263,8 @@ def prepare(args: list[str]) -> int:
         if getattr(options, option) and dataset != options.dataset:
             raise UserError(f"--{option} is for {dataset}, not for {options.dataset}")
     given = {option: value for option in own.values() if (value := getattr(options, option))}
+    if options.mask_orientation:
+        given["mask_orientation"] = options.mask_orientation
     if options.dataset == "voc" and "sbd" not in given and os.environ.get("DILATED_SEG_SBD"):
         given["sbd"] = os.environ["DILATED_SEG_SBD"]
     if options.dataset == "folder" and not options.root:

@@ -22,10 +22,13 @@ UNKNOWN = 254  # stands in a table of class ids for label values that must not o
 
 VOID = (224, 224, 192)  # VOC's color of ignored pixels
 
-ORIENTATION = 274  # EXIF's tag, and what it asks for where it exchanges height and width
+# EXIF's tag of how to turn an image, and what each value asks for; the last four exchange height and width.
+ORIENTATION = 274
 TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+SIDEWAYS = (5, 6, 7, 8)
 
 # An image of more than 8 bits whose brightest pixel would be below this, of 255, has most likely another range: 12 bits
 # (0 to 4095) in a file of 16.
@@ -306,22 +309,29 @@ def most_pixels() -> int:
     return int(given)
 
 
-def header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height as the file lies, and whether its EXIF turns it on its side."""
+def header(path: Path) -> tuple[tuple[int, int], int]:
+    """Return width and height as the file lies, and how its EXIF turns it: a key of ``TURNS``, or 1."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # of a PNG, Pillow would decode all of it to look for EXIF at its end
-            exif = opened.getexif() if opened.format == "JPEG" or "exif" in opened.info else {}
-            return opened.size, exif.get(ORIENTATION, 1) in TURNS
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
+            return opened.size, orientation(opened)
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
 
 
+def orientation(image: Image.Image) -> int:
+    """Return how the EXIF of an image that is not decoded turns it: a key of ``TURNS``, or 1."""
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}:
+        return 1  # Pillow would decode all of it to look for EXIF at its end
+    with suppress(Exception):  # damaged EXIF raises whatever it likes
+        value = image.getexif().get(ORIENTATION, 1)
+        return value if value in TURNS else 1
+    return 1
+
+
 def turned(mask: Tensor, image: Source) -> Tensor:
     """A mask that lies as its image's file does, turned upright with it."""
-    with image.open("rb") as file, Image.open(file) as opened:
-        method = TURNS.get(opened.getexif().get(ORIENTATION, 1))
+    with unlimited(), image.open("rb") as file, Image.open(file) as opened:
+        method = TURNS.get(orientation(opened))
     return mask if method is None else torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(method)))
 
 

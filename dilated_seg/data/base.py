@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
@@ -13,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dilated_seg import UserError, manifest
 from dilated_seg.data import transforms
 from dilated_seg.data.batches import Images, Split, leave_signals_to_the_parent, pad, stack
-from dilated_seg.data.files import Pairs
+from dilated_seg.data.files import Pairs, find_mask_orientation
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, run_seed
 from dilated_seg.data.scores import StoredScores
 from dilated_seg.data.shards import Shards
-from dilated_seg.images import ReadLabel
+from dilated_seg.images import ReadLabel, say_once
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -43,6 +44,8 @@ class SegmentationDataModule(LightningDataModule):
         predict_split: What ``predict`` predicts; it needs no labels.
         streaming: Read prepared shards a few images at a time, from the folder or a URL (hf://, s3://, https://), instead of
             mapping them into memory. Training then sees them in an order that reads each part of a shard once.
+        mask_orientation: How masks lie whose images EXIF turns: "upright", as the image is seen, "as_stored", as its file, and
+            are then turned with it; "auto" finds it out for the whole dataset, or takes "upright" and says so.
         variants: How many augmentations of each training image there are, one an epoch, before they repeat; a new one every
             epoch if None. CachedFrontEnd needs a number.
         on_bad_image: What training does with a file that cannot be read: end in an error, or skip it, say so, and take the
@@ -74,6 +77,7 @@ class SegmentationDataModule(LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         variants: int | None = None,
         global_batch_size: int | None = None,
+        mask_orientation: Literal["auto", "upright", "as_stored"] = "auto",
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -90,6 +94,7 @@ class SegmentationDataModule(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.streaming, self.on_bad_image = streaming, on_bad_image
+        self.mask_orientation = mask_orientation
         self._opened: dict[str, Split] = {}
         self.skipped: Counter[str] = Counter()
         self.predict_split = predict_split
@@ -152,13 +157,47 @@ class SegmentationDataModule(LightningDataModule):
         if name not in self._opened:
             prepared = self._prepared(name)
             split = self.split(name) if prepared is None else prepared
-            if isinstance(split, Pairs) and not (self.on_bad_image == "skip" and name == self.train_split):
-                split.check()
+            if isinstance(split, Pairs):
+                split.as_stored = self.masks_as_stored({name: split})
+                if not (self.on_bad_image == "skip" and name == self.train_split):
+                    split.check()
             if len(split) != self.published.get(name, len(split)) and os.environ.get("LOCAL_RANK", "0") == "0":
                 counts = f"{len(split):,} images here, as published {self.published[name]:,}"
                 print(f"{type(self).__name__}: {name} has {counts}", file=sys.stderr)
             self._opened[name] = split
         return self._opened[name]
+
+    def masks_as_stored(self, opened: Mapping[str, Pairs]) -> bool | None:
+        """Return whether masks lie as the files of their images do: as the option says, or as the sizes of any split tell.
+
+        Args:
+            opened: Splits by name, one of which is asked for; the others of the dataset are looked at if EXIF turns images.
+
+        Returns:
+            None if EXIF turns none of their labelled images.
+
+        Raises:
+            UserError: Some masks lie in one way and some in the other.
+        """
+        if self.mask_orientation != "auto":
+            return self.mask_orientation == "as_stored"
+        turned = [path for split in opened.values() for path in split.turned_images().untold]
+        if not any(split.turned_images() for split in opened.values()):
+            return None
+        splits = list(opened.values())
+        with suppress(UserError, NotImplementedError):
+            for name in self.available():
+                if name not in opened and isinstance(other := self.split(name), Pairs):
+                    splits.append(other)
+        found = find_mask_orientation(splits)
+        if found is None:
+            name = type(self).__name__
+            say_once(
+                f"{name} {self.root} mask_orientation".encode(),
+                f"{name}: EXIF turns {len(turned):,} images, such as {turned[0]}, and no mask's size tells whether masks are "
+                "turned already: they are taken to be; if they lie as the files do, set data.mask_orientation to as_stored",
+            )
+        return bool(found)
 
     def _prepared(self, name: str) -> Shards | None:
         if not self.variable and self.root is None:
@@ -179,7 +218,15 @@ class SegmentationDataModule(LightningDataModule):
                     f"{place} was prepared with {option} {facts['options'].get(option)}, not {value}: prepare it anew or set "
                     f"data.{option}"
                 )
-        return Shards(place, facts, name, self.read_label, self.streaming)
+        prepared = facts.get("mask_orientation", self.mask_orientation)
+        if self.mask_orientation not in ("auto", prepared):
+            raise UserError(
+                f"{place} was prepared with masks {prepared}, not {self.mask_orientation}: prepare it again with "
+                f"--mask_orientation {self.mask_orientation}, or drop data.mask_orientation"
+            )
+        shards = Shards(place, facts, name, self.read_label, self.streaming)
+        shards.as_stored = {"auto": None, "upright": False, "as_stored": True}[prepared]
+        return shards
 
     def say_what_is_shared(self) -> None:
         """A line if validation images are trained on: their scores then say nothing about new images."""

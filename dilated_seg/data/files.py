@@ -3,7 +3,9 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,11 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from dilated_seg import UserError
-from dilated_seg.images import ReadLabel, Source, header, read_image, say_once, turned
+from dilated_seg.images import SIDEWAYS, ReadLabel, Source, header, read_image, say_once, turned
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 STRAY = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what operating systems leave in directories
 LABEL = ".png"  # a JPEG's values are not those that were saved
+
+
+Headers = tuple[tuple[int, int], int, tuple[int, int] | None]  # an image's size as stored, its orientation, its label's size
 
 
 class Sample(TypedDict):
@@ -41,6 +46,7 @@ class Pairs:
 
     def __init__(self, pairs: Sequence[tuple[str, Path, Path | None]], read_label: ReadLabel, expected: str = "") -> None:
         self.pairs, self.read_label, self.expected = list(pairs), read_label, expected
+        self.as_stored: bool | None = None  # whether labels lie as their images' files do; None: as their sizes tell
         self.labelled = all(label for *_, label in self.pairs)
         counts = Counter(name for name, *_ in self.pairs)
         self.members = {os.path.realpath(image) for _, image, _ in self.pairs}  # what two splits may have in common
@@ -50,7 +56,8 @@ class Pairs:
         """Changes when a file does, by its name, size or time, or the order of them."""
         files = ((name, path) for name, *both in self.pairs for path in both if path)
         facts = [(name, path.name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        told = () if self.as_stored is None else (self.as_stored,)
+        return hashlib.sha256(repr([*facts, *told]).encode()).hexdigest()
 
     def check(self) -> None:
         """Look at every file's header, once and before anything is trained.
@@ -58,29 +65,92 @@ class Pairs:
         Raises:
             UserError: A file is missing or damaged, or an image and its label differ in size.
         """
-        refuse([problem for _, image, label in self.pairs if (problem := size_problem(image, label))])
+        headers = zip(self.pairs, self.headers, strict=True)
+        refuse([said for (_, image, label), read in headers if (said := size_problem(image, label, read, self.as_stored))])
+
+    def turned_images(self) -> "Turned":
+        """Return which images EXIF turns, and what their labels' sizes tell of how labels lie."""
+        turned = Turned()
+        for (_, image, label), read in zip(self.pairs, self.headers, strict=True):
+            if label and not isinstance(read, str) and read[1] != 1:
+                turned.add(image, *read)
+        return turned
+
+    @cached_property
+    def headers(self) -> list[Headers | str]:
+        """Return what the headers of each image and its label hold, or why they cannot be read."""
+        return [read_headers(image, label) for _, image, label in self.pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        return decode(*self.pairs[index], self.read_label)
+        return decode(*self.pairs[index], self.read_label, self.as_stored)
 
 
-def decode(name: str, image: Source, label: Source | None, read_label: ReadLabel) -> Sample:
+@dataclass
+class Turned:
+    """Images that EXIF turns: the first of those whose label can only be upright, or as stored, and those that do not tell."""
+
+    upright: Path | None = None
+    as_stored: Path | None = None
+    untold: list[Path] = field(default_factory=list)
+
+    def add(self, image: Path, size: tuple[int, int], way: int, label: tuple[int, int] | None) -> None:
+        """Add an image by its size as stored, its orientation, and its label's size."""
+        if way not in SIDEWAYS or size[0] == size[1] or label is None:
+            self.untold.append(image)
+        elif label == size:
+            self.as_stored = self.as_stored or image
+        elif label == size[::-1]:
+            self.upright = self.upright or image
+
+    def __bool__(self) -> bool:
+        return bool(self.upright or self.as_stored or self.untold)
+
+
+def decode(name: str, image: Source, label: Source | None, read_label: ReadLabel, as_stored: bool | None = None) -> Sample:
     """An image and its label, or a mask that is ignored everywhere.
+
+    Args:
+        name: The image's name.
+        image: Its file; EXIF turns it upright.
+        label: Its label's file, if it has one.
+        read_label: Reads it as class ids (H, W).
+        as_stored: Whether the label lies as the image's file does, and is turned with it; if None, it is where only that
+            gives it the image's size.
 
     Raises:
         UserError: A file is missing or damaged, a label holds what is no class, or the two differ in size.
     """
     picture = read_image(image)
     mask = read_label(label) if label else torch.full(picture.shape[1:], 255, dtype=torch.uint8)
-    if mask.shape != picture.shape[1:]:
+    if label and (as_stored or (as_stored is None and mask.shape != picture.shape[1:])):
         mask = turned(mask, image)
     if mask.shape != picture.shape[1:]:
         (h1, w1), (h2, w2) = picture.shape[1:], mask.shape
         raise UserError(f"{image} is {h1} x {w1} and its label {label} is {h2} x {w2}: they must have one size")
     return Sample(image=picture, mask=mask, id=name)
+
+
+def find_mask_orientation(splits: Iterable[Pairs]) -> bool | None:
+    """Return whether the masks of a dataset lie as the files of their images do, or None if nothing tells.
+
+    An image that EXIF turns on its side and that is no square tells it by its mask's size.
+
+    Raises:
+        UserError: Some do and others are upright.
+    """
+    upright = as_stored = None
+    for split in splits:
+        turned = split.turned_images()
+        upright, as_stored = upright or turned.upright, as_stored or turned.as_stored
+        if upright and as_stored:
+            raise UserError(
+                f"EXIF turns {upright}, whose mask is upright, and {as_stored}, whose mask lies as the file does: turn one "
+                "of the two masks, since all masks of a dataset must lie in one way"
+            )
+    return bool(as_stored) if upright or as_stored else None
 
 
 class DataError(UserError):
@@ -220,20 +290,32 @@ def names(path: Path) -> list[str]:
     return found
 
 
-def size_problem(image: Path, label: Path | None) -> str | None:
-    """What the headers of an image and its label say against them, if anything.
-
-    A photograph may lie on its side, to be turned upright by its EXIF: its label may be as the file lies, and is then turned
-    with it, or upright already.
-    """
-    if label is None or label.suffix.lower() != LABEL:
-        return None  # SBD's files have no header to look at: they are compared as they are read
+def read_headers(image: Path, label: Path | None) -> Headers | str:
+    """Return an image's size as stored, its orientation, and its label's size; or why they cannot be read."""
     try:
-        (width, height), on_its_side = header(image)
-        size, _ = header(label)
+        # SBD's labels have no header to look at: they are compared as they are read
+        return *header(image), header(label)[0] if label and label.suffix.lower() == LABEL else None
     except UserError as error:
         return str(error)
-    if size == (width, height) or (on_its_side and size == (height, width)):
+
+
+def size_problem(image: Path, label: Path | None, read: Headers | str, as_stored: bool | None = None) -> str | None:
+    """Return what the headers of an image and its label say against them, if anything.
+
+    Args:
+        image: The image, which its EXIF may turn upright.
+        label: Its label.
+        read: What `read_headers` gave.
+        as_stored: Whether the label should lie as the image's file does, or upright; either is right if None.
+    """
+    if isinstance(read, str):
+        return read
+    stored, way, size = read
+    upright = stored[::-1] if way in SIDEWAYS else stored
+    if size is None or size in {None: (stored, upright), True: (stored,), False: (upright,)}[as_stored]:
         return None
-    w, h = size
-    return f"{image} is {height} x {width} and its label {label} is {h} x {w}: they must have one size"
+    (w1, h1), (w2, h2) = stored if as_stored else upright, size
+    problem = f"{image} is {h1} x {w1} and its label {label} is {h2} x {w2}: they must have one size"
+    if size in (stored, upright):
+        problem += f", where EXIF turns the image and masks are taken to lie {'as stored' if as_stored else 'upright'}"
+    return problem

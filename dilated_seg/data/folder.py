@@ -41,7 +41,7 @@ class Folder(SegmentationDataModule):
 
     The splits are the lists ``train.txt``, ``val.txt`` and ``test.txt``, a name a line; or folders of these names, each with
     images/ and masks/. A split whose images have no masks at all can be predicted, not scored. Photographs are turned upright
-    by their EXIF; a mask is taken to be upright already, unless it has the size of the file as it lies.
+    by their EXIF; ``mask_orientation`` says how their masks lie.
 
     Args:
         root: The folder.

@@ -44,6 +44,7 @@ class Shards:
             raise UserError(f"{root} holds no split '{name}', only {', '.join(facts['splits'])}: prepare it as well")
         self.labelled: bool = facts["splits"][name]["labelled"]
         self.members = set(facts["splits"][name]["parts"])
+        self.as_stored: bool | None = None  # whether labels lie as their images' files do; None: as their sizes tell
         self.read_label, self.raw = read_label, facts["store"] == "raw"
         self.entries = manifest.shards(facts, name)
         self.places = [manifest.join(root, entry["file"]) for entry in self.entries]
@@ -66,7 +67,8 @@ class Shards:
 
     def fingerprint(self) -> str:
         """Changes when the shards do, or their order."""
-        return hashlib.sha256(repr([entry["sha256"] for entry in self.entries]).encode()).hexdigest()
+        told = () if self.as_stored is None else (self.as_stored,)
+        return hashlib.sha256(repr([*(entry["sha256"] for entry in self.entries), *told]).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
         place = self.places[int(np.searchsorted(self.starts, index, "right")) - 1]
@@ -82,7 +84,7 @@ class Shards:
             Stored(place, cell["path"].as_py(), cell["bytes"].as_py())
             for cell in (row["image"][0], row["label"][0])
         )  # fmt: skip
-        return decode(row["id"][0].as_py(), image, label if label.name else None, self.read_label)
+        return decode(row["id"][0].as_py(), image, label if label.name else None, self.read_label, self.as_stored)
 
     @staticmethod
     def from_raw(row: pa.Table) -> Sample:

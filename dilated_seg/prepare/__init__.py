@@ -70,8 +70,14 @@ def prepare(
             if unknown := sorted(set(splits or ()) - set(here)):
                 raise UserError(f"--splits {unknown[0]} is not in {dataset.place()}, only {', '.join(here)}")
             wanted = [split for split in here if not splits or split in splits]  # the dataset's order: trainval after its parts
-            parts, contents = divide({split: listed(dataset, split, other_counts) for split in wanted})
-            facts = describe(dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad))
+            pairs = {split: listed(dataset, split, other_counts) for split in wanted}
+            orientation = dataset.masks_as_stored(pairs)
+            parts, contents = divide(pairs)
+            facts = describe(
+                dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad, orientation)
+            )
+            if orientation is not None:
+                facts["mask_orientation"] = "as_stored" if orientation else "upright"
             finish(dataset, partial, out, facts)
     except UserError:
         if not begun:

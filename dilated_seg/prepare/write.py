@@ -22,7 +22,12 @@ GROUP_BYTES = 2 << 20  # what a stream reads at once
 
 
 def write_parts(
-    dataset: "SegmentationDataModule", folder: Path, parts: dict[str, list[Triple]], store: str, skip_bad: bool
+    dataset: "SegmentationDataModule",
+    folder: Path,
+    parts: dict[str, list[Triple]],
+    store: str,
+    skip_bad: bool,
+    as_stored: bool | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Write all shards that are not there yet; gives what the manifest says of them.
 
@@ -41,10 +46,10 @@ def write_parts(
             shown = bar.add_task(part, total=len(pairs))
             for number, chosen in enumerate(chunks(pairs, store)):
                 path = folder / f"{part}-{number:05d}.{'arrow' if store == 'raw' else 'parquet'}"
-                entry = written(path, source := fingerprint(dataset, chosen, store))
+                entry = written(path, source := fingerprint(dataset, chosen, store, as_stored))
                 if entry is None:
                     rows = []
-                    for row in pool.map(bind(read, dataset.read_label, store), chosen):
+                    for row in pool.map(bind(read, dataset.read_label, store, as_stored), chosen):
                         rows.append(row)
                         bar.advance(shown)
                     good = [row for row in rows if isinstance(row, dict)]
@@ -87,13 +92,13 @@ def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
         yield chosen
 
 
-def read(read_label: Any, store: str, pair: Triple) -> dict[str, Any] | str:  # noqa: ANN401
+def read(read_label: Any, store: str, as_stored: bool | None, pair: Triple) -> dict[str, Any] | str:  # noqa: ANN401
     """An image and its label as a row of a shard, both decoded once to see that they can be; or what is wrong with them."""
     from dilated_seg.data.files import decode
 
     name, image, label = pair
     try:
-        sample = decode(name, image, label, read_label)
+        sample = decode(name, image, label, read_label, as_stored)
         if store == "raw":
             pixels = sample["image"].permute(1, 2, 0).contiguous().numpy()
             mask = sample["mask"].numpy()
@@ -157,12 +162,12 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
-def fingerprint(dataset: "SegmentationDataModule", chosen: Sequence[Triple], store: str) -> str:
+def fingerprint(dataset: "SegmentationDataModule", chosen: Sequence[Triple], store: str, as_stored: bool | None) -> str:
     """Tells whether a shard of an interrupted call was made of the same files."""
     files = [path for _, *paths in chosen for path in paths if path]
     told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
     texts = [manifest.read_text(dataset.place(), name) for name in dataset.texts]
-    return hashlib.sha256(repr((store, dataset.choices, texts, told)).encode()).hexdigest()
+    return hashlib.sha256(repr((store, dataset.choices, texts, told, as_stored)).encode()).hexdigest()
 
 
 def written(path: Path, source: str) -> dict[str, Any] | None:
