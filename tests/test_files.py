@@ -148,6 +148,7 @@ def test_masks_of_other_names_are_shown_with_the_names_expected(mine, listed, re
 def test_masks_of_images_in_training_are_none_of_images_to_predict(listed):
     Image.new("RGB", (4, 4)).save(listed / "images/photo.png")
     (listed / "test.txt").write_text("photo\n")
+    Image.new("L", (4, 4)).save(listed / "masks/photo_77.png")  # whose image is gone, and no list names it
     assert not Folder(root=str(listed)).opened("test").labelled  # masks/photo 0.png is that of another
 
 

@@ -174,8 +174,9 @@ def hint_at_mask(stems: Sequence[str], masks: Path, images: Mapping[str, Path]) 
     for path in others:
         if is_image(path) and not (path.suffix.lower() == LABEL and path.stem in images):
             parts = re.split(r"([\W_]+)", path.stem.lower())
-            places = range(len(parts) + 1)
-            if wanted & {"".join(part) for k in places for part in (parts[:k], parts[k:])}:
+            cuts = [("".join(parts[:k]), "".join(parts[k:])) for k in range(len(parts) + 1)]
+            meant = [rest for first, last in cuts for name, rest in ((first, last), (last, first)) if name in wanted]
+            if not all(any(letter.isdigit() for letter in rest) for rest in meant):  # photo_1 is another image than photo
                 return f": {path.name} is there, so rename it, or export it as .png"
     return ""
 
