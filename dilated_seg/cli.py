@@ -20,6 +20,7 @@ from dilated_seg.analysis.tables import show_evaluation
 from dilated_seg.callbacks import (
     EvaluationRecord,
     KeepGradients,
+    NothingToLearnError,
     PredictionWriter,
     ProcessTimeout,
     SeedEveryStep,
@@ -106,7 +107,7 @@ class CLI(LightningCLI):
             if trainer:
                 end_other_processes(trainer, patience=5 if lost else 0)  # one that ends by itself says why
             if mistake := lost or find_mistake(error):
-                self._discard()
+                self._discard(isinstance(mistake, NothingToLearnError))
                 kind = LostProcessError if lost else UserError
                 raise kind(" ".join(str(mistake).split())) from error
             raise
@@ -245,10 +246,11 @@ class CLI(LightningCLI):
     def _timeout(self) -> float:
         return float(self._get(self.config_init, "process_timeout") or TIMEOUT)
 
-    def _discard(self) -> None:
+    def _discard(self, learnt_nothing: bool = False) -> None:
         """A mistake leaves nothing behind: the folder goes if this call made it and nothing was learnt."""
         steps = self.trainer.global_step if hasattr(self, "trainer") else 0
-        if self.created and not steps and not (self.created / "checkpoints").exists():
+        kept = steps or (self.created and (self.created / "checkpoints").exists())
+        if self.created and (learnt_nothing or not kept):
             finish()
             shutil.rmtree(self.created, ignore_errors=True)
 
@@ -270,8 +272,12 @@ class CLI(LightningCLI):
         splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
         for split in splits.get(str(self.subcommand), ("val",)):
             dataset.opened(split)
-        if self.subcommand == "fit" and self.trainer.is_global_zero:
-            dataset.say_what_is_shared()
+        if self.subcommand == "fit":
+            dataset.require_labels()
+            if self.trainer.is_global_zero:
+                dataset.say_what_is_shared()
+                if not self.finished:
+                    dataset.check_labels()
 
     before_validate = before_test = before_predict = before_fit
 

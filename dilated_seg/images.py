@@ -37,6 +37,9 @@ TWELVE_BITS = "which is nearly black: convert the image to 8 bits (12-bit values
 
 SAID: set[bytes] = set()  # the topics of the lines that were printed
 
+ID_MODES = ("1", "L", "P")  # of files that hold one class id a pixel
+SCALED = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies the values of grayscale files of 2 and 4 bits
+
 MAX_PIXELS = "DILATED_SEG_MAX_PIXELS"
 
 
@@ -148,11 +151,14 @@ def read_mask(path: Source, classes: bytes, palette: Palette = ()) -> Tensor:
     """
 
     def indices(image: Image.Image) -> Tensor:
-        if image.mode not in ("1", "L", "P"):
+        if image.mode not in ID_MODES:
             raise UserError(
                 f"{path} has mode {image.mode}, but a label holds one class id a pixel (mode L or P): {remedy(image)}"
             )
+        scale = max((SCALED.get(str(args), 1) for *_, args in getattr(image, "tile", ())), default=1)
         values = bytearray(image.tobytes() if image.mode != "1" else np.asarray(image).astype(np.uint8).tobytes())
+        if scale > 1:
+            values = bytearray((np.frombuffer(values, np.uint8) // scale).tobytes())
         table = classes
         if image.mode == "P" and palette:
             table = table_of_palette(str(path), values, bytes(image.getpalette() or ()), classes, tuple(palette))
@@ -326,6 +332,20 @@ def orientation(image: Image.Image) -> int:
         value = image.getexif().get(ORIENTATION, 1)
         return value if value in TURNS else 1
     return 1
+
+
+def label_header(path: Path) -> tuple[tuple[int, int], str]:
+    """Return width, height and Pillow's mode of a label's file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as opened:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return opened.size, opened.mode
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
 
 
 def turned(mask: Tensor, image: Source) -> Tensor:

@@ -76,6 +76,17 @@ def shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
     return [shard for part in manifest["splits"][split]["parts"] for shard in manifest["shards"][part]]
 
 
+def pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
+    """Return the number of pixels of each of the 256 class ids in a split; None if ``prepare`` did not count them yet."""
+    total = [0] * 256
+    for shard in shards(manifest, split):
+        if "pixels" not in shard or not manifest["splits"][split]["labelled"]:
+            return None
+        for value, number in shard["pixels"].items():
+            total[int(value)] += number
+    return total
+
+
 def digest(path: Path) -> str:
     """A file's SHA-256."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from dilated_seg.analysis.results import common_evaluation, expand
 from dilated_seg.runs import commit, verified
 from dilated_seg.segment import chosen
 from dilated_seg.segmenter import load
-from dilated_seg.trained import dataset_of, labelled, refuse_other_classes, spread
+from dilated_seg.trained import dataset_of, labelled, require_same_classes, spread
 
 
 def probe(
@@ -79,7 +79,7 @@ def measure(
     if (found := known(folder, name)) and found.request == request:
         return found, False
     model = load(file).to(chosen(device)).requires_grad_(False)
-    refuse_other_classes(folder, dataset, len(model.classes))
+    require_same_classes(folder, dataset, model.classes)
     samples = spread(opened, request["images"])
     pictures = [sample["image"].to(model.mean.device) for sample in samples]
     field = receptive_field.effective(model, pictures)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dilated_seg import UserError, inference
+from dilated_seg.callbacks.labels import RequireLabels
 from dilated_seg.checkpoints import SafeCheckpointIO
+from dilated_seg.classes import first_difference, names_in
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
@@ -25,7 +27,7 @@ from dilated_seg.runs import of_run
 from dilated_seg.segmenter import followed, normalised, refuse_misfit
 from dilated_seg.shapes import Image, Logits, Mask
 from dilated_seg.trust import local_file, read_checkpoint, refuse_foreign
-from dilated_seg.weights import imagenet, load, local, summary
+from dilated_seg.weights import Report, imagenet, load, local, summary
 from dilated_seg.weights.files import without
 from dilated_seg.weights.published import RGB
 
@@ -149,6 +151,43 @@ class SegmentationTask(LightningModule):
         with without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
             return super().load_from_checkpoint(checkpoint_path, map_location, strict=strict, weights_only=True, **kwargs)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what every training has, one that is started in Python too."""
+        return [RequireLabels()]
+
+    def differing_class(self, names: Sequence[str] | None, place: str) -> str | None:
+        """Return a clause that names the first class in which weights and data differ, or None.
+
+        Args:
+            names: Of the weights' classes, None if they do not say.
+            place: Where the weights are.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        ours = getattr(data, "classes", None) or self.hparams.get("classes")
+        if not names or not ours:
+            return None
+        where = getattr(data, "names_source", None) or type(data or self).__name__
+        return first_difference(names, [str(name) for name in ours], f"in {place}", f"in {where}")
+
+    def require_classes_of(self, report: Report, file: str) -> None:
+        """Refuse weights whose layers that score classes were taken, if these are other classes.
+
+        Such a layer is one of as many channels as there are classes. If ``weights_without`` leaves out any, it is meant.
+
+        Raises:
+            UserError: The file says that its classes are others.
+        """
+        sizes = {name: tuple(tensor.shape[:1]) for name, tensor in self.net.state_dict().items()}
+        scoring = [ours for _, _, ours, _ in report.taken if sizes[ours] == (self.num_classes,)]
+        started = [name for name, _ in report.missing if sizes[name] == (self.num_classes,)]
+        meant = any(not set(name.split(".")).isdisjoint(self.weights_without) for name in started)
+        if scoring and not meant and (difference := self.differing_class(report.classes, file)):
+            layer = scoring[-1].split(".")[-2]
+            raise UserError(
+                f"model.weights: {difference}: name {layer} in model.weights_without if its scores are to start anew for other "
+                "classes, or give the data the names and the order of those weights"
+            )
+
     def prepare_data(self) -> None:
         """On one process of each machine: have the weights at hand."""
         if self.weights == "imagenet" and not self.started:
@@ -166,6 +205,7 @@ class SegmentationTask(LightningModule):
         self.started = True
         file = of_run(Path(self.weights)) if Path(self.weights).is_dir() else self.weights
         report, mean, std = load(self.net, file, self.weights_without)
+        self.require_classes_of(report, str(file))
         if report.on_the_image and None in (mean or self.normalisation[0], std or self.normalisation[1]):
             raise UserError(
                 f"model.weights {self.weights}: nobody wrote down what these weights subtract from the image: "
@@ -296,6 +336,13 @@ class SegmentationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, by the first parameters that do not fit."""
+        if self._trainer is not None:  # where there is none, there are no data
+            place = str(self.trainer.ckpt_path or "the checkpoint")
+            if difference := self.differing_class(names_in(checkpoint), place):
+                raise UserError(
+                    f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
+                    "weights with model.weights, without the layers in model.weights_without that score classes"
+                )
         refuse_misfit(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
         self.trained_steps, self.started = checkpoint["global_step"], True
         self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])

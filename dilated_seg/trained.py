@@ -1,11 +1,13 @@
 """A run again: the dataset that it was trained on, and images of it to look at its network with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from dilated_seg import UserError
+from dilated_seg.classes import first_difference
 from dilated_seg.cli import Resolve
 from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.batches import Split
@@ -57,7 +59,11 @@ def spread(split: Split, images: int) -> list[Sample]:
     ]  # fmt: skip
 
 
-def refuse_other_classes(run: str | Path, dataset: SegmentationDataModule, classes: int) -> None:
-    """Refuse a network that was trained on another dataset than this run."""
-    if len(dataset.classes) != classes:
-        raise UserError(f"the checkpoint has {classes} classes, but {run} is of {len(dataset.classes)}: name its own")
+def require_same_classes(run: str | Path, dataset: SegmentationDataModule, classes: Sequence[str]) -> None:
+    """Refuse a network that was trained on other classes than the dataset of this run has now.
+
+    Raises:
+        UserError: Their number, a name or the order differs.
+    """
+    if difference := first_difference(classes, dataset.classes, "in the checkpoint", f"in {dataset.names_source} of {run}"):
+        raise UserError(f"{difference}: name the run's own checkpoint, or put the class names back as they were")

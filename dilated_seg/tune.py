@@ -14,7 +14,7 @@ from dilated_seg.prediction import predict
 from dilated_seg.runs import commit, write_text
 from dilated_seg.segment import chosen
 from dilated_seg.segmenter import load
-from dilated_seg.trained import configuration, dataset_of, labelled, refuse_other_classes, spread
+from dilated_seg.trained import configuration, dataset_of, labelled, require_same_classes, spread
 
 # What is searched, from where; the smoothness kernel stays as it is (w2 = theta_gamma = 3), as in DeepLab's paper.
 START = {"w1": 10.0, "theta_alpha": 80.0, "theta_beta": 13.0}
@@ -92,7 +92,7 @@ def tune(
     if isinstance(inference, ReflectedTiles):
         inference.network(model)
     dataset = dataset_of(folder)
-    refuse_other_classes(run, dataset, len(model.classes))
+    require_same_classes(run, dataset, model.classes)
     opened = labelled(dataset, split)
     if images > len(opened):
         raise UserError(f"--images {images}: the split {split} has {len(opened)}")

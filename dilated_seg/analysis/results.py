@@ -20,6 +20,7 @@ from dilated_seg import UserError
 from dilated_seg.analysis import strata
 from dilated_seg.analysis.strata import Strata
 from dilated_seg.analysis.tables import protocol
+from dilated_seg.classes import first_difference
 from dilated_seg.metrics import scores
 
 MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
@@ -111,9 +112,12 @@ def same_split(results: Sequence[Result]) -> None:
     """Refuse to compare numbers of different images or classes."""
     first = results[0].record
     for result in results[1:]:
+        where = f"in {results[0].folder}", f"in {result.folder}"
+        if difference := first_difference(first["classes"], result.record["classes"], *where):
+            raise UserError(f"{difference}: only runs of the same classes can be compared")
         for key in ("dataset", "split", "images", "pixels"):
             ours, theirs = first["protocol"][key], result.record["protocol"][key]
-            if ours != theirs or first["classes"] != result.record["classes"]:
+            if ours != theirs:
                 raise UserError(
                     f"{results[0].folder} and {result.folder} were not evaluated on the same images and classes "
                     f"({key}: {ours} and {theirs}): compare them apart"

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dilated_seg.classes import describe_labels
 from dilated_seg.metrics import scores
 
 
@@ -43,5 +44,7 @@ def show_evaluation(record: dict[str, Any], refined: dict[str, Any] | None = Non
     console = Console()
     console.print(table)
     console.print(protocol(record), highlight=False, soft_wrap=True)
+    for note in describe_labels(record):
+        console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)
     if refined:
         console.print(f"CRF: {refined['protocol']['inference']}", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from dilated_seg.callbacks.evaluation import EvaluationRecord
 from dilated_seg.callbacks.freeze import Freeze
+from dilated_seg.callbacks.labels import NothingToLearnError, RequireLabels
 from dilated_seg.callbacks.pictures import Gallery, PredictionWriter
 from dilated_seg.callbacks.progress import Progress, Throughput
 from dilated_seg.callbacks.resume import KeepGradients, ProcessTimeout, SeedEveryStep, StopOnSignal
@@ -13,9 +14,11 @@ __all__ = [
     "Freeze",
     "Gallery",
     "KeepGradients",
+    "NothingToLearnError",
     "PredictionWriter",
     "ProcessTimeout",
     "Progress",
+    "RequireLabels",
     "SeedEveryStep",
     "StopOnSignal",
     "Throughput",

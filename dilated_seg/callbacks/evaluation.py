@@ -13,6 +13,7 @@ import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg import UserError
 from dilated_seg.callbacks.cost import Cost
 from dilated_seg.callbacks.strata import Counts, counted, write_strata
 from dilated_seg.callbacks.tables import confusion, draw, show_in_wandb
@@ -33,11 +34,13 @@ class EvaluationRecord(Callback):
 
     def __init__(self) -> None:
         self.rows: dict[str, list[Row]] = {}
+        self.area = 0  # pixels of this process's images, ignored ones too
         self.cost: Cost | None = None  # not while training
         self.records: list[dict[str, Any]] = []  # what the last evaluation wrote: as the network says, and refined by a CRF
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = {kind: [] for kind in ("matrices", *(["refined_matrices"] if pl_module.refine else []))}
+        self.area = 0
         self.cost = None if trainer.state.fn == TrainerFn.FITTING else Cost(pl_module.device)
 
     def on_validation_batch_start(
@@ -63,6 +66,8 @@ class EvaluationRecord(Callback):
         task: Any = pl_module
         if self.cost:
             self.cost.stop(batch)
+        sizes = batch.get("size") or [batch["mask"].shape[-2:]] * len(batch["id"])
+        self.area += sum(height * width for (height, width), name in zip(sizes, batch["id"], strict=True) if name)
         for kind, rows in self.rows.items():
             strata: Sequence[Counts | None] = [None] * len(batch["id"])
             if self.cost:
@@ -84,12 +89,18 @@ class EvaluationRecord(Callback):
 
     def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
         self.records = []
+        area = sum(pixels for _, pixels in gathered(trainer, [(trainer.global_rank, self.area)]))
         for kind, own in self.rows.items():
             rows = gathered(trainer, own)
+            if trainer.state.fn != TrainerFn.FITTING and not any(matrix.any() for _, _, matrix, _ in rows):
+                raise UserError(
+                    f"{split}: the masks of its {len(rows):,} images have no pixel of any class, all {area:,} are ignored "
+                    f"({task.ignore_index}), so there is nothing to score: correct the masks, or what the dataset ignores"
+                )
             if not trainer.sanity_checking and trainer.is_global_zero:
                 last = kind == list(self.rows)[-1]  # the CRF's time is no part of the network's
                 cost = self.cost.found(trainer.world_size) if self.cost and last else None
-                self.records.append(write(trainer, task, split, rows, kind != "matrices", cost))
+                self.records.append(write(trainer, task, split, rows, kind != "matrices", cost, area))
 
 
 def write(
@@ -99,6 +110,7 @@ def write(
     rows: list[Row],
     refined: bool,
     cost: dict[str, Any] | None,
+    area: int,
 ) -> dict[str, Any]:
     """Put the matrices of a split, as the network gave them or refined by the CRF, into the run and W&B; gives the record."""
     total = np.sum([matrix for _, _, matrix, _ in rows], axis=0)
@@ -128,6 +140,7 @@ def write(
         "parameters": sum(p.numel() for p in task.net.parameters()),
         "cost": cost,
         "matrix": total.tolist(),
+        "ignored": {"value": task.ignore_index, "pixels": area - int(total.sum())},
     }
     folder = Path(trainer.default_root_dir) / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,11 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dilated_seg import UserError, manifest
+from dilated_seg.classes import describe_absent, first_difference
 from dilated_seg.data import transforms
 from dilated_seg.data.batches import Images, Split, leave_signals_to_the_parent, pad, stack
 from dilated_seg.data.files import Pairs, find_mask_orientation
+from dilated_seg.data.labels import LabelCounts, count_labels
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, run_seed
 from dilated_seg.data.scores import StoredScores
 from dilated_seg.data.shards import Shards
@@ -97,6 +99,7 @@ class SegmentationDataModule(LightningDataModule):
         self.mask_orientation = mask_orientation
         self._opened: dict[str, Split] = {}
         self.skipped: Counter[str] = Counter()
+        self.label_counts: dict[str, LabelCounts] = {}  # of the splits whose masks were counted before training
         self.predict_split = predict_split
         self.augment = transforms.training(crop_size, scale, flip, jitter, self.ignore_index, rotate)
         self.augmentation = {"crop_size": crop_size, "scale": scale, "flip": flip, "jitter": jitter, "rotate": rotate}
@@ -124,6 +127,11 @@ class SegmentationDataModule(LightningDataModule):
             name = type(self).__name__
             raise UserError(f"{name}'s folder is not named: set the environment variable {self.variable}, or data.root")
         return place
+
+    @property
+    def names_source(self) -> str:
+        """Where the class names are said, for messages: the file, or the dataset's class."""
+        return type(self).__name__
 
     @property
     def read_label(self) -> ReadLabel:
@@ -212,6 +220,11 @@ class SegmentationDataModule(LightningDataModule):
             return None
         if facts["dataset"] != type(self).__name__:
             raise UserError(f"{place} holds {facts['dataset']}, not {type(self).__name__}: name another folder or dataset")
+        if facts.get("classes", list(self.classes)) != list(self.classes):
+            difference = first_difference(
+                facts["classes"], self.classes, f"when {place} was prepared", f"in {self.names_source}"
+            )
+            raise UserError(f"{difference}: put the names back as they were, or prepare it again")
         for option, value in self.choices.items():
             if facts["options"].get(option) != value and name == self.train_split:
                 raise UserError(
@@ -228,6 +241,45 @@ class SegmentationDataModule(LightningDataModule):
         shards.as_stored = {"auto": None, "upright": False, "as_stored": True}[prepared]
         return shards
 
+    def require_labels(self) -> None:
+        """Refuse a training split without labels.
+
+        Raises:
+            UserError: It has none, or none that this dataset finds.
+        """
+        split = self.opened(self.train_split)
+        labels = sum(label is not None for *_, label in split.pairs) if isinstance(split, Pairs) else 0
+        if not getattr(split, "labelled", True) and not labels:
+            where = f" in {self.place()}" if self.variable or self.root else ""
+            expected = getattr(split, "expected", "") or "put a label for each image where this dataset reads them from"
+            raise UserError(
+                f"{type(self).__name__}: the split {self.train_split}{where} has {len(split):,} images and 0 labels, so there "
+                f"is nothing to learn: {expected}"
+            )
+
+    def check_labels(self) -> None:
+        """Say which classes no mask of the training or validation split holds, before anything is trained.
+
+        Raises:
+            UserError: The masks of a split hold none at all, or one of those looked at cannot be read.
+        """
+        self.require_labels()
+        for name in (self.train_split, "val"):
+            split = self.opened(name)
+            skip = self.on_bad_image == "skip" and name == self.train_split
+            counts = count_labels(split, len(self.classes), skip) if getattr(split, "labelled", True) and len(split) else None
+            if counts is None:
+                continue
+            self.label_counts[name] = counts
+            where = f"the {counts.masks:,} masks of {name}"
+            where += "" if counts.complete else f" that were looked at (of {counts.images:,})"
+            ignored = int(counts.pixels[self.ignore_index])
+            problem = describe_absent(counts.pixels.tolist(), ignored, self.classes, where, self.ignore_index)
+            if problem and counts.complete and not counts.pixels[: len(self.classes)].any():
+                raise UserError(f"{type(self).__name__}: {problem}")
+            if problem:
+                print(f"warning: {type(self).__name__}: {problem}", file=sys.stderr)
+
     def say_what_is_shared(self) -> None:
         """A line if validation images are trained on: their scores then say nothing about new images."""
         train, val = (set(getattr(self.opened(name), "members", ())) for name in (self.train_split, "val"))
@@ -238,6 +290,7 @@ class SegmentationDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
+        self.require_labels()
         images = self.scores or self.training_images()
         return self._loader(images, self.training_order(self._rank, self._batches_done), stack)
 

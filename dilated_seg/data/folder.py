@@ -108,6 +108,11 @@ class Folder(SegmentationDataModule):
         return [(stem, images[stem], masks.get(stem)) for stem in listed]
 
     @property
+    def names_source(self) -> str:
+        """The file of the class names."""
+        return manifest.join(self.place(), CLASSES)
+
+    @property
     def read_label(self) -> ReadLabel:
         """Values of the masks as class ids."""
         return partial(read_mask, classes=self.values, palette=self.stated)

@@ -43,6 +43,7 @@ class Shards:
         if name not in facts["splits"]:
             raise UserError(f"{root} holds no split '{name}', only {', '.join(facts['splits'])}: prepare it as well")
         self.labelled: bool = facts["splits"][name]["labelled"]
+        self.pixels = manifest.pixels(facts, name)
         self.members = set(facts["splits"][name]["parts"])
         self.as_stored: bool | None = None  # whether labels lie as their images' files do; None: as their sizes tell
         self.read_label, self.raw = read_label, facts["store"] == "raw"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from dilated_seg import UserError, __version__, manifest
+from dilated_seg.classes import describe_absent
 from dilated_seg.prepare.sources import Triple, divide, fetch, listed, opened, remove
 from dilated_seg.prepare.write import write_parts
 
@@ -90,9 +91,20 @@ def prepare(
     remove(tree)
     for split, fact in facts["splits"].items():
         print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no labels'}")
+        if problem := absent_classes(dataset, facts, split):
+            print(f"warning: {problem}", file=sys.stderr)
     stored = [shard for part in facts["shards"].values() for shard in part]
     size = sum(shard["bytes"] for shard in stored) / 1e6
     print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
+
+
+def absent_classes(dataset: "SegmentationDataModule", facts: dict[str, Any], split: str) -> str | None:
+    """Return a sentence that names the classes without a pixel in a prepared split, if there are any."""
+    pixels = manifest.pixels(facts, split)
+    if pixels is None:
+        return None
+    where = f"the {facts['splits'][split]['images']:,} masks of {split}"
+    return describe_absent(pixels, int(pixels[dataset.ignore_index]), dataset.classes, where, dataset.ignore_index)
 
 
 @contextmanager
@@ -140,6 +152,7 @@ def describe(
         "dataset": asked["dataset"],
         "store": asked["store"],
         "options": dataset.choices,
+        "classes": list(dataset.classes),
         "splits": splits,
         "shards": shards,
     }

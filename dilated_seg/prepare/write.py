@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial as bind
@@ -53,7 +54,8 @@ def write_parts(
                         rows.append(row)
                         bar.advance(shown)
                     good = [row for row in rows if isinstance(row, dict)]
-                    entry = write(path, good, store) | {"skipped": [row for row in rows if isinstance(row, str)]}
+                    skipped = [row for row in rows if isinstance(row, str)]
+                    entry = write(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
                     record(path, {"source": source, "entry": entry})
                 else:
                     bar.advance(shown, len(chosen))
@@ -95,19 +97,31 @@ def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
 def read(read_label: Any, store: str, as_stored: bool | None, pair: Triple) -> dict[str, Any] | str:  # noqa: ANN401
     """An image and its label as a row of a shard, both decoded once to see that they can be; or what is wrong with them."""
     from dilated_seg.data.files import decode
+    from dilated_seg.data.labels import count_pixels
 
     name, image, label = pair
     try:
         sample = decode(name, image, label, read_label, as_stored)
+        counted = enumerate(count_pixels(sample["mask"]).tolist()) if label else ()
+        pixels = {str(value): number for value, number in counted if number}
         if store == "raw":
-            pixels = sample["image"].permute(1, 2, 0).contiguous().numpy()
+            image_bytes = sample["image"].permute(1, 2, 0).contiguous().numpy().tobytes()
             mask = sample["mask"].numpy()
             sizes = dict(zip(("height", "width"), mask.shape, strict=True))
-            return {"id": name, **sizes, "image": pixels.tobytes(), "mask": mask.tobytes()}
+            return {"id": name, **sizes, "image": image_bytes, "mask": mask.tobytes(), "pixels": pixels}
         label_cell = {"bytes": label.read_bytes(), "path": label.name} if label else {"bytes": b"", "path": ""}
-        return {"id": name, "image": {"bytes": image.read_bytes(), "path": image.name}, "label": label_cell}
+        image_cell = {"bytes": image.read_bytes(), "path": image.name}
+        return {"id": name, "image": image_cell, "label": label_cell, "pixels": pixels}
     except (UserError, OSError) as error:
         return str(error)
+
+
+def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of pixels of each class id that occurs in the labels of a shard."""
+    total = Counter[str]()
+    for row in rows:
+        total.update(row["pixels"])
+    return dict(total)
 
 
 def schema(store: str) -> "pa.Schema":

@@ -36,6 +36,7 @@ def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tup
     file.published = published
     state, report = fit(file, net, without=without)
     net.load_state_dict(state, strict=False)
+    report.classes = file.classes
     return report, *normalisation(file)
 
 

@@ -5,6 +5,7 @@ All that torch wrote goes through `load_torch`, checkpoints too.
 
 import contextlib
 import io
+import json
 import math
 import os
 import pickle
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dilated_seg import UserError
+from dilated_seg.classes import names_in
 from dilated_seg.weights.caffemodel import CorruptError, read_layers
 from dilated_seg.weights.download import local
 
@@ -50,6 +52,7 @@ class Weights:
     layers: dict[str, dict[str, Tensor]]
     mean: tuple[float, float, float] | None = None  # RGB, 0 to 255
     std: tuple[float, float, float] | None = None
+    classes: list[str] | None = None  # their names, if the file says so
     published: bool = False  # whether it came from torchvision itself
     stripped: str = ""  # prefix that was removed from its names
 
@@ -176,11 +179,13 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
 
 def read_torch(path: Path, file: BinaryIO) -> Weights:
     """A state dict that torch.save wrote, or a checkpoint that holds one."""
-    state = load_torch(file)
+    state = content = load_torch(file)
     for wrapper in ("state_dict", "model_state_dict", *WRAPPERS):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    return from_state(path, "torch", tensors(state))
+    found = from_state(path, "torch", tensors(state))
+    found.classes = names_in(content) if isinstance(content, dict) else None
+    return found
 
 
 def tensors(state: Any) -> dict[str, Tensor]:  # noqa: ANN401
@@ -248,6 +253,7 @@ def read_safetensors(path: Path, file: BinaryIO) -> Weights:
             state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no dictionary
             facts = content.metadata() or {}
         found = from_state(path, "safetensors", state)
+        found.classes = names_of_folder(path)
         if "mean" in facts and "std" in facts:
             found.mean, found.std = (triple([float(n) for n in facts[key].split()]) for key in ("mean", "std"))
             if min(found.std) <= 0:
@@ -255,6 +261,14 @@ def read_safetensors(path: Path, file: BinaryIO) -> Weights:
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise CorruptError(f"is damaged: {error}") from error
     return found
+
+
+def names_of_folder(path: Path) -> list[str] | None:
+    """Return the class names that the configuration beside exported weights holds, if there is one."""
+    try:
+        return names_in({"dataset": json.loads((path.parent / "config.json").read_text("utf-8"))})
+    except (OSError, ValueError):
+        return None
 
 
 def triple(numbers: list[float]) -> tuple[float, float, float]:

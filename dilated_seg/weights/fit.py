@@ -39,6 +39,7 @@ class Report:
     left_over: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     missing: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     stripped: str = ""  # the prefix that the file's names had
+    classes: list[str] | None = None  # the names of the classes that the file was trained on, if it says so
 
     @property
     def on_the_image(self) -> bool:

@@ -1,0 +1,82 @@
+"""How often each class occurs in the masks of a split."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dilated_seg import UserError
+from dilated_seg.data.batches import Split
+from dilated_seg.data.files import Pairs
+from dilated_seg.data.shards import Shards
+
+# For reading masks before the first step. A mask of 375 x 500 takes 2.4 ms, one of 1024 x 2048 about 20 ms: within this
+# time, the exact answer for 2,000 or 250 masks.
+SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Pixels of each class in the masks of a split.
+
+    Args:
+        pixels: int64 (256,), by class id.
+        masks: The number of masks counted.
+        images: The number of images in the split.
+    """
+
+    pixels: np.ndarray
+    masks: int
+    images: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every mask of the split was counted."""
+        return self.masks == self.images
+
+
+def count_pixels(mask: Any) -> np.ndarray:  # noqa: ANN401 - a tensor, or a mask of torchvision's
+    """Return the number of pixels of each class id, int64 (256,)."""
+    return np.bincount(np.asarray(mask).ravel(), minlength=256)
+
+
+def count_labels(split: Split, num_classes: int, skip_bad: bool = False, seconds: float = SECONDS) -> LabelCounts | None:
+    """Count the classes of a split: from the manifest of a prepared one, else from masks until every class has occurred.
+
+    Masks are read evenly spread over the split, in this process, until the time is over. Splits that are neither files nor
+    mapped shards are left alone: a dataset's own reader may open files that worker processes must not inherit.
+
+    Raises:
+        UserError: A mask cannot be read, unless ``skip_bad``.
+    """
+    if isinstance(split, Shards) and split.pixels is not None:
+        return LabelCounts(np.array(split.pixels), len(split), len(split))
+    if not (isinstance(split, Pairs) or (isinstance(split, Shards) and not split.streaming)):
+        return None
+    pixels, masks, end = np.zeros(256, np.int64), 0, time.monotonic() + seconds
+    for index in spread_indices(len(split)):
+        try:
+            pixels += count_pixels(read_mask_of(split, index))
+            masks += 1
+        except UserError:
+            if not skip_bad:
+                raise
+        if pixels[:num_classes].all() or time.monotonic() > end:
+            break
+    return LabelCounts(pixels, masks, len(split))
+
+
+def read_mask_of(split: Pairs | Shards, index: int) -> Any:  # noqa: ANN401 - as count_pixels takes it
+    """Return the mask of an image, without decoding the image of a pair of files."""
+    label = split.pairs[index][2] if isinstance(split, Pairs) else None
+    return split.read_label(label) if label else split[index]["mask"]
+
+
+def spread_indices(length: int) -> list[int]:
+    """Return all indices in an order whose every beginning is evenly spread: steps of the golden ratio, around a ring."""
+    step = max(1, round(0.618 * length))
+    while math.gcd(step, length) > 1:
+        step += 1
+    return [number * step % length for number in range(length)]
