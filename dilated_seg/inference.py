@@ -16,7 +16,7 @@ from torch import Tensor
 from dilated_seg import UserError, build
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.dilatednet import MARGIN
-from dilated_seg.models.layers import Upsample, mirrored
+from dilated_seg.models.layers import Upsample, mirrored, promote
 from dilated_seg.prediction import predict as best
 from dilated_seg.shapes import Logits, Maps
 
@@ -176,7 +176,7 @@ class ReflectedTiles(Inference):
         height, width = image.shape[-2:]
         step = self.size - 2 * MARGIN
         for top in range(0, height, step):
-            row = torch.cat([net.ctx_upsample(scores).float() for scores in self.row_of_tiles(model, net, image, top)], 3)
+            row = torch.cat([promote(net.ctx_upsample(scores)) for scores in self.row_of_tiles(model, net, image, top)], 3)
             bottom = min(top + step, height)
             yield slice(top, bottom), row[:, :, : bottom - top, :width]
 
@@ -187,7 +187,7 @@ class ReflectedTiles(Inference):
         tiles = (
             rows.index_select(3, self.seen(width, left).to(image.device)) for left in range(0, width, self.size - 2 * MARGIN)
         )
-        return [net.context(net.front_end(model.normalised(tile))).float() for tile in tiles]  # type: ignore[attr-defined]
+        return [promote(net.context(net.front_end(model.normalised(tile)))) for tile in tiles]  # type: ignore[attr-defined]
 
     def seen(self, length: int, start: int) -> Tensor:
         """Which pixels along one side a tile sees; one that is cut short by the reflected image's end mirrors itself there."""

@@ -16,6 +16,7 @@ from dilated_seg import UserError, build, models
 from dilated_seg.colours import palette as default_palette
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference import MOST
+from dilated_seg.models.layers import promote
 from dilated_seg.runs import of_run, verified
 from dilated_seg.shapes import Image, Logits
 from dilated_seg.weights.caffemodel import CorruptError
@@ -96,7 +97,7 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        return followed(self.crf, self.net(self.normalised(image)).float(), image)
+        return followed(self.crf, promote(self.net(self.normalised(image))), image)
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""

@@ -22,6 +22,7 @@ from dilated_seg.classes import first_difference, names_in
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
+from dilated_seg.models.layers import promote
 from dilated_seg.prediction import predict
 from dilated_seg.runs import of_run
 from dilated_seg.segmenter import followed, normalised, refuse_misfit
@@ -198,6 +199,8 @@ class SegmentationTask(LightningModule):
     def setup(self, stage: str) -> None:
         """Start from ``weights``: once, and not over what a checkpoint brought or training learnt."""
         self.accumulated = [0.0, 0.0]
+        if self.trainer.precision == "64-true":  # Lightning converts later, after a checkpoint was rounded to float32
+            self.double()
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # of a Trainer built in Python: it executes pickles
             self.trainer.strategy.checkpoint_io = SafeCheckpointIO()
         if not self.weights or self.started:
@@ -221,7 +224,7 @@ class SegmentationTask(LightningModule):
 
     def forward(self, image: Tensor) -> Logits:
         """Logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
-        return followed(self.crf, self.net(self.normalised(image)).float(), image)
+        return followed(self.crf, promote(self.net(self.normalised(image))), image)
 
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
@@ -235,7 +238,7 @@ class SegmentationTask(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.seen = batch["id"]
         if "scores" in batch:  # CachedFrontEnd has them from the image
-            logits = self.net.finish(batch["scores"], *batch["mask"].shape[-2:]).float()  # type: ignore[operator]
+            logits = promote(self.net.finish(batch["scores"], *batch["mask"].shape[-2:]))  # type: ignore[operator]
         else:
             logits = self(batch["image"])
         total, valid = self.loss_sum(logits, batch["mask"])

@@ -54,6 +54,11 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def promote(maps: Maps) -> Maps:
+    """Return maps in float32 at least: 16-bit floats become float32, float64 stays."""
+    return maps.to(torch.promote_types(maps.dtype, torch.float32))
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm that says what to do where a batch holds one value a channel, whose variance is nothing."""
 
