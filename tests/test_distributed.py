@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from dilated_seg import UserError
-from dilated_seg.cli import CLI
+from dilated_seg.cli import CLI, TIMEOUT
 from dilated_seg.data.order import TrainingOrder
+from tests import tolerance
 from tests.conftest import ROOT
 
 RUN = [
@@ -21,7 +22,8 @@ RUN = [
     "--data.init_args.images=[50,3,3]", "--data.init_args.size=[32,48]", "--data.init_args.global_batch_size=4",
     "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
 ]  # fmt: skip
-TWENTY = [*RUN, "--trainer.max_steps=20", "--trainer.val_check_interval=10"]
+DOUBLE = "--trainer.precision=64-true"  # for comparisons of two orders of summation
+TWENTY = [*RUN, DOUBLE, "--trainer.max_steps=20", "--trainer.val_check_interval=10"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
@@ -43,7 +45,15 @@ def losses(run):
     lines = (run / "metrics.csv").read_text().splitlines()
     columns = lines[0].split(",")
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
-    return torch.tensor([float(row["train/loss"]) for row in rows if row["train/loss"]])
+    return torch.tensor([float(row["train/loss"]) for row in rows if row["train/loss"]], dtype=torch.float64)
+
+
+def assert_same_training(run, expected, steps):
+    """Compare weights and losses; the experiment's AdamW has rate 0.002 and eps 1e-8."""
+    moved = tolerance.training(steps, rate=0.002, divisor=1e-8)  # 8e-8 after twenty steps
+    for name, value in weights(expected).items():
+        torch.testing.assert_close(weights(run)[name], value, rtol=0, atol=moved)
+    torch.testing.assert_close(losses(run), losses(expected), rtol=0, atol=tolerance.SINGLE * losses(expected).max().item())
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +70,13 @@ def test_twenty_steps_of_two_processes_are_those_of_one_with_the_joined_batch(on
     assert process.returncode == 0, error
     assert "4 images a step (2 in each of 2 processes); batch_size 6 is not used, learning rate 0.002" in out
     assert "Warning" not in error and "sync_dist" not in error, error
-    for name, value in weights(one).items():
-        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-6)
-    torch.testing.assert_close(losses(tmp_path), losses(one), rtol=0, atol=1e-5)
+    assert_same_training(tmp_path, one, steps=20)
 
 
 def test_twenty_steps_of_accumulated_batches_are_those_of_the_joined_batch(one, tmp_path, capsys):
     CLI([*TWENTY, "--trainer.accumulate_grad_batches=4", "--run_dir", str(tmp_path)])
     assert "4 images a step (1 at once, 4 times); batch_size 6 is not used, learning rate 0.002" in capsys.readouterr().out
-    torch.testing.assert_close(losses(tmp_path), losses(one), rtol=0, atol=1e-5)
-    for name, value in weights(one).items():
-        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=1e-6)
+    assert_same_training(tmp_path, one, steps=20)
 
 
 def test_an_epoch_has_whole_steps_only_and_the_same_images_in_each_on_any_number_of_processes():
@@ -98,7 +104,7 @@ def test_a_strategy_that_this_machine_cannot_run_is_refused_in_one_sentence(tmp_
 def test_an_accumulation_of_two_processes_that_was_killed_ends_with_the_same_weights(tmp_path):
     """A validation after 5 of an epoch's 6 batches falls into the second step of three, and the kill comes before its end."""
     half = ["--data.init_args.images=[24,3,3]", "--trainer.accumulate_grad_batches=3", "--data.init_args.global_batch_size=12"]
-    half += ["--trainer.max_steps=4", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=0.84"]
+    half += [DOUBLE, "--trainer.max_steps=4", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=0.84"]
     (tmp_path / "kill.py").write_text(
         LOSE.format(rank=0, signal=int(signal.SIGKILL)).replace("self.global_step == 3", "seen(5)")
     )
@@ -108,8 +114,9 @@ def test_an_accumulation_of_two_processes_that_was_killed_ends_with_the_same_wei
         assert (process.returncode == 0) == (script is None), said
         if script:
             assert torch.load(tmp_path / "killed/checkpoints/last.ckpt", weights_only=True)["accumulated"][1] > 0
+    moved = tolerance.training(4, rate=0.002, divisor=1e-8)  # saved gradients are of both processes: another order of sums
     for name, value in weights(tmp_path / "whole").items():
-        torch.testing.assert_close(weights(tmp_path / "killed")[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights(tmp_path / "killed")[name], value, rtol=0, atol=moved)
 
 
 # Runs the command; process {rank} gets {signal} when it begins step 3, and leaves the time of that in the file that it is told.
@@ -145,7 +152,7 @@ def lose(tmp_path, rank, number, *flags):
     (tmp_path / "lose.py").write_text(LOSE.format(rank=rank, signal=int(number)))
     process = launch(*arguments, script=tmp_path / "lose.py")
     try:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=2 * TIMEOUT)
         assert (tmp_path / "run/lost").exists(), said
         return said, process.returncode, time.time() - (tmp_path / "run/lost").stat().st_mtime
     finally:
@@ -155,17 +162,17 @@ def lose(tmp_path, rank, number, *flags):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_whose_process_is_killed_ends_within_15_seconds(tmp_path, rank):
+def test_a_run_whose_process_is_killed_ends_before_the_others_have_waited_long(tmp_path, rank):
     said, status, seconds = lose(tmp_path, rank, signal.SIGKILL)
     assert status != 0
-    assert seconds < 15
+    assert seconds < TIMEOUT  # it takes a few seconds, on a busy machine more
     assert "another process of this run has ended" in said
 
 
 def test_a_run_whose_process_hangs_ends_when_the_others_have_waited_long_enough(tmp_path):
     said, status, seconds = lose(tmp_path, 1, signal.SIGSTOP, "--process_timeout=10")
     assert status == 2, said
-    assert 10 <= seconds < 60
+    assert 10 <= seconds < TIMEOUT
     assert "another process of this run has not answered for 10 seconds" in said
     hung = Path("/proc", (tmp_path / "run/pid1").read_text(), "status")
     assert not hung.exists() or "zombie" in hung.read_text()

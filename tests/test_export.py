@@ -92,9 +92,13 @@ def test_a_process_without_the_package_finds_the_same_labels_at_any_size(files, 
     segmenter = load(folders[name])
     for image, file in zip(images, inputs, strict=True):
         with torch.no_grad():
-            expected = segmenter(image).argmax(1)
-        assert expected.unique().numel() > 1 or image.shape[-1] == 1
-        assert (torch.from_numpy(np.load(file + ".labels.npy")) == expected).all()
+            logits = segmenter(image)
+        assert logits.argmax(1).unique().numel() > 1 or image.shape[-1] == 1
+        other = torch.from_numpy(np.load(file + ".labels.npy")) != logits.argmax(1)
+        best, second = logits.topk(2, 1).values.unbind(1)
+        assert other.double().mean() <= exporting.MOVED  # two programs round differently: classes may tie, maxima move
+        if name != "segnet":  # it has no unpooling
+            assert ((best - second)[other] <= exporting.TIE * logits.abs().max()).all()
     assert "sky" in result.stdout and "0" * 64 in result.stdout and '"commit"' in result.stdout
     if form == "onnx":
         assert result.stdout.endswith("[['batch', 3, 'height', 'width']] False\n")

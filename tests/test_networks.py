@@ -8,6 +8,7 @@ from torch import nn
 
 from dilated_seg.models import FCN, DeconvNet, DeepLabV1, FCDenseNet, SegNet, SegNetBasic, resnet
 from dilated_seg.models.layers import Unpool, Upsample, scaled
+from tests.tolerance import assert_equal_but_for_rounding
 
 
 def randomised(net):
@@ -85,16 +86,16 @@ def test_resnet_is_torchvisions(depth):
     theirs = torchvision.models.get_model(
         f"resnet{depth}", replace_stride_with_dilation=[False, True, True] if depth > 34 else None
     )
-    randomised(theirs)
-    ours = resnet.Encoder(depth, output_stride=8 if depth > 34 else 32).eval()
+    randomised(theirs.double())
+    ours = resnet.Encoder(depth, output_stride=8 if depth > 34 else 32).double().eval()
     state = {key: tensor for key, tensor in theirs.state_dict().items() if not key.startswith("fc.")}
     ours.load_state_dict(state)
-    image = torch.randn(1, 3, 65, 90)
+    image = torch.randn(1, 3, 65, 90, dtype=torch.float64)
     maps = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
     with torch.no_grad():
         for stage, got in zip((1, 2, 3, 4), ours(image)[1:], strict=True):
             maps = theirs.get_submodule(f"layer{stage}")(maps)
-            torch.testing.assert_close(got, maps)
+            assert_equal_but_for_rounding(got, maps)
 
 
 def test_a_dilated_resnet_of_basic_blocks_dilates_what_follows_the_lost_stride():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,13 +21,15 @@ from dilated_seg.data.scores import StoredScores
 from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.images import Stored, read_image
 from dilated_seg.models import DilatedNet, FrontEnd
-from tests import trees
+from tests import tolerance, trees
 from tests.conftest import ROOT
 
 STEPS = 10
+LOSS = tolerance.SUM**0.5 * tolerance.SINGLE  # a mean over the pixels of a batch: 1e-5 of it
 forward = FrontEnd.forward
 STAGE = [
     "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
+    "--model.optimizer=SGD", "--model.optimizer.lr=0.05",  # Adam would make steps of what is rounding: see tolerance.py
     "--model.lr_factors={}", "--model.mean=[120,120,120]", "--model.std=[60,60,60]",
     "--data.init_args.images=[20,2,2]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=4",
     "--data.init_args.variants=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5",
@@ -77,10 +80,10 @@ def test_losses_and_weights_are_those_of_training_through_the_front_end(stages):
     through, stored = losses(stages / "through"), losses(stages / "cached")
     assert len(through) == len(stored) == STEPS
     assert len(set(through)) == STEPS  # they are losses of something
-    torch.testing.assert_close(torch.tensor(stored), torch.tensor(through), rtol=0, atol=1e-5)
+    assert stored == pytest.approx(through, rel=LOSS)
     expected, ours = weights(stages / "through"), weights(stages / "cached")
     for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance.training(STEPS, 0.05, eps=tolerance.SINGLE))
     moved = [name for name, value in ours.items() if "ctx_" in name and value.ndim == 4]
     start = torch.eye(8)[:, :, None, None]
     assert any((ours[name][:, :, 1:2, 1:2] - start).abs().max() > 1e-3 for name in moved if ours[name].shape[-1] == 3)
@@ -119,7 +122,8 @@ def test_a_rehearsal_computes_only_what_it_reads(tmp_path, front_end, capsys):
 
 def test_validation_is_that_of_the_whole_network(stages):
     through, stored = (json.loads((stages / run / "evaluations/val.json").read_text()) for run in ("through", "cached"))
-    assert through["matrix"] == stored["matrix"]
+    differ = np.abs(np.array(through["matrix"]) - stored["matrix"]).sum() / 2
+    assert differ <= 0.001 * np.sum(stored["matrix"])  # pixels whose best classes tie but for rounding
 
 
 def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monkeypatch):
@@ -209,9 +213,7 @@ def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_pa
     (folder,) = (tmp_path / "scores").iterdir()
     assert folder.name == first(stages).name
     assert len(list(folder.glob("*.safetensors"))) == 4
-    torch.testing.assert_close(
-        torch.tensor(losses(tmp_path / "run")), torch.tensor(losses(stages / "cached")), rtol=0, atol=1e-5
-    )
+    assert losses(tmp_path / "run") == pytest.approx(losses(stages / "cached"), rel=LOSS)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Published weights: every file format, every conversion, and every way a file can be wrong."""
 
+import copy
 import io
 import os
 import pickle
@@ -22,6 +23,7 @@ from dilated_seg.models import FCN, DeepLabV1, DilatedNet, FCNAlexNet, SegNet
 from dilated_seg.weights import download, published
 from tests.authors import PUBLISHED, rows
 from tests.caffe import caffemodel, chunk
+from tests.tolerance import assert_equal_but_for_rounding
 
 NARROW = {name: (call[0][:-1] + ", width=1/64)" if "Context" not in call[0] else call[0]) for name, call in PUBLISHED.items()}
 CAFFE = [name for name in NARROW if not name.startswith(("fc_densenet", "unet_paper"))]
@@ -70,19 +72,19 @@ def test_a_caffemodel_goes_through_port_bit_for_bit(name, form, packed, tmp_path
 
 
 def test_the_ported_network_sees_in_rgb_what_the_released_one_saw_in_bgr(tmp_path):
-    net = FCN(21, 8, "authors", 1 / 64).eval()
+    net = FCN(21, 8, "authors", 1 / 64).double().eval()
     blobs, _ = published_blobs("fcn8s_voc", net)
     (tmp_path / "fcn.caffemodel").write_bytes(caffemodel(blobs, "v1"))
     net.load_state_dict({k: torch.from_numpy(v) for k, v in flat(net, blobs).items()})
-    picture = torch.randint(0, 256, (1, 3, 60, 70)).float()  # BGR
+    picture = torch.randint(0, 256, (1, 3, 60, 70)).double()  # BGR
     with torch.no_grad():
-        expected = net(picture - torch.tensor([104.00699, 116.66877, 122.67892]).view(3, 1, 1))
+        expected = net(picture - torch.tensor([104.00699, 116.66877, 122.67892]).double().view(3, 1, 1))
     ours = FCN(21, 8, "authors", 1 / 64).eval()
     report, mean, std = weights.load(ours, tmp_path / "fcn.caffemodel")
     assert not report.missing and std == (1.0, 1.0, 1.0)
     with torch.no_grad():
-        got = ours(picture.flip(1) - torch.tensor(mean).view(3, 1, 1))
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        got = ours.double()(picture.flip(1) - torch.tensor(mean).double().view(3, 1, 1))
+    assert_equal_but_for_rounding(got, expected)
 
 
 def flat(net, blobs):
@@ -388,11 +390,12 @@ def test_torchvisions_vgg_classifies_as_the_middle_of_our_convolutions(cache):
     assert [name for name, _ in report.left_over] == ["classifier.6.weight", "classifier.6.bias"]
     assert [name for name, _ in report.missing] == ["score_fr.weight", "score_fr.bias"]
     assert (mean, std) == published.TORCHVISION
-    image = torch.randn(1, 3, 224, 224)
+    image = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    theirs, net = theirs.double(), net.double()
     with torch.no_grad():
         expected = theirs.classifier[:5](theirs.features(image).flatten(1))
         got = net.classifier(net.encoder(image)[4])[:, :, 3, 3]
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+    assert_equal_but_for_rounding(got, expected)
 
 
 def test_large_field_of_view_is_vggs_fc6_with_two_taps_of_three_left_out(tmp_path):
@@ -401,13 +404,14 @@ def test_large_field_of_view_is_vggs_fc6_with_two_taps_of_three_left_out(tmp_pat
     net = DeepLabV1(4, width=1 / 32)
     report, _, _ = weights.load(net, tmp_path / "vgg16.pth")
     assert [name for name, _ in report.missing] == ["fc8.weight", "fc8.bias"]
-    full = theirs.classifier[0].weight.detach().view(128, 16, 7, 7)[::4].clone()
+    full = theirs.classifier[0].weight.detach().view(128, 16, 7, 7)[::4].double()
     taps = torch.zeros(7)
     taps[::3] = 1
-    maps = torch.randn(1, 16, 30, 30)
-    expected = F.conv2d(maps, full * taps[:, None] * taps, theirs.classifier[0].bias.detach()[::4], padding=12, dilation=4)
+    maps = torch.randn(1, 16, 30, 30, dtype=torch.float64)
+    bias = theirs.classifier[0].bias.detach()[::4].double()
+    expected = F.conv2d(maps, full * taps[:, None] * taps, bias, padding=12, dilation=4)
     with torch.no_grad():
-        torch.testing.assert_close(net.classifier.fc6(maps), expected, rtol=1e-4, atol=1e-5)
+        assert_equal_but_for_rounding(copy.deepcopy(net.classifier.fc6).double()(maps), expected)
     assert torch.equal(net.classifier.fc7.weight.detach()[..., 0, 0], theirs.classifier[3].weight.detach()[::4, ::4])
 
 
