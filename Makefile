@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint notebooks clean
+.PHONY: quickstart test test-processors lint notebooks clean
 
 quickstart: $(VENV)/installed  ## train seven networks on pictures drawn by code, compare them (5 minutes on 2 cores)
 	$(BIN)/dilated-seg ablate experiments/quickstart.yaml
 
 test: $(VENV)/installed  ## everything CI runs
 	$(BIN)/python -m pytest -n 2
+
+test-processors: $(VENV)/installed  ## the tests with the kernels of older processors, whose sums round differently
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
