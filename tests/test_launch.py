@@ -244,7 +244,10 @@ def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folde
         (["--launcher=slurm", "--slurm", "time=240", "gpus"], "write KEY=VALUE"),
         (["--launcher=slurm", "--slurm", "time=240", "partitio=gpu"], "--slurm partitio: submitit has no such parameter"),
         (["--launcher=slurm", "--slurm", "time=240", "mem_gb=much"], "--slurm mem_gb=much"),
-        (["--launcher=slurm", "--slurm", "time=240", "nodes=2"], "takes its nodes and devices from the ablation's nodes_per_run (1)"),
+        (
+            ["--launcher=slurm", "--slurm", "time=240", "nodes=2"],
+            "takes its nodes and devices from the ablation's nodes_per_run (1)",
+        ),
         (["--slurm", "time=240"], "--slurm is for --launcher slurm"),
         (["--jobs=2"], "--jobs is for --launcher local"),
         (["--launcher=local", "--jobs=0"], "from 1 on"),
