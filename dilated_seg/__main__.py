@@ -4,6 +4,7 @@ import argparse
 import difflib
 import io
 import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,47 @@ DATASETS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked, 143 ended by SIGTERM."""
+    """Run one verb.
+
+    Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked, 141 what reads the output has ended (as `head`
+    does), 143 ended by SIGTERM.
+    """
+    if os.getcwd() not in (os.path.abspath(path) for path in sys.path):
+        sys.path.append(os.getcwd())  # classes of one's own are found here; behind what is installed, which nothing here hides
+    try:
+        status = run(args)
+        sys.stdout.flush()
+        return status
+    except (BrokenPipeError, SystemExit) as end:
+        if isinstance(end, SystemExit) and isinstance(end.__context__, BrokenPipeError):
+            return 141  # rich has met it, and has dropped what was left
+        if drop_output(isinstance(end, BrokenPipeError)):
+            return 141
+        raise
+
+
+def drop_output(broken: bool) -> bool:
+    """Whether nobody reads standard output any more; what is left of it is then dropped.
+
+    Args:
+        broken: Whether writing to some pipe has failed, be it this one or another.
+    """
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        closed = broken and any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        closed = True
+    except (AttributeError, OSError, ValueError):  # no poll on Windows; no file behind it, as in a notebook
+        closed = False
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
+def run(args: Sequence[str] | None) -> int:
+    """Run one verb; its mistakes and interruptions become a sentence and an exit status."""
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be what the terminal has no letters for
@@ -68,6 +109,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if not isinstance(error, LostProcessError):
             note_reason(str(error))
         return 2
+    except BrokenPipeError:
+        raise
     except Exception as error:
         note_reason(f"{type(error).__name__}: {error}")
         raise

@@ -1,13 +1,12 @@
 """Lightning's command line, with the dataset's facts linked to task and network, and a folder for every run."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule, Trainer
@@ -15,8 +14,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from dilated_seg import LostProcessError, UserError, data, models  # noqa: F401 - their classes are then known to YAML by short names
+from dilated_seg import LostProcessError, UserError, arguments, monitors
 from dilated_seg.analysis.tables import show_evaluation
+from dilated_seg.arguments import Parser
 from dilated_seg.callbacks import (
     EvaluationRecord,
     KeepGradients,
@@ -38,23 +38,8 @@ from dilated_seg.task import SegmentationTask
 from dilated_seg.trust import local_file
 
 EVALUATIONS = ("validate", "test", "predict")
-# What jsonargparse says of a wrong value of an option that may also be None; the part in the middle says it.
-OPTIONAL = re.compile(r"Does not validate against any of the Union subtypes.* Errors: (.*) Expected a <class 'NoneType'> .*")
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
-
-
-class Parser(LightningArgumentParser):
-    """Says a user's mistake in one sentence, without the usage of two hundred options."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UserError instead of printing and exiting."""
-        lines = [line.strip(" -") for line in message.splitlines()]
-        sentence = " ".join(line for line in lines if line and line != "^")
-        raise UserError(OPTIONAL.sub(r"\1", sentence)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -85,7 +70,8 @@ class CLI(LightningCLI):
         keep_memory()
         if not (EXPERIMENTS / "defaults.yaml").is_file():
             raise UserError(f"{EXPERIMENTS}/defaults.yaml is missing: install from a checkout, with pip install -e .")
-        defaults = {"default_config_files": [str(EXPERIMENTS / "defaults.yaml")]}
+        defaults: dict[str, Any] = {"default_config_files": [str(EXPERIMENTS / "defaults.yaml")]}
+        by_verb = {verb: defaults | {"usage": arguments.USAGE[verb]} for verb in self.subcommands()}
         self.resumed = False
         self.created: Path | None = None
         quiet()
@@ -97,7 +83,7 @@ class CLI(LightningCLI):
                 auto_configure_optimizers=False,
                 save_config_callback=SaveConfig,
                 parser_class=Parser,
-                parser_kwargs={verb: defaults for verb in self.subcommands()} if run else defaults,
+                parser_kwargs=by_verb if run else defaults,
                 args=with_default_crf(args),
                 run=run,
             )
@@ -159,8 +145,32 @@ class CLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
-        """Parse without Lightning's warning that there are arguments on the command line as well."""
-        self.config = parser.parse_args(args)
+        """Parse without Lightning's warning that there are arguments on the command line as well.
+
+        Raises:
+            UserError: An argument is wrong: which one, where it stands and what may be meant.
+        """
+        ready = arguments.prepare(args)
+        try:
+            self.config = parser.parse_args(ready)
+        except UserError as error:
+            verb = args[0] if args and args[0] in self.subcommands() else None
+            options = list(map(str, self._parser(verb).get_defaults().keys()))
+            raise UserError(arguments.explain(str(error), args, options)) from error.__cause__
+
+    def instantiate_classes(self) -> None:
+        """Build task, data and trainer; what a constructor says of its arguments is the user's mistake.
+
+        Raises:
+            UserError: A class of the configuration refuses its arguments.
+        """
+        self.parser.add_instantiator(arguments.construct, object)
+        try:
+            super().instantiate_classes()
+        except arguments.REFUSALS as error:
+            if hasattr(self, "model") or find_mistake(error):
+                raise
+            raise UserError(f"{self.config[self.subcommand].data.class_path.rpartition('.')[2]}: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's arguments silently replace those on the command line; ours stand."""
@@ -216,11 +226,12 @@ class CLI(LightningCLI):
             logged = self.subcommand in ("fit", "validate", "test")
             kwargs["logger"] = logged and loggers(self.run_dir, str(self.subcommand), tags(self.config[self.subcommand]))
         wanted = self._get(self.config_init, "trainer")
-        plugins = wanted.get("plugins") or []
+        plugins, callbacks = wanted.get("plugins") or [], wanted.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         without: list[type] = [ProgressBar] if wanted.get("enable_progress_bar") is False else []
         without += [] if kwargs.get("logger", wanted.get("logger")) else [LearningRateMonitor]
         kwargs |= {
-            "callbacks": [callback for callback in wanted.get("callbacks") or [] if not isinstance(callback, tuple(without))],
+            "callbacks": [callback for callback in callbacks if not isinstance(callback, tuple(without))],
             "default_root_dir": str(self.run_dir),
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         }
@@ -229,6 +240,8 @@ class CLI(LightningCLI):
             kwargs["val_check_interval"] = wanted["val_check_interval"] * wanted["accumulate_grad_batches"]
         if not torch.cuda.is_available() or wanted.get("accelerator") == "cpu":
             kwargs["sync_batchnorm"] = False  # torch has it for GPUs only
+        if wanted.get("val_check_interval") == 0:
+            raise UserError("trainer.val_check_interval is 0: give the steps from one validation to the next")
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:  # such as a strategy for GPUs where there are none
@@ -268,6 +281,8 @@ class CLI(LightningCLI):
         self.finished = self.resumed and (self.run_dir / FINISHED).is_file()
         if self.finished:  # be it before its last step, by early stopping: there is nothing to train, only weights to load
             self.trainer.limit_train_batches = 0
+        if self.subcommand == "fit":
+            monitors.check_monitors(self.trainer, self.model.metric_names("val"))
         dataset = self.datamodule
         splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
         for split in splits.get(str(self.subcommand), ("val",)):

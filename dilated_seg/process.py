@@ -67,6 +67,10 @@ def quiet() -> None:
         ".*custom batch sampler.*",  # EvaluationOrder gives every image
         ".*Experiment logs directory.*",  # what it would delete is kept: keep_history
         ".*exists and is not empty.*",  # a run that continues
+        ".*dirpath has changed.*",  # a run's folder may be moved: its checkpoints go where the run is
+        ".*smaller than the logging interval.*",  # it is of steps, over all epochs
+        ".*max_epochs. was not set.*",  # the length is max_steps
+        ".*supported for historical reasons.*",  # 16 and bf16, as everybody writes them
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # the scores are of all processes already
     ):

@@ -1,6 +1,7 @@
 """The task: a network, its loss, its metrics and its optimiser, on any dataset."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,9 @@ from lightning import Callback, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from dilated_seg import UserError, inference
@@ -21,8 +24,9 @@ from dilated_seg.checkpoints import SafeCheckpointIO
 from dilated_seg.classes import first_difference, names_in
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference import Inference, Whole, whole
-from dilated_seg.metrics import SegmentationMetrics
+from dilated_seg.metrics import SegmentationMetrics, scores
 from dilated_seg.models.layers import promote
+from dilated_seg.monitors import check_monitor
 from dilated_seg.prediction import predict
 from dilated_seg.runs import of_run
 from dilated_seg.segmenter import followed, normalised, refuse_misfit
@@ -358,6 +362,7 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
+        self.step_on_plateau()
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
@@ -405,7 +410,26 @@ class SegmentationTask(LightningModule):
             group["lr"] *= factor
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        scheduler = self.lr_scheduler(optimizer)
+        scheme: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):  # steps by what a validation finds: step_on_plateau
+            monitor = getattr(scheduler, "monitor", "val/loss")
+            check_monitor("ReduceLROnPlateau", monitor, scheduler.mode, self.metric_names("val"))
+            scheme |= {"monitor": monitor, "frequency": sys.maxsize}
+        return {"optimizer": optimizer, "lr_scheduler": scheme}
+
+    def step_on_plateau(self) -> None:
+        """Let a scheduler that watches a metric see what the validation found, before a checkpoint is saved."""
+        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
+            return
+        for scheme in self.trainer.lr_scheduler_configs:
+            if scheme.reduce_on_plateau and scheme.monitor in self.trainer.callback_metrics:
+                self.lr_scheduler_step(scheme.scheduler, self.trainer.callback_metrics[scheme.monitor])
+
+    def metric_names(self, split: str) -> list[str]:
+        """The metrics that an evaluation of this split logs."""
+        values = [name for name, value in scores(self.metrics.matrix).items() if value.ndim == 0]
+        return [f"{split}/{name}" for name in ("loss", *values, *(f"iou/{name}" for name in self.classes))]
 
 
 def check_class_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
