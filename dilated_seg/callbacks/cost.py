@@ -5,13 +5,18 @@ import platform
 import time
 from typing import Any
 
+import numpy as np
 import torch
+
+WARM_UP = 1  # batches that are not timed
 
 
 class Cost:
     """Watches the batches of an evaluation on one process: network, prediction, CRF if there is one, confusion matrix.
 
-    Reading images and counting strata are left out, and so is the first of several batches, in which everything is new.
+    Reading images and counting strata are left out, and so is the first of several batches, in which everything is new. Each
+    other batch is a timing of its own: what is recorded is the median of their rates and the quartiles, which show how much
+    other work on the machine, or images of several sizes, made them vary.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,12 +42,16 @@ class Cost:
             self.size = int(height), int(width)
 
     def found(self, processes: int) -> dict[str, Any]:
-        """Of all processes, which are taken to be alike; memory is that of one."""
-        measured = self.batches[1:] or self.batches
-        images, seconds = (sum(column) for column in zip(*measured, strict=True))
+        """Return the cost on all processes, which are taken to be alike; memory is that of one."""
+        measured = [batch for batch in self.batches[WARM_UP:] if batch[0]] or self.batches  # padding is no image
+        rates = [processes * images / seconds for images, seconds in measured]
+        low, median, high = np.quantile(rates, (0.25, 0.5, 0.75)).tolist()
         memory = torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == "cuda" else None
         return {
-            "images_per_second": processes * images / seconds,
+            "images_per_second": median,
+            "quartiles": [low, high],
+            "batches": len(measured),
+            "warm_up": len(self.batches) - len(measured),
             "memory_gb": memory,
             "device": f"{processes} x {called(self.device)}" if processes > 1 else called(self.device),
             "batch_size": self.batches[0][0],

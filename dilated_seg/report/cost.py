@@ -1,5 +1,6 @@
 """The report's section on what networks cost."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -10,6 +11,8 @@ from dilated_seg.analysis.results import Result
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.document import Section, Table
 
+FEW = 5  # timed batches, below which a median says little
+
 
 def section(comparison: Comparison) -> Section:
     """What each network costs."""
@@ -18,9 +21,10 @@ def section(comparison: Comparison) -> Section:
         record = group[0].record
         measured = record.get("cost") or {}
         speed, memory = measured.get("images_per_second"), measured.get("memory_gb")
+        low, high = measured.get("quartiles") or ("", "")
         facts = described(group[0])
         theirs = [f"{facts[0] / 1e9:.3g}", f"{facts[1] / 1e6:.3g}"] if facts else ["-", "-"]
-        shown = [f"{speed:.3g}" if speed else "-", f"{memory:.2f}" if memory else "-"]
+        shown = [format_speed(measured), f"{memory:.2f}" if memory else "-"]
         rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
         numbers.append(
             [
@@ -28,6 +32,9 @@ def section(comparison: Comparison) -> Section:
                 record["parameters"],
                 *(facts or ("", "")),
                 speed or "",
+                low,
+                high,
+                measured.get("batches", ""),
                 memory or "",
                 measured.get("device", ""),
                 measured.get("batch_size", ""),
@@ -41,7 +48,19 @@ def section(comparison: Comparison) -> Section:
         "images a second",
         "GPU memory, GB",
     ]
-    full = ["network", "parameters", "multiply_adds", "bytes_of_maps", "images_per_second", "memory_gb", "device", "batch_size"]
+    full = [
+        "network",
+        "parameters",
+        "multiply_adds",
+        "bytes_of_maps",
+        "images_per_second",
+        "lower_quartile",
+        "upper_quartile",
+        "batches",
+        "memory_gb",
+        "device",
+        "batch_size",
+    ]
     costs = [group[0].record.get("cost") for group in comparison.groups.values()]
     places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
     sizes = {f"{one['size'][0]} x {one['size'][1]}" for one in costs if one}
@@ -50,10 +69,24 @@ def section(comparison: Comparison) -> Section:
     where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
     how = (
         f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
-        "its confusion matrix, fewer if the machine was busy with other work. "
+        "its confusion matrix: the median over batches, in brackets the quartiles, which lie far apart if the machine was busy "
+        f"with other work. The first batch is not timed if there are several; fewer than {FEW} timed batches are said. "
         f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
     )
     return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), how])
+
+
+def format_speed(measured: Mapping[str, Any]) -> str:
+    """Return images a second with their quartiles, and with the number of timings if these are few or were not counted."""
+    speed = measured.get("images_per_second")
+    if not speed:
+        return "-"
+    if "quartiles" not in measured:  # recorded by an earlier version
+        return f"{speed:.3g}, spread not recorded"
+    quartiles, batches = measured["quartiles"], measured["batches"]
+    few = f", {batches} batch{'es' if batches > 1 else ''}" if batches < FEW else ""
+    spread = f" [{quartiles[0]:.3g}, {quartiles[1]:.3g}]" if batches > 1 else ""
+    return f"{speed:.3g}{spread}{few}"
 
 
 def described(result: Result) -> tuple[int, int] | None:
