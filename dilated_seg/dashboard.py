@@ -17,6 +17,7 @@ from dilated_seg.ablation.expand import Ablation, finished
 from dilated_seg.analysis.results import Result, read, shared_protocol
 from dilated_seg.loggers import online, sentence
 from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.document import row
 from dilated_seg.report.sections import table_rows
 from dilated_seg.runs import write_text
 
@@ -94,7 +95,7 @@ def build(ablation: Ablation, results: Sequence[Result], entity: str) -> tuple[w
         description=protocol,
         width="fluid",
         blocks=[
-            reports.MarkdownBlock("\n".join(f"| {' | '.join(line)} |" for line in lines)),
+            reports.MarkdownBlock("\n".join(map(row, lines))),
             reports.P(protocol),
             *(
                 block

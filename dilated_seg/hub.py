@@ -161,5 +161,5 @@ def numbers(record: dict[str, Any]) -> Iterator[str]:
     yield f"|{'---:|' * len(row)}"
     yield f"| {' | '.join('-' if math.isnan(value) else f'{100 * value:.1f}' for value in map(float, row))} |"
     yield ""
-    yield f"<sub>{'; '.join(f'{key}: {value}' for key, value in record['protocol'].items())}; in percent.</sub>"
+    yield f"<sub>{'; '.join(f'{key}: {plain(str(value))}' for key, value in record['protocol'].items())}; in percent.</sub>"
     yield ""

@@ -17,6 +17,7 @@ from torch import nn
 from dilated_seg import UserError
 from dilated_seg.analysis import receptive_field
 from dilated_seg.build import network
+from dilated_seg.terminal import open_console
 
 # The family in the order of the papers, as constructor calls.
 FAMILY = (
@@ -252,20 +253,18 @@ def show(description: Description) -> None:
     console = wide_enough(table)
     console.print(table)
     fixed = description.parameters - description.learnt
-    console.print(f"paper:            {description.paper}", highlight=False, soft_wrap=True)
-    console.print(
-        f"parameters:       {description.parameters:,}" + (f", {fixed:,} of them fixed" if fixed else ""), highlight=False
-    )
-    console.print(f"multiply-adds:    {description.multiply_adds / 1e9:,.1f} billion, convolutions only", highlight=False)
-    console.print(f"maps:             {description.bytes / 1e6:,.0f} MB in float32, all layers together", highlight=False)
-    console.print(f"output stride:    {description.output_stride}", highlight=False)
-    console.print(f"receptive field:  {field(description.receptive_field)} pixels a side, of a score", highlight=False)
+    console.print(f"paper:            {description.paper}", soft_wrap=True)
+    console.print(f"parameters:       {description.parameters:,}" + (f", {fixed:,} of them fixed" if fixed else ""))
+    console.print(f"multiply-adds:    {description.multiply_adds / 1e9:,.1f} billion, convolutions only")
+    console.print(f"maps:             {description.bytes / 1e6:,.0f} MB in float32, all layers together")
+    console.print(f"output stride:    {description.output_stride}")
+    console.print(f"receptive field:  {field(description.receptive_field)} pixels a side, of a score")
 
 
 def wide_enough(table: Table) -> Console:
     """A console that cuts no column off: a narrower terminal wraps the lines."""
-    console = Console()
-    return Console(width=max(console.width, Measurement.get(console, console.options.update(width=1000), table).maximum))
+    console = open_console()
+    return open_console(width=max(console.width, Measurement.get(console, console.options.update(width=1000), table).maximum))
 
 
 def label(path: str) -> str:

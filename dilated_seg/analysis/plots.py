@@ -31,7 +31,10 @@ RC: Any = {  # matplotlib types each of its three hundred keys
     "savefig.facecolor": "none",
     "figure.facecolor": "none",
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,
 }
+
+SHOWN = "\N{ZERO WIDTH SPACE}"  # before a label: matplotlib leaves out of legends what starts with an underscore
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -125,7 +128,7 @@ def curves(
             if logged := history.get(key):
                 steps, values = zip(*logged, strict=True)
                 style = look(numbers[name]) | ({} if percent else {"marker": None})
-                shown: dict[str, Any] = {"label": name} if name not in drawn else {}
+                shown: dict[str, Any] = {"label": SHOWN + name} if name not in drawn else {}
                 panel.plot(
                     np.array(steps) + 1,
                     np.array(values) * (100 if percent else 1),
@@ -150,7 +153,7 @@ def lines(
         for name, intervals in series.items():
             value, low, high = in_percent(intervals)
             style = look(numbers[name])
-            panel.plot(x, value, label=name, markersize=4, linewidth=1.5, **style)
+            panel.plot(x, value, label=SHOWN + name, markersize=4, linewidth=1.5, **style)
             panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         panel.set_xscale("log")
         panel.set_xticks(list(ticks), list(ticks.values()))
@@ -171,7 +174,7 @@ def steps(
             value, low, high = in_percent(intervals)
             place = np.arange(len(groups)) + 0.6 * ((k + 0.5) / len(series) - 0.5)
             style = look(numbers[name])
-            panel.plot(place, value, label=name, markersize=4.5, linewidth=0.8, **style)
+            panel.plot(place, value, label=SHOWN + name, markersize=4.5, linewidth=0.8, **style)
             panel.vlines(place, low, high, color=style["color"], linewidth=1.6)
         panel.set_xticks(range(len(groups)), groups)
         panel.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 100))
@@ -188,6 +191,7 @@ def in_percent(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, n
 def legend(figure: Figure, panel: Axes) -> None:
     """The networks' names above the axes."""
     handles, labels = panel.get_legend_handles_labels()
+    labels = [label.removeprefix(SHOWN) for label in labels]
     if labels:
         columns = max(1, min(3, 66 // (max(map(len, labels)) + 7)))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8.5, frameon=False)

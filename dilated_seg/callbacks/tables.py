@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 import wandb
@@ -56,20 +57,21 @@ def normalised(matrix: np.ndarray) -> np.ndarray:
 def draw(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """A picture (H, W, 3) of a confusion matrix (C, C), for readers who are colour-blind too; takes up to half a second."""
     values, side = normalised(matrix), 2.2 + 0.42 * len(classes)
-    canvas: Any = FigureCanvasAgg(Figure(figsize=(side, side), dpi=100, layout="constrained"))
-    axes = canvas.figure.add_subplot()
-    axes.imshow(values, cmap="cividis", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(values):
-        if value >= 0.5:
-            colour = "white" if value < 55 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    places = range(len(classes))
-    axes.set_xticks(places, classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, [name if row.sum() else f"{name} (absent)" for name, row in zip(classes, matrix, strict=True)])
-    axes.set(xlabel="prediction", ylabel="truth")
-    axes.set_title("percent of each class's pixels", fontsize=10)
-    axes.tick_params(length=0)
-    canvas.draw()
+    with matplotlib.rc_context({"text.parse_math": False}):  # a class "$" is no formula
+        canvas: Any = FigureCanvasAgg(Figure(figsize=(side, side), dpi=100, layout="constrained"))
+        axes = canvas.figure.add_subplot()
+        axes.imshow(values, cmap="cividis", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(values):
+            if value >= 0.5:
+                colour = "white" if value < 55 else "black"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        places = range(len(classes))
+        axes.set_xticks(places, classes, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, [name if row.sum() else f"{name} (absent)" for name, row in zip(classes, matrix, strict=True)])
+        axes.set(xlabel="prediction", ylabel="truth")
+        axes.set_title("percent of each class's pixels", fontsize=10)
+        axes.tick_params(length=0)
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dilated_seg import UserError, manifest
 from dilated_seg.prepare.sources import Triple
+from dilated_seg.terminal import open_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,13 +36,12 @@ def write_parts(
     Raises:
         UserError: Images or labels cannot be read; all of them are named, a line each.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     shards: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
     fatal = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = open_console(stderr=True, soft_wrap=True)
     with Progress(*columns, console=console) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for part, pairs in parts.items():
             shown = bar.add_task(part, total=len(pairs))

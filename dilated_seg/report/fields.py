@@ -84,7 +84,7 @@ def profiles(comparison: Comparison, found: Seeds) -> Plot:
         for name, seeds in found.items():
             held = within(seeds[0].effective)
             style = plots.look(comparison.numbers[name]) | {"marker": None}
-            panel.plot(np.arange(len(held)), 100 * held, label=name, linewidth=1.5, **style)
+            panel.plot(np.arange(len(held)), 100 * held, label=plots.SHOWN + name, linewidth=1.5, **style)
         panel.set(xlabel="pixels to each side", ylabel="of the effective field, %", ylim=(0, 101), xlim=(0, None))
         plots.legend(figure, panel)
     return Plot(

@@ -24,6 +24,7 @@ from dilated_seg.runs import commit, write_text
 from dilated_seg.segment import LARGE, Segmentation, chosen, segment
 from dilated_seg.segment.find import KINDS, VOC_FOLDER, Found, find
 from dilated_seg.segmenter import Segmenter, load
+from dilated_seg.terminal import open_console
 
 VOC_NAME = re.compile(r"\d{4}_\d{6}")
 CITYSCAPES_NAME = re.compile(r"[A-Za-z-]+_\d{6}_\d{6}(_leftImg8bit)?")  # city, sequence, frame
@@ -120,7 +121,7 @@ def segment_files(
     done, failed, left, stopped = 0, 0, 0, None
     taken: dict[Path, Path] = {}  # which picture's each result is, of those looked at in this call
     columns = TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=open_console()) as progress:
         for found in progress.track(pictures):
             try:
                 wanted = writer.files(found)
@@ -132,7 +133,7 @@ def segment_files(
                 done, left = (done + 1, left) if files else (done, left + 1)
                 taken |= dict.fromkeys((path for path, _ in wanted), found.file)
             except UserError as error:
-                progress.console.print(f"{error}", highlight=False, soft_wrap=True, style="red", markup=False)
+                progress.console.print(f"{error}", soft_wrap=True, style="red")
                 failed += 1
             except OSError as error:  # of writing: reading says UserError
                 stopped = f"{error.filename or out}: {error.strerror or error}"

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
+from dilated_seg.terminal import open_console
 from dilated_seg.weights.fit import Report, some
 
 
@@ -18,14 +18,14 @@ def show(report: Report) -> None:
     for heading in ("in the file", "shape", "in the network", "what was done"):
         table.add_column(heading, no_wrap=True)
     for name, size, ours, how in report.taken:
-        table.add_row(escape(name), "x".join(map(str, size)), ours, how)
+        table.add_row(name, "x".join(map(str, size)), ours, how)
     for name, size in report.left_over:
-        table.add_row(escape(name), "x".join(map(str, size)), "[yellow]left over[/]", "")
+        table.add_row(name, "x".join(map(str, size)), Text("left over", "yellow"), "")
     for name, size in report.missing:
-        table.add_row("[yellow]missing[/]", "x".join(map(str, size)), name, "keeps its start")
-    console = Console()
+        table.add_row(Text("missing", "yellow"), "x".join(map(str, size)), name, "keeps its start")
+    console = open_console()
     width = Measurement.get(console, console.options.update(width=1000), table).maximum
-    Console(width=max(console.width, width)).print(table)
+    open_console(width=max(console.width, width)).print(table)
 
 
 def summary(report: Report) -> str:
