@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
@@ -16,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from dilated_seg import LostProcessError, UserError, arguments, monitors
 from dilated_seg.analysis.tables import show_evaluation
+from dilated_seg.analysis.training import show_training
 from dilated_seg.arguments import Parser
 from dilated_seg.callbacks import (
     EvaluationRecord,
@@ -26,6 +28,7 @@ from dilated_seg.callbacks import (
     SeedEveryStep,
     StopOnSignal,
     Throughput,
+    ValidationLines,
 )
 from dilated_seg.checkpoints import SafeCheckpointIO, newest
 from dilated_seg.crf import DenseCRF
@@ -64,15 +67,16 @@ class CLI(LightningCLI):
     Args:
         args: What follows ``dilated-seg`` on the command line.
         run: Whether to run the verb, or only build task, data and trainer.
+        summary: Whether ``fit`` ends with a table, the best checkpoint and the commands that come next.
     """
 
-    def __init__(self, args: Sequence[str], run: bool = True) -> None:
+    def __init__(self, args: Sequence[str], run: bool = True, summary: bool = True) -> None:
         keep_memory()
         if not (EXPERIMENTS / "defaults.yaml").is_file():
             raise UserError(f"{EXPERIMENTS}/defaults.yaml is missing: install from a checkout, with pip install -e .")
         defaults: dict[str, Any] = {"default_config_files": [str(EXPERIMENTS / "defaults.yaml")]}
         by_verb = {verb: defaults | {"usage": arguments.USAGE[verb]} for verb in self.subcommands()}
-        self.resumed = False
+        self.resumed, self.summary = False, summary
         self.created: Path | None = None
         quiet()
         try:
@@ -178,6 +182,8 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder, and continue the run in it if there is one of this configuration."""
         config = self.config[self.subcommand] if self.subcommand else self.config
+        if self.subcommand in EVALUATIONS and not config.ckpt_path:
+            config.ckpt_path = choose_checkpoint(config)
         self.run_dir = Path(config.run_dir or os.environ.get(RUN_DIR) or self._new_folder(config))
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the others neither make the folder nor take it away
             self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
@@ -249,7 +255,7 @@ class CLI(LightningCLI):
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
         self.evaluation = EvaluationRecord()
-        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), ProcessTimeout(self._timeout), Throughput()]
+        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), ProcessTimeout(self._timeout), Throughput(), ValidationLines()]
         trainer.callbacks[:0] = [*own, self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
@@ -272,6 +278,7 @@ class CLI(LightningCLI):
         if self._get(self.config_init, "ckpt_path"):
             self.model.started = True
         if self.subcommand in EVALUATIONS:
+            self._require_weights()
             self.model.inference = self._get(self.config_init, "inference") or Whole()
             self.model.refine = self._get(self.config_init, "crf")
             if self.model.refine and (self.model.refine.learnable or self.model.refine.num_classes):
@@ -296,6 +303,21 @@ class CLI(LightningCLI):
 
     before_validate = before_test = before_predict = before_fit
 
+    def _require_weights(self) -> None:
+        """Refuse to evaluate a network that nobody has trained.
+
+        Raises:
+            UserError: There is neither a checkpoint nor a file of weights, and the network has parameters.
+        """
+        start = self.model.weights
+        if self._get(self.config_init, "ckpt_path") or (start and start != "imagenet"):
+            return
+        if any(parameter.numel() for parameter in self.model.parameters()):
+            raise UserError(
+                f"{self.subcommand} has no trained weights: name a checkpoint with --ckpt_path RUN/checkpoints/best.ckpt, "
+                "take the run's best with --config RUN/config.yaml, or name a file of published weights with --model.weights"
+            )
+
     def after_fit(self) -> None:
         """Keep the last weights, also when training does not end on a validation, note that it has ended, and score them."""
         if not self.finished:
@@ -303,8 +325,11 @@ class CLI(LightningCLI):
             if self.trainer.is_global_zero:
                 write_text(self.run_dir / FINISHED, f"after step {self.trainer.global_step}\n")
         if split := self._get(self.config_init, "evaluate"):
+            self.trainer.limit_val_batches = self.trainer.limit_test_batches = 1.0  # the whole split, whatever training saw
             evaluate = self.trainer.test if split == "test" else self.trainer.validate
             evaluate(self.model, self.datamodule, verbose=False)
+        if self.summary and self.trainer.is_global_zero:
+            show_training(self.trainer, self.run_dir)
 
     def after_validate(self) -> None:
         """Print the table."""
@@ -312,6 +337,27 @@ class CLI(LightningCLI):
             show_evaluation(*self.evaluation.records)
 
     after_test = after_validate
+
+
+def choose_checkpoint(config: Any) -> str | None:  # noqa: ANN401
+    """Return the best checkpoint of the run that is evaluated, or its last one if none was the best; None without a run.
+
+    The run is the one of --run_dir or of --config RUN/config.yaml. It is left alone if other weights than those that it
+    started from are named with --model.weights.
+    """
+    configs = [Path(str(path)) for path in config.get("config") or []]
+    runs = [Path(config.run_dir)] if config.run_dir else []
+    runs += [file.parent for file in reversed(configs) if file.name == "config.yaml"]
+    for run in runs:
+        saved = run / "config.yaml"
+        if not saved.is_file() or yaml.safe_load(saved.read_text())["model"].get("weights") != config.model.weights:
+            continue
+        best = run / "checkpoints" / "best.ckpt"
+        if checkpoint := best if best.is_file() else newest(run / "checkpoints"):
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"no --ckpt_path: evaluating {checkpoint}", flush=True)
+            return str(checkpoint)
+    return None
 
 
 def with_default_crf(args: Sequence[str]) -> list[str]:

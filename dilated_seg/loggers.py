@@ -4,6 +4,7 @@ import atexit
 import netrc
 import os
 import secrets
+import shlex
 import sys
 import urllib.error
 import urllib.request
@@ -166,7 +167,7 @@ def finish(exit_code: int = 0) -> None:
     try:
         wandb.finish(exit_code)
     except Exception as error:
-        print(f"W&B has not got everything ({sentence(error)}): wandb sync {folder}", file=sys.stderr)
+        print(f"W&B has not got everything ({sentence(error)}): wandb sync {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 def wandb_id(run_dir: Path) -> str:

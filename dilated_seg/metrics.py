@@ -1,5 +1,8 @@
 """The confusion matrix of a split, and every score that is read from it."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -93,3 +96,8 @@ class SegmentationMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The scores of everything counted so far: see ``scores``."""
         return scores(self.matrix)
+
+
+def percent(value: Any) -> str:  # noqa: ANN401 - a float or a tensor of one
+    """A fraction as a percentage with one decimal; a dash for a class that does not occur."""
+    return "-" if math.isnan(float(value)) else f"{100 * float(value):.1f}"

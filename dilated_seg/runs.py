@@ -1,5 +1,6 @@
 """A run's folder: where it lies, files that appear whole or not at all, its last checkpoint and the checksums of all."""
 
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -34,9 +35,9 @@ def keep_history(metrics: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file whole or not at all; of two processes that write it at once, the last one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
@@ -52,6 +53,12 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         pass  # no git here: the version will do
     return dilated_seg.__version__
+
+
+def name_partial(record: dict[str, Any]) -> str:
+    """Return "partial: 2 of 101 images" for an evaluation of some of its split's images; nothing for one of all."""
+    images = record["protocol"]["images"]
+    return f"partial: {images.removesuffix(', partial')} images" if isinstance(images, str) else ""
 
 
 def beside(path: Path) -> Path:

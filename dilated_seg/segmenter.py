@@ -240,7 +240,8 @@ def of_these_weights(path: Path, step: int) -> list[dict[str, Any]]:
     for file in sorted(path.parents[1].glob("evaluations/*.json")):
         try:
             record = json.loads(file.read_text())
-            if record["protocol"]["checkpoint"].rpartition(" ")[2] == str(step):
+            whole = isinstance(record["protocol"]["images"], int)  # not of some of the split's images
+            if whole and record["protocol"]["checkpoint"].rpartition(" ")[2] == str(step):
                 found.append({key: record[key] for key in ("evaluation", "protocol", "classes", "matrix")})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # no record: the weights are what is asked for

@@ -213,6 +213,11 @@ class SegmentationTask(LightningModule):
         file = of_run(Path(self.weights)) if Path(self.weights).is_dir() else self.weights
         report, mean, std = load(self.net, file, self.weights_without)
         self.require_classes_of(report, str(file))
+        if report.missing and stage != "fit":
+            raise UserError(
+                f"model.weights {self.weights} leaves {len(report.missing)} tensors of the network untrained, such as "
+                f"{report.missing[0][0]}: evaluate a trained checkpoint with --ckpt_path"
+            )
         if report.on_the_image and None in (mean or self.normalisation[0], std or self.normalisation[1]):
             raise UserError(
                 f"model.weights {self.weights}: nobody wrote down what these weights subtract from the image: "

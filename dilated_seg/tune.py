@@ -14,6 +14,7 @@ from dilated_seg.prediction import predict
 from dilated_seg.runs import commit, write_text
 from dilated_seg.segment import chosen
 from dilated_seg.segmenter import load
+from dilated_seg.terminal import format_command
 from dilated_seg.trained import configuration, dataset_of, labelled, require_same_classes, spread
 
 # What is searched, from where; the smoothness kernel stays as it is (w2 = theta_gamma = 3), as in DeepLab's paper.
@@ -118,7 +119,11 @@ def tune(
     numbers = "".join(f"    {name}: {value:g}\n" for name, value in best.items())
     written(target, f"# {note}\ncrf:\n  class_path: dilated_seg.crf.DenseCRF\n  init_args:\n{numbers}")
     print(f"best: {said(best)}: {100 * highest:.2f}")
-    print(f"written: {target}; use it as validate --config {folder}/config.yaml --config {target}")
+    weights = checkpoint or folder / "checkpoints" / model.facts["checkpoint"]
+    again = format_command(
+        "dilated-seg", "validate", "--config", folder / "config.yaml", "--config", target, "--ckpt_path", weights
+    )
+    print(f"written: {target}; to score it:\n  {again}")
 
 
 def written(target: Path, text: str) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dilated_seg.__main__ import main
 from dilated_seg.data import Folder
+from dilated_seg.models import DilatedNet
 from dilated_seg.prepare import write
 from dilated_seg.strata import STRATA
 from tests import tolerance, trees
@@ -45,11 +47,15 @@ def data(tmp_path_factory):
 def evaluated(data, tmp_path, options, all_ways):
     """What so many processes, workers and images at once count."""
     (tmp_path / "experiment.yaml").write_text(EXPERIMENT.format(root=data / "folder"))
+    classes = Folder(root=str(data / "folder")).num_classes
+    state = {key: value.contiguous() for key, value in DilatedNet(classes, None, width=0.02).state_dict().items()}
+    save_file(state, tmp_path / "seed0.safetensors", {"mean": "120 115 105", "std": "58 57 57"})
     ways = []
     for world, workers, batch, kind in all_ways:
         root = data / {"mapped": "files", "streamed": "files"}.get(kind, kind)
         flags = {"root": root, "num_workers": workers, "eval_batch_size": batch, "streaming": str(kind == "streamed").lower()}
         arguments = ["validate", "--config", str(tmp_path / "experiment.yaml"), "--seed_everything=7", *options]
+        arguments += ["--model.weights", str(tmp_path / "seed0.safetensors")]
         arguments += [f"--data.init_args.{name}={value}" for name, value in flags.items()]
         ways.append({"folder": str(tmp_path), "world": world, "arguments": arguments})
     command = [sys.executable, "-m", "tests.evaluated", json.dumps(ways)]

@@ -4,7 +4,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from dilated_seg import UserError
@@ -14,6 +13,7 @@ from dilated_seg.ablation.expand import read as read
 from dilated_seg.ablation.launch import Launcher, Local, check_device_count
 from dilated_seg.ablation.processes import torchrun_arguments
 from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
+from dilated_seg.terminal import open_console
 
 
 def run(
@@ -125,4 +125,4 @@ def show_status(ablation: Ablation) -> None:
             else:
                 status = "begun" if (one.folder / "config.yaml").is_file() else "not begun"
             table.add_row(one.name, str(one.seed), one.stage, status, str(one.folder))
-    Console().print(table, highlight=False)
+    open_console().print(table)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 from rich.rule import Rule
 
 from dilated_seg import UserError
 from dilated_seg.ablation.expand import FAILED, Ablation, Chain, Run, failure, finished
 from dilated_seg.ablation.processes import run_processes
+from dilated_seg.terminal import open_console
 
 
 def carry_out(chain: Chain, ablation: Ablation, retries: int = 0) -> None:
@@ -32,7 +32,7 @@ def attempt(one: Run, ablation: Ablation, label: str) -> bool:
     """Train and evaluate a run; whether it succeeded."""
     from dilated_seg.process import find_mistake
 
-    Console().print(Rule(label, align="left"))
+    open_console().print(Rule(label, align="left"))
     (one.folder / FAILED).unlink(missing_ok=True)
     try:
         train(one, ablation)
@@ -62,7 +62,7 @@ def train(one: Run, ablation: Ablation) -> None:
         from dilated_seg.loggers import finish
 
         try:
-            CLI(one.arguments)
+            CLI(one.arguments, summary=False)
         except Exception:
             finish(1)
             raise

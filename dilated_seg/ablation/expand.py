@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -274,7 +275,8 @@ def how_to_get(weights: str) -> str:
     """What to do about a start that is missing: train it, if it is an experiment's run."""
     file = Path("experiments", *Path(weights).parts[1:]).with_suffix(".yaml")
     if Path(weights).parts[0] == "runs" and (EXPERIMENTS.parent / file).is_file():
-        return f"first dilated-seg fit --config {file}"
+        config = file if file.is_file() else EXPERIMENTS.parent / file
+        return f"first {shlex.join(['dilated-seg', 'fit', '--config', str(config)])}"
     return "name a file, or the folder of a finished run, in model.weights"
 
 

@@ -22,6 +22,8 @@ from dilated_seg.analysis.strata import Strata
 from dilated_seg.analysis.tables import protocol
 from dilated_seg.classes import first_difference
 from dilated_seg.metrics import scores
+from dilated_seg.runs import name_partial
+from dilated_seg.terminal import format_command
 
 MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
 
@@ -89,9 +91,20 @@ def label(folder: Path, folders: Sequence[Path]) -> str:
 
 
 def common_evaluation(folders: Sequence[Path]) -> str:
-    """The only evaluation that all runs have; one made after training goes before one made during it."""
-    names = set.intersection(*({p.stem for p in (f / "evaluations").glob("*.json")} for f in folders))
-    after = {name for name in names if "-" in name} or names
+    """The only evaluation that all runs have; one made after training goes before one made during it.
+
+    One of some of a split's images is not chosen; it can be named.
+    """
+    files = [file for folder in folders for file in (folder / "evaluations").glob("*.json")]
+    names = set.intersection(*({file.stem for file in files if file.parents[1] == folder} for folder in folders))
+    partial = {file.stem for file in files if file.stem in names and name_partial(json.loads(file.read_text()))}
+    whole = names - partial
+    after = {name for name in whole if "-" in name} or whole
+    if partial and not whole:
+        raise UserError(
+            f"the runs have only {', '.join(sorted(partial))} in common, of some of the split's images: evaluate the whole "
+            "split, or choose with --evaluation"
+        )
     if len(after) != 1:
         raise UserError(f"the runs have {', '.join(sorted(after)) or 'no evaluation'} in common: choose with --evaluation")
     return after.pop()
@@ -101,8 +114,16 @@ def read(folder: Path, evaluation: str, name: str) -> Result:
     """One run's evaluation."""
     file = folder / "evaluations" / f"{evaluation}.json"
     if not file.is_file():
-        verb = "test" if evaluation.startswith("test") else "validate"
-        raise UserError(f"{folder} has no evaluation {evaluation}: run dilated-seg {verb} on it")
+        verb, checkpoint = "test" if evaluation.startswith("test") else "validate", evaluation.partition("-")[2] or "last"
+        again = format_command(
+            "dilated-seg",
+            verb,
+            "--config",
+            folder / "config.yaml",
+            "--ckpt_path",
+            folder / "checkpoints" / f"{checkpoint}.ckpt",
+        )
+        raise UserError(f"{folder} has no evaluation {evaluation}: run {again}")
     config = folder / "config.yaml"
     seed = yaml.safe_load(config.read_text())["seed_everything"] if config.is_file() else 0
     return Result(name, folder, seed, json.loads(file.read_text()))

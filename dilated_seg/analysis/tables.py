@@ -1,19 +1,15 @@
 """Numbers as people read them: in percent with one decimal, in tables that carry their protocol."""
 
-import math
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dilated_seg.classes import describe_labels
+from dilated_seg.metrics import percent as percent
 from dilated_seg.metrics import scores
-
-
-def percent(value: Any) -> str:  # noqa: ANN401 - a float or a tensor of one
-    """A fraction as a percentage with one decimal; a dash for a class that does not occur."""
-    return "-" if math.isnan(float(value)) else f"{100 * float(value):.1f}"
+from dilated_seg.runs import name_partial
+from dilated_seg.terminal import open_console
 
 
 def protocol(record: dict[str, Any]) -> str:
@@ -28,7 +24,8 @@ def show_evaluation(record: dict[str, Any], refined: dict[str, Any] | None = Non
         record: What the evaluation wrote.
         refined: The same after a CRF, to stand beside it.
     """
-    table = Table(title=f"{record['protocol']['dataset']} {record['protocol']['split']}")
+    title = f"{record['protocol']['dataset']} {record['protocol']['split']}"
+    table = Table(title=", ".join(filter(None, (title, name_partial(record)))))
     table.add_column("class")
     records = [record] + ([refined] if refined else [])
     for _, after in zip(records, ("", ", CRF"), strict=False):
@@ -41,10 +38,10 @@ def show_evaluation(record: dict[str, Any], refined: dict[str, Any] | None = Non
     table.add_row("mean", *(percent(one[score]) for one in values for score in ("mean_iou", "mean_accuracy")), style="bold")
     weighted = (percent(one[score]) for one in values for score in ("frequency_weighted_iou", "pixel_accuracy"))
     table.add_row("weighted by frequency", *weighted)
-    console = Console()
+    console = open_console()
     console.print(table)
-    console.print(protocol(record), highlight=False, soft_wrap=True)
+    console.print(protocol(record), soft_wrap=True)
     for note in describe_labels(record):
-        console.print(f"warning: {note}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"warning: {note}", soft_wrap=True)
     if refined:
-        console.print(f"CRF: {refined['protocol']['inference']}", highlight=False, soft_wrap=True)
+        console.print(f"CRF: {refined['protocol']['inference']}", soft_wrap=True)

@@ -4,7 +4,7 @@ from dilated_seg.callbacks.evaluation import EvaluationRecord
 from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.labels import NothingToLearnError, RequireLabels
 from dilated_seg.callbacks.pictures import Gallery, PredictionWriter
-from dilated_seg.callbacks.progress import Progress, Throughput
+from dilated_seg.callbacks.progress import Progress, Throughput, ValidationLines
 from dilated_seg.callbacks.resume import KeepGradients, ProcessTimeout, SeedEveryStep, StopOnSignal
 from dilated_seg.callbacks.scores import CachedFrontEnd
 
@@ -22,4 +22,5 @@ __all__ = [
     "SeedEveryStep",
     "StopOnSignal",
     "Throughput",
+    "ValidationLines",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
-from dilated_seg.callbacks.evaluation import checkpoint_name, evaluation_name, gathered, protocol_names
+from dilated_seg.callbacks.evaluation import checkpoint_name, evaluation_name, gathered, protocol_names, records
 from dilated_seg.callbacks.tables import Picture, images, show_in_wandb
 from dilated_seg.images import mask_picture
 from dilated_seg.runs import commit, write_text
@@ -56,7 +56,8 @@ class Gallery(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
-        folder = Path(trainer.default_root_dir) / "gallery" / evaluation_name(trainer)
+        names = [record["evaluation"] for record in records(trainer)] or [evaluation_name(trainer)]
+        folder = Path(trainer.default_root_dir) / "gallery" / names[0]
         folder.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
             Image.fromarray(picture.image).save(folder / f"{picture.name}.image.png")
@@ -78,11 +79,18 @@ class PredictionWriter(Callback):
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe(trainer, finished=False)
+
+    def _describe(self, trainer: Trainer, finished: bool) -> None:
+        """Write protocol.json, which tells whether all images of the split have been predicted."""
         if trainer.is_global_zero:
-            task: Any = pl_module
+            task: Any = trainer.lightning_module
             then = f", then {task.refine}" if task.refine else ""
+            images, available = count_predicted(trainer)
+            which = images if images == available else f"{images} of {available}, partial"
             facts = {
                 "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+                "images": which if finished else f"{which}, not finished",
                 "inference": f"{task.inference}{then}",
                 "precision": trainer.precision,
                 "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
@@ -111,6 +119,7 @@ class PredictionWriter(Callback):
                     Image.fromarray(np.array(dataset.submitted, np.uint8)[ids]).save(submission / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe(trainer, finished=True)
         if trainer.is_global_zero:
             folder, submission = folders(trainer)
             print(f"class ids as PNGs: {folder}")
@@ -118,9 +127,18 @@ class PredictionWriter(Callback):
                 print(f"the test server's values: {submission}")
 
 
+def count_predicted(trainer: Trainer) -> tuple[int, int]:
+    """Return the number of images that ``predict`` predicts, and that of the split."""
+    loader: Any = trainer.predict_dataloaders
+    available = len(loader.dataset)
+    at_once = loader.batch_sampler.batch_size * trainer.world_size
+    return min(int(trainer.num_predict_batches[0]) * at_once, available), available
+
+
 def folders(trainer: Trainer) -> tuple[Path, Path]:
-    """Where predictions go, and a test server's files."""
+    """Where predictions go, and a test server's files; some of the split's images have directories of their own."""
     task: Any = trainer.lightning_module
-    names = protocol_names(task, task.refine is not None)
+    images, available = count_predicted(trainer)
+    names = protocol_names(task, task.refine is not None) + ([f"{images}of{available}"] if images < available else [])
     predictions, submission = ("-".join([name, *names]) for name in ("predictions", "submission"))
     return Path(trainer.default_root_dir) / predictions, Path(trainer.default_root_dir) / submission

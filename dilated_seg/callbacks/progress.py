@@ -1,15 +1,20 @@
 """What a run says of itself while it trains."""
 
+import math
 import sys
 import time
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg.callbacks.evaluation import records
 from dilated_seg.data import SegmentationDataModule
+from dilated_seg.metrics import percent
+from dilated_seg.runs import name_partial
 
 try:
     import resource
@@ -64,6 +69,39 @@ class Throughput(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What comes now is no training: count from the next step on."""
         self.started, self.batches = 0.0, 0
+
+
+class ValidationLines(Callback):
+    """Prints one line for each validation while training: step, loss, mean IoU, and the best mean IoU so far."""
+
+    def __init__(self) -> None:
+        self.best: float | None = None
+        self.printed = 0  # validations
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the best mean IoU of the run's earlier sessions from the checkpoint callback."""
+        best = find_best(trainer)
+        self.best = float(best.best_model_score) if best and best.best_model_score is not None else None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self.printed += 1
+        metrics = trainer.callback_metrics
+        loss, mean_iou = (float(metrics.get(name, math.nan)) for name in ("val/loss", "val/mean_iou"))
+        if mean_iou > (-math.inf if self.best is None else self.best):
+            self.best, best = mean_iou, "best so far"
+        else:
+            best = "no best yet" if self.best is None else f"best so far {percent(self.best)}"
+        partial = "".join(f", {name}" for record in records(trainer)[:1] if (name := name_partial(record)))
+        step = f"step {trainer.global_step}"
+        print(f"{step}: validation loss {loss:.3f}, mean IoU {percent(mean_iou)} % ({best}){partial}", flush=True)
+
+
+def find_best(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return the callback that keeps the checkpoint of the highest validation mean IoU; None if no callback does."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in kept if callback.monitor == "val/mean_iou" and callback.mode == "max"), None)
 
 
 def memory(device: torch.device) -> float:

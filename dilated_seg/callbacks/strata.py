@@ -1,6 +1,7 @@
 """The strata of an evaluation's images, from its batches to the file that ``analysis.strata`` reads."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,6 @@ def write_strata(file: Path, ids: list[str], rows: list[Counts], facts: dict[str
         "d": f"max(1, round({DIAGONAL} * diagonal)) pixels",
         "strata": STRATA,
     }
-    partial = file.with_name(f"{file.name}.partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     pq.write_table(pa.table(columns).replace_schema_metadata({"strata": json.dumps(facts)}), partial)
     partial.replace(file)

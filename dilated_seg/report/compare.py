@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from dilated_seg.analysis.results import (
@@ -25,6 +24,8 @@ from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.document import write
 from dilated_seg.report.sections import table_rows
+from dilated_seg.runs import name_partial
+from dilated_seg.terminal import open_console
 
 __all__ = ["Result", "compare", "history", "label", "majority", "read", "same_split", "shared_protocol", "table_rows"]
 
@@ -62,7 +63,8 @@ def compare(
     comparison = Comparison([read(folder, evaluation, name) for folder, name in zip(folders, labels, strict=True)])
     out = Path(out)
     again = shlex.join(["dilated-seg", "report", *map(str, runs), "--out", str(out), "--evaluation", evaluation])
-    write(title, sections.all_of(comparison, missing, claims, [command] if command else [again]), out)
+    page = sections.all_of(comparison, missing, claims, [command] if command else [again])
+    write(title, page, out, list_names(comparison, missing, claims))
     write_results(comparison.results, out / "results.parquet")
     show(comparison)
     if missing:
@@ -75,11 +77,21 @@ def compare(
     return out / "report.html"
 
 
+def list_names(comparison: Comparison, missing: Sequence[str], claims: Sequence[Claim]) -> set[str]:
+    """Return what users named: networks, classes, images, directories, values of protocols, claims."""
+    names = {*comparison.groups, *comparison.classes, *missing, *(claim.says for claim in claims)}
+    for result in comparison.results:
+        values = result.record["protocol"].values()
+        names |= {*result.images[0], str(result.folder), str(result.folder.resolve()), *map(str, values)}
+    return names
+
+
 def show(comparison: Comparison) -> None:
     """Print the comparison: a row for each network, then a row for each class, which fits on a narrow terminal too."""
     header, rows = table_rows(comparison)
     classes = comparison.classes
-    means, per_class = Table(title="comparison, in percent"), Table(title="IoU of each class, in percent")
+    title = ", ".join(filter(None, ("comparison, in percent", name_partial(comparison.results[0].record))))
+    means, per_class = Table(title=title), Table(title="IoU of each class, in percent")
     for column in header[: -len(classes)]:
         means.add_column(column, justify="left" if column == "network" else "right", no_wrap=column != "network")
     for row in rows:
@@ -88,8 +100,8 @@ def show(comparison: Comparison) -> None:
         per_class.add_column(column, justify="left" if column == "class" else "right", overflow="fold", min_width=5)
     for k, name in enumerate(classes):
         per_class.add_row(name, *(row[len(row) - len(classes) + k] for row in rows[:-1]))
-    console = Console()
+    console = open_console()
     console.print(means, per_class)
     for sentence in sentences(comparison.pairs):
-        console.print(sentence, highlight=False, soft_wrap=True)
-    console.print(shared_protocol(comparison.results), highlight=False, soft_wrap=True)
+        console.print(sentence, soft_wrap=True)
+    console.print(shared_protocol(comparison.results), soft_wrap=True)

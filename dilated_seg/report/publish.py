@@ -1,6 +1,7 @@
 """The report at W&B: a run of its own, with the page, the table and all files of the folder."""
 
 import os
+import shlex
 from pathlib import Path
 
 import wandb
@@ -28,4 +29,4 @@ def publish(comparison: Comparison, folder: Path) -> None:
     logger.log_files("report", "report", [path for path in sorted(folder.iterdir()) if path.suffix in KEPT])
     offline = logger.lost or logger.experiment.offline
     finish()
-    print(f"W&B: {f'wandb sync {folder}/wandb/offline-run-*' if offline else name}")
+    print(f"W&B: {f'wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*' if offline else name}")

@@ -15,6 +15,8 @@ from dilated_seg.report import cost, fields, gallery, where
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict, seeds
 from dilated_seg.report.document import Commands, Plot, Section, Table
+from dilated_seg.runs import name_partial
+from dilated_seg.terminal import format_command
 
 INTERVALS = (
     "In brackets: 95 % intervals of a paired bootstrap over images, and over seeds where there are several. Two networks "
@@ -77,6 +79,7 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
     section = Section("Result", [
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
         *([best(comparison)] if comparison.pairs else []),
+        *([f"**This is {partial}, not the whole split.**"] if (partial := name_partial(comparison.results[0].record)) else []),
         Table("networks", header[:-number], ours, numbers=(wide, numbers)),
         plot(comparison, "mean_iou"),
         f"{shared_protocol(comparison.results)}; in percent.",
@@ -237,10 +240,11 @@ def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
     runs = []
     for one in comparison.results:
         own = [str(one.record["protocol"][key]) for key in apart]
-        runs.append([one.name, str(one.seed), *own, f"`{one.folder}`"])
+        runs.append([one.name, str(one.seed), *own, str(one.folder)])
     again = evaluation_again(comparison.results[0])
     return Section("How this was measured", [
         Table("protocol", ["protocol", ""], [[key, str(value)] for key, value in facts.items()]),
+        *(["These commands make this page, train the first run below again, and evaluate it again."] if again else []),
         Commands([*commands, *again]),
         Table("runs", ["network", "seed", *apart, "folder"], runs),
         "Mean IoU is of the whole split: one confusion matrix, never a mean over images; a class that is only "
@@ -254,8 +258,10 @@ def evaluation_again(result: Result) -> list[str]:
     facts, folder = result.record["protocol"], result.folder
     verb = "test" if facts["split"] == "test" else "validate"
     checkpoint = facts["checkpoint"].partition(",")[0]
-    commands = [f"dilated-seg fit --config {folder}/config.yaml --run_dir NEW   # trains the first run below again"]
-    if facts["inference"] == "whole image":
-        file = f"{folder}/checkpoints/{checkpoint}.ckpt"
-        commands.append(f"dilated-seg {verb} --config {folder}/config.yaml --ckpt_path {file}   # evaluates it again")
+    config, file = folder / "config.yaml", folder / "checkpoints" / f"{checkpoint}.ckpt"
+    if not config.is_file():
+        return []
+    commands = [format_command("dilated-seg", "fit", "--config", config, "--run_dir", f"{folder}-again")]
+    if facts["inference"] == "whole image" and file.is_file() and not name_partial(result.record):
+        commands.append(format_command("dilated-seg", verb, "--config", config, "--ckpt_path", file))
     return commands

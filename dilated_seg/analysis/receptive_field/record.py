@@ -1,6 +1,7 @@
 """What was measured of a run's receptive fields, kept in the run: receptive_fields/NAME.json, and NAME.npz with the arrays."""
 
 import json
+import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def read(folder: Path, name: str) -> Measured:
     """
     file = folder / FOLDER / f"{name}.json"
     if not file.is_file():
-        raise UserError(f"{folder} has no receptive fields of {name}: measure them with dilated-seg probe {folder}")
+        raise UserError(
+            f"{folder} has no receptive fields of {name}: measure them with {shlex.join(['dilated-seg', 'probe', str(folder)])}"
+        )
     try:
         facts, arrays = json.loads(file.read_text()), file.with_suffix(".npz")
         if digest(arrays) != facts["arrays"]:
@@ -87,4 +90,6 @@ def read(folder: Path, name: str) -> Measured:
             fields = {key: facts[key] for key in ("request", "protocol", "classes", "theory")}
             return Measured(**fields, effective=loaded["effective"], context=context)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}): delete it and measure again, dilated-seg probe {folder}") from error
+        raise UserError(
+            f"{file} is damaged ({error}): delete it and measure again, {shlex.join(['dilated-seg', 'probe', str(folder)])}"
+        ) from error
