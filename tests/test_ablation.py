@@ -115,7 +115,7 @@ def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_pat
     first = dilated_seg(*commands[0][1:])
     assert first.returncode == 0, first.stderr
     status = dilated_seg("ablate", file, "--out", tmp_path / "out", "--status").stdout.splitlines()
-    assert [" ".join(line.split()[:4]) for line in status[1:3]] == ["front end 0 trained", "front end 1 not"]
+    assert [" ".join(line.split()[:4]) for line in status[1:3]] == ["front end 0 finished", "front end 1 not"]
     assert dilated_seg("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
 
 
