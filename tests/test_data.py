@@ -264,13 +264,15 @@ def test_augmentation_moves_image_and_mask_together_and_invents_no_class():
 
 @pytest.mark.parametrize("scale", [0.5, 0.6, 0.9, 1.1, 1.4, 2.0])
 def test_a_scaled_mask_stays_under_its_image(scale):
-    ramp = torch.arange(200, dtype=torch.uint8).expand(8, 200)
+    """Pixel i of the image is 4 i bright: processors round grey levels that tie differently, a quarter of a pixel at most."""
+    ramp = torch.arange(64, dtype=torch.uint8).expand(8, 64)
     image, mask = training(None, (scale, scale), False, 0.0, 255)(
-        tv_tensors.Image(ramp.expand(3, -1, -1)), tv_tensors.Mask(ramp)
+        tv_tensors.Image((4 * ramp).expand(3, -1, -1)), tv_tensors.Mask(ramp)
     )
-    shift = (image[0].float() - mask.float())[:, 10:-10]
-    assert shift.mean().abs() < 0.06  # pixels of the source, on average; torchvision's nearest neighbour gives up to 0.67
-    assert shift.abs().max() <= 1
+    shift = (image[0].float() / 4 - mask.float())[:, 10:-10]
+    assert shift.abs().max() <= 0.5  # pixels of the source; torchvision's nearest neighbour gives up to 0.83 on average
+    if scale != 0.5:  # there the centre of every pixel lies between two of the source
+        assert shift.mean().abs() < 0.06
 
 
 def test_batches_depend_on_seed_and_number_alone():
