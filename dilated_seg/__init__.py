@@ -12,7 +12,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         # A DataLoader's worker sends its whole traceback as the message; the sentence is what follows our name in it.
-        return super().__str__().rpartition("UserError: ")[2].strip()
+        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
+
+
+class ResourceError(UserError):
+    """A file could not be read for a reason that is not the file's: memory, the disk, the connection.
+
+    Training with ``on_bad_image="skip"`` does not skip the file.
+    """
 
 
 class LostProcessError(UserError):

@@ -101,6 +101,9 @@ class CLI(LightningCLI):
                 kind = LostProcessError if lost else UserError
                 raise kind(" ".join(str(mistake).split())) from error
             raise
+        for logger in self.trainer.loggers if run and hasattr(self, "trainer") else ():
+            if isinstance(logger, Wandb):
+                logger.end()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links of DESIGN, and the run's folder."""

@@ -2,8 +2,11 @@
 
 import io
 import os
+import struct
 import sys
+import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dilated_seg import UserError
+from dilated_seg.reading import explain_system_error, format_error
 
 UNKNOWN = 254  # stands in a table of class ids for label values that must not occur
 
@@ -41,6 +45,13 @@ ID_MODES = ("1", "L", "P")  # of files that hold one class id a pixel
 SCALED = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies the values of grayscale files of 2 and 4 bits
 
 MAX_PIXELS = "DILATED_SEG_MAX_PIXELS"
+
+# What decoders raise for damaged files. ImportError, RecursionError and errors of other packages have other causes.
+DAMAGE = (
+    OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+    MemoryError, RuntimeError, SystemError, BufferError, UnboundLocalError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -276,23 +287,41 @@ def read_colours(path: Source, classes: Mapping[tuple[int, int, int], int]) -> T
 def _decode(path: Source, use: Callable[[Image.Image], Tensor]) -> Tensor:
     try:
         with unlimited(), path.open("rb") as file, Image.open(file) as image:
-            if image.width * image.height > most_pixels():
-                raise UserError(
-                    f"{path} has {image.height} x {image.width} pixels, more than are let in: if it is meant, set the "
-                    f"environment variable {MAX_PIXELS}"
-                )
+            check_pixels(path, image)
             return use(image)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path} is gone: it was there when the dataset was opened") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} cannot be read as an image (it begins as none that Pillow knows): replace the file") from None
-    except MemoryError:
-        raise UserError(f"{path} cannot be read as an image (it says it is larger than the memory): replace the file") from None
-    except Exception as error:  # every format has its own for damaged files
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image ({said}): replace the file") from None
+        raise UserError(f"{path} cannot be read as an image (no format that Pillow knows): replace the file") from None
+    except RecursionError:
+        raise
+    except DAMAGE as error:
+        if raised_here(error):
+            raise
+        raise explain_unreadable(path, error, "an image") from None
+
+
+def raised_here(error: BaseException) -> bool:
+    """Return whether this package raised an error itself, not a decoder that it called: then it is a mistake of the program."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1]).partition(".")[0] == "dilated_seg"
+
+
+def explain_unreadable(path: Source, error: BaseException, kind: str) -> UserError:
+    """Return what to tell the user of a file whose decoder raised one of DAMAGE."""
+    if isinstance(error, MemoryError):  # also of small files, whose damaged header claims a large size
+        return UserError(
+            f"{path} cannot be decoded in the memory that is free: lower data.num_workers, or replace the file if it is small"
+        )
+    problem = explain_system_error(path, error)
+    return problem or UserError(f"{path} cannot be read as {kind} ({format_error(error)}): replace the file")
+
+
+def check_pixels(path: Source, image: Image.Image) -> None:
+    """Refuse an image that would unpack to more pixels than are let in."""
+    if image.width * image.height > most_pixels():
+        raise UserError(
+            f"{path} has {image.height} x {image.width} pixels, more than are let in: if it is meant, set the environment "
+            f"variable {MAX_PIXELS}"
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
+from dilated_seg.hooks import remove_import_hooks
 from dilated_seg.runs import experiment_name, write_text
 
 PROBE, UPLOAD = 4, 300  # seconds that W&B has to answer at all, and to take a checkpoint
@@ -69,6 +70,7 @@ class Wandb(WandbLogger):
     """A run at W&B. What goes wrong there is said once and then left out; it neither stops nor changes training."""
 
     lost = False
+    joined = False  # whether the run at W&B is the caller's, begun before this logger
     best: ModelCheckpoint | None = None
 
     @property
@@ -80,6 +82,7 @@ class Wandb(WandbLogger):
             # The pictures of tables wait here for their upload; for an offline run, in the home directory, for ever.
             os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(self._wandb_init["dir"]).absolute() / "wandb")
             mode = os.environ.get("WANDB_MODE")
+            self.joined = wandb.run is not None
             try:
                 _ = super().experiment
             except Exception as error:
@@ -89,6 +92,7 @@ class Wandb(WandbLogger):
                 wandb.teardown()  # it would hold on to the run's id
                 self._offline = True
                 _ = super().experiment
+            remove_import_hooks()
             if mode is None:
                 os.environ.pop("WANDB_MODE", None)  # Lightning's "dryrun" is for this run, not for the next in this process
             atexit.unregister(finish)
@@ -137,6 +141,11 @@ class Wandb(WandbLogger):
                 self._upload(best)
             except Exception as error:
                 print(f"W&B has not got {best.best_model_path}: {sentence(error)}", file=sys.stderr)
+
+    def end(self) -> None:
+        """End the run at W&B, unless it is the caller's: otherwise the next run of this process would be logged to it."""
+        if self._experiment is not None and not self.joined:
+            finish()
 
     def _upload(self, best: ModelCheckpoint) -> None:
         run = self.experiment

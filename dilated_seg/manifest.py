@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dilated_seg import UserError
+from dilated_seg.reading import explain_url_error, format_error
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -65,10 +66,14 @@ def read_text(root: str, name: str) -> str:
             return str(file.read())
     except UnicodeDecodeError as error:
         raise UserError(f"{place} is no UTF-8 text: save it as such") from error
-    except OSError as error:
-        raise UserError(f"cannot read {place}: {error.strerror or error}") from error
-    except Exception as error:  # every kind of storage has its own
-        raise UserError(f"cannot read {place}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    except ImportError as error:  # fsspec names the package that this kind of URL needs
+        raise UserError(f"cannot read {place}: {format_error(error)}") from error
+    except Exception as error:
+        if is_url(root) and (problem := explain_url_error(place, error)):
+            raise problem from error
+        if isinstance(error, OSError):
+            raise UserError(f"cannot read {place}: {error.strerror or error}") from error
+        raise
 
 
 def shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:

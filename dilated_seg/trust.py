@@ -42,6 +42,8 @@ def read_checkpoint(file: BinaryIO, name: Any, map_location: Any = "cpu") -> dic
         checkpoint: Any = load_torch(file, map_location)
     except CorruptError as error:
         raise UserError(f"{name} cannot be loaded: it {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror or error}") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) and "global_step" in checkpoint else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{name} is no checkpoint of a run: name a file of a run's folder checkpoints/")

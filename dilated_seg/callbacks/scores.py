@@ -23,7 +23,7 @@ from dilated_seg import UserError, images
 from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.resume import StopOnSignal
 from dilated_seg.data import SegmentationDataModule, batches, files, order, shards, transforms
-from dilated_seg.data.batches import leave_signals_to_the_parent
+from dilated_seg.data.batches import initialize_worker
 from dilated_seg.data.scores import ROWS, StoredScores
 from dilated_seg.runs import write_text
 
@@ -112,7 +112,7 @@ class CachedFrontEnd(Freeze):
             sampler=list(chain(*keys)),
             batch_size=None,
             num_workers=min(data.num_workers, 4) if keys else 0,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=initialize_worker,
         )
         if trainer.is_global_zero:
             print(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dilated_seg import UserError, manifest
 from dilated_seg.classes import describe_absent, first_difference
 from dilated_seg.data import transforms
-from dilated_seg.data.batches import Images, Split, leave_signals_to_the_parent, pad, stack
+from dilated_seg.data.batches import Images, Split, initialize_worker, pad, stack
 from dilated_seg.data.files import Pairs, find_mask_orientation
 from dilated_seg.data.labels import LabelCounts, count_labels
 from dilated_seg.data.order import EvaluationOrder, Key, TrainingOrder, run_seed
@@ -372,7 +372,7 @@ class SegmentationDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=pin,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=initialize_worker,
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from dilated_seg import UserError
+from dilated_seg import ResourceError, UserError
 from dilated_seg.data.files import Sample
 from dilated_seg.data.order import Key, mix, seeded
+from dilated_seg.hooks import remove_import_hooks
 
 
 @runtime_checkable
@@ -68,13 +69,19 @@ class Images(Dataset[dict[str, Any]]):
         for step in range(len(self)):
             try:
                 return self.split[(index + step) % len(self)], problems
+            except ResourceError:
+                raise
             except UserError as problem:
                 problems.append(str(problem))
         raise UserError(f"no image of the training split can be read: {problems[0]}")
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to all processes of a job must not end a worker before the training process has saved its checkpoint."""
+def initialize_worker(worker: int) -> None:
+    """Let a DataLoader's worker ignore signals, and import whatever the dataset needs.
+
+    A signal to all processes of a job must not end a worker before the training process has saved its checkpoint.
+    """
+    remove_import_hooks()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 

@@ -16,6 +16,7 @@ from dilated_seg import UserError, manifest
 from dilated_seg.data.files import Sample, decode
 from dilated_seg.data.order import CACHED_GROUPS, by_groups
 from dilated_seg.images import ReadLabel, Stored
+from dilated_seg.reading import explain_system_error, explain_url_error, format_error
 
 
 @runtime_checkable
@@ -60,7 +61,7 @@ class Shards:
         if streaming:
             self.rows = Streamed(self.places, self.entries)
         else:
-            self.rows = mapped_raw(self.places) if self.raw else mapped(self.places)
+            self.rows = (mapped_raw if self.raw else mapped)(self.places, self.entries)
         self.starts = np.cumsum([0] + [entry["rows"] for entry in self.entries])
 
     def __len__(self) -> int:
@@ -72,13 +73,14 @@ class Shards:
         return hashlib.sha256(repr([*(entry["sha256"] for entry in self.entries), *told]).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
-        place = self.places[int(np.searchsorted(self.starts, index, "right")) - 1]
+        shard = int(np.searchsorted(self.starts, index, "right")) - 1
+        place = self.places[shard]
         try:
             row = self.rows[index]
-        except UserError:
-            raise
         except Exception as error:  # arrow, datasets and every kind of storage have their own
-            raise unreadable(place, error) from error
+            if problem := explain_unreadable([place], [self.entries[shard]], error):
+                raise problem from error
+            raise
         if self.raw:
             return self.from_raw(row)
         image, label = (
@@ -103,27 +105,30 @@ class Shards:
         return by_groups(sizes, seed, epoch, batch_size, world)
 
 
-def mapped(places: list[str]) -> Rows:
+def mapped(places: list[str], entries: list[dict[str, Any]]) -> Rows:
     """Parquet shards as `datasets` maps them: through a copy in its cache that is made when they are first opened."""
     from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
 
     try:
         return Dataset.from_parquet(list(map(glob.escape, places))).with_format("arrow")
-    except (DatasetGenerationError, pa.ArrowException, OSError, ValueError) as error:
-        raise unreadable(first_unreadable(places), error) from error
+    except Exception as error:  # DatasetGenerationError, whose cause is any of those that shards can raise
+        if problem := explain_unreadable(places, entries, error.__cause__ or error):
+            raise problem from error
+        raise
 
 
-def mapped_raw(places: list[str]) -> Rows:
+def mapped_raw(places: list[str], entries: list[dict[str, Any]]) -> Rows:
     """Arrow shards, mapped as they are."""
     from datasets import Dataset, concatenate_datasets
 
     parts = []
-    for place in places:
+    for place, entry in zip(places, entries, strict=True):
         try:
             parts.append(Dataset.from_file(place))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise unreadable(place, error) from error
+        except Exception as error:
+            if problem := explain_unreadable([place], [entry], error):
+                raise problem from error
+            raise
     return concatenate_datasets(parts).with_format("arrow")
 
 
@@ -131,6 +136,8 @@ class Streamed:
     """Parquet shards of which one row group is read at a time; every process opens for itself those that it needs."""
 
     def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
+        import datasets  # noqa: F401 - takes a second: here, before workers are forked, and not in each of them
+
         self.places = [place if manifest.is_url(place) else glob.escape(place) for place in places]
         self.starts = np.cumsum([0] + [rows for entry in entries for rows in entry["groups"]])
         self.within = [(shard, group) for shard, entry in enumerate(entries) for group in range(len(entry["groups"]))]
@@ -189,20 +196,23 @@ def check_shard(place: str, size: int) -> None:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, not {size:,}: copy it again, or prepare the folder again")
 
 
-def first_unreadable(places: list[str]) -> str:
-    """The shard that made opening all of them fail."""
-    import pyarrow.parquet as pq
+def explain_unreadable(places: list[str], entries: list[dict[str, Any]], error: BaseException) -> UserError | None:
+    """Return what to tell the user if reading shards has failed; None if neither they nor the system are at fault.
 
-    for place in places:
-        try:
-            for _ in pq.ParquetFile(place).iter_batches(batch_size=16):
-                pass
-        except (pa.ArrowException, OSError):
-            return place
-    return Path(places[0]).parent.as_posix()
-
-
-def unreadable(place: str, error: Exception) -> UserError:
-    """One sentence for a shard that cannot be read."""
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(f"{place} cannot be read ({said}): see what prepare --verify says of it, and copy it again")
+    A shard is damaged if its checksum differs from the manifest's: any error can follow from that, and no error proves it.
+    """
+    if problem := explain_system_error(places[0], error):
+        return problem
+    if manifest.is_url(places[0]):
+        return explain_url_error(places[0], error)
+    said = format_error(error)
+    for place, entry in zip(places, entries, strict=True):
+        check_shard(place, entry["bytes"])
+        if manifest.digest(Path(place)) != entry["sha256"]:
+            return UserError(f"{place} cannot be read ({said}): it is damaged, copy it again (prepare --verify checks all)")
+    if isinstance(error, pa.ArrowException | OSError):
+        return UserError(
+            f"{Path(places[0]).parent} is as it was written, but pyarrow {pa.__version__} cannot read it ({said}): prepare it "
+            "again with this version"
+        )
+    return None

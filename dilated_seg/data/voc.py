@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -18,7 +20,7 @@ from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.batches import Split
 from dilated_seg.data.files import Pairs, Sample, names, refuse, show_names
 from dilated_seg.data.shards import Shards
-from dilated_seg.images import ReadLabel, Source, read_mask, values_as
+from dilated_seg.images import DAMAGE, ReadLabel, Source, explain_unreadable, read_mask, values_as
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
 VALUES = values_as({k: k for k in range(21)} | {255: 255})
@@ -262,13 +264,13 @@ def read_sbd(path: Source, structure: str = "GTcls", most: int = 20) -> Tensor:
     Raises:
         UserError: The file is damaged or holds no segmentation.
     """
-    from scipy.io import loadmat  # only SBD needs it
-
     try:
         with path.open("rb") as file:
             values = np.asarray(loadmat(file)[structure]["Segmentation"][0][0])
-    except Exception as error:  # scipy raises what its parser stumbles over
-        raise UserError(f"{path} cannot be read as a label of SBD ({error}): replace the file") from error
+    except RecursionError:
+        raise
+    except (*DAMAGE, MatReadError) as error:
+        raise explain_unreadable(path, error, "a label of SBD") from error
     if values.ndim != 2 or values.dtype.kind not in "ui" or not values.size or values.min() < 0 or values.max() > most:
         raise UserError(f"{path} holds no class ids from 0 to {most}: replace the file")
     return torch.from_numpy(values.astype(np.uint8))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from dilated_seg import UserError, __version__, manifest
+from dilated_seg import ResourceError, UserError, __version__, manifest
 from dilated_seg.classes import describe_absent
 from dilated_seg.prepare.sources import Triple, divide, fetch, listed, opened, remove
 from dilated_seg.prepare.write import write_parts
@@ -80,6 +80,8 @@ def prepare(
             if orientation is not None:
                 facts["mask_orientation"] = "as_stored" if orientation else "upright"
             finish(dataset, partial, out, facts)
+    except ResourceError as error:
+        raise ResourceError(f"{error}; the same command goes on when that is mended") from error
     except UserError:
         if not begun:
             shutil.rmtree(partial, ignore_errors=True)

@@ -129,6 +129,8 @@ def opened(archive: Path) -> Iterator[Callable[[], Iterator[Member]]]:
     except UserError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, such as a full disk
+            raise
         raise UserError(f"{archive} cannot be unpacked ({' '.join(str(error).split())}): get it again") from error
 
 

@@ -10,8 +10,9 @@ from functools import partial as bind
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dilated_seg import UserError, manifest
+from dilated_seg import ResourceError, UserError, manifest
 from dilated_seg.prepare.sources import Triple
+from dilated_seg.reading import explain_system_error
 from dilated_seg.terminal import open_console
 
 if TYPE_CHECKING:
@@ -112,8 +113,15 @@ def read(read_label: Any, store: str, as_stored: bool | None, pair: Triple) -> d
         label_cell = {"bytes": label.read_bytes(), "path": label.name} if label else {"bytes": b"", "path": ""}
         image_cell = {"bytes": image.read_bytes(), "path": image.name}
         return {"id": name, "image": image_cell, "label": label_cell, "pixels": pixels}
-    except (UserError, OSError) as error:
+    except ResourceError:
+        raise
+    except UserError as error:
         return str(error)
+    except OSError as error:
+        problem = explain_system_error(image, error)
+        if problem is None or isinstance(problem, ResourceError):
+            raise problem or error from None
+        return str(problem)
 
 
 def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -111,6 +111,8 @@ def read_zip(path: Path, file: BinaryIO) -> Weights:
                 raise CorruptError("is a zip archive, but neither numpy's nor torch's")
             arrays = {name.removesuffix(".npy"): array(archive.read(name), name) for name in names}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise CorruptError(f"is damaged: {error}") from error
     except Exception as error:
         if type(error).__module__ in ("zlib", "_lzma", "lzma", "_bz2"):
@@ -173,7 +175,13 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
         raise
     except pickle.UnpicklingError as error:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CorruptError("needs more memory than is free") from error
+    except ImportError:
+        raise
     except Exception as error:  # torch has no error of its own for a damaged file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
 
 

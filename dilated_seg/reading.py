@@ -1,0 +1,48 @@
+"""Why a file could not be read: the system refused, the connection failed, or the content is damaged."""
+
+import errno
+
+from dilated_seg import ResourceError, UserError
+
+DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PERMISSION = (errno.EACCES, errno.EPERM)
+# Packages that access files behind URLs; several of their errors are neither OSError nor ValueError.
+TRANSPORTS = {
+    "adlfs", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "http", "httpx", "huggingface_hub", "requests", "ssl",
+    "urllib3",
+}  # fmt: skip
+
+
+def format_error(error: BaseException) -> str:
+    """Return an error's text in one line of at most 200 characters, or its type if it has no text."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def explain_system_error(name: object, error: BaseException) -> UserError | None:
+    """Return what to tell the user if the operating system refused to read a file; None if its content is at fault.
+
+    Errors of the operating system have an error number. Libraries raise OSError for damaged content too, without one.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return ResourceError(f"there is not enough memory to read {name}: free some, or lower data.num_workers")
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    name = error.filename or name
+    if error.errno in DESCRIPTORS:
+        return ResourceError(f"too many files are open to read {name}: lower data.num_workers, or raise the limit (ulimit -n)")
+    if error.errno in SPACE:
+        return ResourceError(f"there is no space to write {name} ({error.strerror}): free some, or name another disk")
+    if error.errno in PERMISSION:
+        return UserError(f"{name} cannot be opened ({error.strerror}): change its permissions")
+    if error.errno == errno.ENOENT:
+        return UserError(f"{name} is gone: it was there when the dataset was opened")
+    return ResourceError(f"{name} cannot be read ({format_error(error)}): check the disk or network drive that holds it")
+
+
+def explain_url_error(name: str, error: BaseException) -> UserError | None:
+    """Return what to tell the user if a file behind a URL could not be read; None for errors that no storage raises."""
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, OSError | ValueError) or package in TRANSPORTS:
+        return ResourceError(f"cannot read {name} ({format_error(error)}): check the address, the connection and your access")
+    return None
