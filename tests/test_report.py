@@ -145,11 +145,100 @@ def rows(file):
         return list(csv.DictReader(lines))
 
 
-def test_arguments_hold_or_not_as_they_were_measured(report):
-    assert [row["verdict"] for row in rows(report / "claims.csv")] == ["holds, not only here", "does not hold", "is open"]
+def test_arguments_about_networks_with_one_seed_are_observed_in_these_runs_or_not(report):
+    verdicts = ["observed in these runs", "not observed in these runs", "not observed in these runs"]
+    assert [row["verdict"] for row in rows(report / "claims.csv")] == verdicts
     text = (report / "report.md").read_text()
+    assert "**details are kept: observed in these runs.** good minus blind: " in text
+    assert "**blindness helps: not observed in these runs.** blind minus good: -" in text
+    assert "(trained again, other images)" in text and "at least 3 seeds of each are needed to say more" in text
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A report of three networks with three seeds each, and of three arguments."""
+    folder = tmp_path_factory.mktemp("study")
+    runs = [
+        evaluated(folder / name / f"seed{seed}", predict(seed), seed=seed)
+        for name, predict in SEEDED.items()
+        for seed in range(3)
+    ]
+    return compare(runs, folder / "out", claims=CLAIMS).parent
+
+
+SEEDED = {
+    "good": lambda seed: noisy(seed),
+    "blind": lambda seed: np.where(noisy(seed + 20, 0.02) == 2, 0, noisy(seed + 20, 0.02)),
+    "same": lambda seed: noisy(seed + 10),
+}
+CLAIMS = [
+    Claim("details are kept", "good", "blind", classes=(CLASSES[2],), objects=16),
+    Claim("blindness helps", "blind", "good", classes=(CLASSES[2],)),
+    Claim("nothing differs", "same", "good", boundary=3),
+]
+
+
+def test_arguments_hold_or_not_as_they_were_measured_with_three_seeds(study):
+    assert [row["verdict"] for row in rows(study / "claims.csv")] == ["holds, not only here", "does not hold", "is open"]
+    text = (study / "report.md").read_text()
     assert "**details are kept: holds, not only here.** good minus blind: " in text
     assert "**blindness helps: does not hold.** blind minus good: -" in text
+
+
+def test_with_three_seeds_networks_are_told_apart_and_every_interval_says_what_it_is(study):
+    told = {(row["better"], row["worse"]): row for row in rows(study / "pairs.csv")}
+    assert {pair: row["told apart"] for pair, row in told.items() if "blind" in pair} == dict.fromkeys(
+        ((row["better"], row["worse"]) for row in told.values() if row["worse"] == "blind"), "yes"
+    )
+    for row in told.values():
+        low, high = float(row["low"]), float(row["high"])
+        assert row["interval"] == "trained again, other images" and row["seeds"] == "3"
+        assert (
+            float(row["new low"]) < float(row["repeat low"]) < low < high < float(row["repeat high"]) < float(row["new high"])
+        )
+    text = (study / "report.md").read_text()
+    assert "## Differences between networks" in text and " beats blind by " in text
+    assert "| network | parameters | seeds | mean IoU [trained again, other images] |" in text
+
+
+def test_variances_are_those_of_the_seeds_and_more_seeds_tell_smaller_differences_apart(study):
+    found = {row["network"]: row for row in rows(study / "variance.csv")}
+    results = [read(study.parent / "good" / f"seed{seed}", EVALUATION, "x") for seed in range(3)]
+    values = [100 * float(result.scores["mean_iou"]) for result in results]
+    assert float(found["good"]["over seeds measured"]) == pytest.approx(np.std(values, ddof=1), abs=0.001)
+    for row in rows(study / "power.csv"):
+        assert float(row["with 3 seeds"]) > float(row["with 5 seeds"]) > float(row["with 10 seeds"]) > 0
+
+
+VICTORY = re.compile(
+    r"\b(sure|beats?|better|best|holds?|wins?|winner|outperforms?|superior|ahead of|worse one)\b", re.IGNORECASE
+)
+
+
+def test_with_one_seed_no_sentence_says_that_a_network_is_better(tmp_path, capsys):
+    runs = [evaluated(tmp_path / "a", noisy()), evaluated(tmp_path / "b", without_cars())]
+    claims = [Claim("details are kept", "a", "b", objects=16), Claim("less is more", "b", "a")]
+    compare(runs, tmp_path / "out", claims=claims)
+    printed, text = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
+    page = re.sub(r"<style.*?</style>|<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text(), flags=re.DOTALL)
+    for said in (printed, text, page):
+        said = said.replace("the best and the worst", "")  # how images are chosen
+        assert not VICTORY.search(said), VICTORY.search(said)
+        assert "(these weights, other images)" in said and "at least 3 seeds of each network are needed" in said
+    assert "**details are kept: observed in these runs.**" in text and "**less is more: not observed in these runs.**" in text
+    assert "## Differences between these runs" in text and "mean IoU [these weights, other images]" in text
+    assert [row["told apart"] for row in rows(tmp_path / "out" / "pairs.csv")] == ["1 of 3 seeds"]
+
+
+def test_two_seeds_say_why_the_interval_is_wide_and_what_to_do(tmp_path):
+    runs = [
+        evaluated(tmp_path / name / f"seed{seed}", predict(seed), seed=seed)
+        for name, predict in SEEDED.items()
+        for seed in range(2)
+    ]
+    text = (compare(runs, tmp_path / "out").parent / "report.md").read_text()
+    assert "which is why the intervals are wide: train 3 or more" in text
+    assert "at least 3 seeds of each network are needed" in text and " beats " not in text
 
 
 def test_the_numbers_are_those_of_the_evaluations(report):
@@ -164,6 +253,7 @@ def test_the_numbers_are_those_of_the_evaluations(report):
 def test_pairs_are_all_there_and_the_blind_network_is_found_out(report):
     found = {(row["better"], row["worse"]): float(row["p adjusted"]) for row in rows(report / "pairs.csv")}
     assert len(found) == 3
+    assert {row["told apart"] for row in rows(report / "pairs.csv")} == {"1 of 3 seeds"}
     assert all((p < 0.05) == ("blind" in pair) for pair, p in found.items())
 
 
@@ -293,7 +383,7 @@ def test_runs_without_strata_are_compared_without_them_and_claims_about_them_are
 def test_a_single_network_is_a_report_without_pairs(tmp_path):
     compare([evaluated(tmp_path / "a", noisy())], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "Which differences are sure" not in text and "## IoU of each class" in text
+    assert "Differences between" not in text and "Variance over" not in text and "## IoU of each class" in text
 
 
 def test_images_that_cannot_be_predicted_again_are_named_in_a_sentence(tmp_path):

@@ -1,5 +1,7 @@
 """Intervals cover the truth as often as they say, and networks that are equal are seldom called different."""
 
+import runpy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from scipy import stats
 
 from dilated_seg import UserError
 from dilated_seg.analysis.significance import (
+    IMAGES,
+    TRAININGS,
     Bootstrap,
     Difference,
+    Interval,
     cliques,
     counts,
     holm,
@@ -19,6 +24,7 @@ from dilated_seg.analysis.significance import (
     sentences,
 )
 from dilated_seg.metrics import scores
+from tests.conftest import ROOT
 
 POPULATION = 20_000  # images, of which a study sees a few
 
@@ -101,6 +107,67 @@ def test_of_five_equal_networks_any_two_are_called_different_in_5_of_100_studies
     assert called <= 0.05 * studies
 
 
+def test_intervals_cover_where_spreads_differ_by_four_times_and_steady_networks_profit():
+    """The benchmark's simulation with fewer studies: two steady networks, and two that seeds move four times as much."""
+    simulation = runpy.run_path(str(ROOT / "experiments/benchmarks/significance_coverage.py"))
+    hits = simulation["simulate"]([1, 1, 4, 4], seeds=3, studies=50, rng=np.random.default_rng(1))
+    rates = {what: simulation["summarize"](hits, what)[0] for what in ("covered", "predicted", "new", "copies", "any")}
+    assert min(rates["covered"], rates["predicted"], rates["new"]) >= 0.93
+    assert rates["copies"] <= 0.05 and rates["any"] <= 0.05
+    assert simulation["summarize"](hits, "width")[0] < 0.85 * simulation["summarize"](hits, "pooled width")[0]
+
+
+def spread_over(seeds, spread, images=60):
+    """Counts of one class in images of 10,000 pixels; seeds shift all images alike, so nothing is luck with these images."""
+    hits = np.random.default_rng(0).integers(4000, 6000, images) + (10_000 * spread * np.asarray(seeds)[:, None]).astype(int)
+    return [np.stack([own, np.full(images, 10_000), own], axis=1)[:, :, None] for own in hits]
+
+
+def test_spreads_are_shrunk_towards_the_common_one_and_less_so_with_more_seeds():
+    few, many = np.array([-1, 0, 1]), np.repeat([-1, 0, 1], 10)
+
+    def estimate(seeds):
+        networks = {str(k): spread_over(seeds, 0.02) for k in range(4)} | {"wild": spread_over(seeds, 0.08)}
+        return Bootstrap(networks, 4000)
+
+    three, thirty = estimate(few), estimate(many)
+    assert three.vary("wild").measured == pytest.approx(0.08) and three.vary("0").measured == pytest.approx(0.02)
+    assert 0.03 < three.vary("wild").training.value < 0.08 < three.vary("wild").training.high
+    assert thirty.vary("wild").training.value == pytest.approx(thirty.vary("wild").measured, rel=0.05)
+    steady, wild = three.difference("0", "1"), three.difference("0", "wild")
+    assert steady.high - steady.low < 0.5 * (wild.high - wild.low)
+
+
+def test_seeds_that_only_shift_give_the_interval_of_student():
+    """With equal counts of many seeds the model has nothing to borrow: sigma^2 is known, images and seeds add up."""
+    seeds = np.random.default_rng(1).normal(size=400)
+    found = Bootstrap({"a": spread_over(seeds, 0.02), "b": spread_over(seeds[::-1], 0.02)}, 20_000).difference("a", "b")
+    half = 1.96 * np.sqrt(2 * np.var(0.02 * seeds, ddof=1) / 400)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.04)
+    assert (found.new.high - found.new.low) / 2 == pytest.approx(half * np.sqrt(401), rel=0.04)
+    assert (found.repeat.high - found.repeat.low) / 2 == pytest.approx(half * np.sqrt(2), rel=0.04)
+
+
+def test_one_seed_of_each_gives_an_interval_of_these_weights_and_no_prediction():
+    found = Bootstrap({"a": [some_counts(0)], "b": [some_counts(1)]}, 500)
+    pair = found.difference("a", "b")
+    assert pair.kind == IMAGES and pair.seeds == 1 and not pair.told_apart
+    assert np.isnan(pair.new.low) and np.isnan(found.find_detectable("a", "b", 3)) and np.isnan(found.vary("a").share)
+
+
+def test_networks_without_seeds_enough_are_never_told_apart():
+    worse, better = spread_over([0, 0.1, 0.2], 0.001), spread_over([200, 200.1, 200.2], 0.001)
+    two, three = (Bootstrap({"worse": worse[:n], "better": better[:n]}, 1000).pairs()[0] for n in (2, 3))
+    assert three.told_apart and two.seeds == 2 and not two.told_apart
+
+
+def test_the_difference_that_more_seeds_find_is_found_in_four_of_five_studies():
+    rng = np.random.default_rng(2)
+    detectable = Bootstrap({name: spread_over(rng.normal(size=200), 0.02) for name in "ab"}, 500).find_detectable("a", "b", 5)
+    shifts = rng.normal(size=(2, 4000, 5)) * 0.02 + np.array([detectable, 0])[:, None, None]
+    assert np.mean(stats.ttest_ind(*shifts, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.05)
+
+
 def test_seeds_that_differ_make_an_interval_wider_also_of_a_network_with_one():
     world = World(4, seed=1)
     seen = world.rng.integers(0, POPULATION, 400)
@@ -131,9 +198,8 @@ def test_images_without_a_valid_pixel_say_nothing():
 
 
 def test_a_difference_of_differences_of_the_same_is_nothing():
-    a, b = some_counts(0), some_counts(1)
-    bootstrap = Bootstrap({"a": [a], "b": [b], "a again": [a], "b again": [b]}, 500)
-    found = bootstrap.contrast({"a": 1, "b": -1, "a again": -1, "b again": 1})
+    networks = {"a": [some_counts(0)], "b": [some_counts(1)]}
+    found = Bootstrap(networks, 500, minus=networks).difference("a", "b")
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
@@ -192,18 +258,32 @@ def test_holm_adjusts_as_its_definition_says(p):
         assert holm(p)[k] == max(smaller)
 
 
-def difference(better, worse, value, adjusted):
-    return Difference(value, value - 0.01, value + 0.01, better, worse, adjusted, adjusted)
+UNKNOWN = Interval(np.nan, np.nan, np.nan)
+
+
+def difference(better, worse, value, adjusted, seeds=3):
+    kind = IMAGES if seeds == 1 else TRAININGS
+    return Difference(value, value - 0.01, value + 0.01, better, worse, adjusted, adjusted, seeds, kind, UNKNOWN, UNKNOWN)
 
 
 def test_pairs_are_said_in_words_and_drawn_as_groups():
     pairs = [difference("a", "b", 0.02, 0.3), difference("a", "c", 0.09, 0.001), difference("b", "c", 0.07, 0.002)]
     assert sentences(pairs) == [
-        "a beats c by 9.0 [8.0, 10.0]; is not distinguishable from b.",
-        "b beats c by 7.0 [6.0, 8.0].",
+        "a beats c by 9.0 [8.0, 10.0] (trained again, other images); is not distinguishable from b.",
+        "b beats c by 7.0 [6.0, 8.0] (trained again, other images).",
     ]
     assert cliques(["a", "b", "c"], pairs) == [("a", "b")]
     assert points(pairs[0]) == "2.0 [1.0, 3.0]"
+
+
+def test_pairs_with_one_seed_are_said_to_be_runs_and_what_is_needed():
+    pairs = [difference("a", "b", 0.02, 0.001, seeds=1)]
+    assert sentences(pairs) == [
+        "In these runs a scores 2.0 [1.0, 3.0] above b (these weights, other images).",
+        "Each network was trained once, so these are statements about runs, not about networks: at least 3 seeds of each "
+        "network are needed to say which one is ahead.",
+    ]
+    assert cliques(["a", "b"], pairs) == [("a", "b")]
 
 
 def test_groups_overlap_where_only_the_ends_differ():

@@ -8,7 +8,7 @@ import numpy as np
 
 from dilated_seg import UserError
 from dilated_seg.analysis.results import Result, by_name, same_split
-from dilated_seg.analysis.significance import Bootstrap, Counts, Difference, Interval, cliques, counts
+from dilated_seg.analysis.significance import ENOUGH, Bootstrap, Counts, Difference, Interval, cliques, counts
 from dilated_seg.analysis.strata import Strata, difficulty
 from dilated_seg.report.claims import Claim, refuse_other_classes
 from dilated_seg.strata import SIZES, WIDTH
@@ -46,9 +46,13 @@ class Comparison:
         self.groups = by_name(results)
         self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # their colours
 
-    def bootstrap(self, counted: Count, resamples: int = RESAMPLES) -> Bootstrap:
-        """Of what is counted of each run."""
-        return Bootstrap({name: [counted(result) for result in group] for name, group in self.groups.items()}, resamples)
+    def bootstrap(self, counted: Count, resamples: int = RESAMPLES, minus: Count | None = None) -> Bootstrap:
+        """Of what is counted of each run; with ``minus``, of its mean IoU minus that of other counts."""
+        return Bootstrap(self.count(counted), resamples, minus=self.count(minus) if minus else None)
+
+    def count(self, counted: Count) -> dict[str, list[Counts]]:
+        """Count each run of each network."""
+        return {name: [counted(result) for result in group] for name, group in self.groups.items()}
 
     @cached_property
     def all_pixels(self) -> Bootstrap:
@@ -66,8 +70,18 @@ class Comparison:
         return self.all_pixels.pairs()
 
     @property
+    def kind(self) -> str:
+        """What the intervals are about: other images, or other images and other seeds."""
+        return self.all_pixels.kind
+
+    @property
+    def enough(self) -> bool:
+        """Whether any two networks have the seeds that a statement about networks needs."""
+        return sum(len(group) >= ENOUGH for group in self.groups.values()) > 1
+
+    @property
     def cliques(self) -> list[tuple[str, ...]]:
-        """Networks of which no two differ."""
+        """Networks of which no two are told apart."""
         return cliques(list(self.groups), self.pairs)
 
     @property
@@ -110,18 +124,13 @@ class Comparison:
         here, elsewhere = self.counted(claim)
         if not here:
             raise UserError("there is nothing of what it speaks of")
-        # All networks take part: what seeds differ by is pooled over them.
-        found = Bootstrap({
-            f"{place} {name}": [count(one) for one in group]
-            for place, count in (("here", here), ("elsewhere", elsewhere)) if count
-            for name, group in self.groups.items()
-        })  # fmt: skip
-        better, worse = claim.better, claim.worse
-        difference = found.difference(f"here {better}", f"here {worse}")
+        # All networks take part, as their spreads over seeds are estimated together.
+        difference = self.bootstrap(here).difference(claim.better, claim.worse)
         if not elsewhere:
             return Verdict(difference, None, None)
-        signs = {f"here {better}": 1, f"here {worse}": -1, f"elsewhere {better}": -1, f"elsewhere {worse}": 1}
-        return Verdict(difference, found.difference(f"elsewhere {better}", f"elsewhere {worse}"), found.contrast(signs))
+        there = self.bootstrap(elsewhere).difference(claim.better, claim.worse)
+        more = self.bootstrap(here, minus=elsewhere).difference(claim.better, claim.worse)
+        return Verdict(difference, there, more)
 
     def counted(self, claim: Claim) -> tuple[Count | None, Count | None]:
         """How to count what a claim speaks of, and the rest of the same classes, or the other classes; None for nothing.

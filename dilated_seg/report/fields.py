@@ -23,13 +23,13 @@ SHARES = (0.5, 0.9, 0.95)
 HOW = (
     "By its layers a pixel's scores, the last upsampling included, can depend on a square of the first column's side, cut at "
     "the image's edge. The effective field is how much each pixel of the image moves the score of the class predicted in its "
-    "middle (gradient, mean over images); the next columns are the sides of the squares that hold so much of it, one number a "
-    "seed. Drawings are of the first seed, in logarithmic colours; dotted are the squares of 50 and 90 %."
+    "middle (gradient, mean over images); the next columns are the sides of the squares that contain so much of it, one number "
+    "a seed. Drawings are of the first seed, in logarithmic colours; dotted are the squares of 50 and 90 %."
 )
 GREY = (
     "What context buys: pixels drawn from all classes alike (fewer of a class that has fewer), the same for all networks, are "
     "to be named while everything farther away than so many pixels is grey; in percent named right. Lines in the plots are "
-    "95 % intervals; there is none where fewer than 10 images err."
+    "95 % intervals ({}); there is none where fewer than 10 images err."
 )
 
 
@@ -44,7 +44,7 @@ def section(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
     if without:
         blocks.insert(0, f"Not measured, or not of the weights that were evaluated: {listed(without)}.")
     if same_pixels([one.context for one in everything]):
-        blocks.append(GREY)
+        blocks.append(GREY.format(comparison.kind))
         far = [claim.classes for claim in claims if claim.classes and not claim.objects and not claim.boundary]
         far = [names for names in far if set(names) <= set(comparison.classes)]
         for k, classes in enumerate((None, *dict.fromkeys(far)), start=1):

@@ -8,23 +8,42 @@ import torch
 from dilated_seg import UserError
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.results import Result, different, history, majority, shared_protocol
-from dilated_seg.analysis.significance import Interval, listed, points, sentences
+from dilated_seg.analysis.significance import (
+    ENOUGH,
+    IMAGES,
+    TRAININGS,
+    Difference,
+    Interval,
+    ends,
+    explain_seeds,
+    listed,
+    points,
+    sentences,
+)
 from dilated_seg.analysis.tables import percent
 from dilated_seg.metrics import scores
-from dilated_seg.report import cost, fields, gallery, where
+from dilated_seg.report import cost, fields, gallery, variance, where
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict, seeds
 from dilated_seg.report.document import Commands, Plot, Section, Table
 from dilated_seg.runs import name_partial
 from dilated_seg.terminal import format_command
 
-INTERVALS = (
-    "In brackets: 95 % intervals of a paired bootstrap over images, and over seeds where there are several. Two networks "
-    "differ only if the bootstrap says so after Holm's correction over all pairs; bars at the right of the plot join "
-    "neighbours of which no two can be told apart. An interval of a single network is less sure than that of a difference."
+INTERVALS = {
+    IMAGES: (
+        f"In brackets: 95 % intervals of {IMAGES}, from a paired bootstrap over images. Training again, with another seed or "
+        "on another machine, changes the numbers too, often by more; that is not in these intervals."
+    ),
+    TRAININGS: (
+        f"In brackets: 95 % intervals of networks {TRAININGS}, from a paired bootstrap over images and the spread over seeds, "
+        "which is estimated for each network and shrunk towards that of all."
+    ),
+}
+BARS = (
+    f"Two networks are told apart if both have at least {ENOUGH} seeds and the p-value of their difference is below 0.05 after "
+    "Holm's correction over all pairs; bars at the right of the plot join neighbours of which no two are. An interval of a "
+    "single network is less exact than that of a difference."
 )
-ONE_SEED = "the intervals say how sure its numbers are on other images, not with other seeds."
-SOME_SEEDS = "is taken to vary over seeds as the others do."
 
 
 def all_of(
@@ -35,6 +54,7 @@ def all_of(
         result(comparison, missing),
         arguments(comparison, claims),
         differences(comparison),
+        variance.section(comparison),
         classes(comparison),
         where.objects(comparison),
         where.boundaries(comparison),
@@ -51,7 +71,8 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparison, best first: the mean over seeds, every seed, and the classes."""
     groups = comparison.groups
     several = any(len(group) > 1 for group in groups.values())
-    header = ["network", "parameters", "mean IoU", *(["each seed"] if several else []), "pixel acc.", *comparison.classes]
+    seeds = ["each seed"] if several else []
+    header = ["network", "parameters", "seeds", "mean IoU", *seeds, "pixel acc.", *comparison.classes]
     rows = []
     for name, group in groups.items():
         means = [float(one.scores["mean_iou"]) for one in group]
@@ -59,23 +80,24 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         pixel = np.mean([float(one.scores["pixel_accuracy"]) for one in group])
         each = [" ".join(percent(mean) for mean in means)] if several else []
         size = f"{group[0].record['parameters']:,}"
-        rows.append([name, size, percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])
+        rows.append([name, size, str(len(group)), percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])
     name, matrix = majority(comparison.results)
     values = scores(matrix)
-    baseline = [f"({name} everywhere)", "0", percent(values["mean_iou"]), *([""] if several else [])]
+    baseline = [f"({name} everywhere)", "0", "-", percent(values["mean_iou"]), *([""] if several else [])]
     rows.append([*baseline, percent(values["pixel_accuracy"]), *(percent(v) for v in values["iou"])])
     return header, rows
 
 
 def result(comparison: Comparison, missing: Sequence[str]) -> Section:
-    """Who is best, and how sure that is."""
+    """The mean IoU of each network with its interval."""
     header, rows = table_rows(comparison)
     number = len(comparison.classes)
     at = header.index("mean IoU")
     known = comparison.intervals
     ours = [[*row[:at], points(known[row[0]]) if row[0] in known else row[at], *row[at + 1 : -number]] for row in rows]
-    numbers = [[*row[:at], *ends(known.get(row[0]), row[at]), *row[at + 1 :]] for row in rows]
-    wide = [*header[: at + 1], "low", "high", *header[at + 1 :]]
+    numbers = [[*row[:at], *cells(known.get(row[0]), row[at], comparison.kind), *row[at + 1 :]] for row in rows]
+    wide = [*header[: at + 1], "low", "high", "interval", *header[at + 1 :]]
+    header[at] = f"mean IoU [{comparison.kind}]"
     section = Section("Result", [
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
         *([best(comparison)] if comparison.pairs else []),
@@ -83,25 +105,27 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
         Table("networks", header[:-number], ours, numbers=(wide, numbers)),
         plot(comparison, "mean_iou"),
         f"{shared_protocol(comparison.results)}; in percent.",
-        INTERVALS,
+        INTERVALS[comparison.kind],
+        BARS,
     ])  # fmt: skip
     alone = [name for name, group in comparison.groups.items() if len(group) == 1]
-    if len(alone) == len(comparison.groups):
-        section.blocks.append(f"Each network was trained once: {ONE_SEED}")
-    elif alone:
-        section.blocks.append(f"Trained once only: {listed(alone)}; each {SOME_SEEDS}")
+    if comparison.kind == TRAININGS and alone:
+        section.blocks.append(f"Trained once only: {listed(alone)}; taken to vary over seeds as one of the others does.")
     return section
 
 
 def best(comparison: Comparison) -> str:
-    """The comparison in a sentence."""
+    """Say who has the highest mean, and what that means with so many seeds."""
     if np.isnan(next(iter(comparison.intervals.values())).value):
         return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))
     value = points(comparison.intervals[first])
-    even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.significant]
-    others = "it differs from all others" if not even else f"not distinguishable from it: {listed(even)}"
-    return f"**Best mean IoU: {first}, {value}; {others}.**"
+    if not comparison.enough:
+        said = f"**Highest mean IoU of these runs: {first}, {value} ({comparison.kind}).**"
+        return f"{said} {explain_seeds(comparison.pairs)}"
+    even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.told_apart]
+    others = "it differs from all others" if not even else f"not told apart from it: {listed(even)}"
+    return f"**Highest mean IoU: {first}, {value} ({comparison.kind}); {others}.**"
 
 
 def plot(comparison: Comparison, name: str) -> Plot:
@@ -112,15 +136,15 @@ def plot(comparison: Comparison, name: str) -> Plot:
     return Plot(name, says, figure)
 
 
-def ends(interval: Interval | None, value: str) -> list[str]:
-    """The same in three cells."""
+def cells(interval: Interval | None, value: str, kind: str) -> list[str]:
+    """Format an interval in four cells of a CSV: its value, its ends and what it is about."""
     if interval is None or np.isnan(interval.low):
-        return [value, "", ""]
-    return [f"{100 * number:.2f}" for number in (interval.value, interval.low, interval.high)]
+        return [value, "", "", ""]
+    return [*(f"{100 * number:.2f}" for number in (interval.value, interval.low, interval.high)), kind]
 
 
 def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
-    """What the ablation set out to show, and whether it did."""
+    """Test each claim of the ablation."""
     if not claims:
         return None
     rows, numbers, said = [], [], []
@@ -132,30 +156,53 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
         except UserError as error:
             said.append(f"**{claim.says}: not measured.** {str(error)[0].upper()}{str(error)[1:]}.")
             continue
-        here, elsewhere, verdict = found.here, found.elsewhere, holds(found)
+        here, elsewhere, verdict = found.here, found.elsewhere, judge_claim(found)
         rest = points(elsewhere) if elsewhere else "-"
-        rows.append([claim.says, f"{claim.better} - {claim.worse}", claim.measure, points(here), rest, verdict])
-        low_high = [f"{100 * number:.2f}" for number in (here.value, here.low, here.high)]
-        numbers.append([claim.says, claim.better, claim.worse, claim.measure, *low_high, f"{here.p:.4f}", rest, verdict])
+        pair, seeds = f"{claim.better} - {claim.worse}", str(here.seeds)
+        rows.append([claim.says, pair, claim.measure, seeds, points(here), ends(here.new), rest, verdict])
+        low_high = [f"{100 * v:.2f}" for v in (here.value, here.low, here.high)]
+        new = [f"{100 * v:.2f}" for v in (here.new.low, here.new.high)]
+        words = [claim.says, claim.better, claim.worse, claim.measure, seeds]
+        numbers.append([*words, *low_high, here.kind, *new, f"{here.p:.4f}", rest, verdict])
         said.append(f"**{claim.says}: {verdict}.** {in_words(claim, found)}")
-    header = ["argument", "networks", "measure", "difference", "elsewhere", "verdict"]
-    full = ["argument", "better", "worse", "measure", "difference", "low", "high", "p", "elsewhere", "verdict"]
-    how = (
+    kind = f"[{comparison.kind}]"
+    header = [
+        "argument", "networks", "measure", "seeds", f"difference {kind}", "[one new training of each]", f"elsewhere {kind}",
+        "verdict",
+    ]  # fmt: skip
+    full = [
+        "argument", "better", "worse", "measure", "seeds", "difference", "low", "high", "interval", "new low", "new high", "p",
+        "elsewhere", "verdict",
+    ]  # fmt: skip
+    table: list[str | Table] = [Table("claims", header, rows, numbers=(full, numbers)), explain_verdicts(comparison)]
+    return Section("The arguments, measured", [*said, *(table if rows else [])])
+
+
+def explain_verdicts(comparison: Comparison) -> str:
+    """Say what the verdicts on claims mean, those that this report can have."""
+    few = (
+        'An argument is "observed in these runs" if the 95 % interval of the difference lies above zero; to say more of the '
+        f"networks takes at least {ENOUGH} seeds of each. "
+    )
+    enough = (
         "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
         'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
-        "smaller. Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
+        f"smaller. With fewer than {ENOUGH} seeds of one of the networks, it is observed in these runs or it is not. "
+    )
+    return (enough if comparison.enough else few) + (
+        "Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
         "classes, or on the other classes. What is tested is the difference, not its cause: networks may differ in more than "
         "what an argument names."
     )
-    table: list[str | Table] = [Table("claims", header, rows, numbers=(full, numbers)), how] if rows else []
-    return Section("The arguments, measured", [*said, *table])
 
 
-def holds(found: Verdict) -> str:
-    """Whether an argument stands, and whether more than elsewhere."""
+def judge_claim(found: Verdict) -> str:
+    """Say whether a claim is supported, and whether by more than elsewhere; of runs only if there are few seeds."""
     here, more = found.here, found.more
     if np.isnan(here.low):
         return "not measured"
+    if here.seeds < ENOUGH:
+        return "observed in these runs" if here.low > 0 else "not observed in these runs"
     if here.low > 0:
         return "holds, not only here" if more is not None and not np.isnan(more.low) and more.low <= 0 else "holds"
     return "does not hold" if here.high < 0 else "is open"
@@ -166,6 +213,10 @@ def in_words(claim: Claim, found: Verdict) -> str:
     said = f"{claim.better} minus {claim.worse}: {points(found.here)} points of {claim.measure}"
     if np.isnan(found.here.low):
         return f"{said}; they differ on too few images to tell."
+    said = f"{said} ({found.here.kind})"
+    if found.here.seeds < ENOUGH:
+        rest = f"; elsewhere the difference is {points(found.elsewhere)}" if found.elsewhere else ""
+        return f"{said}{rest}; at least {ENOUGH} seeds of each are needed to say more than what these runs show."
     if not found.elsewhere or not found.more or np.isnan(found.more.low) or np.isnan(found.elsewhere.low):
         return f"{said}."
     there = points(found.elsewhere)
@@ -179,31 +230,51 @@ def in_words(claim: Claim, found: Verdict) -> str:
 
 
 def differences(comparison: Comparison) -> Section | None:
-    """All pairs."""
-    if not comparison.pairs:
+    """List all pairs of networks, the one with the higher mean first."""
+    pairs = comparison.pairs
+    if not pairs:
         return None
     rows = [
         [
-            f"{pair.better} over {pair.worse}",
-            points(pair),
-            p_value(pair.p),
-            p_value(pair.adjusted),
-            "yes" if pair.significant else "no",
+            f"{pair.better} - {pair.worse}", str(pair.seeds), points(pair), ends(pair.repeat), ends(pair.new), p_value(pair.p),
+            p_value(pair.adjusted), say_apart(pair),
         ]
-        for pair in comparison.pairs
-    ]
+        for pair in pairs
+    ]  # fmt: skip
     numbers = [
-        [pair.better, pair.worse, *(f"{100 * v:.3f}" for v in (pair.value, pair.low, pair.high)), pair.p, pair.adjusted]
-        for pair in comparison.pairs
-    ]
-    full = ["better", "worse", "difference", "low", "high", "p", "p adjusted"]
-    header = ["pair", "difference in mean IoU", "p", "p, Holm", "differ"]
+        [
+            pair.better, pair.worse, pair.seeds,
+            *(f"{100 * v:.3f}" for v in (pair.value, pair.low, pair.high)), pair.kind,
+            *(f"{100 * v:.3f}" for v in (pair.repeat.low, pair.repeat.high, pair.new.low, pair.new.high)),
+            pair.p, pair.adjusted, say_apart(pair),
+        ]
+        for pair in pairs
+    ]  # fmt: skip
+    full = [
+        "better", "worse", "seeds", "difference", "low", "high", "interval", "repeat low", "repeat high", "new low", "new high",
+        "p", "p adjusted", "told apart",
+    ]  # fmt: skip
+    header = [
+        "pair", "seeds", f"difference in mean IoU [{comparison.kind}]", "[as many new trainings]", "[one new training of each]",
+        "p", "p, Holm", "told apart",
+    ]  # fmt: skip
     how = (
-        "Each interval and p is of its pair alone (two-sided); p, Holm is adjusted for all pairs, and below 0.05 two networks "
-        "differ. So an interval may exclude 0 beside a no. No means not shown to differ, not equal."
+        "Each interval and p is of its pair alone (two-sided); p, Holm is adjusted for all pairs. So an interval may exclude 0 "
+        "beside a no. No means not shown to differ, not equal."
     )
+    if comparison.kind == TRAININGS:
+        how += (
+            " The first interval is meant to cover the mean difference over all trainings; the next two, what will be measured "
+            "when each network is trained again as often as here, and once: 95 % prediction intervals."
+        )
     table = Table("pairs", header, rows, numbers=(full, numbers))
-    return Section("Which differences are sure", [*sentences(comparison.pairs), table, how])
+    title = "Differences between networks" if comparison.enough else "Differences between these runs"
+    return Section(title, [*sentences(pairs), table, how])
+
+
+def say_apart(pair: Difference) -> str:
+    """Say whether two networks are told apart, or that they have too few seeds for it."""
+    return f"{pair.seeds} of {ENOUGH} seeds" if pair.seeds < ENOUGH else "yes" if pair.told_apart else "no"
 
 
 def p_value(p: float) -> str:

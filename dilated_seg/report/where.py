@@ -23,7 +23,7 @@ def objects(comparison: Comparison) -> Section | None:
         "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
         f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
         "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
-        f"Lines: 95 % intervals from {ROUGH:,} resamples."
+        f"Lines: 95 % intervals ({comparison.kind}) from {ROUGH:,} resamples."
     )
     says = "Mean IoU by the size of objects, a line for each network"
     table = interval_table("objects", "network", labels, found)
@@ -55,10 +55,11 @@ def boundaries(comparison: Comparison) -> Section | None:
     chosen = [w for w in WIDTHS if w in (1, 2, 3, 5, 10, 20, 40)]
     table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
     how = (
-        "A band holds the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
+        "A band is the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
         "much a line falls to the left is how much more a network errs there; thin objects lie there as a whole. The mean is "
         "over the classes that have pixels in the band. Boundary IoU compares the inner rims of true and "
-        "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary."
+        "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary. "
+        f"Bands and brackets: 95 % intervals ({comparison.kind})."
     )
     header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
     says = "Mean IoU within bands around the true boundaries, a line for each network"
@@ -76,7 +77,8 @@ def images(comparison: Comparison) -> Section | None:
     figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
     how = (
         "Images are ordered by the share of their pixels that these runs get wrong on average, and cut into groups of "
-        "equal size. Groups hold different classes as well, so their means are not over the same ones."
+        "equal size. Groups contain different classes as well, so their means are not over the same ones. "
+        f"Lines and brackets: 95 % intervals ({comparison.kind})."
     )
     table = interval_table(
         "difficulty", "network", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], found

@@ -1,0 +1,69 @@
+"""The report's section on variance: how much the images and the seeds move each network, and what more seeds would show."""
+
+from dilated_seg.analysis.significance import ENOUGH, TRAININGS, Variation, ends
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.document import Section, Table
+
+SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
+
+
+def section(comparison: Comparison) -> Section | None:
+    """Tables of variances and of detectable differences; a sentence if no network has two seeds."""
+    if not comparison.pairs:
+        return None
+    if comparison.kind != TRAININGS:
+        return Section("Variance over images and seeds", [
+            "How much these networks vary over seeds is not known, as each was trained once, so it cannot be said which "
+            f"difference how many seeds would tell apart: train at least {ENOUGH} seeds of each."
+        ])  # fmt: skip
+    return Section("Variance over images and seeds", [
+        tabulate_variances(comparison),
+        "Standard deviations in points of mean IoU: of one training over sets of as many images, and over seeds. Measured is "
+        "that of the network's own seeds; few seeds measure it badly, so it is estimated with that of all networks "
+        f"(median and 95 % interval of the posterior). {explain_widths(comparison)}",
+        tabulate_detectable(comparison),
+        "The difference that would be found in 80 % of studies with so many seeds of each network on as many images, at these "
+        "spreads, each pair taken alone (two-sided, 5 %).",
+    ])  # fmt: skip
+
+
+def tabulate_variances(comparison: Comparison) -> Table:
+    """One row a network: its standard deviations over images and over seeds, and the share of the latter's variance."""
+    header = ["network", "seeds", "over images", "over seeds, measured", "over seeds, estimated", "share of seeds, %"]
+    full = [
+        "network", "seeds", "over images", "over seeds measured", "over seeds estimated", "low", "high", "share of seeds",
+    ]  # fmt: skip
+    rows, numbers = [], []
+    for name in comparison.groups:
+        one = comparison.all_pixels.vary(name)
+        rows.append([name, *format_variation(one)])
+        values = (one.images, one.measured, one.training.value, one.training.low, one.training.high, one.share)
+        numbers.append([name, one.seeds, *(f"{100 * value:.3f}" for value in values)])
+    return Table("variance", header, rows, numbers=(full, numbers))
+
+
+def format_variation(one: Variation) -> list[str]:
+    """Format the cells of a network's variances, in points of mean IoU and in percent."""
+    measured = f"{100 * one.measured:.1f}" if one.seeds > 1 else "-"
+    estimated = f"{100 * one.training.value:.1f} {ends(one.training)}"
+    share = "-" if one.share != one.share else f"{100 * one.share:.0f}"
+    return [str(one.seeds), f"{100 * one.images:.1f}", measured, estimated, share]
+
+
+def explain_widths(comparison: Comparison) -> str:
+    """Say why intervals are wide with two seeds, and what to do about it; empty with more."""
+    few = max(len(group) for group in comparison.groups.values()) < ENOUGH
+    return f"Two seeds hardly bound a spread, which is why the intervals are wide: train {ENOUGH} or more." if few else ""
+
+
+def tabulate_detectable(comparison: Comparison) -> Table:
+    """One row a pair: the difference measured, and those that more seeds would tell apart."""
+    rows = [
+        [
+            f"{pair.better} - {pair.worse}",
+            f"{100 * pair.value:.1f}",
+            *(f"{100 * comparison.all_pixels.find_detectable(pair.better, pair.worse, seeds):.1f}" for seeds in SEEDS),
+        ]
+        for pair in comparison.pairs
+    ]
+    return Table("power", ["pair", "measured", *(f"with {seeds} seeds" for seeds in SEEDS)], rows)
