@@ -43,7 +43,7 @@ DATASETS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run one verb.
 
-    Exit status: 0 done, 1 interrupted or failed, 2 a mistake in what was asked, 141 what reads the output has ended (as `head`
+    Exit status: 0 done, 1 failed, 2 a mistake in what was asked, 130 Ctrl-C, 141 what reads the output has ended (as `head`
     does), 143 ended by SIGTERM.
     """
     if os.getcwd() not in (os.path.abspath(path) for path in sys.path):
@@ -115,13 +115,20 @@ def run(args: Sequence[str] | None) -> int:
         note_reason(f"{type(error).__name__}: {error}")
         raise
     except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's way out
+            return interrupted()
         if end.code is not None:
             raise
         print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # Lightning's own way out, which would look like success
         return 143
     except KeyboardInterrupt:
-        print("dilated-seg: interrupted", file=sys.stderr)
-        return 1
+        return interrupted()
+
+
+def interrupted() -> int:
+    """Say so, and return the exit status that a shell has for Ctrl-C."""
+    print("dilated-seg: interrupted", file=sys.stderr)
+    return 130
 
 
 def note_reason(reason: str) -> None:

@@ -1,5 +1,6 @@
 """Lightning's command line, with the dataset's facts linked to task and network, and a folder for every run."""
 
+import inspect
 import os
 import shutil
 import time
@@ -8,12 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch.loggers
 import torch
 import yaml
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from dilated_seg import LostProcessError, UserError, arguments, monitors
 from dilated_seg.analysis.tables import show_evaluation
@@ -25,11 +28,14 @@ from dilated_seg.callbacks import (
     NothingToLearnError,
     PredictionWriter,
     ProcessTimeout,
+    Recipe,
+    SaveOnError,
     SeedEveryStep,
     StopOnSignal,
     Throughput,
     ValidationLines,
 )
+from dilated_seg.callbacks.recipe import differences
 from dilated_seg.checkpoints import SafeCheckpointIO, newest
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import SegmentationDataModule
@@ -52,7 +58,9 @@ class SaveConfig(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         if stage == "fit":
-            write_text(Path(trainer.default_root_dir) / "config.yaml", resolved(self.parser, self.config))
+            path, text = Path(trainer.default_root_dir) / "config.yaml", resolved(self.parser, self.config)
+            before = path.read_text() if path.is_file() else ""
+            write_text(path, before.partition(text[:10])[0] + text)  # from which checkpoint it began stays at the top
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
                 logger.log_config(self.config.as_dict())
@@ -88,7 +96,7 @@ class CLI(LightningCLI):
                 save_config_callback=SaveConfig,
                 parser_class=Parser,
                 parser_kwargs=by_verb if run else defaults,
-                args=with_default_crf(args),
+                args=with_places_of_loggers(with_default_crf(args)),
                 run=run,
             )
         except Exception as error:
@@ -121,6 +129,7 @@ class CLI(LightningCLI):
             default=None,
             help=f"Seconds that processes wait for one that hangs, before they end ({TIMEOUT:g}).",
         )
+        parser.add_argument("--wandb", type=bool, default=True, help="Whether to log to Weights & Biases.")
         parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.sync_batchnorm": True})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
@@ -172,6 +181,7 @@ class CLI(LightningCLI):
             UserError: A class of the configuration refuses its arguments.
         """
         self.parser.add_instantiator(arguments.construct, object)
+        self._place_loggers()
         try:
             super().instantiate_classes()
         except arguments.REFUSALS as error:
@@ -198,9 +208,15 @@ class CLI(LightningCLI):
         saved = self.run_dir / "config.yaml"
         if not saved.exists():
             return
-        if saved.read_text() != resolved(self._parser(self.subcommand), config):
-            raise UserError(f"{self.run_dir} holds a run of another configuration: name another folder or remove it")
-        if config.ckpt_path is None and (last := newest(self.run_dir / "checkpoints")):
+        changes = differences(saved.read_text(), resolved(self._parser(self.subcommand), config))
+        if change := next(changes, None):
+            name, before, now = change
+            raise UserError(
+                f"{self.run_dir} holds a run of another configuration: name another folder or remove it "
+                f"({name} is {before} there and {now} here; --ckpt_path continues it with that in another folder)"
+            )
+        own = config.ckpt_path and Path(config.ckpt_path).resolve().parent == (self.run_dir / "checkpoints").resolve()
+        if not own and (last := newest(self.run_dir / "checkpoints")):  # though it once began from another run's checkpoint
             config.ckpt_path = str(last)
             self.resumed = True
 
@@ -224,23 +240,31 @@ class CLI(LightningCLI):
             return folder
         raise UserError(f"{parent} holds 999 runs of this second: name the run's folder with --run_dir")
 
+    def _place_loggers(self) -> None:
+        """Let the user's loggers write into the run's folder unless they say otherwise; what was said is kept as it is."""
+        self.said, self.config = self.config, self.config.clone()
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        wanted = config.trainer.logger
+        for logger in wanted if isinstance(wanted, list) else [wanted]:
+            options = getattr(logger, "init_args", None) or {}
+            if options.get("save_dir") in (".", ""):  # as Lightning's own defaults are
+                options["save_dir"] = str(self.run_dir)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """The trainer, with the run's folder, loggers and what every run needs."""
         commit()  # as it is now: the checkout may move on while the run lasts
+        self.config = self.said  # what is written of the run
         os.environ[RUN_DIR] = str(self.run_dir)
         training = self.subcommand == "fit"
         if training:
             keep_history(self.run_dir / "metrics.csv")
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            logged = self.subcommand in ("fit", "validate", "test")
-            kwargs["logger"] = logged and loggers(self.run_dir, str(self.subcommand), tags(self.config[self.subcommand]))
         wanted = self._get(self.config_init, "trainer")
-        plugins, callbacks = wanted.get("plugins") or [], wanted.get("callbacks") or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        without: list[type] = [ProgressBar] if wanted.get("enable_progress_bar") is False else []
-        without += [] if kwargs.get("logger", wanted.get("logger")) else [LearningRateMonitor]
+        if wanted.get("default_root_dir"):
+            raise UserError(f"trainer.default_root_dir {wanted.default_root_dir}: name the run's folder with --run_dir instead")
+        kwargs["logger"] = self._loggers(wanted.get("logger"))
+        plugins = wanted.get("plugins") or []
         kwargs |= {
-            "callbacks": [callback for callback in callbacks if not isinstance(callback, tuple(without))],
+            "callbacks": self._callbacks(wanted, bool(kwargs["logger"])),
             "default_root_dir": str(self.run_dir),
             "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), SafeCheckpointIO()],
         }
@@ -258,11 +282,46 @@ class CLI(LightningCLI):
         if trainer.world_size == 1:
             del os.environ[RUN_DIR]
         self.evaluation = EvaluationRecord()
-        own = [SeedEveryStep(), KeepGradients(), StopOnSignal(), ProcessTimeout(self._timeout), Throughput(), ValidationLines()]
+        own: list[Callback] = []
+        if training:
+            own.append(Recipe(resolved(self._parser(self.subcommand), self.config[self.subcommand])))
+        own += [SaveOnError(), SeedEveryStep(), KeepGradients(), StopOnSignal(), ProcessTimeout(self._timeout), Throughput()]
+        own.append(ValidationLines())
         trainer.callbacks[:0] = [*own, self.evaluation, PredictionWriter()]  # type: ignore[attr-defined]
         if training and trainer.is_global_zero:
             print(f"{'continuing' if self.resumed else 'run folder:'} {self.run_dir}", flush=True)
         return trainer
+
+    def _loggers(self, wanted: Any) -> list[Any]:  # noqa: ANN401
+        """Return our loggers, and those that the user has added: a CSVLogger or WandbLogger of the same place replaces ours."""
+        added = list(wanted) if isinstance(wanted, Sequence) else [wanted] if isinstance(wanted, Logger) else []
+        ours: list[Any] = []
+        if self.subcommand in ("fit", "validate", "test"):
+            wandb = wanted is not False and self._get(self.config_init, "wandb")
+            wandb = wandb and not any(isinstance(logger, WandbLogger) for logger in added)
+            ours = loggers(self.run_dir, self.subcommand, tags(self.config[self.subcommand]), wandb)
+        places = {Path(logger.log_dir).resolve() for logger in added if isinstance(logger, CSVLogger)}
+        return [*(one for one in ours if not isinstance(one, CSVLogger) or self.run_dir.resolve() not in places), *added]
+
+    def _callbacks(self, wanted: Any, logged: bool) -> list[Any]:  # noqa: ANN401
+        """Return the experiment's callbacks that apply; of those that save, each saves into the run, and one last.ckpt."""
+        without: list[type] = [ProgressBar] if wanted.get("enable_progress_bar") is False else []
+        without += [] if logged else [LearningRateMonitor]
+        without += [ModelCheckpoint] if wanted.get("enable_checkpointing") is False else []
+        callbacks = wanted.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        chosen = [callback for callback in callbacks if not isinstance(callback, tuple(without))]
+        folder = str(self.run_dir / "checkpoints")
+        saving = [callback for callback in chosen if isinstance(callback, ModelCheckpoint)]
+        for callback in saving:
+            callback.dirpath = callback.dirpath or folder
+        if (
+            self.subcommand == "fit"
+            and ModelCheckpoint not in without
+            and not any((one.filename, one.dirpath) == ("last", folder) for one in saving)
+        ):
+            chosen.append(ModelCheckpoint(folder, "last", enable_version_counter=False))
+        return chosen
 
     @property
     def _timeout(self) -> float:
@@ -370,6 +429,19 @@ def with_default_crf(args: Sequence[str]) -> list[str]:
         f"--crf={DenseCRF.__name__}" if arg == "--crf" and after.startswith("-") else arg
         for arg, after in zip(args, following, strict=True)
     ]
+
+
+def with_places_of_loggers(args: Sequence[str]) -> list[str]:
+    """The arguments, a bare ``--trainer.logger NAME`` among them with the folder that it requires: the run's."""
+    found = []
+    for before, arg in zip(["", *args], args, strict=False):
+        found.append(arg)
+        option, _, name = arg.rpartition("=") if arg.startswith("--") else (before, "", arg)
+        known = getattr(lightning.pytorch.loggers, name, None)
+        takes_place = isinstance(known, type) and "save_dir" in inspect.signature(known).parameters
+        if option.rstrip("+=") == "--trainer.logger" and takes_place:
+            found.append("--trainer.logger.save_dir=.")
+    return found
 
 
 def resolved(parser: LightningArgumentParser, config: Any) -> str:  # noqa: ANN401

@@ -34,8 +34,8 @@ DEFAULTS = {
 }
 
 
-def loggers(run_dir: Path, verb: str, tags: Sequence[str]) -> list[Any]:
-    """metrics.csv in the run that is trained, and W&B, unless WANDB_MODE is "disabled".
+def loggers(run_dir: Path, verb: str, tags: Sequence[str], wandb: bool = True) -> list[Any]:
+    """metrics.csv in the run that is trained, and W&B, unless WANDB_MODE is "disabled" or it is not wanted.
 
     W&B is offline unless it has a key and answers, or WANDB_MODE says otherwise. A run that is trained keeps its id at W&B
     when it continues, and so its curves; an evaluation by itself is a run of its own there.
@@ -44,9 +44,10 @@ def loggers(run_dir: Path, verb: str, tags: Sequence[str]) -> list[Any]:
         run_dir: The run's folder.
         verb: What is done: W&B's job type.
         tags: Of the run at W&B.
+        wandb: Whether W&B is wanted.
     """
     chosen: list[Any] = [CSVLogger(run_dir, name="", version="")] if verb == "fit" else []
-    if os.environ.get("WANDB_MODE") != "disabled":
+    if wandb and os.environ.get("WANDB_MODE") != "disabled":
         for variable, value in DEFAULTS.items():
             os.environ.setdefault(variable, value)
         known: dict[str, Any] = {"job_type": os.environ.get("WANDB_JOB_TYPE", verb), "tags": [tag[:64] for tag in tags]}

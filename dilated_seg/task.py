@@ -111,6 +111,7 @@ class SegmentationTask(LightningModule):
         self.trained_steps = 0
         self.seen: list[str] = []  # the images of the batch
         self.accumulated = [0.0, 0.0]  # the loss and the valid pixels behind the gradients that are being accumulated
+        self.updating = False  # whether the optimizer's update of a step has begun and the step has not ended
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
@@ -278,6 +279,7 @@ class SegmentationTask(LightningModule):
                 f"the gradient is not finite at step {self.global_step + 1}, images {', '.join(self.seen)}: lower "
                 "model.optimizer's learning rate or set trainer.gradient_clip_val; the checkpoints before it are whole"
             )
+        self.updating = True
 
     def refuse_broken_weights(self) -> None:
         """End a run whose weights are no numbers any more, before anybody evaluates or saves them.

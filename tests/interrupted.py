@@ -106,7 +106,7 @@ def trials(rng, duration):
     """Ten ways to be interrupted, at random steps."""
     step = lambda: rng.randint(1, STEPS - 1)  # noqa: E731
     send = lambda number: lambda: os.kill(os.getpid(), number)  # noqa: E731
-    for number, code in ((KILL, -9), (TERM, 143), (USER, 143), (INTERRUPT, 1), (TERM, 143)):
+    for number, code in ((KILL, -9), (TERM, 143), (USER, 143), (INTERRUPT, 130), (TERM, 143)):
         yield f"{signal.Signals(number).name} at step {(k := step())}", lambda k=k, n=number: at_step(k, send(n)), None, {code}
     yield f"crash at step {(k := step())}", lambda k=k: at_step(k, crash), None, {70}
     for k in (2, 3, 5):  # the sixth depends on which was best

@@ -191,7 +191,7 @@ def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path,
     out = tmp_path / "out"
     (folder / "order").write_text(f"{int(signal.SIGINT)} {os.getpid()}")
     command = ["ablate", f"{folder}/one.yaml", "--out", str(out)]
-    assert main([*command, "--launcher", "local"]) == 1
+    assert main([*command, "--launcher", "local"]) == 130
     assert "interrupted; to continue: dilated-seg ablate" in capsys.readouterr().out
     assert "stopped by a signal after step 5" in (out / "jobs/front_end/seed0.log").read_text()
     with claimed(read(folder / "one.yaml", out).chains[0], read(folder / "one.yaml", out)):
@@ -214,7 +214,7 @@ def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folde
     monkeypatch.setenv("PATH", f"{cluster}{os.pathsep}{os.environ['PATH']}")
     command = ["ablate", f"{folder}/two.yaml", "--out", str(out)]
     slurm = [*command, "--launcher", "slurm", "--slurm", "time=240", "partition=gpu", "gpus_per_node=1", "cpus_per_task=4"]
-    assert main(slurm) == 1
+    assert main(slurm) == 130
     printed = capsys.readouterr().out
     assert "queued: 1_0 1_1" in printed and "the jobs go on, see --status; to end them: scancel 1_0 1_1" in printed
     batch = (cluster / "1.sh").read_text()

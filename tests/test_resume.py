@@ -219,7 +219,7 @@ def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
     command = [sys.executable, "-c", code, *arguments(shards / "mine", tmp_path), "--run_dir", tmp_path / "run"]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 143, done.stderr
-    assert "stopped by a signal after step 6: the same command continues" in done.stderr
+    assert "stopped by a signal after step 6: continue with: dilated-seg fit --config " in done.stderr
     if scontrol == "there":
         assert (tmp_path / "asked").read_text() == "requeue 77\n"
     else:

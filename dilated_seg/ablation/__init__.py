@@ -65,7 +65,9 @@ def run(
     except (KeyboardInterrupt, SystemExit) as end:
         if again:
             print(f"interrupted; to continue: {again}", flush=True)
-        code = getattr(end, "code", 1)
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            return 130
+        code = end.code
         return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
     return conclude(ablation, again or None, wandb)
 

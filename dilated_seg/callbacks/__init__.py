@@ -5,7 +5,8 @@ from dilated_seg.callbacks.freeze import Freeze
 from dilated_seg.callbacks.labels import NothingToLearnError, RequireLabels
 from dilated_seg.callbacks.pictures import Gallery, PredictionWriter
 from dilated_seg.callbacks.progress import Progress, Throughput, ValidationLines
-from dilated_seg.callbacks.resume import KeepGradients, ProcessTimeout, SeedEveryStep, StopOnSignal
+from dilated_seg.callbacks.recipe import Recipe
+from dilated_seg.callbacks.resume import KeepGradients, ProcessTimeout, SaveOnError, SeedEveryStep, StopOnSignal
 from dilated_seg.callbacks.scores import CachedFrontEnd
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "PredictionWriter",
     "ProcessTimeout",
     "Progress",
+    "Recipe",
     "RequireLabels",
+    "SaveOnError",
     "SeedEveryStep",
     "StopOnSignal",
     "Throughput",

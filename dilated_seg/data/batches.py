@@ -82,7 +82,8 @@ def initialize_worker(worker: int) -> None:
     A signal to all processes of a job must not end a worker before the training process has saved its checkpoint.
     """
     remove_import_hooks()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    # Ctrl-C sends SIGINT to all of them
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
