@@ -12,7 +12,7 @@ from PIL import Image
 from dilated_seg import loggers
 from dilated_seg.__main__ import main as command
 from dilated_seg.checkpoints import LAST, SafeCheckpointIO, verifies
-from dilated_seg.data.batches import leave_signals_to_the_parent
+from dilated_seg.data.batches import initialize_worker
 from dilated_seg.task import SegmentationTask
 from tests import trees
 from tests.conftest import ROOT
@@ -268,8 +268,9 @@ def test_of_two_processes_the_first_saves_by_itself_when_the_second_fails(tmp_pa
 
 def test_workers_leave_ctrl_c_to_the_process_that_saves():
     """A terminal sends it to all of them; a worker that ends would be an error in that process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    leave_signals_to_the_parent(0)
-    assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    child = os.fork()
+    if not child:
+        initialize_worker(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -23,9 +23,9 @@ FIXED = (
 )  # fmt: skip
 # What belongs to a call or to what is written, and changes no weight.
 FREE = (
-    "config", "run_dir", "process_timeout", "ckpt_path", "weights_only", "wandb", "trainer.logger", "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar", "trainer.enable_model_summary", "data.init_args.num_workers",
-    "data.init_args.eval_batch_size", "data.init_args.predict_split",
+    "config", "run_dir", "process_timeout", "evaluate", "ckpt_path", "weights_only", "wandb", "trainer.logger",
+    "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary",
+    "data.init_args.num_workers", "data.init_args.eval_batch_size", "data.init_args.predict_split",
 )  # fmt: skip
 REMEDY = "give it that value, or start a training of its own from these weights with --model.weights instead of --ckpt_path"
 
