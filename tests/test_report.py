@@ -198,7 +198,7 @@ def test_with_three_seeds_networks_are_told_apart_and_every_interval_says_what_i
         )
     text = (study / "report.md").read_text()
     assert "## Differences between networks" in text and " beats blind by " in text
-    assert "| network | parameters | seeds | mean IoU [trained again, other images] |" in text
+    assert "| network | parameters | seeds | mean IoU (trained again, other images) |" in text
 
 
 def test_variances_are_those_of_the_seeds_and_more_seeds_tell_smaller_differences_apart(study):
@@ -226,7 +226,7 @@ def test_with_one_seed_no_sentence_says_that_a_network_is_better(tmp_path, capsy
         assert not VICTORY.search(said), VICTORY.search(said)
         assert "(these weights, other images)" in said and "at least 3 seeds of each network are needed" in said
     assert "**details are kept: observed in these runs.**" in text and "**less is more: not observed in these runs.**" in text
-    assert "## Differences between these runs" in text and "mean IoU [these weights, other images]" in text
+    assert "## Differences between these runs" in text and "mean IoU (these weights, other images)" in text
     assert [row["told apart"] for row in rows(tmp_path / "out" / "pairs.csv")] == ["1 of 3 seeds"]
 
 

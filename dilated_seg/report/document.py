@@ -20,7 +20,7 @@ from dilated_seg.analysis.plots import INK, scale
 from dilated_seg.runs import write_text
 
 STYLE = Path(__file__).with_name("page.css")
-NUMBER = re.compile(r"|-|yes|no|(< )?[-+\d.,e ]+( \[[-\d., ]+\])?")  # what stands at the right of its column
+NUMBER = re.compile(r"|-|yes|no|\[[-\d., ]+\]|(< )?[-+\d.,e ]+( \[[-\d., ]+\])?")  # what stands at the right of its column
 TEXT = ' class="text"'  # of words, at the left
 
 # What Markdown would interpret in a name: "front_end" stays as it is, "_x_" does not; and at the start of a paragraph.

@@ -97,7 +97,7 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
     ours = [[*row[:at], points(known[row[0]]) if row[0] in known else row[at], *row[at + 1 : -number]] for row in rows]
     numbers = [[*row[:at], *cells(known.get(row[0]), row[at], comparison.kind), *row[at + 1 :]] for row in rows]
     wide = [*header[: at + 1], "low", "high", "interval", *header[at + 1 :]]
-    header[at] = f"mean IoU [{comparison.kind}]"
+    header[at] = f"mean IoU ({comparison.kind})"
     section = Section("Result", [
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
         *([best(comparison)] if comparison.pairs else []),
@@ -165,9 +165,9 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
         words = [claim.says, claim.better, claim.worse, claim.measure, seeds]
         numbers.append([*words, *low_high, here.kind, *new, f"{here.p:.4f}", rest, verdict])
         said.append(f"**{claim.says}: {verdict}.** {in_words(claim, found)}")
-    kind = f"[{comparison.kind}]"
+    kind = f"({comparison.kind})"
     header = [
-        "argument", "networks", "measure", "seeds", f"difference {kind}", "[one new training of each]", f"elsewhere {kind}",
+        "argument", "networks", "measure", "seeds", f"difference {kind}", "one new training of each", f"elsewhere {kind}",
         "verdict",
     ]  # fmt: skip
     full = [
@@ -255,7 +255,7 @@ def differences(comparison: Comparison) -> Section | None:
         "p", "p adjusted", "told apart",
     ]  # fmt: skip
     header = [
-        "pair", "seeds", f"difference in mean IoU [{comparison.kind}]", "[as many new trainings]", "[one new training of each]",
+        "pair", "seeds", f"difference in mean IoU ({comparison.kind})", "as many new trainings", "one new training of each",
         "p", "p, Holm", "told apart",
     ]  # fmt: skip
     how = (
