@@ -19,6 +19,7 @@ from dilated_seg.cli import CLI  # noqa: F401 - imported before the forks, not i
 from dilated_seg.task import SegmentationTask
 
 STEPS = 12
+WORKERS = (0, 1, 3)
 CALLS = 300  # pieces written of each checkpoint; there are more
 KILL, TERM, INTERRUPT, USER = signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 
@@ -131,14 +132,14 @@ def same(a, b):
 
 
 def everything(folder, seed, whole, arguments):
-    """A run that goes through, and all trials, every second one with two workers; gives what became of each."""
+    """A run that goes through, and all trials, each with 0, 1 or 3 workers; gives what became of each."""
     log, found = folder / "log.txt", []
     start = time.monotonic()
     assert fork([*whole, "--run_dir", f"{folder}/whole"], log) == 0
     expected, duration = state(folder / "whole"), time.monotonic() - start
     for number, (name, prepare, wait, codes) in enumerate(trials(random.Random(seed), duration)):
         run = folder / f"run{number}"
-        again = [*arguments, f"--data.init_args.num_workers={2 * (number % 2)}", "--run_dir", str(run)]
+        again = [*arguments, f"--data.init_args.num_workers={WORKERS[number % len(WORKERS)]}", "--run_dir", str(run)]
         ended = fork(again, log, prepare, wait)
         left = sorted(path.name for path in run.glob("checkpoints/*.ckpt"))
         whole_files = all(checkpoints.verifies(path) for path in run.glob("checkpoints/*.ckpt"))

@@ -84,7 +84,7 @@ def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_p
         "--out",
         tmp_path / "out",
     ]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     stopped = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert stopped.returncode == code, stopped.stderr
     assert "Traceback" not in stopped.stderr
@@ -145,7 +145,7 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")
     code = stop.format(step=3, signal=int(signal.SIGKILL))
     command = [sys.executable, "-c", code, "ablate", tmp_path / "study.yaml", "--out", tmp_path / "out"]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     first, second = (tmp_path / f"out/DilatedNet/seed0/stage{k}" for k in (1, 2))

@@ -30,7 +30,7 @@ TINY = [
 
 def dilated_seg(*args, **env):
     command = [sys.executable, "-m", "dilated_seg", *map(str, args)]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "COLUMNS": "200", "OMP_NUM_THREADS": "1", **env}
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **env}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 

@@ -28,7 +28,7 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 def environment(**more):
-    return {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", **more}
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
 def launch(*arguments, script=ROOT / "dilated_seg/__main__.py"):

@@ -32,8 +32,6 @@ def test_a_notebook_runs(notebook):
         str(notebook),
     ]
     before = set(notebook.parent.iterdir())
-    result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     assert set(notebook.parent.iterdir()) == before

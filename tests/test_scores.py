@@ -206,7 +206,7 @@ def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_pa
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     run = ["--run_dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "dilated_seg", *STAGE, front_end, cached(tmp_path / "scores"), *two, *run]
-    environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "4 shards to compute" in result.stdout

@@ -57,7 +57,7 @@ def equal(one, other):
 def alone(tmp_path_factory):
     """A run without W&B."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    assert call("fit", *TINY, "--run_dir", folder).returncode == 0
+    assert call("fit", *TINY, "--run_dir", folder, WANDB_MODE="disabled").returncode == 0
     return folder
 
 
