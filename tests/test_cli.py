@@ -243,10 +243,10 @@ def test_a_mistake_in_the_data_is_one_sentence(camvid, tmp_path, workers):
     label.write_bytes(b"no picture")
     assert fails_in_one_sentence(dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid)), str(label))
     assert not (tmp_path / "run").exists()
-    Image.fromarray(np.full((48, 64), 77, np.uint8)).save(label)  # found only while training
+    Image.fromarray(np.full((48, 64), 77, np.uint8)).save(label)  # found when the classes are counted; later: test_lost_work.py
     result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid))
     assert fails_in_one_sentence(result, str(label), "77")
-    assert (tmp_path / "run/config.yaml").is_file()  # there had been a step: what it left stays
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
