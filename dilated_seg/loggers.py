@@ -25,6 +25,9 @@ from dilated_seg.runs import experiment_name, write_text
 
 PROBE, UPLOAD = 4, 300  # seconds that W&B has to answer at all, and to take a checkpoint
 DATA_DIR = os.environ.get("WANDB_DATA_DIR")
+# W&B's process of the process that started this one: it may still hold the id of a run that was killed there.
+SERVICE = "WANDB_SERVICE"
+INHERITED_SERVICE = os.environ.get(SERVICE)
 DEFAULTS = {
     "WANDB_SILENT": "true",
     "WANDB_DISABLE_JOB_CREATION": "true",  # costs a second a run and serves W&B Launch only
@@ -84,21 +87,32 @@ class Wandb(WandbLogger):
             os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(self._wandb_init["dir"]).absolute() / "wandb")
             mode = os.environ.get("WANDB_MODE")
             self.joined = wandb.run is not None
+            if os.environ.get(SERVICE) == INHERITED_SERVICE:
+                os.environ.pop(SERVICE, None)
             try:
-                _ = super().experiment
+                self._begin()
             except Exception as error:
-                if self._offline:
-                    raise
-                say_offline(error)
-                wandb.teardown()  # it would hold on to the run's id
-                self._offline = True
-                _ = super().experiment
+                self.lost = True
+                print(f"W&B cannot begin, the run goes on without it: {sentence(error)}", file=sys.stderr)
+                self._experiment = wandb.init(mode="disabled")
             remove_import_hooks()
             if mode is None:
                 os.environ.pop("WANDB_MODE", None)  # Lightning's "dryrun" is for this run, not for the next in this process
             atexit.unregister(finish)
             atexit.register(finish)  # before wandb's own, which is silent and has been registered by now
         return self._experiment
+
+    def _begin(self) -> None:
+        """Begin W&B's run online, or offline if that does not succeed."""
+        try:
+            _ = super().experiment
+        except Exception as error:
+            if self._offline:
+                raise
+            say_offline(error)
+            wandb.teardown()  # it would hold on to the run's id
+            self._offline = True
+            _ = super().experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

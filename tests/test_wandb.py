@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 from PIL import Image
 
 from dilated_seg import loggers
+from dilated_seg.cli import CLI
 from tests.conftest import ROOT
 from tests.offline import sessions
 from tests.test_cli import KILL
@@ -244,3 +246,18 @@ def test_a_server_that_falls_silent_while_the_run_begins_is_left_out(tmp_path):
     assert said.startswith("W&B is offline: ") and said.endswith("; `wandb sync` later")
     (session,) = [one for one in sessions(tmp_path) if one.folder.name.startswith("offline-run")]
     assert session.curve("train/loss") == [(0, 1.0)]
+
+
+def test_training_goes_on_when_wandb_cannot_even_begin_offline(alone, tmp_path, monkeypatch, capsys):
+    begin = wandb.init
+
+    def fail(*args, mode=None, **kwargs):
+        if mode != "disabled":
+            raise OSError("no space left on device")
+        return begin(*args, mode=mode, **kwargs)
+
+    monkeypatch.setattr(wandb, "init", fail)
+    monkeypatch.chdir(ROOT)
+    CLI(["fit", *TINY, "--run_dir", str(tmp_path / "run")])
+    assert "W&B cannot begin, the run goes on without it: no space left on device" in capsys.readouterr().err
+    assert equal(weights(tmp_path / "run"), weights(alone))
