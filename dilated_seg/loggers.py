@@ -161,6 +161,8 @@ class Wandb(WandbLogger):
         """End the run at W&B, unless it is the caller's: otherwise the next run of this process would be logged to it."""
         if self._experiment is not None and not self.joined:
             finish()
+            if DATA_DIR is None:  # of this run, which no process that is started later should inherit
+                os.environ.pop("WANDB_DATA_DIR", None)
 
     def _upload(self, best: ModelCheckpoint) -> None:
         run = self.experiment

@@ -352,5 +352,5 @@ def test_a_shard_that_brings_a_pickled_type_along_is_only_data(tmp_path):
     schema = pa.schema([pa.field("image", pa.binary(), metadata=facts)])
     with (tmp_path / "a.arrow").open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
         writer.write_table(pa.table({"image": pa.array([b"x"], pa.binary())}, schema=schema))
-    assert mapped_raw([str(tmp_path / "a.arrow")])[0]["image"][0].as_py() == b"x"
+    assert mapped_raw([str(tmp_path / "a.arrow")], [{}])[0]["image"][0].as_py() == b"x"
     assert not (tmp_path / "harm").exists()

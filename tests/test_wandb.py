@@ -31,7 +31,7 @@ IMAGES = ["val000000", "val000001", "val000002"]
 
 def nobody(folder):
     """An environment without a key."""
-    return {"WANDB_MODE": None, "WANDB_API_KEY": None, "HOME": str(folder)}
+    return {"WANDB_MODE": None, "WANDB_API_KEY": None, "WANDB_DATA_DIR": None, "HOME": str(folder)}
 
 
 def somebody(folder, url):
@@ -261,3 +261,9 @@ def test_training_goes_on_when_wandb_cannot_even_begin_offline(alone, tmp_path, 
     CLI(["fit", *TINY, "--run_dir", str(tmp_path / "run")])
     assert "W&B cannot begin, the run goes on without it: no space left on device" in capsys.readouterr().err
     assert equal(weights(tmp_path / "run"), weights(alone))
+
+
+def test_a_run_that_has_ended_leaves_its_directory_to_no_later_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    CLI(["fit", *TINY, "--trainer.max_steps=2", "--run_dir", str(tmp_path / "run")])
+    assert "WANDB_DATA_DIR" not in os.environ
