@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import resource
+import subprocess
 import sys
 import tarfile
 from http.server import ThreadingHTTPServer
@@ -27,6 +28,7 @@ from dilated_seg.loggers import Wandb, finish
 from dilated_seg.prepare import archives, write
 from dilated_seg.weights import read
 from tests import trees
+from tests.conftest import ROOT
 from tests.test_prepare import Ranges
 
 HOOKED = "sentence_transformers"  # one of the packages whose first import W&B reports; here it is an empty file
@@ -362,3 +364,20 @@ def test_a_full_disk_is_not_a_damaged_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "copyfileobj", raising(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(OSError, match="No space left on device"):
         archives.unpack(tmp_path / "a.tar", tmp_path / "into")
+
+
+LEFT = """
+from torch.utils.data import DataLoader
+from dilated_seg.data import Shapes
+from dilated_seg.data.batches import initialize_worker
+split = Shapes(images=[4, 1, 1], size=[16, 24]).split("train")
+loader = DataLoader(split, batch_size=None, num_workers=1, persistent_workers=True, worker_init_fn=initialize_worker)
+iterator = iter(loader)
+next(iterator)
+print("exits with a worker left")
+"""
+
+
+def test_a_process_exits_though_a_worker_is_left():
+    done = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "exits with a worker left\n"), done.stderr

@@ -1,5 +1,7 @@
 """From the images of a split to batches, in whichever process reads them."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -85,6 +87,17 @@ def initialize_worker(worker: int) -> None:
     # Ctrl-C sends SIGINT to all of them
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Kill workers that are left when this process exits, as after an error.
+
+    multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
