@@ -11,6 +11,7 @@ from dilated_seg.__main__ import main
 from dilated_seg.ablation import Local, read
 from dilated_seg.ablation.processes import launch_command
 from dilated_seg.ablation.slurm import request_devices
+from tests import tolerance
 from tests.conftest import ROOT
 
 # Two networks without batch norm, which on CPUs is of each process's images: the second starts from the first, and both have
@@ -25,6 +26,7 @@ common:
     max_steps: 4
     val_check_interval: 4
     accelerator: cpu
+    precision: 64-true
     log_every_n_steps: 1
     callbacks+:
     - class_path: once.Once
@@ -84,10 +86,11 @@ def test_runs_on_two_processes_end_as_those_on_one_and_a_killed_one_is_named_and
     assert scores(tmp_path / "one") == scores(tmp_path / "two")
     checkpoints = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("last.ckpt")]
     assert len(checkpoints) == 4
+    moved = 2 * tolerance.training(steps=4, rate=0.002, divisor=1e-8)  # the second stage starts from the first
     for file in checkpoints:
         one, other = (torch.load(tmp_path / out / file, weights_only=True)["state_dict"] for out in ("one", "two"))
         for name, value in one.items():
-            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
+            torch.testing.assert_close(other[name], value, rtol=0, atol=moved)
     main([*two, "--dry_run"])
     line = capfd.readouterr().out.splitlines()[1]
     assert line.startswith("torchrun --standalone --nproc_per_node 2 -m dilated_seg fit --config ")
