@@ -79,12 +79,11 @@ class Images(Dataset[dict[str, Any]]):
 
 
 def initialize_worker(worker: int) -> None:
-    """Let a DataLoader's worker ignore signals, and import whatever the dataset needs.
+    """Prepare a DataLoader's worker: remove W&B's import hooks, and ignore signals.
 
-    A signal to all processes of a job must not end a worker before the training process has saved its checkpoint.
+    A signal to all processes of a job, or Ctrl-C, must not end a worker before the training process has saved its checkpoint.
     """
     remove_import_hooks()
-    # Ctrl-C sends SIGINT to all of them
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
