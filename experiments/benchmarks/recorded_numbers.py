@@ -79,7 +79,12 @@ def record_evaluations(place):
     write_images(place / "images")
     call("prepare", "folder", "--root", place / "images", "--out", place / "shards")
     run = place / "narrow"
-    data = ["--data=Folder", f"--data.init_args.root={place / 'images'}", "--data.init_args.batch_size=4"]
+    data = [
+        "--data=Folder",
+        f"--data.init_args.root={place / 'images'}",
+        "--data.init_args.batch_size=4",
+        "--data.init_args.crop_size=[32,32]",
+    ]
     network = ["--model.net=dilated_seg.models.FCN", "--model.net.init_args.stride=8", "--model.net.init_args.width=0.05"]
     optimizer = ["--model.optimizer=AdamW", "--model.optimizer.init_args.lr=3e-3"]
     steps = [f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={STEPS}"]
