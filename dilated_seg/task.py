@@ -18,23 +18,25 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from dilated_seg import UserError, inference
-from dilated_seg.callbacks.labels import RequireLabels
-from dilated_seg.checkpoints import SafeCheckpointIO
-from dilated_seg.classes import first_difference, names_in
 from dilated_seg.crf import DenseCRF
-from dilated_seg.inference import Inference, Whole, whole
-from dilated_seg.metrics import SegmentationMetrics, scores
+from dilated_seg.data.classes import first_difference
+from dilated_seg.errors import UserError
+from dilated_seg.inference import strategies
+from dilated_seg.inference.load import refuse_misfit
+from dilated_seg.inference.segmenter import followed, normalised
+from dilated_seg.inference.strategies import Inference, Whole, whole
+from dilated_seg.metrics import SegmentationMetrics
+from dilated_seg.metrics.confusion import scores
 from dilated_seg.models.layers import promote
-from dilated_seg.monitors import check_monitor
-from dilated_seg.prediction import predict
-from dilated_seg.runs import of_run
-from dilated_seg.segmenter import followed, normalised, refuse_misfit
-from dilated_seg.shapes import Image, Logits, Mask
-from dilated_seg.trust import local_file, read_checkpoint, refuse_foreign
+from dilated_seg.runs.checkpoint import of_run
+from dilated_seg.runs.trust import local_file, read_checkpoint, refuse_foreign
+from dilated_seg.tensors import Image, Logits, Mask, predict
+from dilated_seg.training.checkpoint_io import SafeCheckpointIO
+from dilated_seg.training.labels import RequireLabels
+from dilated_seg.training.monitors import check_monitor
 from dilated_seg.weights import Report, imagenet, load, local, summary
-from dilated_seg.weights.files import without
 from dilated_seg.weights.published import RGB
+from dilated_seg.weights.readers import names_in, without
 
 # The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
 BIAS_RATE = 2.0
@@ -385,7 +387,7 @@ class SegmentationTask(LightningModule):
             if self.refine:
                 ids = predict(self.refine(whole(self.inference, self, image).softmax(1), image)).to(torch.uint8)
             else:
-                ids = inference.predict(self.inference, self, image)
+                ids = strategies.predict(self.inference, self, image)
             prediction[some, :height, :width] = ids
         return prediction
 

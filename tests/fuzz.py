@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dilated_seg.errors import CorruptError
 from dilated_seg.weights import read
-from dilated_seg.weights.caffemodel import CorruptError, read_layers
+from dilated_seg.weights.caffemodel import read_layers
 from tests.caffe import caffemodel, chunk, integer, varint
 
 ROOM = 1 << 30  # of addresses, beside what importing torch took

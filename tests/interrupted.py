@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from dilated_seg import checkpoints
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI  # noqa: F401 - imported before the forks, not in each of them
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training import checkpoint_io
 
 STEPS = 12
 WORKERS = (0, 1, 3)
@@ -53,7 +53,7 @@ def at_batch(number, act):
 def while_saving(number, call):
     """Die in the so-manieth checkpoint, at the so-manieth piece written, checksum noted or file renamed."""
     saves = calls = 0
-    save = checkpoints.SafeCheckpointIO.save_checkpoint
+    save = checkpoint_io.SafeCheckpointIO.save_checkpoint
 
     def saving(*args, **kwargs):
         nonlocal saves, calls
@@ -70,9 +70,11 @@ def while_saving(number, call):
 
         return counting
 
-    checkpoints.SafeCheckpointIO.save_checkpoint = saving
-    checkpoints.Hashing.write = counted(checkpoints.Hashing.write)
-    checkpoints.note, checkpoints.put, checkpoints.keep = map(counted, (checkpoints.note, checkpoints.put, checkpoints.keep))
+    checkpoint_io.SafeCheckpointIO.save_checkpoint = saving
+    checkpoint_io.Hashing.write = counted(checkpoint_io.Hashing.write)
+    checkpoint_io.note, checkpoint_io.put, checkpoint_io.keep = map(
+        counted, (checkpoint_io.note, checkpoint_io.put, checkpoint_io.keep)
+    )
 
 
 def crash():
@@ -142,7 +144,7 @@ def everything(folder, seed, whole, arguments):
         again = [*arguments, f"--data.init_args.num_workers={WORKERS[number % len(WORKERS)]}", "--run_dir", str(run)]
         ended = fork(again, log, prepare, wait)
         left = sorted(path.name for path in run.glob("checkpoints/*.ckpt"))
-        whole_files = all(checkpoints.verifies(path) for path in run.glob("checkpoints/*.ckpt"))
+        whole_files = all(checkpoint_io.verifies(path) for path in run.glob("checkpoints/*.ckpt"))
         continued = fork(again, log)
         found.append(
             {

@@ -9,12 +9,14 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from dilated_seg import UserError, ablation, checkpoints
-from dilated_seg.analysis import results as report
+from dilated_seg import ablation
+from dilated_seg.errors import UserError
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.sections import measured
-from dilated_seg.runs import of_run
+from dilated_seg.runs import results as report
+from dilated_seg.runs.checkpoint import of_run
+from dilated_seg.training import checkpoint_io
 from tests.conftest import ROOT
 from tests.test_cli import KILL, dilated_seg, fails_in_one_sentence
 
@@ -202,7 +204,7 @@ def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
     runs = {"20260101-000000": 1, "20260102-000000": 3, "20260103-000000": 0, "once": 2}  # when each was finished
     for name, finished in runs.items():
         run = tmp_path / name
-        checkpoints.SafeCheckpointIO().save_checkpoint({"state_dict": {}}, run / "checkpoints/last.ckpt")
+        checkpoint_io.SafeCheckpointIO().save_checkpoint({"state_dict": {}}, run / "checkpoints/last.ckpt")
         (run / "config.yaml").write_text("")
         if finished:
             (run / "finished").write_text("")

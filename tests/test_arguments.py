@@ -9,10 +9,10 @@ import torch
 import yaml
 from torch import nn
 
-from dilated_seg import UserError
 from dilated_seg.__main__ import main
-from dilated_seg.arguments import USAGE
 from dilated_seg.cli import Resolve
+from dilated_seg.cli.arguments import USAGE
+from dilated_seg.errors import UserError
 from tests.conftest import ROOT
 
 EXPERIMENT = ["--config", str(ROOT / "experiments/shapes/frontend.yaml")]

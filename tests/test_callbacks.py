@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dilated_seg import UserError
-from dilated_seg.callbacks.progress import duration
 from dilated_seg.cli import CLI
+from dilated_seg.errors import UserError
+from dilated_seg.training.progress import duration
 from tests.conftest import ROOT
 from tests.test_distributed import environment
 
@@ -55,7 +55,7 @@ def test_images_a_second_and_memory_are_logged_for_every_step(plain):
 def test_the_rate_counts_all_images_between_two_logged_steps_but_not_validation(monkeypatch, tmp_path, passes):
     """On a clock that goes on by a second whenever it is looked at: once when counting begins, once a logged step."""
     clock = itertools.count()
-    monkeypatch.setattr("dilated_seg.callbacks.progress.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr("dilated_seg.training.progress.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     accumulate = [f"--trainer.accumulate_grad_batches={passes}", "--trainer.log_every_n_steps=2", "--trainer.max_steps=8"]
     CLI([*RUN, *accumulate, "--data.init_args.images=[24,3,3]", "--run_dir", str(tmp_path)])
     assert rows(tmp_path, "train/images_per_second") == [2 * passes * 2.0] * 4
@@ -91,7 +91,8 @@ def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path
 def test_an_offline_run_does_not_make_the_next_one_of_the_process_offline(tmp_path):
     """In a process of its own: W&B's variables stay set in it."""
     code = (
-        "import os, sys; from dilated_seg.cli import CLI; from dilated_seg.loggers import finish; CLI(sys.argv[1:]); finish(); "
+        "import os, sys; from dilated_seg.cli import CLI; from dilated_seg.training.loggers import finish; "
+        "CLI(sys.argv[1:]); finish(); "
         "sys.exit('WANDB_MODE' in os.environ)"
     )
     once = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--run_dir", tmp_path]

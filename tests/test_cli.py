@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from dilated_seg.analysis.strata import read
-from dilated_seg.metrics import scores
+from dilated_seg.metrics.confusion import scores
 from dilated_seg.models import DilatedNet
+from dilated_seg.runs.strata import read
 from dilated_seg.task import SegmentationTask
 from tests.conftest import ROOT
 
@@ -253,7 +253,7 @@ def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
     state = {key: value.contiguous() for key, value in DilatedNet(8, None, width=0.02).state_dict().items() if "encoder" in key}
     save_file(state, tmp_path / "start.safetensors", {"mean": "100 110 120", "std": "50 50 50"})
     overlay = tmp_path / "overlay.yaml"
-    freeze = {"class_path": "dilated_seg.callbacks.Freeze", "init_args": {"layers": ["net.front_end.encoder"], "until": 100}}
+    freeze = {"class_path": "dilated_seg.training.Freeze", "init_args": {"layers": ["net.front_end.encoder"], "until": 100}}
     overlay.write_text(
         yaml.safe_dump({"trainer": {"callbacks+": [freeze]}, "model": {"weights": str(tmp_path / "start.safetensors")}})
     )

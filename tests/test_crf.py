@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dilated_seg import UserError
-from dilated_seg.crf import DEEPLAB, DenseCRF, appearance, smoothness
+from dilated_seg.crf import DenseCRF
+from dilated_seg.crf.dense_crf import DEEPLAB, appearance, smoothness
+from dilated_seg.errors import UserError
 from tests import crf_marginals
 from tests.tolerance import assert_equal_but_for_rounding
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
-from dilated_seg import UserError
 from dilated_seg.data import VOC, CamVid, Folder, Shapes
-from dilated_seg.data.batches import Images, stack
-from dilated_seg.data.order import CACHED_GROUPS, EvaluationOrder, TrainingOrder, by_groups
+from dilated_seg.data.collate import Images, stack
+from dilated_seg.data.decode import read_image
+from dilated_seg.data.samplers import CACHED_GROUPS, EvaluationOrder, TrainingOrder, by_groups
 from dilated_seg.data.shapes import DAY, LAND, MOON, NIGHT, SKY, SUN
 from dilated_seg.data.transforms import GREY, ScaleAndCrop, training
-from dilated_seg.images import read_image
+from dilated_seg.errors import UserError
 from tests import trees
 from tests.conftest import ROOT
 

@@ -6,14 +6,14 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
-from dilated_seg import UserError
-from dilated_seg.callbacks import PredictionWriter
 from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
-from dilated_seg.data.batches import pad
 from dilated_seg.data.cityscapes import LABEL_IDS
+from dilated_seg.data.collate import pad
 from dilated_seg.data.voc import around
+from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training import PredictionWriter
 from tests import trees
 
 

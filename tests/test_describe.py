@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_seg import models
 from dilated_seg.__main__ import main
-from dilated_seg.analysis import describe
-from dilated_seg.build import network
+from dilated_seg.analysis import summary
+from dilated_seg.models.build import network
 from tests.conftest import ROOT
 
 
@@ -29,19 +29,19 @@ from tests.conftest import ROOT
     ],
 )
 def test_receptive_fields_that_the_papers_state(call, published):
-    assert describe.describe(call).receptive_field == published
+    assert summary.describe(call).receptive_field == published
 
 
 def test_the_receptive_field_of_the_context_module_grows_as_table_1_says():
-    convolutions = [layer for layer in describe.describe("ContextModule(2)").layers if layer.type == "conv"]
+    convolutions = [layer for layer in summary.describe("ContextModule(2)").layers if layer.type == "conv"]
     assert [layer.receptive_field for layer in convolutions] == [3, 5, 9, 17, 33, 65, 67, 67]
 
 
 def test_strides_are_image_pixels_a_cell():
-    layers = {layer.name.rpartition(".")[2]: layer.output_stride for layer in describe.describe("SegNet(3, width=0.02)").layers}
+    layers = {layer.name.rpartition(".")[2]: layer.output_stride for layer in summary.describe("SegNet(3, width=0.02)").layers}
     assert [layers[f"pool{n}"] for n in (1, 2, 3, 4, 5)] == [2, 4, 8, 16, 32]
     assert [layers[f"upsample{n}"] for n in (5, 4, 3, 2, 1)] == [16, 8, 4, 2, 1]
-    reflected = describe.describe("DilatedNet(3, padding='reflect', width=0.02)").layers
+    reflected = summary.describe("DilatedNet(3, padding='reflect', width=0.02)").layers
     assert reflected[0].output_stride == 1
     assert [layer.output_stride for layer in reflected if layer.name.endswith("ctx_final")] == [8]
 
@@ -52,18 +52,18 @@ def test_multiply_adds_are_half_of_torchs_count_of_operations(call):
         net, image = network(call).eval(), torch.empty(1, 3, 97, 130)
         with FlopCounterMode(display=False) as counter:
             net(image)
-    assert 2 * describe.describe(call, (97, 130)).multiply_adds == counter.get_total_flops()
+    assert 2 * summary.describe(call, (97, 130)).multiply_adds == counter.get_total_flops()
 
 
 def test_multiply_adds_of_a_deconvolution_are_its_inputs_times_its_taps():
-    layer = next(row for row in describe.describe("UNet(2)", (64, 64)).layers if row.type == "deconv")
+    layer = next(row for row in summary.describe("UNet(2)", (64, 64)).layers if row.type == "deconv")
     assert (layer.multiply_adds, layer.size) == (4 * 4 * 1024 * 512 * 4, (8, 8))
 
 
 def test_memory_counts_every_map_once():
-    maps = describe.describe("ContextModule(3)", (10, 20))
+    maps = summary.describe("ContextModule(3)", (10, 20))
     assert maps.bytes == 8 * 3 * 10 * 20 * 4  # eight convolutions; ReLU works in place
-    pooled = next(row for row in describe.describe("SegNetBasic(2, width=1/64)", (10, 20)).layers if row.type == "maxpool")
+    pooled = next(row for row in summary.describe("SegNetBasic(2, width=1/64)", (10, 20)).layers if row.type == "maxpool")
     assert pooled.bytes == 5 * 10 * (4 + 8)  # a float and the position it came from
 
 
@@ -89,11 +89,11 @@ def test_the_page_of_the_family_is_what_describe_writes(capsys):
 
 
 def test_every_exported_network_is_one_of_the_family():
-    assert {call.partition("(")[0] for call in describe.FAMILY} == set(models.__all__) - {"FrontEnd", "ContextModule"}
+    assert {call.partition("(")[0] for call in summary.FAMILY} == set(models.__all__) - {"FrontEnd", "ContextModule"}
 
 
 def test_every_network_of_the_family_cites_its_paper():
-    assert all(describe.short(describe.paper(network(call))) for call in describe.FAMILY)
+    assert all(summary.short(summary.paper(network(call))) for call in summary.FAMILY)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dilated_seg import UserError
 from dilated_seg.__main__ import main
 from dilated_seg.ablation import Local, read
 from dilated_seg.ablation.processes import launch_command
 from dilated_seg.ablation.slurm import request_devices
+from dilated_seg.errors import UserError
 from tests import tolerance
 from tests.conftest import ROOT
 
@@ -30,7 +30,7 @@ common:
     log_every_n_steps: 1
     callbacks+:
     - class_path: once.Once
-    - {class_path: dilated_seg.callbacks.Freeze, init_args: {layers: [net.front_end.encoder], until: 2}}
+    - {class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end.encoder], until: 2}}
 evaluate: test
 """
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dilated_seg.build import network
 from dilated_seg.models import ContextModule, DilatedNet, FrontEnd
+from dilated_seg.models.build import network
 from dilated_seg.models.layers import reflect
 from tests.authors import AUTHORS, PUBLISHED, rows
 

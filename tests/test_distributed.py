@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dilated_seg import UserError
 from dilated_seg.cli import CLI, TIMEOUT
-from dilated_seg.data.order import TrainingOrder
+from dilated_seg.data.samplers import TrainingOrder
+from dilated_seg.errors import UserError
 from tests import tolerance
 from tests.conftest import ROOT
 

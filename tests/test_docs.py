@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dilated_seg.__main__ import VERBS
+from dilated_seg.commands import COMMANDS
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,6 +43,6 @@ def test_what_a_page_points_to_is_there(page):
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\((?!http)([^)]+)\)", text)]
     assert [link for link in links if link and not (page.parent / link).exists()] == []
-    assert {verb for verb in re.findall(r"^    dilated-seg ([a-z]+)", text, re.M)} <= VERBS.keys()
+    assert {verb for verb in re.findall(r"^    dilated-seg ([a-z]+)", text, re.M)} <= COMMANDS.keys()
     if page.name != "extending.md":  # whose files are not there yet
         assert [name for name in re.findall(r"\bexperiments/[\w/]+\.\w+", text) if not (ROOT / name).is_file()] == []

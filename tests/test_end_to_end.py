@@ -14,7 +14,7 @@ import torch
 
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
-from dilated_seg.metrics import scores
+from dilated_seg.metrics.confusion import scores
 from tests.conftest import ROOT
 from tests.interrupted import same
 from tests.offline import sessions

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 from dilated_seg.__main__ import main
-from dilated_seg.analysis.results import common_evaluation, history
-from dilated_seg.callbacks.cost import Cost
 from dilated_seg.cli import CLI
-from dilated_seg.loggers import finish
 from dilated_seg.report.cost import format_speed
+from dilated_seg.runs.results import common_evaluation, history
+from dilated_seg.training.cost import Cost
+from dilated_seg.training.loggers import finish
 from tests.conftest import ROOT
 
 # of a run that was copied, from Lightning's callback
@@ -120,7 +120,7 @@ def test_a_partial_prediction_lies_apart_and_one_that_ended_early_says_so(run, m
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dilated_seg.callbacks.pictures.mask_picture", fail)
+    monkeypatch.setattr("dilated_seg.training.gallery.mask_picture", fail)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         CLI(arguments)
     assert predicted(run / "predictions") == "3, not finished"
@@ -290,7 +290,7 @@ def test_commands_in_the_documentation_are_taken_and_name_weights_where_they_are
 
 def test_the_cost_is_the_median_of_the_batches_after_the_first(monkeypatch):
     clock = iter([0.0, 9.0, 10.0, 10.5, 20.0, 21.0, 30.0, 30.1, 40.0, 42.0])  # begin and end of each batch
-    monkeypatch.setattr("dilated_seg.callbacks.cost.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("dilated_seg.training.cost.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     cost = Cost(torch.device("cpu"))
     for _ in range(5):
         cost.start()

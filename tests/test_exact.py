@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from dilated_seg.__main__ import main
 from dilated_seg.data import Folder
+from dilated_seg.data.prepare import write
+from dilated_seg.metrics.stratified import STRATA
 from dilated_seg.models import DilatedNet
-from dilated_seg.prepare import write
-from dilated_seg.strata import STRATA
 from tests import tolerance, trees
 from tests.conftest import ROOT
 from tests.test_cli import TINY, dilated_seg

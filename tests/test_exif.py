@@ -5,17 +5,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dilated_seg import UserError, images
 from dilated_seg.__main__ import main
-from dilated_seg.data import Folder
-from dilated_seg.prepare import prepare
+from dilated_seg.data import Folder, decode
+from dilated_seg.data.prepare import prepare
+from dilated_seg.errors import UserError
 
 SIDEWAYS = (5, 6, 7, 8)
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(images, "SAID", set())
+    monkeypatch.setattr(decode, "SAID", set())
 
 
 def add(root, split, name, way, size, convention, suffix="png"):

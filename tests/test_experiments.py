@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from dilated_seg import UserError, ablation, data
+from dilated_seg import ablation, data
 from dilated_seg.cli import CLI, Resolve
-from dilated_seg.crf import DEEPLAB
+from dilated_seg.crf.dense_crf import DEEPLAB
 from dilated_seg.data import CamVid
+from dilated_seg.errors import UserError
 from tests import trees
 from tests.conftest import ROOT
 

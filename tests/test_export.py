@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from dilated_seg import UserError, hub, models
-from dilated_seg import export as exporting
+from dilated_seg import models
 from dilated_seg.__main__ import main
+from dilated_seg.errors import UserError
+from dilated_seg.export import hub
+from dilated_seg.export import program as exporting
+from dilated_seg.inference.load import load
+from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.models import DilatedNet, SegNet
-from dilated_seg.segmenter import Segmenter, load
 from tests.conftest import ROOT
 
 CLASSES = ["sky", "road", "tree", "car"]
@@ -48,7 +51,7 @@ print(extra["segmenter.json"])
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Each network as a folder that `save_pretrained` wrote."""
+    """Each network as a folder that `export.hub.save` wrote."""
     torch.manual_seed(0)
     made = {}
     for name, build in NETWORKS.items():
@@ -60,7 +63,7 @@ def folders(tmp_path_factory):
         facts = {"checkpoint": "last.ckpt", "sha256": "0" * 64, "step": 7, "evaluations": []}
         segmenter = Segmenter(net, CLASSES, (120.0, 110.0, 100.0), (60.0, 60.0, 60.0), built=built, facts=facts, dataset="VOC")
         made[name] = tmp_path_factory.mktemp("saved") / name
-        segmenter.save_pretrained(made[name])
+        hub.save(segmenter, made[name])
     return made
 
 
@@ -194,8 +197,8 @@ def test_onnx_says_what_to_install(folders, tmp_path, monkeypatch):
 
 def test_a_saved_folder_gives_the_segmenter_back(folders, tmp_path):
     segmenter = load(folders["reflected"])
-    segmenter.save_pretrained(tmp_path / "again", licence="cc-by-nc-4.0")
-    again = Segmenter.from_pretrained(tmp_path / "again")
+    hub.save(segmenter, tmp_path / "again", licence="cc-by-nc-4.0")
+    again = load(tmp_path / "again")
     image = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(again(image), segmenter(image))
@@ -231,7 +234,7 @@ def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
         ({"net": {"class": "SegNet", "arguments": {"num_classes": 10**9}}}, "the network has 1000000000"),
         ({"net": {"class": "SegNet", "arguments": {"num_classes": 4, "width": 90}}}, "does not fit the network"),
         ({"net": {"class": "SegNet", "arguments": {"num_classes": "all"}}}, "the network has all"),
-        ({"net": "SegNet"}, "is not what save_pretrained writes"),
+        ({"net": "SegNet"}, "is no directory that export --format hub writes"),
         ({"classes": ["one"]}, "1 names of classes, but the network has 4"),
         ({"classes": "abcd"}, "no list of names"),
         ({"facts": [1]}, "facts are no object"),
@@ -243,7 +246,7 @@ def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
     ],
 )
 def test_a_folder_of_strangers_builds_our_networks_or_nothing(folders, tmp_path, change, sentence):
-    load(folders["segnet"]).save_pretrained(tmp_path)
+    hub.save(load(folders["segnet"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=sentence):
@@ -265,16 +268,16 @@ def test_the_hub_is_sent_the_folder_and_asked_for_no_more_than_it_needs(folders,
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, private, exist_ok: None)
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load(folders["segnet"]).push_to_hub("me/mine") == "address of me/mine"
+    assert hub.push(load(folders["segnet"]), "me/mine") == "address of me/mine"
     assert sent == {"me/mine": {"README.md", "config.json", "model.safetensors"}}
     monkeypatch.chdir(tmp_path)
-    assert Segmenter.from_pretrained("me/mine").classes == CLASSES
+    assert load("me/mine").classes == CLASSES
     assert load("me/mine").built[0] == "SegNet"
     assert asked == {"me/mine": {"config.json", "model.safetensors"}}
 
 
 def test_a_damaged_folder_is_refused(folders, tmp_path):
-    load(folders["segnet"]).save_pretrained(tmp_path)
+    hub.save(load(folders["segnet"]), tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-5])
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
@@ -300,7 +303,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(folders, tmp_path, cap
 @pytest.mark.parametrize("licence", ["mit\nevil: true", "x: [y", "mit\n---\n# Hi", ""])
 def test_a_licence_is_a_name_and_nothing_else(licence, folders, tmp_path):
     with pytest.raises(UserError, match="short name"):
-        load(folders["segnet"]).save_pretrained(tmp_path / "card", licence)
+        hub.save(load(folders["segnet"]), tmp_path / "card", licence)
     assert not (tmp_path / "card").exists()
 
 
@@ -308,7 +311,7 @@ def test_names_in_a_model_card_mean_nothing_to_markdown(folders, tmp_path):
     segmenter = load(folders["segnet"])
     segmenter.classes = ["a|b", "x\ny", "<script>", "[c](http://d)"]
     segmenter.dataset = "Sh`apes\n---\n# title"
-    segmenter.save_pretrained(tmp_path / "card")
+    hub.save(segmenter, tmp_path / "card")
     card = (tmp_path / "card/README.md").read_text("utf-8")
     for text in (r"a\|b", "x y", r"\<script\>", r"\[c\](http://d)", r"Sh\`apes --- \# title"):
         assert text in card
@@ -331,7 +334,7 @@ def test_places_where_nothing_can_be_written_are_one_sentence(folders, tmp_path,
 def test_a_network_of_ones_own_has_no_folder(tmp_path):
     segmenter = Segmenter(nn.Conv2d(3, 2, 1), ["a", "b"], (0,) * 3, (1,) * 3)
     with pytest.raises(UserError, match=r"only networks of dilated_seg\.models can be loaded again"):
-        segmenter.save_pretrained(tmp_path / "x")
+        hub.save(segmenter, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

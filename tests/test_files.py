@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dilated_seg import UserError, images
-from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
-from dilated_seg.prepare import prepare
+from dilated_seg.data import VOC, CamVid, Cityscapes, Folder, decode
+from dilated_seg.data.prepare import prepare
+from dilated_seg.errors import UserError
 from tests import trees
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(images, "SAID", set())
+    monkeypatch.setattr(decode, "SAID", set())
 
 
 @pytest.fixture

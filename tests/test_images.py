@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dilated_seg import UserError, images
-from dilated_seg.data import VOC, CamVid, Folder
-from dilated_seg.images import mask_picture, read_image, read_mask, values_as
-from dilated_seg.prepare import prepare
-from dilated_seg.segment import opened
+from dilated_seg.data import VOC, CamVid, Folder, decode
+from dilated_seg.data.decode import mask_picture, read_image, read_mask, values_as
+from dilated_seg.data.prepare import prepare
+from dilated_seg.errors import UserError
+from dilated_seg.inference.image import opened
 from tests import trees
 
 COLORS = ((0, 0, 0), (128, 64, 128), (0, 0, 142), (220, 20, 60))
@@ -22,7 +22,7 @@ CLASSES = values_as({k: k for k in range(4)} | {255: 255})
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(images, "SAID", set())
+    monkeypatch.setattr(decode, "SAID", set())
 
 
 def save(path, values, colors):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dilated_seg import UserError
-from dilated_seg.inference import MultiScale, ReflectedTiles, Tiles, Whole, predict, whole
+from dilated_seg.errors import UserError
+from dilated_seg.inference.strategies import MultiScale, ReflectedTiles, Tiles, Whole, predict, whole
 from dilated_seg.models import FCN, DilatedNet, SegNetBasic, UNet
 from dilated_seg.task import SegmentationTask
 from tests.tolerance import SINGLE, assert_equal_but_for_rounding

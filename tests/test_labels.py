@@ -14,16 +14,16 @@ import wandb
 from lightning import Trainer
 from PIL import Image
 
-from dilated_seg import UserError, manifest
 from dilated_seg.__main__ import main
-from dilated_seg.analysis.results import read, same_split
-from dilated_seg.callbacks.labels import NothingToLearnError
-from dilated_seg.classes import describe_absent, describe_labels, first_difference
-from dilated_seg.data import CamVid, Folder, SegmentationDataModule
+from dilated_seg.data import CamVid, Folder, SegmentationDataModule, manifest
+from dilated_seg.data.classes import describe_absent, describe_labels, first_difference
 from dilated_seg.data.labels import count_labels, spread_indices
+from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
+from dilated_seg.runs.results import read, same_split
+from dilated_seg.runs.trained import require_same_classes
 from dilated_seg.task import SegmentationTask
-from dilated_seg.trained import require_same_classes
+from dilated_seg.training.labels import NothingToLearnError
 from tests.conftest import ROOT
 from tests.trees import camvid32
 
@@ -207,7 +207,7 @@ def test_a_run_that_ends_within_its_first_epoch_has_not_trained_on_nothing(tmp_p
 
 
 def test_a_long_epoch_without_a_valid_pixel_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("dilated_seg.callbacks.labels.CROPS", 6)
+    monkeypatch.setattr("dilated_seg.training.labels.CROPS", 6)
     with pytest.raises(NothingToLearnError, match="none of the first 6 training crops"):
         train(Drawn(images=100, batch_size=2), tmp_path, max_epochs=2)
 
@@ -283,7 +283,7 @@ def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_lo
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dilated_seg.data.base.count_labels", lambda *args: count_labels(*args, seconds=0))
+    monkeypatch.setattr("dilated_seg.data.datamodule.count_labels", lambda *args: count_labels(*args, seconds=0))
     Folder(root=str(write_folder(tmp_path / "data", [VOID] * 3))).check_labels()  # no error: the others may have labels
     assert "none of the 1 masks of train that were looked at (of 3) has a pixel of any class" in capsys.readouterr().err
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dilated_seg import loggers
 from dilated_seg.__main__ import main as command
-from dilated_seg.checkpoints import LAST, SafeCheckpointIO, verifies
-from dilated_seg.data.batches import initialize_worker
+from dilated_seg.data.collate import initialize_worker
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training import loggers
+from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO, verifies
 from tests import trees
 from tests.conftest import ROOT
 from tests.interrupted import same, state

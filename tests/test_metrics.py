@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from dilated_seg.metrics import SegmentationMetrics, confusion_matrices, scores
-from dilated_seg.prediction import predict
+from dilated_seg.metrics import SegmentationMetrics
+from dilated_seg.metrics.confusion import confusion_matrices, scores
+from dilated_seg.tensors import predict
 
 
 def plain(prediction, mask, num_classes, ignore_index):

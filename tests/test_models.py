@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from dilated_seg import UserError, models
+from dilated_seg import models
+from dilated_seg.errors import UserError
 from dilated_seg.models import (
     FCN,
     DeconvNet,

@@ -17,15 +17,15 @@ from PIL import Image
 
 from dilated_seg.__main__ import main
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.describe import Description, show_family
-from dilated_seg.analysis.significance import Interval
-from dilated_seg.analysis.tables import show_evaluation
-from dilated_seg.callbacks.tables import confusion, draw
-from dilated_seg.loggers import finish
-from dilated_seg.report import document
-from dilated_seg.report.document import Pictures, Plot, Section, Table, markdown, page
-from dilated_seg.terminal import format_command, open_console
-from dilated_seg.weights.fit import Report
+from dilated_seg.analysis.bootstrap import Interval
+from dilated_seg.analysis.summary import Description, show_family
+from dilated_seg.errors import format_command, open_console
+from dilated_seg.report import render
+from dilated_seg.report.render import Pictures, Plot, Section, Table, markdown, page
+from dilated_seg.report.tables import show_evaluation
+from dilated_seg.training.loggers import finish
+from dilated_seg.training.wandb_tables import confusion, draw
+from dilated_seg.weights.mapping import Report
 from dilated_seg.weights.report import show
 from tests import trees
 
@@ -112,7 +112,7 @@ def sections(some):
     rows = [(f"{three}: hardest", [(f"{one}, 12", picture), (two, picture)])]
     text = [f"**Best: {one}, 1.0; the others: {two} and {three}.**", f"{two} minus {one}: `code` of {three}."]
     blocks = [*text, table, sheet, Pictures(rows, sheet, [(two, (1, 2, 3))])]
-    return [Section("Result", [document.shield(block, some) if isinstance(block, str) else block for block in blocks])]
+    return [Section("Result", [render.shield(block, some) if isinstance(block, str) else block for block in blocks])]
 
 
 def check_pages(some):
@@ -146,7 +146,7 @@ def test_the_report_shows_any_name(some):
 
 
 def test_a_name_on_several_lines_stays_in_its_cell():
-    assert document.row(["a\nb", "c|d"]) == r"| a b | c\|d |"
+    assert render.row(["a\nb", "c|d"]) == r"| a b | c\|d |"
 
 
 def figures(some):
@@ -163,7 +163,7 @@ def figures(some):
 
 def check_plots(some):
     for figure in figures(some):
-        drawn = document.svg(figure, "name")
+        drawn = render.svg(figure, "name")
         shown = [html.unescape(part) for part in Contents(drawn).parts]
         for name in some:
             assert any(name == part.strip("\u200b") for part in shown), (name, shown)

@@ -22,10 +22,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dilated_seg import UserError, manifest, prepare
 from dilated_seg.__main__ import main
-from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
-from dilated_seg.prepare import archives, write
+from dilated_seg.data import VOC, CamVid, Cityscapes, Folder, manifest, prepare
+from dilated_seg.data.prepare import archives, write
+from dilated_seg.errors import UserError
 from tests import trees
 
 COUNTS = ["--other_counts"]

@@ -10,15 +10,15 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
-from dilated_seg import UserError
 from dilated_seg.__main__ import main
-from dilated_seg.analysis import describe, receptive_field
-from dilated_seg.analysis.receptive_field import grey, pictures
+from dilated_seg.analysis import receptive_field, summary
+from dilated_seg.analysis.receptive_field import grey, plots
 from dilated_seg.analysis.receptive_field.trace import NOTHING
-from dilated_seg.build import network
+from dilated_seg.errors import UserError
+from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.models import DilatedNet
+from dilated_seg.models.build import network
 from dilated_seg.models.layers import Upsample
-from dilated_seg.segmenter import Segmenter
 from tests.test_cli import run  # noqa: F401 - a finished run
 
 MOVERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, Upsample)  # other layers move no column
@@ -136,11 +136,11 @@ def test_every_cell_sees_what_its_gradient_reaches(call, height, width):
     ],
 )
 def test_fields_lie_where_kernels_strides_and_borders_put_them(call, layer, stride, side, centre):
-    found = {row.name: row for row in describe.describe(call).layers}[layer]
+    found = {row.name: row for row in summary.describe(call).layers}[layer]
     assert (found.output_stride, found.receptive_field, found.centre) == (stride, side, centre)
 
 
-@pytest.mark.parametrize("call", describe.FAMILY)
+@pytest.mark.parametrize("call", summary.FAMILY)
 def test_a_pixels_logits_look_at_that_pixel_from_the_middle(call):
     field = receptive_field.of_logits(network(call).eval(), 5004)
     shifted = {
@@ -258,9 +258,9 @@ def test_pictures_show_what_was_measured():
     theory = {"side": 11, "box": [8, 8, 7, 17]}
     measured = receptive_field.Measured({}, {}, ["white", "black"], theory, field, context)
     figure, (field_axes, profile_axes, accuracy_axes) = plt.subplots(1, 3)
-    pictures.field_map(field_axes, measured)
-    pictures.profiles(profile_axes, {"far": measured})
-    pictures.accuracy(accuracy_axes, {"far": context}, [1])
+    plots.field_map(field_axes, measured)
+    plots.profiles(profile_axes, {"far": measured})
+    plots.accuracy(accuracy_axes, {"far": context}, [1])
     figure.canvas.draw()
     assert field_axes.patches[-1].get_bbox().bounds == (6.5, 7.5, 11, 1)
     assert profile_axes.lines[0].get_ydata() == pytest.approx([0] * 5 + [100] * 8)

@@ -8,8 +8,8 @@ import yaml
 from lightning import Callback
 
 from dilated_seg.__main__ import main
-from dilated_seg.callbacks.recipe import differences
-from dilated_seg.checkpoints import LAST, SafeCheckpointIO
+from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO
+from dilated_seg.training.recipe import differences
 from tests.interrupted import same, state
 from tests.test_lost_work import RUN, act_once, crash
 

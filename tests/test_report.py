@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dilated_seg import UserError
-from dilated_seg.ablation.expand import read as read_ablation
+from dilated_seg.ablation.file import read as read_ablation
 from dilated_seg.analysis import receptive_field
+from dilated_seg.analysis.bootstrap import counts, mean_iou
 from dilated_seg.analysis.receptive_field import Context, Measured
-from dilated_seg.analysis.results import read
-from dilated_seg.analysis.significance import counts, mean_iou
-from dilated_seg.callbacks.strata import counted, write_strata
-from dilated_seg.images import mask_picture
+from dilated_seg.data.decode import mask_picture
+from dilated_seg.errors import UserError
 from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
+from dilated_seg.runs.results import read
+from dilated_seg.runs.strata import counted, write_strata
 from tests.conftest import ROOT
 from tests.offline import sessions
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dilated_seg import UserError, checkpoints
 from dilated_seg.__main__ import main
-from dilated_seg.checkpoints import LAST, PREVIOUS, SafeCheckpointIO, newest, verifies
-from dilated_seg.prepare import write
+from dilated_seg.data.prepare import write
+from dilated_seg.errors import UserError
+from dilated_seg.training import checkpoint_io
+from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, newest, verifies
 from tests import trees
 from tests.conftest import ROOT
 from tests.interrupted import same
@@ -201,7 +202,7 @@ except UserError as error:
 
 def test_what_the_disk_does_not_give_back_is_no_checkpoint(tmp_path, monkeypatch):
     saved(tmp_path, [1])
-    monkeypatch.setattr(checkpoints, "digest", lambda path: "0")
+    monkeypatch.setattr(checkpoint_io, "digest", lambda path: "0")
     with pytest.raises(UserError, match="reads differently"):
         saved(tmp_path, [2])
     monkeypatch.undo()

@@ -16,14 +16,15 @@ import pytest
 import torch
 from lightning import Trainer
 
-from dilated_seg import UserError, weights
+from dilated_seg import weights
 from dilated_seg.__main__ import main
-from dilated_seg.build import network
-from dilated_seg.checkpoints import SafeCheckpointIO
 from dilated_seg.data import Shapes
 from dilated_seg.data.shards import mapped_raw
-from dilated_seg.manifest import digest
+from dilated_seg.errors import UserError
+from dilated_seg.models.build import network
+from dilated_seg.storage import digest
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training.checkpoint_io import SafeCheckpointIO
 
 CLASSES = Shapes().num_classes
 TINY = f"FCN({CLASSES}, width=1/64)"

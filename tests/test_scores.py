@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dilated_seg import UserError
-from dilated_seg.callbacks.scores import READING, hash_code
 from dilated_seg.cli import CLI
 from dilated_seg.data import Folder, Shapes
-from dilated_seg.data.scores import StoredScores
+from dilated_seg.data.decode import Stored, read_image
+from dilated_seg.data.feature_cache import StoredScores
 from dilated_seg.data.transforms import ScaleAndCrop
-from dilated_seg.images import Stored, read_image
+from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet, FrontEnd
+from dilated_seg.training.cached_front_end import READING, hash_code
 from tests import tolerance, trees
 from tests.conftest import ROOT
 
@@ -35,11 +35,11 @@ STAGE = [
     "--data.init_args.variants=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5",
     "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
 ]  # fmt: skip
-FROZEN = "--trainer.callbacks+={class_path: dilated_seg.callbacks.Freeze, init_args: {layers: [net.front_end]}}"
+FROZEN = "--trainer.callbacks+={class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end]}}"
 
 
 def cached(folder):
-    return f"--trainer.callbacks+={{class_path: dilated_seg.callbacks.CachedFrontEnd, init_args: {{folder: {folder}}}}}"
+    return f"--trainer.callbacks+={{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}}}}}"
 
 
 def losses(run):

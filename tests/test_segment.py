@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dilated_seg import UserError
 from dilated_seg.__main__ import main
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import VOC, Cityscapes
-from dilated_seg.inference import MultiScale, Tiles
+from dilated_seg.errors import UserError
+from dilated_seg.inference.find import VOC_FOLDER
+from dilated_seg.inference.image import segment
+from dilated_seg.inference.load import load
+from dilated_seg.inference.strategies import MultiScale, Tiles
 from dilated_seg.models import UNet
-from dilated_seg.segment import segment
-from dilated_seg.segment.find import VOC_FOLDER
-from dilated_seg.segmenter import load
 from dilated_seg.task import SegmentationTask
 from tests.conftest import ROOT
 
@@ -124,7 +124,7 @@ def test_probabilities_and_crf_can_be_asked_for(trained):
 
 
 def test_a_large_picture_is_looked_at_in_tiles_unless_it_is_said_how(trained, monkeypatch):
-    monkeypatch.setattr("dilated_seg.segment.LARGE", 1000)
+    monkeypatch.setattr("dilated_seg.inference.image.LARGE", 1000)
     assert segment(load(trained), photo(25, 40)).protocol == "whole image"
     assert segment(load(trained), photo(25, 41)).protocol == str(Tiles())
     assert segment(load(trained), photo(80, 96), Tiles((64, 64), 32)).protocol == str(Tiles((64, 64), 32))

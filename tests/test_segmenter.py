@@ -11,13 +11,14 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dilated_seg import UserError
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
-from dilated_seg.export import export
+from dilated_seg.errors import UserError
+from dilated_seg.export import hub
+from dilated_seg.export.program import export
+from dilated_seg.inference.load import load
 from dilated_seg.models import DilatedNet
-from dilated_seg.runs import beside
-from dilated_seg.segmenter import load
+from dilated_seg.runs.checkpoint import beside
 from dilated_seg.task import SegmentationTask
 from tests.conftest import ROOT
 from tests.test_cli import run  # noqa: F401 - a finished run
@@ -77,7 +78,7 @@ def test_a_checkpoint_of_earlier_commits_has_the_names_of_its_hyperparameters_an
 
 def test_loading_imports_no_trainer_and_executes_no_pickle(checkpoint):
     code = (
-        "import sys; from dilated_seg.segmenter import load; load(sys.argv[1]);"
+        "import sys; from dilated_seg.inference import load; load(sys.argv[1]);"
         "print([m for m in ('lightning', 'torchvision', 'datasets', 'wandb', 'torchmetrics') if m in sys.modules])"
     )
     environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
@@ -166,7 +167,7 @@ def test_a_crf_that_was_trained_with_the_network_goes_with_it(checkpoint, tmp_pa
     torch.testing.assert_close(logits(segmenter).softmax(1), expected)
     task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     assert torch.equal(logits(task), logits(segmenter))
-    segmenter.save_pretrained(tmp_path / "saved")
+    hub.save(segmenter, tmp_path / "saved")
     assert torch.equal(logits(load(tmp_path / "saved")), logits(segmenter))
     with pytest.raises(UserError, match="trained with a CRF"):
         export(str(checkpoint), "onnx", str(tmp_path / "net.onnx"))

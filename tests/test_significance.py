@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import stats
 
-from dilated_seg import UserError
-from dilated_seg.analysis.significance import (
+from dilated_seg.analysis.bootstrap import (
     IMAGES,
     TRAININGS,
     Bootstrap,
@@ -23,7 +22,8 @@ from dilated_seg.analysis.significance import (
     points,
     sentences,
 )
-from dilated_seg.metrics import scores
+from dilated_seg.errors import UserError
+from dilated_seg.metrics.confusion import scores
 from tests.conftest import ROOT
 
 POPULATION = 20_000  # images, of which a study sees a few

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion, label
 
-from dilated_seg import UserError
-from dilated_seg.analysis.strata import difficulty, read
-from dilated_seg.callbacks.strata import counted, write_strata
-from dilated_seg.metrics import confusion_matrices
-from dilated_seg.strata import SIZES, STRATA, WIDTH, band_width, distances, strata
+from dilated_seg.errors import UserError
+from dilated_seg.metrics.confusion import confusion_matrices
+from dilated_seg.metrics.stratified import SIZES, STRATA, WIDTH, band_width, distances, strata
+from dilated_seg.runs.strata import counted, difficulty, read, write_strata
 
 CLASSES = 3
 SQUARE = np.ones((3, 3), bool)
@@ -196,7 +195,7 @@ def test_images_that_are_counted_in_parts_count_as_at_once(monkeypatch):
     predictions, masks = (np.stack(images) for images in zip(*pairs, strict=True))
     found = []
     for pixels in (1, 1300, 1 << 18):
-        monkeypatch.setattr("dilated_seg.callbacks.strata.PIXELS", pixels)
+        monkeypatch.setattr("dilated_seg.runs.strata.PIXELS", pixels)
         rows = counted({"mask": torch.from_numpy(masks)}, predictions, CLASSES, 255)
         found.append([[part.tolist() for name in STRATA for part in row[name]] for row in rows])
     assert found[0] == found[1] == found[2] and len(found[0]) == 5

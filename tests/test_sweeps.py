@@ -8,8 +8,8 @@ import yaml
 from wandb.sdk.launch.sweeps import utils as sweeps
 
 from dilated_seg.cli import Resolve
-from dilated_seg.loggers import wandb_id
-from dilated_seg.metrics import scores
+from dilated_seg.metrics.confusion import scores
+from dilated_seg.training.loggers import wandb_id
 from tests.conftest import ROOT
 from tests.test_experiments import EXPERIMENTS
 

@@ -9,15 +9,15 @@ from lightning import Callback, Trainer
 from safetensors.torch import save_file
 from torch import nn
 
-from dilated_seg import UserError
-from dilated_seg.callbacks import Freeze, SeedEveryStep
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
-from dilated_seg.data.batches import pad
-from dilated_seg.inference import Tiles, Whole
-from dilated_seg.metrics import scores
+from dilated_seg.data.collate import pad
+from dilated_seg.errors import UserError
+from dilated_seg.inference.strategies import Tiles, Whole
+from dilated_seg.metrics.confusion import scores
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training import Freeze, SeedEveryStep
 
 
 def tiny(**options):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dilated_seg.__main__ import main
-from dilated_seg.tune import START, search
+from dilated_seg.inference.tune_crf import START, search
 from tests.test_cli import dilated_seg, run  # noqa: F401 - a finished run
 
 

@@ -12,8 +12,8 @@ import wandb
 import yaml
 from PIL import Image
 
-from dilated_seg import loggers
 from dilated_seg.cli import CLI
+from dilated_seg.training import loggers
 from tests.conftest import ROOT
 from tests.offline import sessions
 from tests.test_cli import KILL

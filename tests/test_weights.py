@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dilated_seg import UserError, weights
+from dilated_seg import weights
 from dilated_seg.__main__ import main
-from dilated_seg.build import network
-from dilated_seg.manifest import digest
+from dilated_seg.errors import UserError
 from dilated_seg.models import FCN, DeepLabV1, DilatedNet, FCNAlexNet, SegNet
+from dilated_seg.models.build import network
+from dilated_seg.storage import digest
 from dilated_seg.weights import download, published
 from tests.authors import PUBLISHED, rows
 from tests.caffe import caffemodel, chunk

@@ -17,15 +17,15 @@ import wandb
 from torch.utils.data import DataLoader, Dataset
 from wandb.sdk.lib.asyncio_manager import ForkedError
 
-from dilated_seg import ResourceError, UserError
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
 from dilated_seg.data import CamVid, Folder
-from dilated_seg.data.batches import Images
-from dilated_seg.hooks import remove_import_hooks
-from dilated_seg.images import read_image
-from dilated_seg.loggers import Wandb, finish
-from dilated_seg.prepare import archives, write
+from dilated_seg.data.collate import Images
+from dilated_seg.data.decode import read_image
+from dilated_seg.data.prepare import archives, write
+from dilated_seg.data.workers import remove_import_hooks
+from dilated_seg.errors import ResourceError, UserError
+from dilated_seg.training.loggers import Wandb, finish
 from dilated_seg.weights import read
 from tests import trees
 from tests.conftest import ROOT
@@ -273,7 +273,7 @@ def test_too_many_open_files_are_neither_damage_nor_skipped(data, kind):
 
 
 def test_prepare_leaves_no_image_out_for_what_is_not_its_fault(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("dilated_seg.data.files.read_image", raising(ResourceError("no memory")))
+    monkeypatch.setattr("dilated_seg.data.pairs.read_image", raising(ResourceError("no memory")))
     arguments = ["camvid", f"--root={data / 'folder'}", f"--out={tmp_path / 'out'}", "--other_counts", "--on_bad_image=skip"]
     assert main(["prepare", *arguments]) == 2
     assert "no memory; the same command goes on when that is mended" in capsys.readouterr().err
@@ -341,7 +341,7 @@ def test_only_damage_is_a_reason_to_replace_an_image(camvid, monkeypatch, error,
 
 
 def test_a_mistake_in_reading_an_image_is_not_damage(camvid, monkeypatch):
-    monkeypatch.setattr("dilated_seg.images.as_bytes", None)
+    monkeypatch.setattr("dilated_seg.data.decode.as_bytes", None)
     with pytest.raises(TypeError, match="not callable"):
         read_image(camvid / "train/train_0.png")
 

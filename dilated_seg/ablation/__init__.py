@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from rich.table import Column, Table
 
-from dilated_seg import UserError
-from dilated_seg.ablation.chains import carry_out, claimed, is_claimed
-from dilated_seg.ablation.expand import Ablation, check, failure, finished, trained
-from dilated_seg.ablation.expand import read as read
-from dilated_seg.ablation.launch import Launcher, Local, check_device_count
+from dilated_seg.ablation.file import Ablation, check, failure, finished, trained
+from dilated_seg.ablation.file import read as read
+from dilated_seg.ablation.launchers import Launcher, Local, check_device_count
 from dilated_seg.ablation.processes import torchrun_arguments
 from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
-from dilated_seg.terminal import open_console
+from dilated_seg.ablation.worker import carry_out, claimed, is_claimed
+from dilated_seg.errors import UserError, open_console
 
 
 def run(
@@ -80,7 +79,7 @@ def conclude(ablation: Ablation, command: str | None = None, wandb: bool = False
         command: That carried it out, for the report.
         wandb: Whether the report is logged to W&B too.
     """
-    from dilated_seg.probe import probe
+    from dilated_seg.analysis.receptive_field.measure import probe
     from dilated_seg.report.compare import compare
 
     compared = [one for one in ablation.runs if one.compared and finished(one, ablation)]

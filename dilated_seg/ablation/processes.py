@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dilated_seg import REASON_FILE, UserError
-from dilated_seg.ablation.expand import Run
+from dilated_seg.ablation.file import Run
+from dilated_seg.errors import REASON_FILE, UserError
 
 GRACE = "3600"  # seconds that torchrun gives processes which were told to stop: they save after their step or validation
 PORT = 29500  # torchrun's own default

@@ -10,9 +10,9 @@ from submitit import AutoExecutor, SlurmJob
 from submitit import Job as Submitted
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from dilated_seg import UserError
-from dilated_seg.ablation.expand import Ablation, Chain, finished
-from dilated_seg.ablation.launch import Job, Launcher, title
+from dilated_seg.ablation.file import Ablation, Chain, finished
+from dilated_seg.ablation.launchers import Job, Launcher, title
+from dilated_seg.errors import UserError
 
 TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
 
@@ -44,7 +44,7 @@ class Slurm(Launcher):
         super().carry_out([chain for chain in waiting if chain not in known], retries)
 
     def submit(self, batch: Mapping[int, Chain]) -> list[Submitted[None]]:
-        from dilated_seg.runs import write_text
+        from dilated_seg.storage import write_text
 
         callables = [Job(self.ablation, chain, {}, claim=False) for chain in batch.values()]
         try:

@@ -1,8 +1,8 @@
 """The datasets, one file each: a LightningDataModule that states one dataset's facts."""
 
-from dilated_seg.data.base import SegmentationDataModule
 from dilated_seg.data.camvid import CamVid
 from dilated_seg.data.cityscapes import Cityscapes
+from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.folder import Folder
 from dilated_seg.data.shapes import Shapes
 from dilated_seg.data.voc import VOC

@@ -4,10 +4,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from dilated_seg import UserError, manifest
-from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, names, partners, refuse
-from dilated_seg.images import ReadLabel, read_colours, read_mask, values_as
+from dilated_seg import storage
+from dilated_seg.data import manifest
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.decode import ReadLabel, read_colours, read_mask, values_as
+from dilated_seg.data.pairs import Pairs, names, partners, refuse
+from dilated_seg.errors import UserError
 
 # What a label's value means in SegNet's release: the class id; 11 is unlabelled.
 VALUES = values_as({k: k for k in range(11)} | {11: 255})
@@ -103,11 +105,11 @@ def grouped(root: str) -> dict[tuple[int, int, int], int]:
     """
     classes = {name: k for k, group in enumerate(GROUPS.values()) for name in group} | {"Void": 255}
     found = {}
-    for line in filter(str.strip, manifest.read_text(root, COLOURS).splitlines()):
+    for line in filter(str.strip, storage.read_text(root, COLOURS).splitlines()):
         *colour, name = line.split()
         if name not in classes or len(colour) != 3 or not all(c.isdigit() for c in colour):
             raise UserError(
-                f"{manifest.join(root, COLOURS)} has the line '{line}', which is not R G B and one of CamVid's 32 classes"
+                f"{storage.join(root, COLOURS)} has the line '{line}', which is not R G B and one of CamVid's 32 classes"
             )
         red, green, blue = map(int, colour)
         found[red, green, blue] = classes[name]

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from dilated_seg import UserError
-from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Pairs, is_image, paired, show_names
-from dilated_seg.images import ReadLabel, read_mask, values_as
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.decode import ReadLabel, read_mask, values_as
+from dilated_seg.data.pairs import Pairs, is_image, paired, show_names
+from dilated_seg.errors import UserError
 
 # The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from dilated_seg import UserError, manifest
-from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import (
+from dilated_seg import storage
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.decode import ReadLabel, read_mask, values_as
+from dilated_seg.data.pairs import (
     LABEL,
     SUFFIXES,
     Pairs,
@@ -25,7 +26,7 @@ from dilated_seg.data.files import (
     require_usable,
     show_names,
 )
-from dilated_seg.images import ReadLabel, read_mask, values_as
+from dilated_seg.errors import UserError
 
 CLASSES = "classes.yaml"
 
@@ -110,7 +111,7 @@ class Folder(SegmentationDataModule):
     @property
     def names_source(self) -> str:
         """The file of the class names."""
-        return manifest.join(self.place(), CLASSES)
+        return storage.join(self.place(), CLASSES)
 
     @property
     def read_label(self) -> ReadLabel:
@@ -198,9 +199,9 @@ def read_facts(root: str) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or says something else.
     """
-    path = manifest.join(root, CLASSES)
+    path = storage.join(root, CLASSES)
     try:
-        text = manifest.read_text(root, CLASSES)
+        text = storage.read_text(root, CLASSES)
         facts = yaml.safe_load(text)
     except UserError as error:
         raise UserError(f"{error}; it should say classes: [background, ...]") from error

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dilated_seg import UserError
-from dilated_seg.data.batches import Split
-from dilated_seg.data.files import Pairs
+from dilated_seg.data.collate import Split
+from dilated_seg.data.pairs import Pairs
 from dilated_seg.data.shards import Shards
+from dilated_seg.errors import UserError
 
 # For reading masks before the first step. A mask of 375 x 500 takes 2.4 ms, one of 1024 x 2048 about 20 ms: within this
 # time, the exact answer for 2,000 or 250 masks.

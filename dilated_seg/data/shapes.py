@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from dilated_seg import UserError
-from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.files import Sample
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.pairs import Sample
+from dilated_seg.errors import UserError
 
 # The first eight classes, in this order; further ones are more dots, wires and stars in other colours.
 CLASSES = ("background", "dot", "wire", "star", "sun", "moon", "day hill", "night hill")

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from dilated_seg import UserError, manifest
-from dilated_seg.data.files import Sample, decode
-from dilated_seg.data.order import CACHED_GROUPS, by_groups
-from dilated_seg.images import ReadLabel, Stored
-from dilated_seg.reading import explain_system_error, explain_url_error, format_error
+from dilated_seg import storage
+from dilated_seg.data import manifest
+from dilated_seg.data.decode import ReadLabel, Stored
+from dilated_seg.data.pairs import Sample, decode
+from dilated_seg.data.samplers import CACHED_GROUPS, by_groups
+from dilated_seg.errors import UserError, explain_system_error, explain_url_error, format_error
 
 
 @runtime_checkable
@@ -49,11 +50,11 @@ class Shards:
         self.as_stored: bool | None = None  # whether labels lie as their images' files do; None: as their sizes tell
         self.read_label, self.raw = read_label, facts["store"] == "raw"
         self.entries = manifest.shards(facts, name)
-        self.places = [manifest.join(root, entry["file"]) for entry in self.entries]
+        self.places = [storage.join(root, entry["file"]) for entry in self.entries]
         self.streaming = streaming
-        if self.raw and (streaming or manifest.is_url(root)):
+        if self.raw and (streaming or storage.is_url(root)):
             raise UserError(f"{root} is a raw store, which is mapped into memory: stream one that holds the files instead")
-        if not streaming and manifest.is_url(root):
+        if not streaming and storage.is_url(root):
             raise UserError(f"{root} is a URL: set data.streaming, or copy it to a folder")
         for place, entry in zip(self.places, self.entries, strict=True):
             check_shard(place, entry["bytes"])
@@ -138,7 +139,7 @@ class Streamed:
     def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
         import datasets  # noqa: F401 - takes a second: here, before workers are forked, and not in each of them
 
-        self.places = [place if manifest.is_url(place) else glob.escape(place) for place in places]
+        self.places = [place if storage.is_url(place) else glob.escape(place) for place in places]
         self.starts = np.cumsum([0] + [rows for entry in entries for rows in entry["groups"]])
         self.within = [(shard, group) for shard, entry in enumerate(entries) for group in range(len(entry["groups"]))]
         self.forget()
@@ -187,7 +188,7 @@ def check_shard(place: str, size: int) -> None:
     Raises:
         UserError: It is not.
     """
-    if manifest.is_url(place):
+    if storage.is_url(place):
         return
     path = Path(place)
     if not path.is_file():
@@ -203,12 +204,12 @@ def explain_unreadable(places: list[str], entries: list[dict[str, Any]], error: 
     """
     if problem := explain_system_error(places[0], error):
         return problem
-    if manifest.is_url(places[0]):
+    if storage.is_url(places[0]):
         return explain_url_error(places[0], error)
     said = format_error(error)
     for place, entry in zip(places, entries, strict=True):
         check_shard(place, entry["bytes"])
-        if manifest.digest(Path(place)) != entry["sha256"]:
+        if storage.digest(Path(place)) != entry["sha256"]:
             return UserError(f"{place} cannot be read ({said}): it is damaged, copy it again (prepare --verify checks all)")
     if isinstance(error, pa.ArrowException | OSError):
         return UserError(

@@ -14,13 +14,14 @@ from scipy.io.matlab import MatReadError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from dilated_seg import UserError, manifest
-from dilated_seg.colours import palette
-from dilated_seg.data.base import SegmentationDataModule
-from dilated_seg.data.batches import Split
-from dilated_seg.data.files import Pairs, Sample, names, refuse, show_names
+from dilated_seg.data import manifest
+from dilated_seg.data.collate import Split
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.decode import DAMAGE, ReadLabel, Source, explain_unreadable, read_mask, values_as
+from dilated_seg.data.pairs import Pairs, Sample, names, refuse, show_names
+from dilated_seg.data.palette import palette
 from dilated_seg.data.shards import Shards
-from dilated_seg.images import DAMAGE, ReadLabel, Source, explain_unreadable, read_mask, values_as
+from dilated_seg.errors import UserError
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
 VALUES = values_as({k: k for k in range(21)} | {255: 255})

@@ -17,7 +17,7 @@ from torch import nn
 
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, require, scaled
-from dilated_seg.shapes import Image, Logits
+from dilated_seg.tensors import Image, Logits
 
 # Table 2, lower half: channels of each deconvolution, stage 5 to 1.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))

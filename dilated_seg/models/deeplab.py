@@ -18,7 +18,7 @@ from torch import nn
 
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Upsample, check_arguments, crop, initialise, scaled
-from dilated_seg.shapes import Image, Logits, Maps
+from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 3.1: the last two poolings keep the size, and stage 5 is dilated instead; so is fc6, over fewer taps.
 #                 1  2  3  4  5

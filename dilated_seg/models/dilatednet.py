@@ -27,7 +27,7 @@ from dilated_seg.models.layers import (
     require,
     scaled,
 )
-from dilated_seg.shapes import Image, Logits, Maps
+from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 4: pool4 and pool5 go; for each pooling gone, what follows is dilated by 2 more.
 #                1     2     3      4      5

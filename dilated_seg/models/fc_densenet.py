@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models.layers import BatchNorm, check_arguments, crop, initialise, scaled
-from dilated_seg.shapes import Image, Logits, Maps
+from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 4.1 and Table 2.       layers of the blocks down, of the bottleneck, of the blocks up; growth: new maps a layer
 DEPTHS = {

@@ -15,7 +15,7 @@ from torch import nn
 
 from dilated_seg.models import resnet, vgg
 from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, check_arguments, crop, initialise, scaled
-from dilated_seg.shapes import Image, Logits
+from dilated_seg.tensors import Image, Logits
 
 # Figure 3, coarse to fine, by the stride of the last scores.  What is upsampled is added to the scores of a pooling; the
 # offset is where the released Crop layer begins.

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dilated_seg import UserError
-from dilated_seg.shapes import Maps
+from dilated_seg.errors import UserError
+from dilated_seg.tensors import Maps
 
 # Batch norm of the Caffe releases: next to no epsilon, and a shift that starts a little above zero.
 CAFFE_EPS, CAFFE_SHIFT = 1e-9, 0.001

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models.layers import BatchNorm, check_arguments, scaled
-from dilated_seg.shapes import Image, Maps
+from dilated_seg.tensors import Image, Maps
 
 Depth = Literal[18, 34, 50, 101, 152]
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, scaled
-from dilated_seg.shapes import Image, Logits
+from dilated_seg.tensors import Image, Logits
 
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64,))

@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dilated_seg import UserError
+from dilated_seg.errors import UserError
 from dilated_seg.models.layers import check_arguments, conv_relu, crop, initialise, scaled
-from dilated_seg.shapes import Maps, Planes
+from dilated_seg.tensors import Maps, Planes
 
 # Figure 1: channels at each level, top to bottom.
 LEVELS = (64, 128, 256, 512, 1024)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from dilated_seg.models.layers import conv_relu, scaled
-from dilated_seg.shapes import Image, Maps
+from dilated_seg.tensors import Image, Maps
 
 # Table 1, column D, one pair a stage: channels, 3x3 convolutions.  A pooling follows each stage.
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))

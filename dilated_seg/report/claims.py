@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dilated_seg import UserError
-from dilated_seg.strata import SIZES, WIDTH
+from dilated_seg.errors import UserError
+from dilated_seg.metrics.stratified import SIZES, WIDTH
 
 KEYS = ("says", "better", "worse", "classes", "objects", "boundary")
 

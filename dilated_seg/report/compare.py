@@ -6,7 +6,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dilated_seg.analysis.results import (
+from dilated_seg.analysis.bootstrap import sentences
+from dilated_seg.errors import open_console
+from dilated_seg.report import sections
+from dilated_seg.report.claims import Claim
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.render import write
+from dilated_seg.report.sections import table_rows
+from dilated_seg.runs.results import (
     Result,
     common_evaluation,
     expand,
@@ -18,14 +25,7 @@ from dilated_seg.analysis.results import (
     shared_protocol,
     write_results,
 )
-from dilated_seg.analysis.significance import sentences
-from dilated_seg.report import sections
-from dilated_seg.report.claims import Claim
-from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.document import write
-from dilated_seg.report.sections import table_rows
-from dilated_seg.runs import name_partial
-from dilated_seg.terminal import open_console
+from dilated_seg.runs.run import name_partial
 
 __all__ = ["Result", "compare", "history", "label", "majority", "read", "same_split", "shared_protocol", "table_rows"]
 
@@ -71,7 +71,7 @@ def compare(
         print(f"not in this comparison: {'; '.join(missing)}")
     print(f"report: {out / 'report.html'} (and report.md, with its plots and tables as files)")
     if wandb:
-        from dilated_seg.report.publish import publish
+        from dilated_seg.report.wandb_report import publish
 
         publish(comparison, out)
     return out / "report.html"

@@ -6,12 +6,12 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from dilated_seg import UserError
-from dilated_seg.analysis.results import Result, by_name, same_split
-from dilated_seg.analysis.significance import ENOUGH, Bootstrap, Counts, Difference, Interval, cliques, counts
-from dilated_seg.analysis.strata import Strata, difficulty
+from dilated_seg.analysis.bootstrap import ENOUGH, Bootstrap, Counts, Difference, Interval, cliques, counts
+from dilated_seg.errors import UserError
+from dilated_seg.metrics.stratified import SIZES, WIDTH
 from dilated_seg.report.claims import Claim, refuse_other_classes
-from dilated_seg.strata import SIZES, WIDTH
+from dilated_seg.runs.results import Result, by_name, same_split
+from dilated_seg.runs.strata import Strata, difficulty
 
 RESAMPLES, ROUGH = 10_000, 1_000  # for numbers, and for the bands of plots
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, WIDTH)  # of the trimaps that are drawn, in pixels

@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 
 from dilated_seg import models
-from dilated_seg.analysis.describe import describe
-from dilated_seg.analysis.results import Result
+from dilated_seg.analysis.summary import describe
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.document import Section, Table
+from dilated_seg.report.render import Section, Table
+from dilated_seg.runs.results import Result
 
 FEW = 5  # timed batches, below which a median says little
 

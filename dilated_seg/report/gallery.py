@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dilated_seg import UserError
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.results import Result
-from dilated_seg.analysis.significance import counts, mean_iou
-from dilated_seg.images import mask_picture
+from dilated_seg.analysis.bootstrap import counts, mean_iou
+from dilated_seg.data.decode import mask_picture
+from dilated_seg.errors import UserError
+from dilated_seg.inference.load import load
+from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.document import Pictures, Plot, Section
-from dilated_seg.segmenter import Segmenter, load
-from dilated_seg.trained import dataset_of, labelled
+from dilated_seg.report.render import Pictures, Plot, Section
+from dilated_seg.runs.results import Result
+from dilated_seg.runs.trained import dataset_of, labelled
 
 IMAGES = 3  # of each kind
 SHEET = 4  # in one picture

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dilated_seg import UserError
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.results import Result, different, history, majority, shared_protocol
-from dilated_seg.analysis.significance import (
+from dilated_seg.analysis.bootstrap import (
     ENOUGH,
     IMAGES,
     TRAININGS,
@@ -20,14 +18,15 @@ from dilated_seg.analysis.significance import (
     points,
     sentences,
 )
-from dilated_seg.analysis.tables import percent
-from dilated_seg.metrics import scores
-from dilated_seg.report import cost, fields, gallery, variance, where
+from dilated_seg.errors import UserError, format_command
+from dilated_seg.metrics.confusion import scores
+from dilated_seg.report import cost, gallery, receptive_fields, stratified, variance
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict, seeds
-from dilated_seg.report.document import Commands, Plot, Section, Table
-from dilated_seg.runs import name_partial
-from dilated_seg.terminal import format_command
+from dilated_seg.report.render import Commands, Plot, Section, Table
+from dilated_seg.report.tables import percent
+from dilated_seg.runs.results import Result, different, history, majority, shared_protocol
+from dilated_seg.runs.run import name_partial
 
 INTERVALS = {
     IMAGES: (
@@ -56,10 +55,10 @@ def all_of(
         differences(comparison),
         variance.section(comparison),
         classes(comparison),
-        where.objects(comparison),
-        where.boundaries(comparison),
-        where.images(comparison),
-        fields.section(comparison, claims),
+        stratified.objects(comparison),
+        stratified.boundaries(comparison),
+        stratified.images(comparison),
+        receptive_fields.section(comparison, claims),
         cost.section(comparison),
         training(comparison),
         gallery.section(comparison),

@@ -1,8 +1,8 @@
 """The report's section on variance: how much the images and the seeds move each network, and what more seeds would show."""
 
-from dilated_seg.analysis.significance import ENOUGH, TRAININGS, Variation, ends
+from dilated_seg.analysis.bootstrap import ENOUGH, TRAININGS, Variation, ends
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.document import Section, Table
+from dilated_seg.report.render import Section, Table
 
 SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
 

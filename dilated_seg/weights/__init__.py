@@ -11,12 +11,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dilated_seg import UserError, build
-from dilated_seg.manifest import digest
+from dilated_seg.errors import UserError
+from dilated_seg.models import build
+from dilated_seg.storage import digest
 from dilated_seg.weights.download import local
-from dilated_seg.weights.files import read
-from dilated_seg.weights.fit import Report, fit
+from dilated_seg.weights.mapping import Report, fit
 from dilated_seg.weights.published import ONE, RGB, imagenet, normalisation
+from dilated_seg.weights.readers import read
 from dilated_seg.weights.report import show, summary
 
 __all__ = ["Report", "fit", "imagenet", "load", "local", "port", "read", "summary"]

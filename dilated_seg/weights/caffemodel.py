@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dilated_seg.errors import CorruptError
+
 # Field numbers in caffe.proto.
 V1_LAYERS, V2_LAYERS = 2, 100
 LAYER_FIELDS = {V1_LAYERS: (4, 6), V2_LAYERS: (1, 7)}  # name, blobs
@@ -24,10 +26,6 @@ LEGACY_SIZES, DATA, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
 DIMENSIONS = 32  # of a blob; Caffe's own limit
 NAME_BYTES = 1000
 BLOBS, BYTES_A_BLOB = 500, 2000  # the first few are free; each of the others has so many bytes of the file to itself
-
-
-class CorruptError(Exception):
-    """What is wrong with a file, as the end of a sentence."""
 
 
 def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:

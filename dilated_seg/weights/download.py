@@ -13,8 +13,8 @@ from urllib.request import Request
 
 import torch
 
-from dilated_seg import UserError
-from dilated_seg.manifest import digest, is_url
+from dilated_seg.errors import UserError
+from dilated_seg.storage import digest, is_url
 
 TIMEOUT = 20.0  # seconds without a byte
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dilated_seg import UserError
-from dilated_seg.manifest import digest
+from dilated_seg.errors import UserError
 from dilated_seg.models import FCNAlexNet, resnet, vgg
+from dilated_seg.storage import digest
 from dilated_seg.weights.download import cache, have
-from dilated_seg.weights.files import Weights
+from dilated_seg.weights.readers import Weights
 
 RGB = tuple[float, float, float]
 

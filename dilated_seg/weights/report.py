@@ -8,8 +8,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from dilated_seg.terminal import open_console
-from dilated_seg.weights.fit import Report, some
+from dilated_seg.errors import open_console
+from dilated_seg.weights.mapping import Report, some
 
 
 def show(report: Report) -> None:

@@ -43,10 +43,10 @@ def main():
     os.environ["WANDB_MODE"] = "disabled"
     torch.set_num_threads(1)
     images = options.batch * options.steps
-    frozen = "{class_path: dilated_seg.callbacks.Freeze, init_args: {layers: [net.front_end]}}"
+    frozen = "{class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end]}}"
     times = {}
     with tempfile.TemporaryDirectory() as folder:
-        stored = f"{{class_path: dilated_seg.callbacks.CachedFrontEnd, init_args: {{folder: {folder}/scores}}}}"
+        stored = f"{{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}/scores}}}}"
         for name, callback, steps in (
             ("through the front end", frozen, options.steps),
             ("on stored scores", stored, 10 * options.steps),

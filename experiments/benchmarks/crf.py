@@ -22,7 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dilated_seg.crf import DEEPLAB, DenseCRF
+from dilated_seg.crf import DenseCRF
+from dilated_seg.crf.dense_crf import DEEPLAB
 from dilated_seg.data.shapes import draw
 
 try:

@@ -25,7 +25,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dilated_seg.data import Folder
-from dilated_seg.prepare import prepare
+from dilated_seg.data.prepare import prepare
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -11,8 +11,8 @@ import torch
 
 from dilated_seg.data import CamVid, Shapes
 from dilated_seg.models import FCN, DeconvNet, DeepLabV1, DilatedNet, SegNet
-from dilated_seg.process import keep_memory
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training.processes import keep_memory
 
 NETWORKS = {
     "FCN-32s, width 1/16": lambda: FCN(8, 32, width=1 / 16),

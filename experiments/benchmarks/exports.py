@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dilated_seg import UserError, build
-from dilated_seg.analysis.describe import FAMILY
-from dilated_seg.export import Plain, write
-from dilated_seg.segmenter import Segmenter
+from dilated_seg.analysis.summary import FAMILY
+from dilated_seg.errors import UserError
+from dilated_seg.export.program import Plain, write
+from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.models import build
 
 AUTHORS = (
     "FCNAlexNet(21, form='authors')", "FCN(21, stride=32, form='authors')", "FCN(21, stride=16, form='authors')",

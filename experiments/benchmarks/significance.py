@@ -10,8 +10,8 @@ import time
 import numpy as np
 import torch
 
-from dilated_seg.analysis.significance import Bootstrap, counts
-from dilated_seg.metrics import scores
+from dilated_seg.analysis.bootstrap import Bootstrap, counts
+from dilated_seg.metrics.confusion import scores
 
 IMAGES, CLASSES, RESAMPLES, FEW = 1449, 21, 10_000, 200
 

@@ -20,7 +20,7 @@ from collections import defaultdict
 import numpy as np
 from scipy import stats
 
-from dilated_seg.analysis.significance import TAIL, Bootstrap, mean_iou
+from dilated_seg.analysis.bootstrap import TAIL, Bootstrap, mean_iou
 
 POPULATION, IMAGES, CLASSES, RESAMPLES = 20_000, 64, 6, 1_000
 STEADY, RATIO = 0.1, 4  # of quality, about 2 and 8 points of mean IoU

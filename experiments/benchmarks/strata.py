@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dilated_seg.cli import CLI
-from dilated_seg.runs import EXPERIMENTS
+from dilated_seg.runs.run import EXPERIMENTS
 
 # By name: an experiment on Shapes; or the pictures that are made, how many, their size, classes, and shapes in each.
 SHAPES = {
@@ -60,7 +60,7 @@ def trained(experiment, run, *flags):
 
 def compare(name, cli):
     """Print seconds an image with strata and without, in turns, so that a machine that is busy for a while is so for both."""
-    nothing = patch("dilated_seg.callbacks.evaluation.counted", lambda batch, *_: [None] * len(batch["id"]))
+    nothing = patch("dilated_seg.training.evaluation.counted", lambda batch, *_: [None] * len(batch["id"]))
     images = len(cli.datamodule.split("test"))
     found = {True: [], False: []}
     for _ in range(ROUNDS + 1):

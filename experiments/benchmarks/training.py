@@ -16,9 +16,9 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dilated_seg.build import network
-from dilated_seg.process import keep_memory
+from dilated_seg.models.build import network
 from dilated_seg.task import SegmentationTask
+from dilated_seg.training.processes import keep_memory
 
 NETWORKS = ("FCN", "DeconvNet", "SegNet", "UNet", "FCDenseNet", "DeepLabV1", "DilatedNet")
 WAYS = {

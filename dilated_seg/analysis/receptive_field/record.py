@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dilated_seg import UserError
 from dilated_seg.analysis.receptive_field.gradient import SHARES, side_of
 from dilated_seg.analysis.receptive_field.grey import Context
-from dilated_seg.manifest import digest
-from dilated_seg.runs import write_text
+from dilated_seg.errors import UserError
+from dilated_seg.storage import digest, write_text
 
 FOLDER = "receptive_fields"
 PLACES = ("image", "row", "column", "truth", "predicted")  # the arrays of a Context

@@ -1,0 +1,62 @@
+"""The command ``dilated-seg ablate``."""
+
+import argparse
+import shlex
+
+from dilated_seg.commands import COMMANDS
+from dilated_seg.errors import UserError
+
+
+def main(args: list[str]) -> int:
+    """Run ``dilated-seg ablate``."""
+    parser = argparse.ArgumentParser("dilated-seg ablate", description=COMMANDS["ablate"], allow_abbrev=False)
+    parser.add_argument("file", help="the ablation, such as experiments/quickstart.yaml")
+    parser.add_argument("--out", help="folder of its runs and its report; runs/NAME if not given")
+    parser.add_argument(
+        "--max_steps", type=int, metavar="N", help="a rehearsal: every run ends after N steps, in runs/NAME-rehearsal"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "slurm"),
+        help="several runs at once here, or jobs of SLURM, not one after another",
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="local: at once; as many as there are GPUs if not given")
+    parser.add_argument(
+        "--slurm", nargs="+", default=(), metavar="KEY=VALUE",
+        help="slurm: submitit's parameters of a job, such as time=240 (minutes) partition=gpu gpus_per_node=1 mem_gb=32",
+    )  # fmt: skip
+    parser.add_argument(
+        "--devices_per_run",
+        type=int,
+        metavar="N",
+        help="GPUs (or CPU processes) of each run, started by torchrun; as in the file",
+    )
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often to try a failed run again")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
+    what.add_argument("--status", action="store_true", help="only say how far each run is")
+    parser.add_argument("--dashboard", action="store_true", help="then a workspace and reports at W&B; files if it is offline")
+    options = parser.parse_args(args)
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
+    for option, launcher in (("jobs", "local"), ("slurm", "slurm")):
+        if getattr(options, option) and options.launcher != launcher:
+            raise UserError(f"--{option} is for --launcher {launcher}")
+    if options.retries < 0 or (options.jobs is not None and options.jobs < 1):
+        raise UserError("--jobs takes a number from 1 on, --retries one from 0 on")
+    if options.devices_per_run is not None and options.devices_per_run < 1:
+        raise UserError(f"--devices_per_run {options.devices_per_run}: a run needs at least one device")
+    from dilated_seg import ablation
+
+    study = ablation.read(options.file, options.out, options.max_steps, options.devices_per_run)
+    if options.dry_run or options.status:
+        (ablation.show_commands if options.dry_run else ablation.show_status)(study)
+        return 0
+    how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
+    again = shlex.join(["dilated-seg", "ablate", *args])
+    status = ablation.run(study, **how, again=again, wandb=options.dashboard)
+    if options.dashboard and status != 143:
+        from dilated_seg.ablation import dashboard
+
+        dashboard.publish(study)
+    return status

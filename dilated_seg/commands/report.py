@@ -1,0 +1,23 @@
+"""The command ``dilated-seg report``."""
+
+import argparse
+
+from dilated_seg.commands import COMMANDS
+
+
+def main(args: list[str]) -> int:
+    """Run ``dilated-seg report``."""
+    parser = argparse.ArgumentParser("dilated-seg report", description=COMMANDS["report"], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
+    parser.add_argument(
+        "--out", default="report", help="folder of report.html, report.md and their files (default: %(default)s)"
+    )
+    parser.add_argument("--evaluation", help="which evaluation of the runs to compare, such as test-last or val-best")
+    parser.add_argument(
+        "--wandb", action="store_true", help="log the report to W&B as well; it waits in --out if W&B is offline"
+    )
+    options = parser.parse_args(args)
+    from dilated_seg.report.compare import compare
+
+    compare(options.runs, options.out, options.evaluation, wandb=options.wandb)
+    return 0

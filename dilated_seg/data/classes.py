@@ -1,0 +1,85 @@
+"""Class names, compared wherever weights meet data, and what to say of classes that do not occur."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def first_difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
+    """Return a clause that names the first class in which two lists differ, or None if they are equal.
+
+    Args:
+        first: Class names, by class id.
+        second: Others.
+        in_first: Where the first are, such as "in runs/x/checkpoints/best.ckpt".
+        in_second: Where the second are.
+    """
+    if len(first) != len(second):
+        return f"there are {len(first)} classes {in_first} and {len(second)} {in_second}"
+    for k, (one, other) in enumerate(zip(first, second, strict=True)):
+        if one != other:
+            moved = f", where '{one}' is class {list(second).index(one)}" if one in second else ""
+            return f"class {k} is '{one}' {in_first} and '{other}' {in_second}{moved}"
+    return None
+
+
+def describe_absent(
+    pixels: Sequence[int], ignored: int, classes: Sequence[str], where: str, ignore_index: int = 255
+) -> str | None:
+    """Return a sentence that names the classes without a pixel and the values that occur, or None if no class is absent.
+
+    Args:
+        pixels: Of each class.
+        ignored: Pixels that are ignored.
+        classes: Their names.
+        where: The masks that were counted, such as "the 12 masks of train".
+        ignore_index: The value of ignored pixels.
+    """
+    absent = [k for k in range(len(classes)) if not pixels[k]]
+    if not absent:
+        return None
+    total = sum(map(int, pixels[: len(classes)])) + ignored
+    if len(absent) == len(classes):
+        return (
+            f"none of {where} has a pixel of any class: all {total:,} pixels are ignored ({ignore_index}); write class ids "
+            f"into the masks ({listed(range(len(classes)), classes)}), or correct what the dataset ignores"
+        )
+    present = [k for k in range(len(classes)) if pixels[k]]
+    present.sort(key=lambda k: -int(pixels[k]))
+    values = [f"{k} '{classes[k]}' ({share(int(pixels[k]), total)})" for k in present[:6]]
+    values += [f"{len(present) - 6} more classes"] if len(present) > 6 else []
+    values += [f"{ignore_index}, which is ignored ({share(ignored, total)})"] if ignored else []
+    sentence = f"none of {where} has a pixel of {listed(absent, classes)}: they hold {', '.join(values)}"
+    if len(absent) == 1 and ignored:
+        k = absent[0]
+        sentence += f"; if {ignore_index} is your '{classes[k]}', write {k} in the place of {ignore_index} in the masks"
+    return sentence
+
+
+def listed(ids: Sequence[int], classes: Sequence[str]) -> str:
+    """Return the first of some classes by id and name, and the number of the others."""
+    names = [f"{k} '{classes[k]}'" for k in ids[:4]]
+    return ", ".join(names) + (f" and {len(ids) - 4} more classes" if len(ids) > 4 else "")
+
+
+def share(pixels: int, total: int) -> str:
+    """Return a part as a percentage that is not rounded to nothing or everything."""
+    percent = 100 * pixels / total
+    if 0.05 <= percent < 99.95 or pixels == total:
+        return f"{percent:.1f} %"
+    return "under 0.1 %" if percent < 50 else "over 99.9 %"
+
+
+def describe_labels(record: dict[str, Any]) -> list[str]:
+    """Return what the masks of an evaluation do not hold, a sentence each: it bears on what the scores mean."""
+    pixels, classes = [sum(row) for row in record["matrix"]], record["classes"]
+    present = [k for k, number in enumerate(pixels) if number]
+    ignored = record.get("ignored") or {"value": 255, "pixels": 0}  # evaluations of earlier versions did not count these
+    where = f"the masks of {record['protocol']['split']}"
+    notes = []
+    if len(present) == 1:
+        notes.append(
+            f"only {listed(present, classes)} has pixels in {where}: these scores do not tell a trained network from one that "
+            "predicts this class everywhere"
+        )
+    absent = describe_absent(pixels, int(ignored["pixels"]), classes, where, int(ignored["value"]))
+    return notes + ([absent] if absent else [])

@@ -1,0 +1,66 @@
+"""What ``prepare`` wrote into a folder: shards, how many images each holds, and the checksums they must have.
+
+Nothing heavy is imported before it is needed: asking whether a dataset is prepared takes no time.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dilated_seg.errors import UserError
+from dilated_seg.storage import digest, is_url, join, read_text
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+def read(root: str) -> dict[str, Any] | None:
+    """The manifest of a prepared folder or URL; None if a folder has none, as a dataset's own folders.
+
+    Raises:
+        UserError: It cannot be read, or is of another version.
+    """
+    if not is_url(root) and not (Path(root) / NAME).is_file():
+        return None
+    text = read_text(root, NAME)
+    try:
+        manifest = json.loads(text)
+        known = manifest["format"] == FORMAT
+        if known:
+            [manifest[key] for key in ("asked", "dataset", "store")]
+            [(shard["file"], shard["rows"], shard["sha256"]) for part in manifest["shards"].values() for shard in part]
+            [(split["images"], split["labelled"], split["parts"]) for split in manifest["splits"].values()]
+            [manifest[key].items() for key in ("options", "files")]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{join(root, NAME)} is no manifest of a prepared dataset: prepare it again") from error
+    if not known:
+        raise UserError(f"{join(root, NAME)} was written by another version of dilated-seg: prepare the dataset again")
+    return manifest
+
+
+def shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    """The shards that make up a split, in the order of its images."""
+    return [shard for part in manifest["splits"][split]["parts"] for shard in manifest["shards"][part]]
+
+
+def pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
+    """Return the number of pixels of each of the 256 class ids in a split; None if ``prepare`` did not count them yet."""
+    total = [0] * 256
+    for shard in shards(manifest, split):
+        if "pixels" not in shard or not manifest["splits"][split]["labelled"]:
+            return None
+        for value, number in shard["pixels"].items():
+            total[int(value)] += number
+    return total
+
+
+def altered(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """What is missing from a prepared folder or not as it was written, a sentence each."""
+    expected = {shard["file"]: shard["sha256"] for part in manifest["shards"].values() for shard in part}
+    for name, checksum in (expected | manifest["files"]).items():
+        path = root / name
+        if not path.is_file():
+            yield f"{path} is missing"
+        elif digest(path) != checksum:
+            yield f"{path} is not as it was written: its checksum differs"

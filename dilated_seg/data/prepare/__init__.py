@@ -1,0 +1,244 @@
+"""A dataset as its publisher gives it, checked file by file and written as shards with a manifest and a data card."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from dilated_seg import __version__, storage
+from dilated_seg.data import manifest
+from dilated_seg.data.classes import describe_absent
+from dilated_seg.data.prepare.sources import Triple, divide, fetch, listed, opened, remove
+from dilated_seg.data.prepare.write import write_parts
+from dilated_seg.errors import ResourceError, UserError
+
+if TYPE_CHECKING:
+    from dilated_seg.data import SegmentationDataModule
+
+
+# What a call that was interrupted leaves in OUT.partial.
+OURS = re.compile(
+    r"\.lock|.*-\d{5}\.(parquet|arrow)(\.json)?(\.partial)?|README\.md|manifest\.json|classes\.yaml|label_colors\.txt"
+)
+
+
+def prepare(
+    name: str,
+    root: str | None,
+    out: Path,
+    store: str = "files",
+    splits: Sequence[str] | None = None,
+    options: dict[str, str] | None = None,
+    other_counts: bool = False,
+    skip_bad: bool = False,
+    download: bool = False,
+) -> None:
+    """Check a dataset and write it as shards; does nothing if that was done, and goes on where it was interrupted.
+
+    Args:
+        name: "VOC", "Cityscapes", "CamVid" or "Folder".
+        root: The folder of its release, or of its archives, or one archive; None takes the dataset's environment variable.
+        out: The folder to make. It appears when all is done; until then there is OUT.partial.
+        store: "files", the original bytes in Parquet; or "raw", pixels and class ids as bytes in Arrow, for datasets whose
+            decoding takes longer than training on them.
+        splits: Those to write; all that are there if None.
+        options: Of the dataset's class, such as ``labels`` of Cityscapes and ``sbd`` of VOC.
+        other_counts: Accept another number of images than was published.
+        skip_bad: Leave out training images that cannot be read, and list them in the manifest.
+        download: Fetch VOC and SBD into ``root`` first.
+
+    Raises:
+        UserError: Files are missing or damaged, which are then named, a line each; or ``out`` holds something else.
+    """
+    out, options = Path(os.path.abspath(out)), dict(options or {})  # "." has no name to put ".partial" behind
+    asked = {"dataset": name, "store": store, "splits": sorted(splits) if splits else None, "options": sorted(options.items())}
+    if done(out, asked):
+        print(f"{out} is prepared already: nothing to do. To look at the data anew, remove it; --verify checks its own files")
+        return
+    partial, tree = (out.with_name(f"{out.name}.{end}") for end in ("partial", "unpacked"))
+    begun = partial.exists()  # by an earlier call, whose work no mistake in this one takes away
+    try:
+        with alone(partial):
+            if download:
+                root, options["sbd"] = fetch(name, root, out, options.get("sbd"))
+            dataset = opened(name, root, options, tree, check=not other_counts)
+            here = dataset.available()
+            if unknown := sorted(set(splits or ()) - set(here)):
+                raise UserError(f"--splits {unknown[0]} is not in {dataset.place()}, only {', '.join(here)}")
+            wanted = [split for split in here if not splits or split in splits]  # the dataset's order: trainval after its parts
+            pairs = {split: listed(dataset, split, other_counts) for split in wanted}
+            orientation = dataset.masks_as_stored(pairs)
+            parts, contents = divide(pairs)
+            facts = describe(
+                dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad, orientation)
+            )
+            if orientation is not None:
+                facts["mask_orientation"] = "as_stored" if orientation else "upright"
+            finish(dataset, partial, out, facts)
+    except ResourceError as error:
+        raise ResourceError(f"{error}; the same command goes on when that is mended") from error
+    except UserError:
+        if not begun:
+            shutil.rmtree(partial, ignore_errors=True)
+            remove(tree)
+        raise
+    except OSError as error:
+        where = error.filename or partial
+        raise UserError(f"{where}: {error.strerror or error}; the same command goes on when that is mended") from error
+    remove(tree)
+    for split, fact in facts["splits"].items():
+        print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no labels'}")
+        if problem := absent_classes(dataset, facts, split):
+            print(f"warning: {problem}", file=sys.stderr)
+    stored = [shard for part in facts["shards"].values() for shard in part]
+    size = sum(shard["bytes"] for shard in stored) / 1e6
+    print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
+
+
+def absent_classes(dataset: "SegmentationDataModule", facts: dict[str, Any], split: str) -> str | None:
+    """Return a sentence that names the classes without a pixel in a prepared split, if there are any."""
+    pixels = manifest.pixels(facts, split)
+    if pixels is None:
+        return None
+    where = f"the {facts['splits'][split]['images']:,} masks of {split}"
+    return describe_absent(pixels, int(pixels[dataset.ignore_index]), dataset.classes, where, dataset.ignore_index)
+
+
+@contextmanager
+def alone(partial: Path) -> Iterator[None]:
+    """Make the folder of unfinished work, in which only one call may be at a time.
+
+    Raises:
+        UserError: Another one is, or what is there is somebody else's.
+    """
+    if partial.exists() and not partial.is_dir():
+        raise UserError(f"{partial} is a file, where unfinished work is kept: move it away")
+    partial.mkdir(parents=True, exist_ok=True)
+    if foreign := [path for path in partial.iterdir() if path.is_dir() or not OURS.fullmatch(path.name)]:
+        raise UserError(f"{foreign[0]} is in a folder for unfinished work, but prepare did not write it: move it away")
+    try:
+        with FileLock(partial / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another call is writing {partial}: wait for it, or name another --out") from None
+
+
+def describe(
+    dataset: "SegmentationDataModule",
+    asked: dict[str, Any],
+    parts: dict[str, list[Triple]],
+    contents: dict[str, list[str]],
+    shards: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """What the manifest says, but for the checksums of texts.
+
+    Raises:
+        UserError: A split has no images left.
+    """
+    splits = {}
+    for split, named in contents.items():
+        images = sum(shard["rows"] for part in named for shard in shards[part])
+        if not images:
+            raise UserError(f"{split} has no image that can be used, as named above: replace the files")
+        labelled = all(label for part in named for *_, label in parts[part])
+        splits[split] = {"images": images, "labelled": labelled, "parts": named}
+    return {
+        "format": manifest.FORMAT,
+        "written by": f"dilated-seg {__version__}",
+        "asked": asked,
+        "dataset": asked["dataset"],
+        "store": asked["store"],
+        "options": dataset.choices,
+        "classes": list(dataset.classes),
+        "splits": splits,
+        "shards": shards,
+    }
+
+
+def done(out: Path, asked: dict[str, Any]) -> bool:
+    """Whether the folder holds what is asked for.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: name a folder to make as --out")
+    facts = manifest.read(str(out)) if out.is_dir() else None
+    if facts is None:
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} holds something that prepare did not write: name another --out")
+        return False
+    if facts["asked"] != json.loads(json.dumps(asked)):
+        raise UserError(f"{out} holds {facts['dataset']} prepared with other options: name another --out or remove it")
+    return True
+
+
+def verify(out: Path) -> None:
+    """Compare every file of a prepared folder with its checksum.
+
+    Raises:
+        UserError: One is missing or altered; all that are so are named, a line each.
+    """
+    facts = manifest.read(str(out))
+    if facts is None:
+        raise UserError(f"{out} holds no prepared dataset: there is no {manifest.NAME} in it")
+    problems = list(manifest.altered(out, facts))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise UserError(f"{len(problems)} files of {out} are missing or altered: copy them again, or prepare it again")
+    print(f"{out}: all files are as they were written")
+
+
+def finish(dataset: "SegmentationDataModule", partial: Path, out: Path, facts: dict[str, Any]) -> None:
+    """Add texts, card and manifest, take away what only an interrupted call needs, and give the folder its name."""
+    kept = {shard["file"] for part in facts["shards"].values() for shard in part}
+    for path in partial.iterdir():
+        if path.name not in kept and path.name != ".lock":  # which this call holds
+            path.unlink()
+    for name in dataset.texts:
+        shutil.copyfile(Path(dataset.place()) / name, partial / name)
+    (partial / "README.md").write_text(card(dataset, facts))
+    facts["files"] = {name: storage.digest(partial / name) for name in (*dataset.texts, "README.md")}
+    with (partial / manifest.NAME).open("w") as file:
+        file.write(json.dumps(facts, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    (partial / ".lock").unlink(missing_ok=True)
+    partial.replace(out)
+
+
+def card(dataset: "SegmentationDataModule", facts: dict[str, Any]) -> str:
+    """A data card: what this is, for people and for `datasets`."""
+    about = (type(dataset).__doc__ or "").splitlines()[0]
+    lines = ["---", "task_categories: [image-segmentation]"]
+    if facts["store"] == "files":
+        lines += ["configs:", "- config_name: default", "  data_files:"]
+        for split, fact in facts["splits"].items():
+            lines += [f"  - split: {split}", f"    path: [{', '.join(f'{part}-0*.parquet' for part in fact['parts'])}]"]
+    lines += ["---", "", f"# {facts['dataset']}, prepared for dilated_seg", "", about, ""]
+    lines += ["| split | images | labels |", "|---|---|---|"]
+    lines += [
+        f"| {split} | {fact['images']:,} | {'yes' if fact['labelled'] else 'kept back'} |"
+        for split, fact in facts["splits"].items()
+    ]  # fmt: skip
+    skipped = [problem for part in facts["shards"].values() for shard in part for problem in shard["skipped"]]
+    lines += ["", f"Left out, since they could not be read: {len(skipped)}.", *(f"- {problem}" for problem in skipped)]
+    stored = {
+        "files": "The columns `image` and `label` hold the publisher's files byte for byte, with their names.",
+        "raw": "The columns `image` (uint8 RGB, row by row) and `mask` (class ids, 255 ignored) hold pixels.",
+    }
+    lines += [
+        "",
+        stored[facts["store"]],
+        "`manifest.json` has their checksums. The dataset's own licence holds for all of it.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Where a dataset comes from: its folders, or its archives; and which files make up which split."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dilated_seg.data.prepare import archives
+from dilated_seg.errors import UserError
+
+if TYPE_CHECKING:
+    from dilated_seg.data import SegmentationDataModule
+    from dilated_seg.data.pairs import Pairs
+
+NOTE = ".unpacked.json"  # in a folder that archives were unpacked into: which of them
+Triple = tuple[str, Path, Path | None]  # an image's name, its file and its label's
+
+
+def fetch(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[str, str]:
+    """Download VOC and, unless it is there, SBD; gives the folder of both."""
+    if name != "VOC":
+        raise UserError(f"{name} cannot be downloaded by --download: get it from its publisher and name its folder with --root")
+    folder = Path(root or out.with_name(f"{out.name}.downloads"))
+    archives.fetch(*archives.VOC, folder)
+    if sbd is None:
+        archives.fetch(*archives.SBD, folder)
+    return str(folder), sbd or str(folder)
+
+
+def opened(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> "SegmentationDataModule":
+    """The dataset from its folders, or from its archives, which are unpacked into ``tree`` first.
+
+    Raises:
+        UserError: There are neither, or an archive is damaged or, if ``check``, not the published one.
+    """
+    from dilated_seg import data
+
+    build = getattr(data, name)
+    place = root or os.environ.get(build.variable)
+    sbd = archives.archives(Path(options["sbd"])) if "sbd" in options else []
+    packed = [] if not place or is_tree(build, place, options) else archives.archives(Path(place))
+    unpack(list(dict.fromkeys(packed + sbd)), tree, check)
+    options = options | ({"sbd": str(tree)} if sbd else {})
+    if packed:  # whose files may lie in a folder of their own
+        inside = [tree, *sorted(path for path in tree.iterdir() if path.is_dir())]
+        place = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
+    dataset: SegmentationDataModule = build(root=place, **options)
+    if not dataset.available():
+        raise UserError(f"{root or dataset.place()} holds no split of {name}: name the folder as its publisher unpacks it")
+    return dataset
+
+
+def is_tree(build: Any, place: str, options: dict[str, str]) -> bool:  # noqa: ANN401 - a dataset's class
+    """Whether a folder holds a dataset, unpacked."""
+    try:
+        return bool(build(root=place, **options).available())
+    except UserError:
+        return False
+
+
+def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
+    """Unpack archives into one folder, those only that an interrupted call has not; all again if any has changed.
+
+    Raises:
+        UserError: An archive is refused, or the folder is somebody else's.
+    """
+    note = tree / NOTE
+    if not packed:
+        return
+    if tree.exists() and not note.is_file():
+        raise UserError(f"{tree} is where archives are unpacked to, but prepare did not make it: move it away")
+    state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in packed]
+    try:
+        done = json.loads(note.read_text())
+    except (OSError, ValueError):
+        done = []
+    if done != state[: len(done)]:
+        done = []
+    if not done:
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(parents=True)
+        note.write_text("[]")
+    for number, archive in enumerate(packed):
+        if number >= len(done):
+            if check:
+                archives.check(archive)
+            archives.unpack(archive, tree)
+            note.write_text(json.dumps(state[: number + 1]))
+
+
+def remove(tree: Path) -> None:
+    """Delete what was unpacked, and nothing that somebody else put there."""
+    if (tree / NOTE).is_file():
+        shutil.rmtree(tree, ignore_errors=True)
+
+
+def listed(dataset: "SegmentationDataModule", split: str, other_counts: bool) -> "Pairs":
+    """A split's pairs of files, as many as were published.
+
+    Raises:
+        UserError: One is missing, or there are more or fewer.
+    """
+    try:
+        pairs: Any = dataset.split(split)
+    except UserError as error:
+        for problem in getattr(error, "problems", ())[1:]:
+            print(problem, file=sys.stderr)
+        raise
+    expected = dataset.published.get(split, len(pairs))
+    if len(pairs) != expected and not other_counts:
+        raise UserError(
+            f"{split} has {len(pairs):,} images, as published {expected:,}: complete the data, or say --other_counts if "
+            "that is meant"
+        )
+    if not len(pairs):
+        raise UserError(f"{split} has no images: leave it out with --splits")
+    return pairs
+
+
+def divide(splits: "dict[str, Pairs]") -> tuple[dict[str, list[Triple]], dict[str, list[str]]]:
+    """What to write: parts of images, and the parts that make up each split, so that trainaug need not store train again.
+
+    Raises:
+        UserError: Images of val or test are also trained on, in a split that is not known to be both.
+    """
+    parts: dict[str, list[Triple]] = {}
+    contents: dict[str, list[str]] = {}
+    for name, pairs in splits.items():
+        for other in ("val", "test"):
+            if name not in ("trainval", other) and other in splits and (shared := pairs.members & splits[other].members):
+                raise UserError(
+                    f"{len(shared)} images are in {name} and in {other}, such as {min(shared)}: take each out of one of the two"
+                )
+        rest = list(pairs.pairs)
+        contents[name] = []
+        for part, stored in parts.items():
+            if (held := set(stored)) <= set(rest):
+                contents[name].append(part)
+                rest = [pair for pair in rest if pair not in held]
+        if rest:
+            part = name if not contents[name] else f"{name}-more"
+            parts[part] = rest
+            contents[name].append(part)
+    return parts, contents

@@ -1,0 +1,210 @@
+"""Writing shards: every image and label decoded once to see that it can be, then stored in files that appear whole."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial as bind
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dilated_seg import storage
+from dilated_seg.data.prepare.sources import Triple
+from dilated_seg.errors import ResourceError, UserError, explain_system_error, open_console
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dilated_seg.data import SegmentationDataModule
+
+SHARD_BYTES = 128 << 20
+GROUP_BYTES = 2 << 20  # what a stream reads at once
+
+
+def write_parts(
+    dataset: "SegmentationDataModule",
+    folder: Path,
+    parts: dict[str, list[Triple]],
+    store: str,
+    skip_bad: bool,
+    as_stored: bool | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Write all shards that are not there yet; gives what the manifest says of them.
+
+    Raises:
+        UserError: Images or labels cannot be read; all of them are named, a line each.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shards: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
+    fatal = 0
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = open_console(stderr=True, soft_wrap=True)
+    with Progress(*columns, console=console) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part, pairs in parts.items():
+            shown = bar.add_task(part, total=len(pairs))
+            for number, chosen in enumerate(chunks(pairs, store)):
+                path = folder / f"{part}-{number:05d}.{'arrow' if store == 'raw' else 'parquet'}"
+                entry = written(path, source := fingerprint(dataset, chosen, store, as_stored))
+                if entry is None:
+                    rows = []
+                    for row in pool.map(bind(read, dataset.read_label, store, as_stored), chosen):
+                        rows.append(row)
+                        bar.advance(shown)
+                    good = [row for row in rows if isinstance(row, dict)]
+                    skipped = [row for row in rows if isinstance(row, str)]
+                    entry = write(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
+                    record(path, {"source": source, "entry": entry})
+                else:
+                    bar.advance(shown, len(chosen))
+                for problem in entry["skipped"]:
+                    console.print(problem)
+                if entry["skipped"] and not (skip_bad and part not in ("val", "test")):
+                    fatal += len(entry["skipped"])
+                if entry["rows"]:
+                    shards[part].append(entry)
+    if fatal:
+        total = sum(map(len, parts.values()))
+        raise UserError(
+            f"{fatal} of {total:,} images cannot be used, as named above: replace the files"
+            + ("" if skip_bad else ", or leave out those of training with --on_bad_image skip")
+        )
+    return shards
+
+
+def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
+    """The images of each shard: one after another, until it is full."""
+    from dilated_seg.data.decode import header
+
+    chosen: list[Triple] = []
+    size = 0
+    for name, image, label in pairs:
+        chosen.append((name, image, label))
+        try:
+            width, height = header(image)[0] if store == "raw" else (0, 0)
+            size += 4 * width * height or image.stat().st_size + (label.stat().st_size if label else 0)
+        except (UserError, OSError):
+            pass  # to be named when it is read
+        if size >= SHARD_BYTES:
+            yield chosen
+            chosen, size = [], 0
+    if chosen:
+        yield chosen
+
+
+def read(read_label: Any, store: str, as_stored: bool | None, pair: Triple) -> dict[str, Any] | str:  # noqa: ANN401
+    """An image and its label as a row of a shard, both decoded once to see that they can be; or what is wrong with them."""
+    from dilated_seg.data.labels import count_pixels
+    from dilated_seg.data.pairs import decode
+
+    name, image, label = pair
+    try:
+        sample = decode(name, image, label, read_label, as_stored)
+        counted = enumerate(count_pixels(sample["mask"]).tolist()) if label else ()
+        pixels = {str(value): number for value, number in counted if number}
+        if store == "raw":
+            image_bytes = sample["image"].permute(1, 2, 0).contiguous().numpy().tobytes()
+            mask = sample["mask"].numpy()
+            sizes = dict(zip(("height", "width"), mask.shape, strict=True))
+            return {"id": name, **sizes, "image": image_bytes, "mask": mask.tobytes(), "pixels": pixels}
+        label_cell = {"bytes": label.read_bytes(), "path": label.name} if label else {"bytes": b"", "path": ""}
+        image_cell = {"bytes": image.read_bytes(), "path": image.name}
+        return {"id": name, "image": image_cell, "label": label_cell, "pixels": pixels}
+    except ResourceError:
+        raise
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        problem = explain_system_error(image, error)
+        if problem is None or isinstance(problem, ResourceError):
+            raise problem or error from None
+        return str(problem)
+
+
+def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of pixels of each class id that occurs in the labels of a shard."""
+    total = Counter[str]()
+    for row in rows:
+        total.update(row["pixels"])
+    return dict(total)
+
+
+def schema(store: str) -> "pa.Schema":
+    """A shard's columns; `datasets` shows the images of a store of files as such."""
+    from datasets import Features, Image, Value
+
+    file = {"bytes": Value("binary"), "path": Value("string")}
+    raw = {"height": Value("int32"), "width": Value("int32"), "image": Value("large_binary"), "mask": Value("large_binary")}
+    return Features({"id": Value("string")} | (raw if store == "raw" else {"image": Image(), "label": file})).arrow_schema
+
+
+def write(path: Path, rows: list[dict[str, Any]], store: str) -> dict[str, Any]:
+    """Write a shard, whole or not at all; gives its rows, row groups, bytes and checksum."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns, partial = schema(store), path.with_name(f"{path.name}.partial")
+    if not rows:
+        return {"file": path.name, "rows": 0}
+    groups = [[row] for row in rows] if store == "raw" else list(grouped(rows))
+    with partial.open("wb") as file:
+        # images are compressed already
+        writer: Any = (
+            pa.ipc.new_stream(file, columns)
+            if store == "raw"
+            else pq.ParquetWriter(file, columns, compression="none", use_dictionary=False)
+        )
+        with writer:
+            for group in groups:
+                writer.write_table(pa.Table.from_pylist(group, schema=columns))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return {
+        "file": path.name,
+        "rows": len(rows),
+        "groups": [len(group) for group in groups],
+        "bytes": path.stat().st_size,
+        "sha256": storage.digest(path),
+    }
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each row group."""
+    group: list[dict[str, Any]] = []
+    for row in rows:
+        group.append(row)
+        if sum(len(r["image"]["bytes"]) + len(r["label"]["bytes"]) for r in group) >= GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def fingerprint(dataset: "SegmentationDataModule", chosen: Sequence[Triple], store: str, as_stored: bool | None) -> str:
+    """Tells whether a shard of an interrupted call was made of the same files."""
+    files = [path for _, *paths in chosen for path in paths if path]
+    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
+    texts = [storage.read_text(dataset.place(), name) for name in dataset.texts]
+    return hashlib.sha256(repr((store, dataset.choices, texts, told, as_stored)).encode()).hexdigest()
+
+
+def written(path: Path, source: str) -> dict[str, Any] | None:
+    """What was noted of a shard when it was finished, by this call or an interrupted one, from the same files."""
+    note = path.with_name(f"{path.name}.json")
+    try:
+        noted = json.loads(note.read_text())
+        entry: dict[str, Any] = noted["entry"]
+        whole = not entry["rows"] or path.stat().st_size == entry["bytes"]
+        return entry if whole and noted["source"] == source and "skipped" in entry else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # nobody finished it
+
+
+def record(path: Path, note: dict[str, Any]) -> None:
+    """Note that a shard is finished."""
+    partial = path.with_name(f"{path.name}.json.partial")
+    partial.write_text(json.dumps(note))
+    partial.replace(path.with_name(f"{path.name}.json"))

@@ -1,0 +1,148 @@
+"""Which images make up which batch.
+
+Nothing here remembers where it is.  Batch b of process r is computed from the seed and b, the augmentation of an image
+from the seed, the epoch and the image's index: so an interrupted run sees the same batches as one that went through, and
+the number of workers changes nothing.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from dilated_seg.errors import UserError
+
+Key = tuple[int, int] | int | None  # (epoch, index) in training; index, or None for a padding image, in evaluation
+
+
+class TrainingOrder(Sampler[list[Key]]):
+    """Batches of (epoch, index): each epoch a new permutation, the last incomplete batch left out.
+
+    Args:
+        size: Images in the split.
+        batch_size: Images a process takes.
+        seed: Of the run.
+        rank: This process; all processes cut their share out of the same permutation.
+        world: Number of processes.
+        done: Says how many batches were taken before, so that iteration starts where the run stands.
+        passes: Batches whose gradients make up one step; an epoch's last steps have as many as the others.
+        permute: Gives the order of all images from (seed, epoch, batch_size, world); any order if None.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        done: Callable[[], int] = int,
+        passes: int = 1,
+        permute: Callable[[int, int, int, int], np.ndarray] | None = None,
+    ) -> None:
+        self.batch_size, self.seed, self.rank, self.world, self.done = batch_size, seed, rank, world, done
+        self.permute = permute or (lambda seed, epoch, *_: np.random.default_rng([seed, epoch]).permutation(size))
+        self.batches = size // (batch_size * world * passes) * passes
+        if not size:
+            raise UserError("the training split has no images: look at its list or folder")
+        if not self.batches:
+            needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
+            needed += f" {passes} times over" if passes > 1 else ""
+            raise UserError(f"the training split has {size} images and a step needs {needed}: lower the batch size of data")
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, first = divmod(self.done(), self.batches)
+        order = self.permute(self.seed, epoch, self.batch_size, self.world)
+        for batch in range(first, self.batches):
+            start = (batch * self.world + self.rank) * self.batch_size
+            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+
+
+class EvaluationOrder(Sampler[list[Key]]):
+    """Process r takes images r, r + world, ...; all make the same number of steps, the surplus ones on None."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-self.size // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        mine: list[Key] = list(range(self.rank, self.size, self.world))
+        mine += [None] * (-(-self.size // self.world) - len(mine))
+        for step in range(len(self)):
+            yield mine[step * self.batch_size : (step + 1) * self.batch_size] or [None]
+
+
+LANES = 8  # queues of row groups for each process, if there are enough groups
+WINDOW = 4  # row groups of a queue that are shuffled into each other
+CACHED_GROUPS = 3 * LANES * WINDOW // 2  # that a process keeps: what one worker is in the middle of, and more
+
+
+def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
+    """An epoch's order that reads row groups as wholes, for data that are streamed: each image once.
+
+    The groups are shuffled and dealt out to queues, always to the shortest; in a queue, images are shuffled within a few
+    groups that follow one another. Batch b of process r then comes from queue ``(b * world + r) % queues``. So a process
+    reads queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every so-manieth batch, so does a worker: hardly
+    any group is read twice. With other numbers, several workers read the same groups; no number changes a batch. A split
+    of so few groups that a process can keep them all is shuffled as a whole.
+
+    Args:
+        sizes: Images in each row group, in the order of the split.
+        seed: Of the run.
+        epoch: Counts from 0.
+        batch_size: Images a process takes in one step.
+        world: Number of processes.
+    """
+    random = np.random.default_rng([seed, epoch])
+    starts = np.cumsum([0, *sizes])
+    if len(sizes) <= CACHED_GROUPS:
+        return random.permutation(int(starts[-1]))
+    lanes = next((n for n in (LANES, LANES // 2, LANES // 4) if n * world * WINDOW <= len(sizes)), 1)
+    queues: list[list[np.ndarray]] = [[] for _ in range(lanes * world)]
+    lengths = np.zeros(len(queues), np.int64)
+    for group in random.permutation(len(sizes)):
+        queue = int(lengths.argmin())
+        queues[queue].append(np.arange(starts[group], starts[group + 1]))
+        lengths[queue] += sizes[group]
+    batches, ends = [], []
+    for queue_groups in queues:
+        windows = [queue_groups[i : i + WINDOW] for i in range(0, len(queue_groups), WINDOW)]
+        images = np.concatenate([random.permutation(np.concatenate(w)) for w in windows] or [np.zeros(0, np.int64)])
+        full = len(images) // batch_size * batch_size
+        batches.append(images[:full].reshape(-1, batch_size))
+        ends.append(images[full:])
+    rounds = min(len(queue) for queue in batches)
+    aligned = [queue[step] for step in range(rounds) for queue in batches]
+    return np.concatenate([*aligned, *(queue[rounds:].ravel() for queue in batches), *ends]).astype(np.int64)
+
+
+def run_seed() -> int:
+    """The run's seed, as ``seed_everything`` set it, in every process of the run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's CPU random numbers from a seed, and afterwards as if nothing had been.
+
+    Not torch.manual_seed: without a GPU, each call of it formats its stack, for an error that a GPU might raise later.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def mix(*numbers: int) -> int:
+    """One seed of 63 bits out of several numbers: neighbours in, unrelated seeds out."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,19 @@
+"""A trained network on images: loading it, the inference strategies, one image, directories of images."""
+
+from dilated_seg.inference.image import Segmentation, segment
+from dilated_seg.inference.load import load
+from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.inference.strategies import Inference, MultiScale, ReflectedTiles, Tiles, Whole, predict
+
+__all__ = [
+    "Inference",
+    "MultiScale",
+    "ReflectedTiles",
+    "Segmentation",
+    "Segmenter",
+    "Tiles",
+    "Whole",
+    "load",
+    "predict",
+    "segment",
+]

@@ -1,0 +1,98 @@
+"""The report's sections on where networks err: by the size of objects, near boundaries, on hard images."""
+
+from collections.abc import Mapping, Sequence
+
+from dilated_seg.analysis import plots
+from dilated_seg.analysis.bootstrap import Interval, points
+from dilated_seg.metrics.stratified import SIZES
+from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison
+from dilated_seg.report.render import Plot, Section, Table
+
+
+def objects(comparison: Comparison) -> Section | None:
+    """Small objects and large ones."""
+    if not comparison.has_strata:
+        return None
+    bins, found = comparison.by_size()
+    if not bins:
+        return None
+    labels = [size(k) for k in bins]
+    figure = plots.steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
+    how = (
+        "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
+        "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
+        f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
+        "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
+        f"Lines: 95 % intervals ({comparison.kind}) from {ROUGH:,} resamples."
+    )
+    says = "Mean IoU by the size of objects, a line for each network"
+    table = interval_table("objects", "network", labels, found)
+    return Section("Small and large objects", [Plot("objects", says, figure), table, how])
+
+
+def start(k: int) -> str:
+    """The least pixels of a bin of object sizes, shortly."""
+    low = (1, *SIZES)[k]
+    return f"{low // 1024}k" if low >= 1024 else str(low)
+
+
+def size(k: int) -> str:
+    """A bin of object sizes in words."""
+    low, high = (0, *SIZES)[k], (*SIZES, None)[k]
+    return f"< {high}" if not low else f"≥ {low}" if high is None else f"{low} to {high - 1}"
+
+
+def boundaries(comparison: Comparison) -> Section | None:
+    """How sharp the boundaries are."""
+    if not comparison.has_strata:
+        return None
+    found = comparison.by_width()
+    figure = plots.lines(
+        WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
+        {w: str(w) for w in (1, 2, 3, 5, 10, 20, 40)},
+    )  # fmt: skip
+    band = {name: [one] for name, one in comparison.boundary_iou().items()}
+    chosen = [w for w in WIDTHS if w in (1, 2, 3, 5, 10, 20, 40)]
+    table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
+    how = (
+        "A band is the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
+        "much a line falls to the left is how much more a network errs there; thin objects lie there as a whole. The mean is "
+        "over the classes that have pixels in the band. Boundary IoU compares the inner rims of true and "
+        "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary. "
+        f"Bands and brackets: 95 % intervals ({comparison.kind})."
+    )
+    header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
+    says = "Mean IoU within bands around the true boundaries, a line for each network"
+    return Section(
+        "Boundaries", [Plot("boundaries", says, figure), interval_table("boundaries", "network", header, table), how]
+    )
+
+
+def images(comparison: Comparison) -> Section | None:
+    """Easy images and hard ones."""
+    groups, found = comparison.by_difficulty()
+    if groups < 2:
+        return None
+    labels = ["easiest", *([""] * (groups - 2)), "hardest"]
+    figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
+    how = (
+        "Images are ordered by the share of their pixels that these runs get wrong on average, and cut into groups of "
+        "equal size. Groups contain different classes as well, so their means are not over the same ones. "
+        f"Lines and brackets: 95 % intervals ({comparison.kind})."
+    )
+    table = interval_table(
+        "difficulty", "network", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], found
+    )
+    says = "Mean IoU on easy and on hard images, a line for each network"
+    return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
+
+
+def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> Table:
+    """Intervals by network (rows); the CSV has their ends in columns of their own."""
+    rows = [[network, *map(points, intervals)] for network, intervals in found.items()]
+    numbers = [
+        [network, column, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
+        for network, intervals in found.items()
+        for column, one in zip(header, intervals, strict=True)
+    ]
+    return Table(name, [first, *header], rows, numbers=([first, "where", "mean IoU", "low", "high"], numbers))

@@ -1,0 +1,59 @@
+"""What ``fit`` prints when it has ended: the scores, the best checkpoint, and the commands that come next."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+
+from dilated_seg.errors import format_command
+from dilated_seg.metrics.confusion import percent
+from dilated_seg.report.tables import show_evaluation
+from dilated_seg.runs.checkpoint import LAST
+from dilated_seg.runs.run import name_partial
+from dilated_seg.runs.trust import read_checkpoint
+from dilated_seg.training.evaluation import records
+from dilated_seg.training.loggers import Wandb
+from dilated_seg.training.progress import find_best
+
+
+def show_training(trainer: Trainer, run_dir: Path) -> None:
+    """Print how training ended: the last validation, the best checkpoint, and the commands that come next."""
+    found, best = records(trainer), find_best(trainer)
+    if found:
+        show_evaluation(*found)
+    checkpoint = run_dir / "checkpoints" / LAST
+    if best and best.best_model_path and Path(best.best_model_path).is_file():
+        checkpoint = shorten(Path(best.best_model_path))
+        with checkpoint.open("rb") as file:
+            step = read_checkpoint(file, checkpoint)["global_step"]
+        score = "" if best.best_model_score is None else f", validation mean IoU {percent(best.best_model_score)} %"
+        print(f"best checkpoint: {checkpoint}, step {step}{score}")
+    else:
+        print(f"no validation, so no checkpoint is the best; the last one: {checkpoint}, step {trainer.global_step}")
+    print("next:")
+    for command in list_commands(run_dir, checkpoint, found[0] if found else None):
+        print(f"  {command}")
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb) and (logger.lost or logger.experiment.offline):
+            print(f"  {format_command('wandb', 'sync', shorten(Path(logger.experiment.settings.sync_dir)))}", flush=True)
+
+
+def list_commands(run_dir: Path, checkpoint: Path, record: dict[str, Any] | None) -> list[str]:
+    """Return the commands that follow training: evaluate a checkpoint, segment an image with it, make a report."""
+    config, weights = ("--config", run_dir / "config.yaml"), ("--ckpt_path", checkpoint)
+    commands = [format_command("dilated-seg", "validate", *config, *weights)]
+    images = sorted((run_dir / "gallery" / (record["evaluation"] if record else "val")).glob("*.image.png"))
+    if images:
+        out = ("--checkpoint", checkpoint, "--out", run_dir / "segmented")
+        commands.append(format_command("dilated-seg", "segment", images[0], *out))
+    evaluation = ("--evaluation", record["evaluation"]) if record and name_partial(record) else ()
+    if record or (run_dir / "evaluations").is_dir():
+        commands.append(format_command("dilated-seg", "report", run_dir, "--out", run_dir / "report", *evaluation))
+    return commands
+
+
+def shorten(path: Path) -> Path:
+    """Return a path relative to the working directory if it is inside it."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return absolute.relative_to(here) if here in absolute.parents else path

@@ -1,0 +1,29 @@
+"""What happens around training and evaluation; an experiment's YAML names these as dilated_seg.training.NAME."""
+
+from dilated_seg.training.cached_front_end import CachedFrontEnd
+from dilated_seg.training.evaluation import EvaluationRecord
+from dilated_seg.training.freeze import Freeze
+from dilated_seg.training.gallery import Gallery, PredictionWriter
+from dilated_seg.training.labels import NothingToLearnError, RequireLabels
+from dilated_seg.training.progress import Progress, Throughput, ValidationLines
+from dilated_seg.training.recipe import Recipe
+from dilated_seg.training.resume import KeepGradients, ProcessTimeout, SaveOnError, SeedEveryStep, StopOnSignal
+
+__all__ = [
+    "CachedFrontEnd",
+    "EvaluationRecord",
+    "Freeze",
+    "Gallery",
+    "KeepGradients",
+    "NothingToLearnError",
+    "PredictionWriter",
+    "ProcessTimeout",
+    "Progress",
+    "Recipe",
+    "RequireLabels",
+    "SaveOnError",
+    "SeedEveryStep",
+    "StopOnSignal",
+    "Throughput",
+    "ValidationLines",
+]

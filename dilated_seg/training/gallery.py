@@ -1,0 +1,145 @@
+"""Pictures of what a network says: some of an evaluation, or all that it predicts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
+from PIL import Image
+
+from dilated_seg.data.decode import mask_picture
+from dilated_seg.runs.run import commit
+from dilated_seg.storage import write_text
+from dilated_seg.training.evaluation import checkpoint_name, evaluation_name, gathered, protocol_names, records
+from dilated_seg.training.wandb_tables import Picture, images, show_in_wandb
+
+
+class Gallery(Callback):
+    """Keeps some images of an evaluation: as pictures of image, truth and prediction in the run, as a table in W&B.
+
+    They are the same images for every network, and whatever the number of processes: rows of several runs belong together.
+
+    Args:
+        images: How many, evenly spread over the split.
+    """
+
+    def __init__(self, images: int = 6) -> None:
+        self.images = images
+        self.kept: list[Picture] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.kept = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        wanted = set(np.linspace(0, len(loaders.dataset) - 1, self.images).astype(int).tolist())
+        for i, name in enumerate(batch["id"]):
+            index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
+            if name and index in wanted:
+                height, width = batch["size"][i]
+                maps = (batch["image"][i].permute(1, 2, 0), batch["mask"][i], outputs["prediction"][i])
+                image, truth, prediction = (m[:height, :width].cpu().numpy().astype(np.uint8) for m in maps)
+                matrix = outputs["matrices"][i].cpu().numpy()
+                self.kept.append(Picture(index, name, image, truth, prediction, matrix))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pictures = gathered(trainer, self.kept)
+        self.kept = []
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names = [record["evaluation"] for record in records(trainer)] or [evaluation_name(trainer)]
+        folder = Path(trainer.default_root_dir) / "gallery" / names[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            Image.fromarray(picture.image).save(folder / f"{picture.name}.image.png")
+            mask_picture(picture.truth, dataset.palette).save(folder / f"{picture.name}.truth.png")
+            mask_picture(picture.prediction, dataset.palette).save(folder / f"{picture.name}.prediction.png")
+        split = "test" if trainer.testing else "val"
+        show_in_wandb(trainer, lambda: {f"{split}/images": images(pictures, dataset.classes, dataset.ignore_index)})
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+
+class PredictionWriter(Callback):
+    """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's.
+
+    They lie in ``predictions/``, or if images are not looked at whole in ``predictions-PROTOCOL/``, beside a protocol.json.
+    Where a test server wants other values, such as Cityscapes' label ids, PNGs of these lie in ``submission/`` as well.
+    """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe(trainer, finished=False)
+
+    def _describe(self, trainer: Trainer, finished: bool) -> None:
+        """Write protocol.json, which tells whether all images of the split have been predicted."""
+        if trainer.is_global_zero:
+            task: Any = trainer.lightning_module
+            then = f", then {task.refine}" if task.refine else ""
+            images, available = count_predicted(trainer)
+            which = images if images == available else f"{images} of {available}, partial"
+            facts = {
+                "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+                "images": which if finished else f"{which}, not finished",
+                "inference": f"{task.inference}{then}",
+                "precision": trainer.precision,
+                "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
+                "commit": commit(),
+            }
+            write_text(folders(trainer)[0] / "protocol.json", json.dumps(facts, indent=1) + "\n")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
+        folder, submission = folders(trainer)
+        for made in (folder, submission) if dataset.submitted else (folder,):
+            made.mkdir(parents=True, exist_ok=True)
+        for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
+            if name:
+                ids = prediction[:height, :width].cpu().numpy()
+                mask_picture(ids, dataset.palette).save(folder / f"{name}.png")
+                if dataset.submitted:
+                    Image.fromarray(np.array(dataset.submitted, np.uint8)[ids]).save(submission / f"{name}.png")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._describe(trainer, finished=True)
+        if trainer.is_global_zero:
+            folder, submission = folders(trainer)
+            print(f"class ids as PNGs: {folder}")
+            if trainer.datamodule.submitted:  # type: ignore[attr-defined]
+                print(f"the test server's values: {submission}")
+
+
+def count_predicted(trainer: Trainer) -> tuple[int, int]:
+    """Return the number of images that ``predict`` predicts, and that of the split."""
+    loader: Any = trainer.predict_dataloaders
+    available = len(loader.dataset)
+    at_once = loader.batch_sampler.batch_size * trainer.world_size
+    return min(int(trainer.num_predict_batches[0]) * at_once, available), available
+
+
+def folders(trainer: Trainer) -> tuple[Path, Path]:
+    """Where predictions go, and a test server's files; some of the split's images have directories of their own."""
+    task: Any = trainer.lightning_module
+    images, available = count_predicted(trainer)
+    names = protocol_names(task, task.refine is not None) + ([f"{images}of{available}"] if images < available else [])
+    predictions, submission = ("-".join([name, *names]) for name in ("predictions", "submission"))
+    return Path(trainer.default_root_dir) / predictions, Path(trainer.default_root_dir) / submission
