@@ -35,7 +35,7 @@ from dilated_seg.training.checkpoint_io import SafeCheckpointIO
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.monitors import check_monitor
 from dilated_seg.weights import Report, imagenet, load, local, summary
-from dilated_seg.weights.published import RGB
+from dilated_seg.weights.published import IMAGENET_STD, RGB, VGG_MEAN
 from dilated_seg.weights.readers import names_in, without
 
 # The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
@@ -43,10 +43,6 @@ BIAS_RATE = 2.0
 
 # Gradients that are accumulated over several batches are of the summed loss over this number, until all have been counted.
 SCALE = 2.0**16
-
-# Of ImageNet's images (RGB, 0 to 255): what networks without weights of their own are fed with.
-MEAN: RGB = (123.68, 116.779, 103.939)
-STD: RGB = (58.393, 57.12, 57.375)
 
 
 class SegmentationTask(LightningModule):
@@ -121,8 +117,8 @@ class SegmentationTask(LightningModule):
         self.register_buffer("class_weights", factors, persistent=False)
         self.weights, self.normalisation, self.started = weights, (mean, std), False
         self.weights_without = weights_without
-        self.register_buffer("mean", torch.tensor(mean or MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std or STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean or VGG_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std or IMAGENET_STD).view(3, 1, 1))
         self.fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.metrics = SegmentationMetrics(num_classes, ignore_index)
         self.refined_metrics = SegmentationMetrics(num_classes, ignore_index)

@@ -16,7 +16,8 @@ RGB = tuple[float, float, float]
 # What ImageNet's networks subtract from the image (RGB, 0 to 255) and divide it by.
 VGG_MEAN: RGB = (123.68, 116.779, 103.939)  # VGG's authors'; Caffe's weights, and torchvision's copy of their features
 ONE: RGB = (1.0, 1.0, 1.0)
-TORCHVISION: tuple[RGB, RGB] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+IMAGENET_STD: RGB = (58.395, 57.12, 57.375)
+TORCHVISION: tuple[RGB, RGB] = ((123.675, 116.28, 103.53), IMAGENET_STD)
 
 # What the released networks subtract, by layers that only they have, the first that is found; DilatedNet's by data set.
 ILSVRC: RGB = (122.67892, 116.66877, 104.00699)
