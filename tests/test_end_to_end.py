@@ -16,8 +16,8 @@ from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
 from dilated_seg.metrics.confusion import scores
 from tests.conftest import ROOT
-from tests.interrupted import same
-from tests.offline import sessions
+from tests.support.interrupted import same
+from tests.support.wandb_log import sessions
 
 STEPS = 20
 

@@ -8,8 +8,8 @@ from tests.conftest import ROOT
 
 OLDER = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
 DELICATE = [
-    "tests/test_distributed.py::test_twenty_steps_of_accumulated_batches_are_those_of_the_joined_batch",
-    "tests/test_inference.py::test_several_scales_are_the_mean_of_each_alone",
+    "tests/training/test_distributed.py::test_twenty_steps_of_accumulated_batches_are_those_of_the_joined_batch",
+    "tests/inference/test_strategies.py::test_several_scales_are_the_mean_of_each_alone",
 ]
 CODE = """
 import sys, pytest, torch

@@ -30,7 +30,7 @@ With z ~ N(0, 1), the 95 % intervals are the middle 95 % of
 
 A two-sided p-value is twice the share of these draws beyond 0, at least Student's for the images alone. Where networks differ
 on fewer than ``LEAST`` images there is no interval: no resample can show errors that did not occur. Coverage and false
-positives: ``experiments/benchmarks/significance_coverage.py``, and with fewer studies ``tests/test_significance.py``.
+positives: ``experiments/benchmarks/significance_coverage.py``, and with fewer studies ``tests/analysis/test_bootstrap.py``.
 """
 
 from collections.abc import Mapping, Sequence

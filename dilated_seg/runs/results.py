@@ -16,13 +16,12 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from dilated_seg.errors import UserError
-from dilated_seg.runs import strata
-from dilated_seg.runs.strata import Strata
 from dilated_seg.data.classes import first_difference
+from dilated_seg.errors import UserError, format_command
 from dilated_seg.metrics.confusion import scores
+from dilated_seg.runs import strata
 from dilated_seg.runs.run import name_partial
-from dilated_seg.errors import format_command
+from dilated_seg.runs.strata import Strata
 
 MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
 

@@ -1,6 +1,5 @@
 """A run's folder: where it lies, files that appear whole or not at all, its last checkpoint and the checksums of all."""
 
-import os
 import shutil
 import subprocess
 from functools import cache
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import dilated_seg
-from dilated_seg.errors import UserError
-from dilated_seg.storage import digest
 
 EXPERIMENTS = Path(dilated_seg.__file__).parents[1] / "experiments"
 

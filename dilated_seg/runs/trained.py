@@ -8,11 +8,11 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from dilated_seg.errors import UserError
 from dilated_seg.data.classes import first_difference
-from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.collate import Split
+from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.pairs import Sample
+from dilated_seg.errors import UserError
 
 
 def configuration(run: str | Path) -> Path:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dilated_seg.errors import UserError
+from dilated_seg.errors import CorruptError, UserError
 from dilated_seg.storage import is_url
-from dilated_seg.errors import CorruptError
 from dilated_seg.weights.readers import load_torch
 
 # The arguments of the task that load_from_checkpoint builds from class paths, and what those must be.

@@ -103,8 +103,8 @@ def record_evaluations(place):
 
 def record_ports(place):
     """Return the checksum of every tensor that ``port`` makes of the tests' .caffemodel files."""
-    from tests.caffe import caffemodel
-    from tests.test_weights import NARROW, network, published_blobs
+    from tests.support.caffe_writer import caffemodel
+    from tests.weights.test_weights import NARROW, network, published_blobs
 
     found = {}
     for name in ("fcn32s_voc", "dilation8_voc_large", "dilation8_camvid_basic"):

@@ -1,0 +1,274 @@
+"""Many runs from one file: what is finished stays, what was interrupted continues, the numbers are the same."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from dilated_seg import ablation
+from dilated_seg.errors import UserError
+from dilated_seg.report.compare import compare
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.sections import measured
+from dilated_seg.runs import results as report
+from dilated_seg.runs.checkpoint import of_run
+from dilated_seg.training import checkpoint_io
+from tests.cli.test_cli import KILL, dilated_seg, fails_in_one_sentence
+from tests.conftest import ROOT
+
+FILE = """
+experiments: {front end: EXPERIMENTS/shapes/frontend.yaml, SegNet: EXPERIMENTS/shapes/segnet.yaml}
+seeds: [0, 1]
+common:
+  data: {init_args: {images: [8, 2, 3], size: [24, 48], batch_size: 2}}
+  model: {net: {init_args: {width: 0.02}}, lr_scheduler: {init_args: {total_iters: 6}}}
+  trainer: {max_steps: 6, val_check_interval: 2}
+evaluate: test
+probe: 8
+claims: [{says: unpooling helps, better: SegNet, worse: front end, boundary: 3}]
+"""
+COLUMNS = ("mean_iou", "pixel_accuracy", "iou/star")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """An ablation that ran through."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(FILE.replace("EXPERIMENTS", str(ROOT / "experiments")))
+    result = dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def results(out):
+    table = pq.read_table(out / "results.parquet").to_pandas()
+    return table.set_index(["network", "seed"]).sort_index()[list(COLUMNS)]
+
+
+def test_an_ablation_ends_with_table_report_and_pictures(study):
+    folder, printed = study
+    assert {"front end", "SegNet"} <= {name for name, _ in results(folder / "out").index}
+    for text in ("front end", "SegNet", "(background everywhere)", "each seed", "split: test", "images: 3"):
+        assert text in printed
+    markdown = (folder / "out" / "report.md").read_text()
+    pictures = (
+        "mean_iou",
+        "class_iou",
+        "boundaries",
+        "difficulty",
+        "context",
+        "curve_mean_iou",
+        "predictions",
+    )
+    for picture in pictures:
+        assert f"({picture}.png)" in markdown
+        assert (folder / "out" / f"{picture}.png").stat().st_size > 5000
+    assert "**unpooling helps: " in markdown and f"dilated-seg ablate {folder}/study.yaml" in markdown
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_path, kind, code):
+    folder, _ = study
+    # every run passes step 3; the first one is finished and the second is killed there
+    stop = KILL.replace(
+        "if self.global_step == {step}", "if self.global_step == {step} and 'seed1' in str(self.trainer.default_root_dir)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        stop.format(step=3, signal=int(kind)),
+        "ablate",
+        folder / "study.yaml",
+        "--out",
+        tmp_path / "out",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    stopped = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert stopped.returncode == code, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "out" / "report.md").exists()
+    finished = tmp_path / "out" / "front_end" / "seed0" / "checkpoints" / "last.ckpt"
+    written = finished.stat().st_mtime_ns
+    again = dilated_seg("ablate", folder / "study.yaml", "--out", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert finished.stat().st_mtime_ns == written
+    assert results(tmp_path / "out").equals(results(folder / "out"))
+
+
+def test_a_finished_ablation_only_reports(study):
+    folder, _ = study
+    weights = list((folder / "out").glob("*/*/checkpoints/last.ckpt"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    assert dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out").returncode == 0
+    assert [path.stat().st_mtime_ns for path in weights] == before
+
+
+def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_path):
+    folder, _ = study
+    file = folder / "study.yaml"
+    printed = dilated_seg("ablate", file, "--out", tmp_path / "out", "--dry_run")
+    assert printed.returncode == 0, printed.stderr
+    commands = [shlex.split(line) for line in printed.stdout.splitlines()]
+    assert len(commands) == 4 and all(command[:2] == ["dilated-seg", "fit"] for command in commands)
+    first = dilated_seg(*commands[0][1:])
+    assert first.returncode == 0, first.stderr
+    status = dilated_seg("ablate", file, "--out", tmp_path / "out", "--status").stdout.splitlines()
+    assert [" ".join(line.split()[:4]) for line in status[1:3]] == ["front end 0 finished", "front end 1 not"]
+    assert dilated_seg("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
+
+
+def test_a_rehearsal_takes_a_few_steps_of_every_run_in_a_folder_of_its_own(study, tmp_path):
+    folder, _ = study
+    expanded = ablation.read(folder / "study.yaml", max_steps=2)
+    assert all(str(one.folder).startswith("runs/study-rehearsal/") for one in expanded.runs)
+    result = dilated_seg("ablate", folder / "study.yaml", "--max_steps=2", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert {(run / "finished").read_text() for run in (tmp_path / "out").glob("*/seed*")} == {"after step 2\n"}
+    assert fails_in_one_sentence(dilated_seg("ablate", folder / "study.yaml", "--max_steps=0"), "at least one step")
+
+
+STAGED = """
+experiments:
+  DilatedNet: [EXPERIMENTS/shapes/frontend.yaml, EXPERIMENTS/shapes/dilatednet.yaml]
+  front end: EXPERIMENTS/shapes/frontend.yaml
+common:
+  data: {init_args: {images: [8, 2, 3], size: [24, 48], batch_size: 2}}
+  model: {net: {init_args: {width: 0.02}}, lr_scheduler: {init_args: {total_iters: 4}}}
+  trainer: {max_steps: 4, val_check_interval: 2}
+"""
+
+
+def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_in_the_middle(tmp_path):
+    (tmp_path / "study.yaml").write_text(STAGED.replace("EXPERIMENTS", str(ROOT / "experiments")))
+    stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")
+    code = stop.format(step=3, signal=int(signal.SIGKILL))
+    command = [sys.executable, "-c", code, "ablate", tmp_path / "study.yaml", "--out", tmp_path / "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    first, second = (tmp_path / f"out/DilatedNet/seed0/stage{k}" for k in (1, 2))
+    (said,) = (line for line in killed.stdout.splitlines() if line.startswith(f"{first}/checkpoints/last.ckpt: "))
+    assert "0 left over, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
+    written = (first / "checkpoints/last.ckpt").stat().st_mtime_ns
+    again = dilated_seg("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert "1 of 3: DilatedNet, seed 0, stage 1 of 2 is finished" in again.stdout
+    assert f"continuing {second}" in again.stdout
+    assert (first / "checkpoints/last.ckpt").stat().st_mtime_ns == written
+    table = pq.read_table(tmp_path / "out/results.parquet").to_pandas()
+    assert sorted(table["network"]) == ["DilatedNet", "front end"]
+
+
+def test_a_seed_added_later_is_all_that_is_missing(tmp_path):
+    (tmp_path / "a.yaml").write_text("{}")
+    (tmp_path / "study.yaml").write_text("experiments: {A: a.yaml}\n")
+    first = ablation.read(tmp_path / "study.yaml").runs
+    (tmp_path / "study.yaml").write_text("experiments: {A: a.yaml, B/c: a.yaml}\nseeds: [0, 1]\n")
+    later = ablation.read(tmp_path / "study.yaml").runs
+    assert first[0].folder == later[0].folder
+    assert [str(run.folder.relative_to("runs/study")) for run in later] == ["A/seed0", "A/seed1", "B_c/seed0", "B_c/seed1"]
+
+
+@pytest.mark.parametrize("name", ["jobs", "dashboard", ".."])
+def test_an_experiment_may_not_take_a_folder_of_the_ablation(tmp_path, name):
+    (tmp_path / "a.yaml").write_text("{}")
+    (tmp_path / "study.yaml").write_text(f'experiments: {{"{name}": a.yaml}}\n')
+    with pytest.raises(UserError, match="rename it"):
+        ablation.read(tmp_path / "study.yaml")
+
+
+def test_what_a_run_starts_from_must_be_there_before_the_first_is_trained(tmp_path):
+    experiment = f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n"
+    (tmp_path / "study.yaml").write_text(experiment + "common: {model: {weights: runs/voc/fcn32s}}\n")
+    with pytest.raises(UserError, match=r"first dilated-seg fit --config experiments/voc/fcn32s\.yaml"):
+        ablation.check(ablation.read(tmp_path / "study.yaml", tmp_path / "out"))
+
+
+def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_path):
+    (tmp_path / "study.yaml").write_text(f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n")
+    rehearsal, study = (ablation.read(tmp_path / "study.yaml", tmp_path / "out", steps) for steps in (3, None))
+    folder = study.runs[0].folder
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("of another configuration")
+    with pytest.raises(UserError, match="another configuration"):
+        ablation.check(study)
+    ablation.check(rehearsal)
+    assert not folder.exists()
+
+
+def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
+    runs = {"20260101-000000": 1, "20260102-000000": 3, "20260103-000000": 0, "once": 2}  # when each was finished
+    for name, finished in runs.items():
+        run = tmp_path / name
+        checkpoint_io.SafeCheckpointIO().save_checkpoint({"state_dict": {}}, run / "checkpoints/last.ckpt")
+        (run / "config.yaml").write_text("")
+        if finished:
+            (run / "finished").write_text("")
+            os.utime(run / "finished", ns=(1, finished))
+    assert of_run(tmp_path) == tmp_path / "20260102-000000/checkpoints/last.ckpt"
+    assert of_run(tmp_path / "20260101-000000") == tmp_path / "20260101-000000/checkpoints/last.ckpt"
+    with pytest.raises(UserError, match="holds no finished run"):
+        of_run(tmp_path / "20260103-000000")
+    (tmp_path / "20260102-000000/checkpoints/last.ckpt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="missing or damaged"):
+        of_run(tmp_path)
+
+
+def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
+    folder, _ = study
+    changed = (folder / "study.yaml").read_text().replace("width: 0.02", "width: 0.03")
+    (tmp_path / "changed.yaml").write_text(changed)
+    result = dilated_seg("ablate", tmp_path / "changed.yaml", "--out", folder / "out")
+    assert fails_in_one_sentence(result, "another configuration")
+
+
+def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
+    folder, _ = study
+    compare([folder / "out"], tmp_path, "test-last")
+    table = pq.read_table(tmp_path / "results.parquet").to_pandas()
+    assert sorted(zip(table["network"], table["seed"], strict=True)) == [
+        ("SegNet", 0), ("SegNet", 1), ("front_end", 0), ("front_end", 1),
+    ]  # fmt: skip
+    assert "each seed" in capsys.readouterr().out
+
+
+def test_runs_are_named_by_where_their_paths_part(tmp_path):
+    a, b, c = tmp_path / "x" / "net" / "seed0", tmp_path / "y" / "net" / "seed0", tmp_path / "y" / "net" / "seed1"
+    assert [report.label(folder, [a, b, c]) for folder in (a, b, c)] == ["x/net", "y/net", "y/net"]
+    assert report.label(a, [a]) == "net"
+
+
+def test_what_differs_between_protocols_is_said_to_differ(study):
+    folder, _ = study
+    one, other = (report.read(folder / "out" / "SegNet" / f"seed{seed}", "test-last", "a") for seed in (0, 1))
+    other.record["protocol"]["checkpoint"] = "best, step 2"
+    assert "checkpoint: differs" in report.shared_protocol([one, other])
+    table = measured(Comparison([one, other]), []).blocks[-2]
+    assert [row[:3] for row in table.rows] == [["a", "0", "last, step 6"], ["a", "1", "best, step 2"]]
+
+
+def test_numbers_of_different_splits_are_not_compared(study, tmp_path):
+    folder, _ = study
+    one = report.read(folder / "out" / "SegNet" / "seed0", "test-last", "a")
+    other = report.read(folder / "out" / "SegNet" / "seed0", "val", "b")
+    with pytest.raises(UserError, match="same images"):
+        report.same_split([one, other])
+
+
+def test_the_majority_baseline_is_worked_out_from_the_truth(study):
+    folder, _ = study
+    result = report.read(folder / "out" / "SegNet" / "seed0", "test-last", "a")
+    name, matrix = report.majority([result])
+    assert name == "background"
+    assert int(matrix.sum()) == result.record["protocol"]["pixels"]
+    assert int((matrix > 0).any(0).sum()) == 1
+
+
+def test_curves_are_read_over_all_sessions_of_a_run(tmp_path):
+    (tmp_path / "metrics-1.csv").write_text("step,val/mean_iou\n3,0.1\n6,0.2\n")
+    (tmp_path / "metrics.csv").write_text("step,val/mean_iou\n6,0.2\n9,0.4\n")
+    assert report.history(tmp_path)["val/mean_iou"] == [(3, 0.1), (6, 0.2), (9, 0.4)]

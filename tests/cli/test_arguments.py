@@ -1,0 +1,274 @@
+"""Mistakes in arguments and configuration files: one sentence that says where, what, and what may be meant."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from dilated_seg.__main__ import main
+from dilated_seg.cli import Resolve
+from dilated_seg.cli.arguments import USAGE
+from dilated_seg.errors import UserError
+from tests.conftest import ROOT
+
+EXPERIMENT = ["--config", str(ROOT / "experiments/shapes/frontend.yaml")]
+SMALL = [
+    *EXPERIMENT, "--data.images=[8,2,2]", "--data.size=[16,24]", "--data.batch_size=2", "--model.net.width=0.02",
+    "--trainer.max_steps=4", "--trainer.val_check_interval=1", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cli():
+    """Parsers, made once."""
+    return Resolve(["fit", *EXPERIMENT])
+
+
+def mistake(cli, *args, verb="fit"):
+    """What is said of these arguments."""
+    with pytest.raises(UserError) as caught:
+        cli.parse_arguments(cli.parser, [verb, *args])
+    return str(caught.value)
+
+
+def chosen(cli, *args):
+    """The configuration that these arguments give."""
+    cli.parse_arguments(cli.parser, ["fit", *EXPERIMENT, *args])
+    return cli.config.fit
+
+
+@pytest.mark.parametrize("name", ["FCN", "SegNet", "UNet", "DilatedNet"])
+def test_a_short_name_is_ours_whoever_else_has_a_class_of_it(cli, name):
+    foreign = type(name, (nn.Module,), {"__module__": "tests.cli.test_arguments"})
+    globals()[name] = foreign
+    try:
+        for args in (["--model.net", name], [f"--model.net={name}"], ["--model.net.class_path", name]):
+            assert chosen(cli, *args).model.net.class_path == f"dilated_seg.models.{name}"
+        other = f"tests.cli.test_arguments.{name}"
+        assert chosen(cli, "--model.net", f'{{"class_path": "{other}"}}').model.net.class_path == other
+    finally:
+        del globals()[name]
+
+
+def test_short_names_in_files_are_ours_at_any_depth(cli, tmp_path):
+    (tmp_path / "net.yaml").write_text("class_path: FCN\ninit_args: {stride: 8}\n")
+    for number, net in enumerate(("FCN", {"class_path": "FCN"}, "net.yaml")):
+        overlay = tmp_path / f"{number}.yaml"
+        overlay.write_text(yaml.safe_dump({"model": {"net": net}}))
+        assert chosen(cli, "--config", str(overlay)).model.net.class_path == "dilated_seg.models.FCN"
+
+
+def test_a_name_that_is_no_class_stays_as_it_is(cli):
+    assert chosen(cli, "--run_dir", "FCN").run_dir == "FCN"
+
+
+def test_reduce_on_plateau_is_the_one_that_takes_a_monitor(cli):
+    for name in ("ReduceLROnPlateau", "torch.optim.lr_scheduler.ReduceLROnPlateau"):
+        for args in (
+            ["--model.lr_scheduler", name, "--model.lr_scheduler.monitor", "val/loss"],
+            ["--model.lr_scheduler", f'{{"class_path": "{name}", "init_args": {{"monitor": "val/loss"}}}}'],
+        ):
+            assert chosen(cli, *args).model.lr_scheduler.init_args.monitor == "val/loss"
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--model.net", "FCNN"], "--model.net FCNN: there is no such class: did you mean FCN?"),
+        (["--model.net=segnet"], "--model.net segnet: there is no such class: did you mean SegNet?"),
+        (["--data", "Shaps"], "--data Shaps: there is no such class: did you mean Shapes?"),
+        (["--model.optimizer", "Adamm"], "--model.optimizer Adamm: there is no such class: did you mean Adam?"),
+        (["--trainer.callbacks+", "EarlyStoping"], "EarlyStoping: there is no such class: did you mean EarlyStopping?"),
+        (["--model.net", "nowhere.MyNet"], "--model.net nowhere.MyNet: No module named 'nowhere'"),
+        (["--model.net", "torch.nn.Foo"], "--model.net torch.nn.Foo: module 'torch.nn' has no attribute 'Foo'"),
+        (["--model.net", "json.JSONDecoder"], "--model.net json.JSONDecoder: this is no Module"),
+        (["--model.lerning_rate", "0.1"], "--model.lerning_rate: there is no such option: did you mean --model.optimizer.lr?"),
+        (["--batch_size=3"], "--batch_size: there is no such option: did you mean --data.batch_size?"),
+        (["--trainer.max_stps=3"], "--trainer.max_stps: there is no such option: did you mean --trainer.max_steps?"),
+        (["--model.net.contxt", "basic"], "--model.net.contxt: DilatedNet takes no contxt: did you mean context?"),
+        (["--data.batchsize", "3"], "--data.batchsize: Shapes takes no batchsize: did you mean batch_size?"),
+        (["--model.crf.w3", "3"], "--model.crf.w3: DenseCRF takes no w3: it takes iterations, w1"),
+        (["--model.optimizer.momentm", "3"], "--model.optimizer.momentm: AdamW takes no momentm"),
+        (["--model.net.resnet", "20"], "--model.net.resnet 20: one of 18, 34, 50, 101, 152 is expected"),
+        (["--model.net.context", "huge"], "--model.net.context huge: one of 'basic', 'large' is expected"),
+        (["--trainer.max_steps", "abc"], "--trainer.max_steps abc: a whole number is expected"),
+        (["--trainer.max_steps", "1e5"], "--trainer.max_steps 1e5: a whole number is expected: write 100000"),
+        (["--seed_everything", "abc"], "--seed_everything abc: true or false or a whole number is expected"),
+        (["--data.crop_size", "[3]"], "--data.crop_size [3]: a tuple with 2 elements is expected"),
+        (["--model.lr_scheduler.power", "abc"], "--model.lr_scheduler.power abc: a number is expected"),
+        (["--data", "Folder"], "data needs root: say it by --data.root"),
+        (["--trainer.callbacks+", "EarlyStopping"], "trainer.callbacks needs monitor: say it by --trainer.callbacks.monitor"),
+        (["\u2013\u2013config", "x.yaml"], "config begins with a dash of another kind, as web pages have it: type --config"),
+        (["-config", "x.yaml"], "-config has one dash only: type --config"),
+        (["foo"], "foo belongs to no option"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_wrong_argument_is_said_with_what_may_be_meant(cli, args, sentence):
+    assert sentence in mistake(cli, *EXPERIMENT, *args)
+
+
+def test_a_network_and_a_dataset_are_asked_for_by_the_experiment_that_has_both(cli):
+    assert "a network and a dataset are needed: --config" in mistake(cli)
+
+
+def test_a_protocol_that_there_is_not_is_said_too(cli):
+    assert "Tilse: there is no such class: did you mean Tiles?" in mistake(
+        cli, *EXPERIMENT, "--inference=Tilse", verb="validate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("trainr: {max_steps: 3}", "trainr.max_steps: there is no such key: did you mean trainer.max_steps?"),
+        ("trainer: {max_stps: 3}", "trainer.max_stps: there is no such key: did you mean trainer.max_steps?"),
+        ("model: {net: {class_path: FCN, init_arg: {stride: 8}}}", "FCN takes no init_arg: did you mean init_args?"),
+        ("model: {optimizer: {class_path: SGD, init_args: {momentm: 1}}}", "SGD takes no momentm: did you mean momentum?"),
+        ("data: {init_args: {batchsize: 1}}", "Shapes takes no batchsize: did you mean batch_size?"),
+        ("trainer: {max_steps: abc}", "trainer.max_steps abc: a whole number is expected"),
+        ("- a\n- b", "is a list, not a configuration"),
+        ("", "is empty, not a configuration"),
+        ("hello", "is a single value, not a configuration"),
+        ("model:\n\tnet: 3", "line 2: found character '\\t' that cannot start any token: indent by spaces, not by tabs"),
+        ("trainer: {max_steps: 3}\ntrainer: {max_steps: 5}", "line 2: the key 'trainer' stands there twice"),
+        ("model: {net: [", "line 1: "),
+        (b"\x80\x81\x82", "is no text, so no configuration"),
+    ],
+)
+def test_a_wrong_configuration_file_is_said_by_its_name(cli, text, sentence, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = mistake(cli, *EXPERIMENT, "--config", str(file))
+    assert said.startswith(str(file)) and sentence in said
+
+
+def test_a_configuration_file_that_is_not_there_is_said_with_one_that_is(cli, tmp_path):
+    missing = str(ROOT / "experiments/shapes/fronted.yaml")
+    assert mistake(cli, "--config", missing).startswith(f"there is no file {missing}: did you mean ")
+    assert mistake(cli, "--config", missing).endswith("experiments/shapes/frontend.yaml?")
+    (tmp_path / "config.yaml").write_text("{}")
+    assert (
+        mistake(cli, f"--config={tmp_path}")
+        == f"{tmp_path} is a directory: --config takes a file, such as {tmp_path}/config.yaml"
+    )
+    assert mistake(cli, "--config", "").startswith("--config is empty")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/miou"],
+         "EarlyStopping: monitor val/miou is no metric that is logged: did you mean val/mean_iou?"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/mean_iou"],
+         "EarlyStopping: val/mean_iou is better the higher it is, and mode is min: say mode max"),
+        (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/iou/wires"],
+         "ModelCheckpoint: monitor val/iou/wires is no metric that is logged: did you mean val/iou/wire?"),
+        (["--model.lr_scheduler=ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/los"],
+         "ReduceLROnPlateau: monitor val/los is no metric that is logged: did you mean val/loss?"),
+        (["--model.net.resnet=50", "--model.net.padding=reflect"], "DilatedNet: padding='reflect' and 'valid' are VGG-16's"),
+        (["--model.net.dropout=2"], "DilatedNet: dropout=2.0 is no number from 0 to 1"),
+        (["--model.optimizer.lr=-1"], "AdamW: Invalid learning rate: -1.0"),
+        (["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.total_steps=-5"],
+         "OneCycleLR: Expected positive integer total_steps, but got -5"),
+        (["--model.class_weights=[1,1,1,1,1,1,1,.inf]"], "model.class_weights: the weight inf of class night hill"),
+        (["--trainer.val_check_interval=0"], "trainer.val_check_interval is 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_a_class_refuses_is_one_sentence_before_the_first_step_and_leaves_nothing(args, sentence, tmp_path, capsys):
+    assert main(["fit", *SMALL, *args, "--run_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dilated-seg: ") and error.count("\n") == 1 and sentence in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_callback_needs_no_list_around_it_and_a_schedule_follows_what_validation_finds(tmp_path):
+    callback = '{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 9}}'
+    schedule = {"monitor": "val/loss", "patience": 0, "factor": 0.5, "threshold": 100.0, "threshold_mode": "abs"}
+    plateau = yaml.safe_dump({"class_path": "ReduceLROnPlateau", "init_args": schedule}, default_flow_style=True, width=1000)
+    args = [*SMALL, "--trainer.callbacks", callback, "--model.lr_scheduler", plateau, "--trainer.val_check_interval=2"]
+    assert main(["fit", *args, "--run_dir", str(tmp_path / "run")]) == 0
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    (state,) = saved["lr_schedulers"]
+    assert state["last_epoch"] == 2  # validations, not steps
+    assert [group["lr"] for group in saved["optimizer_states"][0]["param_groups"]] == [1e-3, 2e-3]  # halved once: no better
+
+
+OWN = """
+from torch import nn
+
+class MyNet(nn.Module):
+    def __init__(self, num_classes: int, kernel: int = 3):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError("an odd kernel is needed")
+        if kernel == 5:
+            raise KeyError("a mistake of mine")
+        self.score = nn.Conv2d(3, num_classes, kernel, padding=kernel // 2)
+
+    def forward(self, image):
+        return self.score(image)
+"""
+
+
+def test_a_class_in_the_current_directory_is_found_and_hides_nothing_that_is_installed(tmp_path):
+    """By the console's command, whose first place to look is not the current directory."""
+    (tmp_path / "mynet.py").write_text(OWN)
+    (tmp_path / "wandb.py").write_text("raise SystemExit('this hides an installed package')")
+    command = "import sys; sys.path[:] = [p for p in sys.path if p not in ('', sys.path[0])]; sys.path.insert(0, '/usr/bin')\n"
+    command += f"sys.path.append({str(ROOT)!r})\nfrom dilated_seg.__main__ import main\n"
+    command += "for arg in (sys.argv[2:] or ['3']):\n    print(main(sys.argv[1:2] + ['mynet.MyNet(' + arg + ')']))\n"
+    command += f"args = ['fit', *{SMALL[:-2]!r}, '--model.net=mynet.MyNet', '--trainer.max_steps=1', '--run_dir=run']\n"
+    command = command.replace("--model.net.width=0.02", "--trainer.enable_progress_bar=false")
+    command += "print(main(args)); print(main([*args, '--run_dir=other', '--model.net.kernel=4']))\n"
+    command += "try: main([*args, '--run_dir=other', '--model.net.kernel=5'])\nexcept KeyError: print('traceback')"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", command, "describe"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "MyNet" in result.stdout and result.stdout.splitlines()[-1] == "traceback"
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+    assert "dilated-seg: MyNet: an odd kernel is needed (mynet.py, line 8)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "unbuffered"),
+    [("describe --json", ""), ("describe FCN", ""), ("--help", ""), ("--help", "1"), ("prepare --help", "")],
+)
+def test_a_reader_that_ends_early_ends_the_command_quietly(args, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dilated_seg", *args.split()]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_the_help_of_fit_begins_with_ten_options_that_there_are_and_a_command_that_works(cli, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    shown = capsys.readouterr().out
+    first = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")][:10]
+    assert len([line for line in USAGE["fit"].splitlines() if line.startswith("  --")]) == 10
+    assert shown.index("such as: dilated-seg fit --config") < 200 and shown.count("\n") > 1000
+    example = next(line for line in shown.splitlines() if line.startswith("such as: ")).split()[4:]
+    known = chosen(cli, *[str(ROOT / arg) if arg.startswith("experiments") else arg for arg in example])
+    assert known.trainer.max_steps == 2000 and known.data.init_args.root == "data/camvid"
+    assert all(f"{option.rpartition('.')[0]}" in shown or option in shown for option in first)
+
+
+def test_nothing_that_nobody_can_act_on_stands_around_the_table(tmp_path, capsys, recwarn):
+    assert main(["fit", *SMALL, "--trainer.precision=bf16", "--run_dir", str(tmp_path / "run")]) == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    capsys.readouterr()
+    evaluation = ["--config", str(moved / "config.yaml"), "--ckpt_path", str(moved / "checkpoints/best.ckpt")]
+    assert main(["validate", *evaluation]) == 0
+    assert capsys.readouterr().err == ""
+    assert [str(warning.message) for warning in recwarn if "dirpath" in str(warning.message)] == []

@@ -1,0 +1,246 @@
+"""Every file that lies in a dataset's directories is used, or it is said why not, with what was expected and what is there."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dilated_seg.data import VOC, CamVid, Cityscapes, Folder, decode
+from dilated_seg.data.prepare import prepare
+from dilated_seg.errors import UserError
+from tests.support import fake_datasets
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    monkeypatch.setattr(decode, "SAID", set())
+
+
+@pytest.fixture
+def listed(tmp_path):
+    return fake_datasets.folder(tmp_path / "listed")
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """train/ and val/ of four images each, with masks."""
+    root = tmp_path / "mine"
+    for split in ("train", "val"):
+        for directory in ("images", "masks"):
+            (root / split / directory).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 6), (40 * i, 9, 9)).save(root / split / f"images/{split}{i}.png")
+            Image.fromarray(np.full((6, 8), i % 3, np.uint8)).save(root / split / f"masks/{split}{i}.png")
+    (root / "classes.yaml").write_text("classes: [a, b, c]\n")
+    return root
+
+
+def convert(path, suffix):
+    """Give a file another format."""
+    with Image.open(path) as opened:
+        opened.save(path.with_suffix(suffix))
+    path.unlink()
+
+
+def refused(root, split, dataset=Folder, **options):
+    """Return the sentence that a split is refused with."""
+    with pytest.raises(UserError) as caught:
+        data = dataset(root=str(root), **options)
+        data.val_dataloader() if split == "val" else data.opened(split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".tif", ".bmp", ".gif"])
+def test_images_of_another_format_are_no_smaller_dataset(mine, suffix):
+    for i in range(2):
+        convert(mine / f"train/images/train{i}.png", suffix)
+    said = refused(mine, "train")
+    assert f"train/images holds 2 files that are read and 2 that are not (train0{suffix}, train1{suffix})" in said
+    assert "only .png, .jpg, .jpeg" in said and "convert" in said
+    for i in range(2, 4):
+        convert(mine / f"train/images/train{i}.png", suffix)
+    said = refused(mine, "train")
+    assert "has no images that are read" in said and f"train0{suffix}, train1{suffix}, train2{suffix}, ..." in said
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_what_has_no_partner_is_no_smaller_validation_split(mine, kind):
+    (mine / f"val/{kind}/val2.png").unlink()
+    other = {"images": "masks/val2.png has no image", "masks": "images/val2.png has no label"}[kind]
+    assert other in refused(mine, "val")
+
+
+@pytest.mark.parametrize("kind", ["", "annot"])
+def test_camvid_has_no_fewer_frames_either(tmp_path, kind):
+    root = fake_datasets.camvid(tmp_path / "camvid")
+    convert(root / f"train{kind}/train_00001.png", ".webp")
+    assert f"train{kind} holds 4 files that are read and 1 that are not (train_00001.webp)" in refused(root, "train", CamVid)
+    (root / "valannot/val_00000.png").unlink()
+    assert "val_00000.png has no label" in refused(root, "val", CamVid)
+
+
+def test_cityscapes_names_frames_that_are_not_named_as_the_release(tmp_path):
+    root = fake_datasets.cityscapes(tmp_path / "cityscapes")
+    city = root / "leftImg8bit/val/lindau"
+    convert(city / "lindau_000003_000019_leftImg8bit.png", ".jpg")
+    assert "holds 1 images that are read and 1 that are not (lindau_000003_000019_leftImg8bit.jpg)" in refused(
+        root, "val", Cityscapes
+    )
+    shutil.move(city / "lindau_000003_000019_leftImg8bit.jpg", root / "leftImg8bit/val/x.PNG")  # not in a city
+    assert "(x.PNG): only CITY/NAME_leftImg8bit.png" in refused(root, "val", Cityscapes)
+
+
+def test_directories_below_are_not_passed_over(mine):
+    (mine / "train/images/more/deep").mkdir(parents=True)
+    shutil.copy(mine / "val/images/val0.png", mine / "train/images/more/deep/x.png")
+    assert "4 files that are read and 1 that are not (more/)" in refused(mine, "train")
+
+
+def test_files_that_are_no_images_are_said_once_and_hidden_ones_never(mine, capsys):
+    for name in ("._train0.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (mine / "train/images" / name).write_bytes(b"x")
+    (mine / "train/images/__MACOSX").mkdir()
+    assert len(Folder(root=str(mine)).opened("train")) == 4
+    assert not capsys.readouterr().err
+    (mine / "train/masks/train0.json").write_text("{}")
+    (mine / "train/masks/empty").mkdir()
+    Image.new("L", (8, 6)).save(mine / "train/masks/train1.bmp")  # beside train1.png, which is read
+    for _ in range(2):
+        assert len(Folder(root=str(mine)).opened("train")) == 4
+    said = capsys.readouterr().err
+    assert said == f"{mine}/train/masks: 3 files or directories are passed over (empty/, train0.json, train1.bmp)\n"
+
+
+def test_upper_case_suffixes_stems_with_dots_and_links_are_read(mine, tmp_path):
+    (mine / "train/images/train0.png").rename(mine / "train/images/a.b.v2.PNG")
+    (mine / "train/masks/train0.png").rename(mine / "train/masks/a.b.v2.Png")
+    shutil.move(mine / "val", tmp_path / "elsewhere")
+    (mine / "val").symlink_to(tmp_path / "elsewhere")
+    data = Folder(root=str(mine))
+    assert [data.opened("train")[i]["id"] for i in range(4)] == ["a.b.v2", "train1", "train2", "train3"]
+    assert len(data.opened("val")) == 4
+
+
+@pytest.mark.parametrize(
+    ("rename", "found"),
+    [
+        ("{}_mask.png", "val0_mask.png, val1_mask.png, val2_mask.png, ..."),
+        ("mask-{}.png", "mask-val0.png"),
+        ("{}.bmp", "val0.bmp"),
+        ("{}.jpg", "val0.jpg"),
+    ],
+)
+def test_masks_of_other_names_are_shown_with_the_names_expected(mine, listed, rename, found):
+    for path in sorted((mine / "val/masks").iterdir()):
+        path.rename(path.with_name(rename.format(path.stem)))
+    said = refused(mine, "val")
+    assert str(mine / "val/masks") in said and found in said
+    assert "rename the labels" in said or "only .png directly in it are read" in said
+    name = rename.format("photo 2")
+    (listed / "masks/photo 2.png").rename(listed / "masks" / name)
+    assert f"has no mask {listed}/masks/photo 2.png: {name} is there, so rename it, or export it as .png" in refused(
+        listed, "val"
+    )
+
+
+def test_masks_of_images_in_training_are_none_of_images_to_predict(listed):
+    Image.new("RGB", (4, 4)).save(listed / "images/photo.png")
+    (listed / "test.txt").write_text("photo\n")
+    Image.new("L", (4, 4)).save(listed / "masks/photo_77.png")  # whose image is gone, and no list names it
+    assert not Folder(root=str(listed)).opened("test").labelled  # masks/photo 0.png is that of another
+
+
+@pytest.mark.parametrize("name", ["mask", "labels"])
+def test_where_masks_were_looked_for_is_said(mine, listed, name):
+    (mine / "val/masks").rename(mine / "val" / name)
+    assert f"should have {mine}/val/masks/NAME.png, but {mine}/val holds images/, {name}/" in refused(mine, "val")
+    (listed / "masks").rename(listed / name)
+    assert f"each image of val.txt should have {listed}/masks/NAME.png" in refused(listed, "val")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+def test_a_split_of_another_name_is_shown_with_the_remedy(mine, listed, name):
+    (mine / "val").rename(mine / name)
+    said = refused(mine, "val")
+    assert f"neither val/ with images/ and masks/ nor the list val.txt; it holds {name}/, " in said or "train/" in said
+    assert said.endswith(f"rename {name}/ to val")
+    (listed / "val.txt").rename(listed / f"{name}.txt")
+    assert refused(listed, "val").endswith(f"rename {name}.txt to val.txt")
+
+
+def test_images_directly_in_a_split_are_shown(mine):
+    for path in (mine / "val/images").iterdir():
+        path.rename(mine / "val" / path.name)
+    (mine / "val/images").rmdir()
+    assert "val/images is no folder: it should hold the images, but" in (said := refused(mine, "val"))
+    assert "holds masks/, val0.png, val1.png, val2.png, val3.png" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"a.jpg a.png\n", "one name a line, not an image and its mask"),
+        (b"images/a.jpg,masks/a.png\n", "one name a line, not an image and its mask"),
+        (b"photo 2\nphoto 2.jpeg\n", "names photo 2 twice"),
+        (b"PHOTO 2\n", "photo 2.jpeg is there, so convert or rename it"),
+        (b"new\n", "new.webp is there, so convert or rename it"),
+    ],
+)
+def test_lines_of_a_list_that_are_no_names_are_shown_with_the_remedy(listed, content, sentence):
+    Image.new("RGB", (4, 4)).save(listed / "images/new.webp")
+    (listed / "val.txt").write_bytes(content)
+    assert sentence in refused(listed, "val")
+
+
+def test_a_list_says_what_is_used_however_its_lines_end(listed):
+    Image.new("RGB", (4, 4)).save(listed / "images/not listed.webp")
+    (listed / "val.txt").write_bytes(b"\xef\xbb\xbf  photo 2 \t\r\n\r\n")
+    assert len(Folder(root=str(listed)).opened("val")) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["/JPEGImages/2007_000000.jpg /SegmentationClass/2007_000000.png", "2007_000000.jpg", "2007_000000 1"]
+)
+def test_a_list_of_voc_with_more_than_names_is_one_sentence(tmp_path, line):
+    root = fake_datasets.voc(tmp_path)
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt").write_text(f"{line}\n")
+    assert f"has the line '{line}': it should have one name a line, such as 2007_000032" in refused(root, "train", VOC)
+
+
+def test_files_of_voc_with_another_suffix_are_shown(tmp_path):
+    root = fake_datasets.voc(tmp_path)
+    base = root / "VOCdevkit/VOC2012"
+    (base / "JPEGImages/2007_000000.jpg").rename(base / "JPEGImages/2007_000000.JPG")
+    assert "2007_000000.jpg is missing (2007_000000.JPG is there, but only .jpg is read)" in refused(root, "train", VOC)
+    convert(base / "SegmentationClass/2007_000002.png", ".bmp")
+    assert "(2007_000002.bmp is there, but only .png is read)" in refused(root, "val", VOC)
+
+
+def test_prepare_passes_nothing_over_either(mine):
+    convert(mine / "train/images/train3.png", ".webp")
+    with pytest.raises(UserError, match=r"1 that are not \(train3.webp\)"):
+        prepare("Folder", str(mine), mine.parent / "out")
+    assert not (mine.parent / "out").exists() and not (mine.parent / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("classes: [no, yes]", ("no", "yes")),
+        ("classes: [on, off, ~]", ("on", "off", "~")),
+        ("classes: [1, 1.50, 0x1f, 2020-01-02]", ("1", "1.50", "0x1f", "2020-01-02")),
+        ("classes:\n- null\n- 'true'\n- \"a: b\"\n", ("null", "true", "a: b")),
+    ],
+)
+def test_names_of_classes_are_as_they_are_written(listed, content, names):
+    (listed / "classes.yaml").write_text(f"{content}\nignore: [255]\n")
+    assert Folder(root=str(listed)).classes == names
+
+
+@pytest.mark.parametrize("content", ["classes: [a, car: 1]", "classes: [a, [b]]", "classes:\n- a\n-\n", "classes: [a, ' ']"])
+def test_what_is_no_name_of_a_class_is_refused(listed, content):
+    (listed / "classes.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"classes\.yaml: class 1 is .*, which is no name: write a text"):
+        Folder(root=str(listed))

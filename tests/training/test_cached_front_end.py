@@ -1,0 +1,260 @@
+"""The context stage on the front end's scores, computed once: the same training as with the front end, without its time."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dilated_seg.cli import CLI
+from dilated_seg.data import Folder, Shapes
+from dilated_seg.data.decode import Stored, read_image
+from dilated_seg.data.feature_cache import StoredScores
+from dilated_seg.data.transforms import ScaleAndCrop
+from dilated_seg.errors import UserError
+from dilated_seg.models import DilatedNet, FrontEnd
+from dilated_seg.training.cached_front_end import READING, hash_code
+from tests.conftest import ROOT
+from tests.support import fake_datasets, tolerance
+
+STEPS = 10
+LOSS = tolerance.SUM**0.5 * tolerance.SINGLE  # a mean over the pixels of a batch: 1e-5 of it
+forward = FrontEnd.forward
+STAGE = [
+    "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
+    "--model.optimizer=SGD", "--model.optimizer.lr=0.05",  # Adam would make steps of what is rounding: see tolerance.py
+    "--model.lr_factors={}", "--model.mean=[120,120,120]", "--model.std=[60,60,60]",
+    "--data.init_args.images=[20,2,2]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=4",
+    "--data.init_args.variants=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5",
+    "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+FROZEN = "--trainer.callbacks+={class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end]}}"
+
+
+def cached(folder):
+    return f"--trainer.callbacks+={{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}}}}}"
+
+
+def losses(run):
+    with (run / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def weights(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def front_end(tmp_path_factory):
+    """A file of weights whose scores differ between classes, as those of a trained front end do."""
+    torch.manual_seed(1)
+    net = DilatedNet(8, width=0.03, dropout=0.0)
+    torch.nn.init.normal_(net.front_end.final.weight, std=0.3)
+    path = tmp_path_factory.mktemp("weights") / "front_end.safetensors"
+    save_file(net.state_dict(), path)
+    return f"--model.weights={path}"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, front_end):
+    """The same stage through the front end, and on its scores."""
+    folder = tmp_path_factory.mktemp("stages")
+    CLI([*STAGE, front_end, FROZEN, "--run_dir", str(folder / "through")])
+    CLI([*STAGE, front_end, cached(folder / "scores"), "--run_dir", str(folder / "cached")])
+    return folder
+
+
+def first(stages):
+    """The folder of the scores that the fixture's stage made."""
+    return min((stages / "scores").iterdir(), key=lambda folder: (folder / "key.json").stat().st_mtime_ns)
+
+
+def test_losses_and_weights_are_those_of_training_through_the_front_end(stages):
+    through, stored = losses(stages / "through"), losses(stages / "cached")
+    assert len(through) == len(stored) == STEPS
+    assert len(set(through)) == STEPS  # they are losses of something
+    assert stored == pytest.approx(through, rel=LOSS)
+    expected, ours = weights(stages / "through"), weights(stages / "cached")
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=tolerance.training(STEPS, 0.05, eps=tolerance.SINGLE))
+    moved = [name for name, value in ours.items() if "ctx_" in name and value.ndim == 4]
+    start = torch.eye(8)[:, :, None, None]
+    assert any((ours[name][:, :, 1:2, 1:2] - start).abs().max() > 1e-3 for name in moved if ours[name].shape[-1] == 3)
+
+
+def test_training_reads_the_stored_scores_and_leaves_the_front_end_alone(stages, front_end, tmp_path, monkeypatch):
+    """Scores of one image are exchanged on the disk: the steps before it stay, the step that takes it has another loss."""
+    copy = tmp_path / "scores"
+    shutil.copytree(stages / "scores", copy)
+    folder = copy / first(stages).name
+    (shard,) = folder.glob("0-0-*.safetensors")
+    scores = StoredScores(folder, 20, 2)
+    assert scores.missing() == []
+    rows = [scores[0, index] for index in scores.rows(0)]
+    order = list(Shapes(images=(20, 2, 2), size=(32, 48), variants=2, batch_size=4).training_order(0, int))
+    rows[order[2][0][1] if order[2][0][1] < 16 else order[2][1][1]]["scores"][:] = 0
+    shard.unlink()
+    scores.write(0, 0, rows)
+    called = []
+    monkeypatch.setattr(FrontEnd, "forward", lambda self, image: called.append(1) or forward(self, image))
+    CLI([*STAGE, front_end, cached(copy), "--trainer.limit_val_batches=0", "--run_dir", str(tmp_path / "run")])
+    assert not called
+    assert losses(tmp_path / "run")[:2] == losses(stages / "cached")[:2]
+    assert losses(tmp_path / "run")[2] != losses(stages / "cached")[2]
+
+
+def test_a_rehearsal_computes_only_what_it_reads(tmp_path, front_end, capsys):
+    two = ["--trainer.max_steps=2", "--data.init_args.images=[2000,2,2]"]
+    CLI([*STAGE, front_end, cached(tmp_path / "scores"), *two, "--run_dir", str(tmp_path / "run")])
+    shards = list((tmp_path / "scores").glob("*/*.safetensors"))
+    assert 2 <= len(shards) <= 8  # of 250
+    assert f"{len(shards)} shards to compute" in capsys.readouterr().out
+    CLI([*STAGE, front_end, cached(tmp_path / "scores"), *two, "--run_dir", str(tmp_path / "run")])
+    assert "to compute" not in capsys.readouterr().out
+
+
+def test_validation_is_that_of_the_whole_network(stages):
+    through, stored = (json.loads((stages / run / "evaluations/val.json").read_text()) for run in ("through", "cached"))
+    differ = np.abs(np.array(through["matrix"]) - stored["matrix"]).sum() / 2
+    assert differ <= 0.001 * np.sum(stored["matrix"])  # pixels whose best classes tie but for rounding
+
+
+def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monkeypatch):
+    scores = StoredScores(first(stages), 20, 2)
+    assert scores.missing() == []
+    data = Shapes(images=(20, 2, 2), size=(32, 48), variants=2)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    images = data.training_images()
+    for epoch in range(5):
+        for index in (0, 7, 19):
+            ours, theirs = scores[epoch, index], images[epoch, index]
+            assert ours["id"] == theirs["id"]
+            assert torch.equal(ours["mask"], theirs["mask"])
+            assert ours["scores"].shape == (8, 4, 6)
+    assert not torch.equal(scores[0, 0]["scores"], scores[0, 1]["scores"])
+    assert any(not torch.equal(scores[0, i]["scores"], scores[1, i]["scores"]) for i in range(20))  # mirrored or not
+
+
+def test_a_second_run_computes_nothing_and_other_weights_compute_anew(stages, front_end, tmp_path, capsys):
+    folder = first(stages)
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    run = [*STAGE, cached(stages / "scores"), "--trainer.max_steps=1", "--model.lr_scheduler.init_args.total_iters=20"]
+    CLI([*run, front_end, "--run_dir", str(tmp_path / "again")])
+    assert "to compute" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == written
+    assert losses(tmp_path / "again") == losses(stages / "cached")[:1]
+    for number, other in enumerate(
+        (
+            [],
+            [front_end, "--data.init_args.flip=false"],
+            [front_end, "--seed_everything=1"],
+            [front_end, "--model.std=[50,50,50]"],
+        )
+    ):
+        CLI([*run, *other, "--run_dir", str(tmp_path / f"other{number}")])
+        assert "shards to compute" in capsys.readouterr().out
+        assert len(list((stages / "scores").iterdir())) == 2 + number
+
+
+def test_a_damaged_shard_is_removed_and_computed_again(stages, front_end, tmp_path, capsys):
+    copy = tmp_path / "scores"
+    shutil.copytree(stages / "scores", copy)
+    folder = copy / first(stages).name
+    shard = next(folder.glob("1-1-*.safetensors"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    next(folder.glob("0-0-*.safetensors")).unlink()  # as if it had been interrupted
+    (folder / "0-0.somewhere-1.partial").touch()
+    CLI([*STAGE, front_end, cached(copy), "--run_dir", str(tmp_path / "run")])
+    assert "2 shards to compute" in capsys.readouterr().out
+    assert not list(folder.glob("*.partial"))
+    assert shard.read_bytes() == content  # under the same name: the same scores
+    assert losses(tmp_path / "run") == losses(stages / "cached")
+
+
+def test_a_changed_file_of_the_data_changes_the_key(tmp_path):
+    data = Folder(root=str(fake_datasets.folder(tmp_path)), variants=1)
+    before = data.identity()
+    assert Folder(root=str(tmp_path), variants=1).identity() == before
+    for image in (tmp_path / "images").rglob("*.*"):
+        os.utime(image, ns=(1, 1))
+    assert Folder(root=str(tmp_path), variants=1).identity() != before
+    assert Folder(root=str(tmp_path), variants=1, crop_size=(9, 9)).identity()["augmentation"] != before["augmentation"]
+
+
+@pytest.mark.parametrize("module", READING, ids=lambda module: module.__name__)
+def test_changed_code_that_reads_images_changes_the_key(module, tmp_path, monkeypatch):
+    before = hash_code(*READING)
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(module.__file__).read_text() + "\n")
+    monkeypatch.setattr(module, "__file__", str(changed))
+    assert hash_code(*READING) != before
+
+
+def test_the_key_covers_the_image_decoder_and_the_augmentation():
+    assert {read_image.__module__, ScaleAndCrop.__module__, Stored.__module__} <= {module.__name__ for module in READING}
+
+
+def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+    run = ["--run_dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "dilated_seg", *STAGE, front_end, cached(tmp_path / "scores"), *two, *run]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "4 shards to compute" in result.stdout
+    (folder,) = (tmp_path / "scores").iterdir()
+    assert folder.name == first(stages).name
+    assert len(list(folder.glob("*.safetensors"))) == 4
+    assert losses(tmp_path / "run") == pytest.approx(losses(stages / "cached"), rel=LOSS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--data.init_args.variants=null"], "set it, such as to 2"),
+        (["--model.net.init_args.context=null"], "DilatedNet with a context module"),
+        (["--model.net.init_args.dropout=0.5"], "scores without dropout"),
+        (["--data.init_args.variants=0"], "data.variants is 0: it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_cached_is_said(flags, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        CLI([*STAGE, *flags, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "scores").exists()
+
+
+# Holds the lock of a folder, as a run that computes scores does, and puts them there a while later.
+OTHER = """
+import shutil, sys, time
+from filelock import FileLock
+with FileLock(f"{sys.argv[2]}/lock"):
+    print("held", flush=True)
+    time.sleep(5)
+    shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))
+"""
+
+
+def test_a_run_waits_for_another_one_that_computes_the_same_scores(tmp_path, front_end, capsys, stages):
+    folder = tmp_path / "scores" / first(stages).name
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", OTHER, first(stages), folder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "another run computes them" in said
+    assert "to compute" not in said
+    assert losses(tmp_path / "run") == losses(stages / "cached")
+
+
+def test_a_disk_too_small_is_said_after_the_first_shard(tmp_path, front_end, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match="GB more for the front end's scores"):
+        CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
