@@ -46,9 +46,14 @@ class CorruptError(Exception):
     """What is wrong with a file, as the end of a sentence."""
 
 
-def format_error(error: BaseException) -> str:
-    """Return an error's text in one line of at most 200 characters, or its type if it has no text."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def format_error(error: object) -> str:
+    """Return an error's text in one line of at most 500 characters, or the name of its type if it has no text."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's type and text in one line."""
+    return f"{type(error).__name__}: {format_error(error)}"
 
 
 def explain_system_error(name: object, error: BaseException) -> UserError | None:
@@ -88,8 +93,3 @@ def open_console(**options: Any) -> Console:  # noqa: ANN401 - as rich's
 def format_command(*words: str | Path) -> str:
     """Return a command as a POSIX shell takes it; each word is one argument, whatever characters it has."""
     return shlex.join(str(word) for word in words)
-
-
-def said(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -2,17 +2,34 @@
 
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dilated_seg.errors import UserError, explain_url_error, format_error
 
 
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, which replaces it when the block ends and is removed if the block fails.
+
+    So a file is whole or not there, whatever ends the process. Of two processes that write it at once, the last one wins.
+    The temporary name keeps the suffix, from which libraries tell the format, and is short whatever ``path`` is called.
+    """
+    partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix[:16]}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all; of two processes that write it at once, the last one wins."""
+    """Write a small text file atomically; make its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def is_url(root: str) -> bool:

@@ -22,12 +22,11 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.inference import strategies
-from dilated_seg.inference.load import refuse_misfit
-from dilated_seg.inference.segmenter import followed, normalised
 from dilated_seg.inference.strategies import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import scores
 from dilated_seg.models.layers import promote
+from dilated_seg.models.segmenter import followed, normalised
 from dilated_seg.runs.checkpoint import of_run
 from dilated_seg.runs.trust import local_file, read_checkpoint, refuse_foreign
 from dilated_seg.tensors import Image, Logits, Mask, predict
@@ -35,6 +34,7 @@ from dilated_seg.training.checkpoint_io import SafeCheckpointIO
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.monitors import check_monitor
 from dilated_seg.weights import Report, imagenet, load, local, summary
+from dilated_seg.weights.fill import refuse_misfit
 from dilated_seg.weights.published import IMAGENET_STD, RGB, VGG_MEAN
 from dilated_seg.weights.readers import names_in, without
 

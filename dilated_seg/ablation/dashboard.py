@@ -14,12 +14,13 @@ from wandb_workspaces import expr
 from wandb_workspaces.reports.v2 import interface as reports
 
 from dilated_seg.ablation.file import Ablation, finished
+from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.render import row
 from dilated_seg.report.sections import table_rows
 from dilated_seg.runs.results import Result, read, shared_protocol
 from dilated_seg.storage import write_text
-from dilated_seg.training.loggers import online, sentence
+from dilated_seg.training.loggers import online
 
 STEP = "trainer/global_step"
 WIDTH = 24  # of a report, in its own units
@@ -43,7 +44,7 @@ def publish(ablation: Ablation) -> None:
             save(*build(ablation, results, entity), folder)
             return
         except Exception as error:  # whatever W&B's client or server comes up with
-            print(f"W&B has not taken the dashboard: {sentence(error)}", file=sys.stderr)
+            print(f"W&B has not taken the dashboard: {format_error(error)}", file=sys.stderr)
     workspace, shown = build(ablation, results, entity="")
     specs = {"workspace": workspace._to_model(), "report": shown._to_model()}  # type: ignore[no-untyped-call]
     for name, model in specs.items():

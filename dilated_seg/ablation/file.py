@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
 from dilated_seg.runs.run import EXPERIMENTS
@@ -149,7 +149,7 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is no YAML: {format_error(error)}") from None
     if not isinstance(content, dict) or not content.get("experiments"):
         raise UserError(f"{path} names no experiments: give it a key 'experiments' with a name for each file")
     if unknown := sorted(content.keys() - set(KEYS)):

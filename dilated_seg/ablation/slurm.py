@@ -12,7 +12,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from dilated_seg.ablation.file import Ablation, Chain, finished
 from dilated_seg.ablation.launchers import Job, Launcher, title
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 
 TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
 
@@ -50,7 +50,7 @@ class Slurm(Launcher):
         try:
             jobs = self.executor.submit_array(callables)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise UserError(f"SLURM does not take the jobs: {' '.join(str(error).split())}") from None
+            raise UserError(f"SLURM does not take the jobs: {format_error(error)}") from None
         known = job_ids(self.ablation)
         for chain, job in zip(batch.values(), jobs, strict=True):
             known[self.ablation.place(chain)] = job.job_id
@@ -88,7 +88,7 @@ def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: AN
         except NameError:
             raise UserError(f"--slurm {key}: submitit has no such parameter for SLURM") from None
         except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(f"--slurm {key}={value}: {' '.join(str(error).split())}") from None
+            raise UserError(f"--slurm {key}={value}: {format_error(error)}") from None
     executor.update_parameters(slurm_stderr_to_stdout=True)
     return executor
 

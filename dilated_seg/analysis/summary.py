@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from dilated_seg.analysis import receptive_field
-from dilated_seg.errors import UserError, open_console
+from dilated_seg.errors import UserError, format_error, open_console
 from dilated_seg.models.build import network
 
 # The family in the order of the papers, as constructor calls.
@@ -104,7 +104,7 @@ def describe(text: str, size: tuple[int, int] = (500, 500)) -> Description:
     except UserError:
         raise
     except Exception as error:  # a network of the user's own may raise anything
-        raise UserError(f"{text} takes no image of {size[0]} x {size[1]}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{text} takes no image of {size[0]} x {size[1]}: {format_error(error)}") from error
     add_fields(net, layers)
     learning = [layer.receptive_field for layer in layers if layer.learnt and layer.type in ("conv", "deconv")]
     return Description(

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dilated_seg import data, models, training
 from dilated_seg.crf import DenseCRF
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference import strategies
 from dilated_seg.runs.run import EXPERIMENTS
 
@@ -218,7 +218,7 @@ def read_settings(name: str, prefix: tuple[str, ...] = ()) -> list[Setting]:
         tabs = ": indent by spaces, not by tabs" if "\\t" in str(error.problem) else ""
         raise UserError(f"{name}{line}: {error.problem}{tabs}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name} is no YAML: {format_error(error)}") from error
     if not isinstance(content, dict):
         kind = "empty" if content is None else "a list" if isinstance(content, list) else "a single value"
         raise UserError(f"{name} is {kind}, not a configuration: it should have keys such as model, data and trainer")
@@ -441,4 +441,4 @@ def refusal(kind: type, error: Exception) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     installed = "site-packages" in file.parts or Path(models.__file__).parents[1] in file.parents
     where = "" if installed or not lines else f" ({shown(file)}, line {lines[-1]})"
-    return f"{kind.__name__}: {' '.join(str(error).split()) or type(error).__name__}{where}"
+    return f"{kind.__name__}: {format_error(error)}{where}"

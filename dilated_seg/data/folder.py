@@ -26,7 +26,7 @@ from dilated_seg.data.pairs import (
     require_usable,
     show_names,
 )
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 
 CLASSES = "classes.yaml"
 
@@ -206,7 +206,7 @@ def read_facts(root: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{error}; it should say classes: [background, ...]") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is no YAML: {format_error(error)}") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("classes"), list) or not 2 <= len(facts["classes"]) <= 250:
         raise UserError(f"{path} should say classes: [background, ...], from 2 to 250 of them")
     if unknown := facts.keys() - {"classes", "palette", "ignore"}:

@@ -19,9 +19,9 @@ from dilated_seg.data.collate import Split
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.decode import DAMAGE, ReadLabel, Source, explain_unreadable, read_mask, values_as
 from dilated_seg.data.pairs import Pairs, Sample, names, refuse, show_names
-from dilated_seg.data.palette import palette
 from dilated_seg.data.shards import Shards
 from dilated_seg.errors import UserError
+from dilated_seg.models.segmenter import default_palette
 
 # What a label's value means: the class id; 255 is the border of an object, or a difficult one.
 VALUES = values_as({k: k for k in range(21)} | {255: 255})
@@ -58,7 +58,7 @@ class VOC(SegmentationDataModule):
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
         "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
     )  # fmt: skip
-    palette = palette(21)
+    palette = default_palette(21)
 
     variable = "DILATED_SEG_VOC"
     published = {"train": 1464, "val": 1449, "trainval": 2913, "trainaug": 10582, "test": 1456}

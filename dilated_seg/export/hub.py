@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dilated_seg import models
-from dilated_seg.errors import UserError, said
+from dilated_seg.errors import UserError, describe_error
 from dilated_seg.inference.load import CARD, CONFIG, WEIGHTS
-from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.run import commit
 from dilated_seg.storage import write_text
 
@@ -59,7 +59,7 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
     try:
         texts = {CARD: card(segmenter, folder.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"what is known of this network cannot be written down ({said(error)})") from error
+        raise UserError(f"what is known of this network cannot be written down ({describe_error(error)})") from error
     partial = folder / f"{WEIGHTS}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,9 @@ def push(segmenter: Segmenter, repository: str, licence: str | None = None, priv
             HfApi().create_repo(repository, private=private, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=repository, folder_path=folder))
         except Exception as error:  # every layer below has its own
-            raise UserError(f"the Hugging Face Hub does not take {repository} ({said(error)}): see hf auth login") from error
+            raise UserError(
+                f"the Hugging Face Hub does not take {repository} ({describe_error(error)}): see hf auth login"
+            ) from error
 
 
 def card(segmenter: Segmenter, name: str, licence: str | None = None) -> str:

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dilated_seg.errors import UserError, said
+from dilated_seg.errors import UserError, describe_error
 from dilated_seg.export import hub
 from dilated_seg.inference.load import load
-from dilated_seg.inference.segmenter import Segmenter, normalised
+from dilated_seg.models.segmenter import Segmenter, normalised
 from dilated_seg.runs.run import commit
 
 Format = Literal["onnx", "pt2", "hub"]
@@ -146,7 +146,7 @@ def traced(plain: Plain, size: tuple[int, int] | None = None) -> ExportedProgram
     if isinstance(failed, UserError):
         raise failed
     remedy = "it cannot be exported" if size else "fix the size of its images with --size HEIGHT WIDTH"
-    raise UserError(f"torch.export does not follow {type(plain.net).__name__} ({said(failed)}): {remedy}") from failed  # type: ignore[arg-type]
+    raise UserError(f"torch.export does not follow {type(plain.net).__name__} ({describe_error(failed)}): {remedy}") from failed  # type: ignore[arg-type]
 
 
 def write_onnx(program: ExportedProgram, facts: dict[str, Any], path: Path) -> None:
@@ -168,7 +168,7 @@ def write_onnx(program: ExportedProgram, facts: dict[str, Any], path: Path) -> N
     except OSError:
         raise
     except Exception as error:  # as torch.export
-        cause = said(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        cause = describe_error(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         raise UserError(f"this network cannot be written as ONNX ({cause}): take --format pt2") from error
 
 
@@ -203,7 +203,9 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
                 theirs = run(image)
         except Exception as error:  # every runtime has its own
             size = f"{height} x {width}"
-            raise UserError(f"what was written does not run on {size} ({said(error)}): nothing is kept; try --size") from error
+            raise UserError(
+                f"what was written does not run on {size} ({describe_error(error)}): nothing is kept; try --size"
+            ) from error
         if theirs.shape != ours.shape:
             shapes = f"{tuple(theirs.shape)} where torch gives {tuple(ours.shape)}"
             raise UserError(f"what was written gives {shapes}: nothing is kept")

@@ -2,8 +2,8 @@
 
 from dilated_seg.inference.image import Segmentation, segment
 from dilated_seg.inference.load import load
-from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.inference.strategies import Inference, MultiScale, ReflectedTiles, Tiles, Whole, predict
+from dilated_seg.models.segmenter import Segmenter
 
 __all__ = [
     "Inference",

@@ -18,12 +18,12 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dilated_seg.crf import DenseCRF
-from dilated_seg.errors import UserError, open_console
+from dilated_seg.errors import UserError, format_error, open_console
 from dilated_seg.inference.find import KINDS, VOC_FOLDER, Found, find
 from dilated_seg.inference.image import LARGE, Segmentation, chosen, segment
 from dilated_seg.inference.load import load
-from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.inference.strategies import Inference, ReflectedTiles, Tiles, Whole
+from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.run import commit
 from dilated_seg.storage import write_text
 
@@ -187,7 +187,7 @@ def encode(save: Save, result: Segmentation, content: io.BytesIO, path: Path) ->
         save(result, content)
     except (OSError, ValueError) as error:
         height, width = result.ids.shape
-        raise UserError(f"{path} cannot be made of {height} x {width} pixels: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be made of {height} x {width} pixels: {format_error(error)}") from error
 
 
 def attempt(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data.decode import as_rgb, mask_picture, read_image
-from dilated_seg.errors import UserError
-from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference.strategies import Inference, Tiles, Whole, predict, whole
+from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import predict as best
 
 LARGE = 4_000_000  # pixels; a larger picture is looked at in tiles, unless it is said how
@@ -99,7 +99,7 @@ def opened(picture: str | Path | Image.Image | Tensor) -> Tensor:
         except UserError:
             raise
         except Exception as error:  # every format has its own for damaged files
-            raise UserError(f"Pillow cannot read this picture: {' '.join(str(error).split())}") from error
+            raise UserError(f"Pillow cannot read this picture: {format_error(error)}") from error
     if not Path(picture).is_file():
         raise UserError(f"{picture} is no file" if Path(picture).exists() else f"there is no picture {picture}")
     return read_image(Path(picture))

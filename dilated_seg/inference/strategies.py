@@ -17,10 +17,10 @@ from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet, build
 from dilated_seg.models.dilatednet import MARGIN
 from dilated_seg.models.layers import Upsample, mirrored, promote
+from dilated_seg.models.segmenter import MAX_CLASSES
 from dilated_seg.tensors import Logits, Maps
 from dilated_seg.tensors import predict as best
 
-MOST = 255  # classes that a label picture can hold beside void
 GRID = 32  # tiles begin at its multiples, where every network's poolings fall as they do in the whole image
 
 Model = Callable[[Tensor], Logits]  # plain RGB (B, 3, H, W), 0 to 255, to logits: a SegmentationTask or a Segmenter
@@ -263,7 +263,7 @@ def predict(inference: Inference, model: Model, image: Tensor) -> Tensor:
     """Class ids (B, H, W), uint8, of plain RGB images (B, 3, H, W), 0 to 255, in memory for one band of the scores."""
     found = torch.empty(len(image), *image.shape[-2:], dtype=torch.uint8, device=image.device)
     for rows, logits in inference(model, image):
-        if logits.shape[1] > MOST:
+        if logits.shape[1] > MAX_CLASSES:
             raise UserError(f"class ids are written as bytes, of which 255 says void: {logits.shape[1]} classes are too many")
         found[:, rows] = best(logits).to(torch.uint8)
     return found

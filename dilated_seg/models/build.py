@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dilated_seg import models
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.models.layers import check_arguments
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         with torch.device(device), undrawn, warnings.catch_warnings(action="error"):  # such as no channels
             return constructor(*args, **kwargs)
     except Exception as error:  # whatever a constructor raises, what it was given is the user's
-        raise UserError(f"{text}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise UserError(f"{text}: {format_error(error)}") from error
 
 
 class Undrawn(TorchFunctionMode):
@@ -78,7 +78,7 @@ def one_of(text: str, what: str, example: str, kinds: Sequence[type[T]]) -> T:
     except UserError:
         raise
     except Exception as error:  # whatever a constructor raises, what it was given is the user's
-        raise UserError(f"{text}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{text}: {format_error(error)}") from error
 
 
 def parse(
@@ -124,7 +124,7 @@ def find(path: str) -> type[nn.Module]:
     except ImportError as error:
         raise UserError(f"there is no module {module} to take {name} from") from error
     except Exception as error:
-        raise UserError(f"the module {module} cannot be imported: {' '.join(str(error).split())}") from error
+        raise UserError(f"the module {module} cannot be imported: {format_error(error)}") from error
     if (not module and name not in models.__all__) or not (isinstance(found, type) and issubclass(found, nn.Module)):
         lower = {network.lower(): network for network in models.__all__}
         near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, 1)]

@@ -16,7 +16,7 @@ from dilated_seg.analysis.bootstrap import counts, mean_iou
 from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
 from dilated_seg.inference.load import load
-from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.render import Pictures, Plot, Section
 from dilated_seg.runs.results import Result

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.runs.checkpoint import LAST, PREVIOUS, beside, checksums, verified, verifies
 from dilated_seg.runs.trust import local_file, read_checkpoint
 from dilated_seg.storage import digest
@@ -50,7 +50,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides it behind its own
             whole = [path.name for path in (target, target.with_name(PREVIOUS)) if verifies(path)]
             kept = f"; {' and '.join(whole)} can be continued from" if whole else ""
-            raise UserError(f"the checkpoint {target} cannot be written ({' '.join(str(cause).split())}){kept}") from error
+            raise UserError(f"the checkpoint {target} cannot be written ({format_error(cause)}){kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ANN401
         """Read a checkpoint, without executing it, whatever ``weights_only`` and torch's environment variables say.

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from dilated_seg.data.workers import remove_import_hooks
+from dilated_seg.errors import format_error
 from dilated_seg.runs.run import experiment_name
 from dilated_seg.storage import write_text
 
@@ -94,7 +95,7 @@ class Wandb(WandbLogger):
                 self._begin()
             except Exception as error:
                 self.lost = True
-                print(f"W&B cannot begin, the run goes on without it: {sentence(error)}", file=sys.stderr)
+                print(f"W&B cannot begin, the run goes on without it: {format_error(error)}", file=sys.stderr)
                 self._experiment = wandb.init(mode="disabled")
             remove_import_hooks()
             if mode is None:
@@ -156,7 +157,7 @@ class Wandb(WandbLogger):
             try:
                 self._upload(best)
             except Exception as error:
-                print(f"W&B has not got {best.best_model_path}: {sentence(error)}", file=sys.stderr)
+                print(f"W&B has not got {best.best_model_path}: {format_error(error)}", file=sys.stderr)
 
     def end(self) -> None:
         """End the run at W&B, unless it is the caller's: otherwise the next run of this process would be logged to it."""
@@ -183,7 +184,7 @@ class Wandb(WandbLogger):
             action()
         except Exception as error:
             self.lost = True
-            print(f"W&B has failed, the run goes on without it: {sentence(error)}", file=sys.stderr)
+            print(f"W&B has failed, the run goes on without it: {format_error(error)}", file=sys.stderr)
 
 
 def finish(exit_code: int = 0) -> None:
@@ -194,7 +195,7 @@ def finish(exit_code: int = 0) -> None:
     try:
         wandb.finish(exit_code)
     except Exception as error:
-        print(f"W&B has not got everything ({sentence(error)}): wandb sync {shlex.quote(str(folder))}", file=sys.stderr)
+        print(f"W&B has not got everything ({format_error(error)}): wandb sync {shlex.quote(str(folder))}", file=sys.stderr)
 
 
 def wandb_id(run_dir: Path) -> str:
@@ -218,7 +219,7 @@ def online() -> bool:
 
 def say_offline(problem: object) -> None:
     """One line."""
-    print(f"W&B is offline: {sentence(problem)}; `wandb sync` later", file=sys.stderr)
+    print(f"W&B is offline: {format_error(problem)}; `wandb sync` later", file=sys.stderr)
 
 
 def wandb_server() -> SplitResult:
@@ -245,8 +246,3 @@ def has_wandb_key() -> bool:
         return wandb_server().hostname in netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def sentence(problem: object) -> str:
-    """An error's text in one line."""
-    return " ".join(str(problem).split()) or type(problem).__name__

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data.samplers import mix, run_seed
+from dilated_seg.errors import format_error
 from dilated_seg.runs.checkpoint import LAST
 from dilated_seg.training.labels import NothingToLearnError
 
@@ -113,7 +114,7 @@ class SaveOnError(Callback):
             if self._is_whole(trainer, pl_module):
                 self._save(trainer, pl_module)
         except Exception as error:  # such as a full disk, or a device that does not answer: the first error counts
-            print(f"step {trainer.global_step} cannot be saved ({' '.join(str(error).split())})", file=sys.stderr)
+            print(f"step {trainer.global_step} cannot be saved ({format_error(error)})", file=sys.stderr)
         if trainer.is_global_zero and last_checkpoint(trainer).is_file():
             print(how_to_continue(trainer), file=sys.stderr)
 

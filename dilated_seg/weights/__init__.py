@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.models import build
 from dilated_seg.storage import digest
 from dilated_seg.weights.download import local
@@ -98,7 +98,7 @@ def write(state: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
         partial.unlink(missing_ok=True)
         if not isinstance(error, Exception):
             raise
-        raise UserError(f"--out {path}: cannot write it: {' '.join(str(error).split())}") from error
+        raise UserError(f"--out {path}: cannot write it: {format_error(error)}") from error
 
 
 def apart(state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from urllib.request import Request
 
 import torch
 
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.storage import digest, is_url
 
 TIMEOUT = 20.0  # seconds without a byte
@@ -80,7 +80,7 @@ def download(url: str, path: Path, checksum: str) -> None:
         torch.hub.download_url_to_file(url, str(path), checksum, progress=True)
     except (OSError, HTTPException, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cannot download {url} ({' '.join(str(error).split())}): fetch it where there is a network and put it into "
+            f"cannot download {url} ({format_error(error)}): fetch it where there is a network and put it into "
             f"{path.parent} as {path.name}, or name a file of weights in model.weights"
         ) from error
     finally:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dilated_seg.errors import CorruptError, UserError
+from dilated_seg.errors import CorruptError, UserError, format_error
 from dilated_seg.weights.caffemodel import read_layers
 from dilated_seg.weights.download import local
 
@@ -181,7 +181,7 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
     except Exception as error:  # torch has no error of its own for a damaged file
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise CorruptError(f"is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
+        raise CorruptError(f"is damaged: {format_error(error)}") from error
 
 
 def read_torch(path: Path, file: BinaryIO) -> Weights:

@@ -15,8 +15,8 @@ from torch import nn
 from dilated_seg.analysis.summary import FAMILY
 from dilated_seg.errors import UserError
 from dilated_seg.export.program import Plain, write
-from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.models import build
+from dilated_seg.models.segmenter import Segmenter
 
 AUTHORS = (
     "FCNAlexNet(21, form='authors')", "FCN(21, stride=32, form='authors')", "FCN(21, stride=16, form='authors')",

@@ -15,10 +15,10 @@ from dilated_seg.analysis import receptive_field, summary
 from dilated_seg.analysis.receptive_field import grey, plots
 from dilated_seg.analysis.receptive_field.trace import NOTHING
 from dilated_seg.errors import UserError
-from dilated_seg.inference.segmenter import Segmenter
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.build import network
 from dilated_seg.models.layers import Upsample
+from dilated_seg.models.segmenter import Segmenter
 from tests.cli.test_cli import run  # noqa: F401 - a finished run
 
 MOVERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, Upsample)  # other layers move no column

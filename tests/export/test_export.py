@@ -15,9 +15,9 @@ from dilated_seg.__main__ import main
 from dilated_seg.errors import UserError
 from dilated_seg.export import hub
 from dilated_seg.export import program as exporting
-from dilated_seg.inference.load import load
-from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet, SegNet
+from dilated_seg.models.segmenter import Segmenter
 from tests.conftest import ROOT
 
 CLASSES = ["sky", "road", "tree", "car"]

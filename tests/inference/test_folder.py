@@ -16,9 +16,9 @@ from dilated_seg.__main__ import main
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import VOC, Cityscapes
 from dilated_seg.errors import UserError
+from dilated_seg.inference import load
 from dilated_seg.inference.find import VOC_FOLDER
 from dilated_seg.inference.image import segment
-from dilated_seg.inference.load import load
 from dilated_seg.inference.strategies import MultiScale, Tiles
 from dilated_seg.models import UNet
 from dilated_seg.task import SegmentationTask

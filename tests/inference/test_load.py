@@ -16,7 +16,7 @@ from dilated_seg.data import Shapes
 from dilated_seg.errors import UserError
 from dilated_seg.export import hub
 from dilated_seg.export.program import export
-from dilated_seg.inference.load import load
+from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs.checkpoint import beside
 from dilated_seg.task import SegmentationTask

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dilated_seg.inference.segmenter import Segmenter
+from dilated_seg.models.segmenter import Segmenter
 
 RADII = (4, 8, 16, 32, 64, 128, 256, None)  # pixels to each side; None is the whole image
 AT_ONCE = 400_000  # pixels of all images that go through the network together

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from shutil import copyfileobj
 from typing import Any
 
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.storage import digest
 
 Member = tuple[str, int, Callable[[], Any]]  # a file's name, its bytes, and how to open it
@@ -56,7 +56,7 @@ def fetch(file: str, checksum: str, urls: tuple[str, ...], folder: Path) -> Path
             if (found := digest(unfinished)) != checksum:
                 raise OSError(f"it is another file, SHA-256 {found}")
         except (OSError, HTTPException, RuntimeError) as error:
-            problems.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
+            problems.append(f"{url}: {format_error(error)}")
             unfinished.unlink(missing_ok=True)
         else:
             unfinished.replace(target)
@@ -131,7 +131,7 @@ def opened(archive: Path) -> Iterator[Callable[[], Iterator[Member]]]:
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, such as a full disk
             raise
-        raise UserError(f"{archive} cannot be unpacked ({' '.join(str(error).split())}): get it again") from error
+        raise UserError(f"{archive} cannot be unpacked ({format_error(error)}): get it again") from error
 
 
 def look_through(tar: tarfile.TarFile) -> None:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dilated_seg.crf import DenseCRF
-from dilated_seg.data.palette import palette as default_palette
 from dilated_seg.errors import UserError
-from dilated_seg.inference.strategies import MOST
 from dilated_seg.models.layers import promote
 from dilated_seg.tensors import Image, Logits
 
 CHANNELS = torch.Size((3, 1, 1))
+MAX_CLASSES = 255  # of an 8-bit mask beside its ignored value
 
 
 def normalised(image: Tensor, mean: Tensor, std: Tensor) -> Image:
@@ -75,7 +74,7 @@ class Segmenter(nn.Module):
         for name, values in (("colours", self.palette), ("submitted values", self.submitted)):
             if values and len(values) != len(self.classes):
                 raise UserError(f"there are {len(self.classes)} classes, but {len(values)} {name}")
-        if len(self.classes) > MOST:
+        if len(self.classes) > MAX_CLASSES:
             raise UserError(f"class ids are written as bytes, of which 255 says void: {len(self.classes)} classes are too many")
         if not all(0 <= number <= 255 for number in (*(c for colour in self.palette for c in colour), *(self.submitted or ()))):
             raise UserError("colours and submitted values are numbers from 0 to 255")
@@ -89,3 +88,11 @@ class Segmenter(nn.Module):
     def normalised(self, image: Tensor) -> Image:
         """What the network takes, of plain RGB (B, 3, H, W), 0 to 255."""
         return normalised(image, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Return VOC's colors: the bits of a class id, three at a time, become the highest bits of red, green and blue."""
+    return tuple(
+        tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))  # type: ignore[misc]
+        for index in range(num_classes)
+    )

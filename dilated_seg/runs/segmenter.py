@@ -1,0 +1,108 @@
+"""Builds the Segmenter of a checkpoint from what the checkpoint says of itself."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dilated_seg import models
+from dilated_seg.crf import DenseCRF
+from dilated_seg.errors import CorruptError, UserError, describe_error
+from dilated_seg.models import build
+from dilated_seg.models.segmenter import Segmenter
+from dilated_seg.runs.checkpoint import verified
+from dilated_seg.weights.fill import fill, rebuilt, refuse_misfit
+from dilated_seg.weights.readers import load_torch, tensors
+
+
+def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
+    """The network of a run's checkpoint, with what the checkpoint says of the data it was trained on."""
+    checksum = verified(path)
+    try:
+        with path.open("rb") as file:
+            content = load_torch(file)
+        if not isinstance(content, dict) or not {"state_dict", "global_step", "hyper_parameters"} <= content.keys():
+            raise CorruptError("is no checkpoint of a run: name a file of a run's folder checkpoints/")
+        state, given = tensors(content["state_dict"]), content["hyper_parameters"]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except CorruptError as error:
+        raise UserError(f"{path} {error}") from error
+    try:
+        weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+        dataset = content.get("dataset", {})  # runs of earlier commits wrote none
+        evaluations = of_these_weights(path, content["global_step"])
+        built = constructor(given, path) if net is None else None
+        mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
+        classes = dataset.get("classes") or given["classes"] or [str(k) for k in range(given["num_classes"])]
+        if built:
+            net = rebuilt(*built, weights, str(path), "meta" if built[0] in models.__all__ else "cpu")
+        elif net is not None:
+            fill(net, weights, str(path))
+        return Segmenter(
+            net,  # type: ignore[arg-type] # built or given
+            classes,
+            mean,
+            std,
+            palette=dataset.get("palette"),
+            ignore_index=dataset.get("ignore_index", given["ignore_index"]),
+            submitted=dataset.get("submitted"),
+            dataset=dataset.get("name") or next((record["protocol"]["dataset"] for record in evaluations), None),
+            built=built,
+            crf=crf_of(content.get("crf") or given.get("crf"), len(classes), state),
+            facts={"checkpoint": path.name, "sha256": checksum, "step": content["global_step"], "evaluations": evaluations},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path} lacks what a run's checkpoint says of itself ({describe_error(error)}): train its run again"
+        ) from error
+
+
+def crf_of(given: Mapping[str, Any] | None, classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
+    """The CRF that was trained with a network, by its saved arguments, its parameters among ``state`` as ``crf.*``."""
+    learnt = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
+    if not given:
+        if learnt:
+            raise UserError("there are weights of a CRF, but nothing says which")
+        return None
+    arguments: dict[str, Any] = dict(given.get("init_args") or {})
+    if arguments.pop("num_classes", None) not in (None, classes):
+        raise UserError(f"its CRF is of other than the {classes} classes")
+    crf = DenseCRF(**arguments)
+    if crf.learnable:
+        crf.learn(classes)
+    refuse_misfit(learnt, crf.state_dict(), "its CRF")
+    crf.load_state_dict(learnt)
+    return crf
+
+
+def constructor(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """Class and arguments of the network, as the command line saved them; our own classes by their name alone."""
+    if "net" not in given:
+        raise UserError(f"{path} is of a network built in Python, which it cannot rebuild: hand it over, load(source, net=...)")
+    name, arguments = given["net"]["class_path"], dict(given["net"].get("init_args") or {})
+    if any(isinstance(value, dict) and "class_path" in value for value in arguments.values()):
+        raise UserError(f"{path}: {name} is made of other objects: build it and hand it over, load(source, net=...)")
+    module, _, own = name.rpartition(".")
+    if module not in sys.modules:  # nothing is imported because a file names it
+        raise UserError(f"{path} is of {name}, which is not imported: if it is one of yours, import its module first")
+    return (own if build.find(name) is getattr(models, own, None) else name), arguments
+
+
+def of_these_weights(path: Path, step: int) -> list[dict[str, Any]]:
+    """What the run's folder says of evaluations at this step, tests first."""
+    if path.parent.name != "checkpoints":
+        return []
+    found = []
+    for file in sorted(path.parents[1].glob("evaluations/*.json")):
+        try:
+            record = json.loads(file.read_text())
+            whole = isinstance(record["protocol"]["images"], int)  # not of some of the split's images
+            if whole and record["protocol"]["checkpoint"].rpartition(" ")[2] == str(step):
+                found.append({key: record[key] for key in ("evaluation", "protocol", "classes", "matrix")})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # no record: the weights are what is asked for
+    return found
