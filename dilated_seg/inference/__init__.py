@@ -1,6 +1,5 @@
-"""A trained network on images: loading it, the inference strategies, one image, directories of images."""
+"""A trained network on images: loading it, the inference strategies; one image in image.py, directories in folder.py."""
 
-from dilated_seg.inference.image import Segmentation, segment
 from dilated_seg.inference.load import load
 from dilated_seg.inference.strategies import Inference, MultiScale, ReflectedTiles, Tiles, Whole, predict
 from dilated_seg.models.segmenter import Segmenter
@@ -9,11 +8,9 @@ __all__ = [
     "Inference",
     "MultiScale",
     "ReflectedTiles",
-    "Segmentation",
     "Segmenter",
     "Tiles",
     "Whole",
     "load",
     "predict",
-    "segment",
 ]
