@@ -22,7 +22,6 @@ def run(
     slurm: Sequence[str] = (),
     retries: int = 0,
     again: str = "",
-    wandb: bool = False,
 ) -> int:
     """Train and evaluate what is missing, then write and print the comparison.
 
@@ -35,7 +34,6 @@ def run(
         slurm: KEY=VALUE for submitit, of "slurm".
         retries: How often a failed run is tried again before this call gives it up.
         again: The command that continues, for the message and the report.
-        wandb: Whether the report is logged to W&B too.
 
     Raises:
         UserError: A mistake that is found before anything is trained.
@@ -68,16 +66,15 @@ def run(
             return 130
         code = end.code
         return 143 if code is None else int(code)  # Lightning ends on SIGTERM without one while it evaluates
-    return conclude(ablation, again or None, wandb)
+    return conclude(ablation, again or None)
 
 
-def conclude(ablation: Ablation, command: str | None = None, wandb: bool = False) -> int:
+def conclude(ablation: Ablation, command: str | None = None) -> int:
     """Compare what is finished, and say what is not; 1 if anything is missing.
 
     Args:
         ablation: Whose runs.
         command: That carried it out, for the report.
-        wandb: Whether the report is logged to W&B too.
     """
     from dilated_seg.analysis.receptive_field.measure import probe
     from dilated_seg.report.compare import compare
@@ -93,7 +90,7 @@ def conclude(ablation: Ablation, command: str | None = None, wandb: bool = False
                 print(f"receptive fields are not in the report: {error}", file=sys.stderr)
         without = [one.label for one, _ in missing if one.compared]
         split, claims, title = ablation.evaluation, ablation.claims, f"Comparison: {ablation.name}"
-        compare(folders, ablation.folder, split, names, without, claims, command, wandb, title)
+        compare(folders, ablation.folder, split, names, without, claims, command, title)
     for one, chain in missing:
         place = log if (log := ablation.log(chain)).exists() else one.folder
         print(f"{one.label} {failure(one, chain) or 'is not finished'} (see {place})", file=sys.stderr)

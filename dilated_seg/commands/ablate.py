@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
     what.add_argument("--status", action="store_true", help="only say how far each run is")
-    parser.add_argument("--dashboard", action="store_true", help="then a workspace and reports at W&B; files if it is offline")
+    parser.add_argument("--dashboard", action="store_true", help="then a workspace and a report at W&B; files if it is offline")
     options = parser.parse_args(args)
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
         return 0
     how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
     again = shlex.join(["dilated-seg", "ablate", *args])
-    status = ablation.run(study, **how, again=again, wandb=options.dashboard)
+    status = ablation.run(study, **how, again=again)
     if options.dashboard and status != 143:
         from dilated_seg.ablation import dashboard
 

@@ -13,11 +13,8 @@ def main(args: list[str]) -> int:
         "--out", default="report", help="folder of report.html, report.md and their files (default: %(default)s)"
     )
     parser.add_argument("--evaluation", help="which evaluation of the runs to compare, such as test-last or val-best")
-    parser.add_argument(
-        "--wandb", action="store_true", help="log the report to W&B as well; it waits in --out if W&B is offline"
-    )
     options = parser.parse_args(args)
     from dilated_seg.report.compare import compare
 
-    compare(options.runs, options.out, options.evaluation, wandb=options.wandb)
+    compare(options.runs, options.out, options.evaluation)
     return 0

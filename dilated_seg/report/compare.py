@@ -38,7 +38,6 @@ def compare(
     missing: Sequence[str] = (),
     claims: Sequence[Claim] = (),
     command: str | None = None,
-    wandb: bool = False,
     title: str = "Comparison",
 ) -> Path:
     """Read one evaluation of each run and compare them; gives the page.
@@ -51,7 +50,6 @@ def compare(
         missing: What should be compared as well and is not there: the report says so.
         claims: What to put to the test.
         command: That trained and evaluated all of this.
-        wandb: Whether to log the report to W&B as well.
         title: Of the page.
 
     Raises:
@@ -70,10 +68,6 @@ def compare(
     if missing:
         print(f"not in this comparison: {'; '.join(missing)}")
     print(f"report: {out / 'report.html'} (and report.md, with its plots and tables as files)")
-    if wandb:
-        from dilated_seg.report.wandb_report import publish
-
-        publish(comparison, out)
     return out / "report.html"
 
 

@@ -122,18 +122,6 @@ class Wandb(WandbLogger):
         self._try(lambda: super(Wandb, self).log_metrics(metrics, step))
 
     @rank_zero_only
-    def log_files(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Log files together, as an artifact of this name and kind."""
-
-        def log() -> None:
-            artifact = wandb.Artifact(name, kind)
-            for file in files:
-                artifact.add_file(str(file))
-            self.experiment.log_artifact(artifact)
-
-        self._try(log)
-
-    @rank_zero_only
     def log_config(self, config: dict[str, Any]) -> None:
         """Log the resolved experiment, by which runs are grouped."""
         self._try(lambda: self.experiment.config.update(config, allow_val_change=True))

@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -27,8 +25,6 @@ from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.runs.results import read
 from dilated_seg.runs.strata import counted, write_strata
-from tests.conftest import ROOT
-from tests.support.wandb_log import sessions
 
 CLASSES = ["ground", "tree", "<b>car & bus</b>"]
 PALETTE = [(20, 20, 20), (40, 160, 60), (200, 60, 40)]
@@ -409,28 +405,6 @@ def test_matrices_that_do_not_belong_to_the_evaluation_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not add up to the matrix beside it: evaluate the run again"):
         compare([run, evaluated(tmp_path / "b", perfect())], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_report_waits_for_wandb_sync_if_wb_is_offline(report, tmp_path):
-    runs = [report.parent / "good", report.parent / "blind"]
-    command = [
-        sys.executable,
-        "-m",
-        "dilated_seg",
-        "report",
-        *runs,
-        "--evaluation",
-        EVALUATION,
-        "--out",
-        tmp_path / "out",
-        "--wandb",
-    ]
-    environment = {**os.environ, "WANDB_MODE": "offline"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert f"wandb sync {tmp_path}/out/wandb/offline-run-" in result.stdout
-    (session,) = sessions(tmp_path / "out")
-    assert session.job_type == "report"
-    assert list((tmp_path / "out").glob("wandb/offline-run-*/files/media/html/report_*.html"))
 
 
 GOOD = {"says": "x", "better": "a", "worse": "b"}
