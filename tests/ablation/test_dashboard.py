@@ -101,7 +101,8 @@ def test_workspace_and_report_hold_the_runs_of_the_ablation_alone_and_the_protoc
 
 PUBLISH = """
 import sys
-from dilated_seg import ablation, dashboard
+from dilated_seg import ablation
+from dilated_seg.ablation import dashboard
 study = ablation.read(*sys.argv[1:])
 dashboard.publish(study)
 dashboard.publish(study)

@@ -144,7 +144,7 @@ def test_a_killed_call_goes_on_where_it_was(kill_at, tmp_path):
     out = tmp_path / "out"
     code = f"""
 import os, signal, sys
-from dilated_seg.prepare import write
+from dilated_seg.data.prepare import write
 from dilated_seg.__main__ import main
 write.SHARD_BYTES, wrote, original = 4000, [], write.record
 def record(path, note):

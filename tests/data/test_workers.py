@@ -37,7 +37,7 @@ USER_DATASET = """
 from torch.utils.data import DataLoader
 
 from dilated_seg.data import Shapes
-from dilated_seg.data.batches import pad
+from dilated_seg.data.collate import pad
 
 
 class Split:
@@ -369,7 +369,7 @@ def test_a_full_disk_is_not_a_damaged_archive(tmp_path, monkeypatch):
 LEFT = """
 from torch.utils.data import DataLoader
 from dilated_seg.data import Shapes
-from dilated_seg.data.batches import initialize_worker
+from dilated_seg.data.collate import initialize_worker
 split = Shapes(images=[4, 1, 1], size=[16, 24]).split("train")
 loader = DataLoader(split, batch_size=None, num_workers=1, persistent_workers=True, worker_init_fn=initialize_worker)
 iterator = iter(loader)

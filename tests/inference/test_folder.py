@@ -504,9 +504,9 @@ def test_twenty_megapixels_pass_in_bounded_memory(trained, tmp_path):
     photo(600, 600).save(tmp_path / "small.png")
     code = f"""
 import resource
-from dilated_seg.segment import segment
-from dilated_seg.segment.find import VOC_FOLDER
-from dilated_seg.segmenter import load
+from dilated_seg.inference.image import segment
+from dilated_seg.inference.find import VOC_FOLDER
+from dilated_seg.inference import load
 model = load({str(net_of_21)!r})
 segment(model, {str(tmp_path / "small.png")!r})
 idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
-from dilated_seg.data.voc import palette
+from dilated_seg.models.segmenter import default_palette
 
 VOC_SIZES = [(20, 30), (33, 17), (24, 24), (21, 40), (16, 16), (30, 20), (28, 19)]
 VOC_LISTS = {"train": [0, 1], "val": [2, 3], "test": [6]}
@@ -45,7 +45,7 @@ def voc(root: Path) -> Path:
     for i in VOC_LISTS["train"] + VOC_LISTS["val"]:
         for folder, label in (("SegmentationClass", voc_label(i)), ("SegmentationObject", voc_instances(i))):
             picture = Image.fromarray(label)  # with a palette its mode becomes P
-            picture.putpalette([v for colour in palette(256) for v in colour])
+            picture.putpalette([v for colour in default_palette(256) for v in colour])
             picture.save(base / f"{folder}/{voc_name(i)}.png")
     for name, images in (VOC_LISTS | {"trainval": VOC_LISTS["train"] + VOC_LISTS["val"]}).items():
         (base / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{voc_name(i)}\n" for i in images))

@@ -183,8 +183,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path):
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from dilated_seg import UserError
-from dilated_seg.checkpoints import SafeCheckpointIO
+from dilated_seg.errors import UserError
+from dilated_seg.training.checkpoint_io import SafeCheckpointIO
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
