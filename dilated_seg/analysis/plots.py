@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dilated_seg.analysis.bootstrap import Interval
+from dilated_seg.analysis.intervals import Interval
 
 matplotlib.rcParams.update({"figure.dpi": 100})
 

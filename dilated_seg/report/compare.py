@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dilated_seg.analysis.bootstrap import sentences
 from dilated_seg.errors import open_console
 from dilated_seg.report import sections
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.render import write
 from dilated_seg.report.sections import table_rows
+from dilated_seg.report.wording import describe_pairs
 from dilated_seg.runs.results import (
     Result,
     common_evaluation,
@@ -96,6 +96,6 @@ def show(comparison: Comparison) -> None:
         per_class.add_row(name, *(row[len(row) - len(classes) + k] for row in rows[:-1]))
     console = open_console()
     console.print(means, per_class)
-    for sentence in sentences(comparison.pairs):
+    for sentence in describe_pairs(comparison.pairs):
         console.print(sentence, soft_wrap=True)
     console.print(shared_protocol(comparison.results), soft_wrap=True)

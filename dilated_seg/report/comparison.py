@@ -6,7 +6,9 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from dilated_seg.analysis.bootstrap import ENOUGH, Bootstrap, Counts, Difference, Interval, cliques, counts
+from dilated_seg.analysis.bootstrap import Bootstrap
+from dilated_seg.analysis.intervals import MIN_SEEDS, Difference, Interval, find_cliques
+from dilated_seg.analysis.resampling import Counts, count_pixels
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import SIZES, WIDTH
 from dilated_seg.report.claims import Claim, refuse_other_classes
@@ -77,12 +79,12 @@ class Comparison:
     @property
     def enough(self) -> bool:
         """Whether any two networks have the seeds that a statement about networks needs."""
-        return sum(len(group) >= ENOUGH for group in self.groups.values()) > 1
+        return sum(len(group) >= MIN_SEEDS for group in self.groups.values()) > 1
 
     @property
     def cliques(self) -> list[tuple[str, ...]]:
         """Networks of which no two are told apart."""
-        return cliques(list(self.groups), self.pairs)
+        return find_cliques(list(self.groups), self.pairs)
 
     @property
     def has_strata(self) -> bool:
@@ -165,7 +167,7 @@ def of(result: Result, count: Count, classes: Sequence[int]) -> Counts:
 def plain(result: Result, images: np.ndarray | None = None) -> Counts:
     """Every pixel, of all images or of some."""
     matrices = result.images[1]
-    return counts(matrices if images is None else matrices[images])
+    return count_pixels(matrices if images is None else matrices[images])
 
 
 def near(result: Result, width: int) -> Counts:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.bootstrap import counts, mean_iou
+from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
 from dilated_seg.inference.load import load
@@ -30,7 +30,7 @@ def section(comparison: Comparison) -> Section | None:
     """Images with their truth and the predictions of each network's first seed, which are made if they are missing."""
     first = [group[0] for group in comparison.groups.values()]
     names = comparison.results[0].images[0]
-    scores = np.array([mean_iou(counts(result.images[1])) for result in first])  # of each network and image
+    scores = np.array([mean_iou(count_pixels(result.images[1])) for result in first])  # of each network and image
     kinds = telling(scores)
     shown = {k for chosen in kinds.values() for k in chosen}
     kinds = {"evenly spread over the split": [k for k in spread(len(names)) if k not in shown][:IMAGES], **kinds}

@@ -8,13 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dilated_seg.analysis import plots, receptive_field
-from dilated_seg.analysis.bootstrap import Bootstrap, Counts, Interval, listed
+from dilated_seg.analysis.bootstrap import Bootstrap
+from dilated_seg.analysis.intervals import Interval
 from dilated_seg.analysis.receptive_field import Context, Measured, within
 from dilated_seg.analysis.receptive_field.plots import field_map
+from dilated_seg.analysis.resampling import Counts
 from dilated_seg.errors import UserError
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import ROUGH, Comparison
 from dilated_seg.report.render import Plot, Section, Table
+from dilated_seg.report.wording import join_names
 from dilated_seg.runs.results import protocol
 
 Seeds = dict[str, list[Measured]]  # of each network
@@ -42,7 +45,7 @@ def section(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
     blocks: list[str | Table | Plot] = [sides(found), HOW, profiles(comparison, found), maps]
     everything = [one for seeds in found.values() for one in seeds]
     if without:
-        blocks.insert(0, f"Not measured, or not of the weights that were evaluated: {listed(without)}.")
+        blocks.insert(0, f"Not measured, or not of the weights that were evaluated: {join_names(without)}.")
     if same_pixels([one.context for one in everything]):
         blocks.append(GREY.format(comparison.kind))
         far = [claim.classes for claim in claims if claim.classes and not claim.objects and not claim.boundary]

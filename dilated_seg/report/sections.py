@@ -6,18 +6,7 @@ import numpy as np
 import torch
 
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.bootstrap import (
-    ENOUGH,
-    IMAGES,
-    TRAININGS,
-    Difference,
-    Interval,
-    ends,
-    explain_seeds,
-    listed,
-    points,
-    sentences,
-)
+from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGES, Difference, Interval
 from dilated_seg.errors import UserError, format_command
 from dilated_seg.metrics.confusion import scores
 from dilated_seg.report import cost, gallery, receptive_fields, stratified, variance
@@ -25,23 +14,24 @@ from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict, seeds
 from dilated_seg.report.render import Commands, Plot, Section, Table
 from dilated_seg.report.tables import percent
+from dilated_seg.report.wording import describe_pairs, explain_seeds, format_ends, format_points, join_names
 from dilated_seg.runs.results import Result, different, history, majority, shared_protocol
 from dilated_seg.runs.run import name_partial
 
 INTERVALS = {
-    IMAGES: (
-        f"In brackets: 95 % intervals of {IMAGES}, from a paired bootstrap over images. Training again, with another seed or "
-        "on another machine, changes the numbers too, often by more; that is not in these intervals."
+    OTHER_IMAGES: (
+        f"In brackets: 95 % intervals of {OTHER_IMAGES}, from a paired bootstrap over images. Training again, with another "
+        "seed or on another machine, changes the numbers too, often by more; that is not in these intervals."
     ),
-    TRAININGS: (
-        f"In brackets: 95 % intervals of networks {TRAININGS}, from a paired bootstrap over images and the spread over seeds, "
-        "which is estimated for each network and shrunk towards that of all."
+    NEW_TRAININGS: (
+        f"In brackets: 95 % intervals of networks {NEW_TRAININGS}, from a paired bootstrap over images and the spread over "
+        "seeds, which is estimated for each network and shrunk towards that of all."
     ),
 }
 BARS = (
-    f"Two networks are told apart if both have at least {ENOUGH} seeds and the p-value of their difference is below 0.05 after "
-    "Holm's correction over all pairs; bars at the right of the plot join neighbours of which no two are. An interval of a "
-    "single network is less exact than that of a difference."
+    f"Two networks are told apart if both have at least {MIN_SEEDS} seeds and the p-value of their difference is below 0.05 "
+    "after Holm's correction over all pairs; bars at the right of the plot join neighbours of which no two are. An interval of "
+    "a single network is less exact than that of a difference."
 )
 
 
@@ -93,7 +83,7 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
     number = len(comparison.classes)
     at = header.index("mean IoU")
     known = comparison.intervals
-    ours = [[*row[:at], points(known[row[0]]) if row[0] in known else row[at], *row[at + 1 : -number]] for row in rows]
+    ours = [[*row[:at], format_points(known[row[0]]) if row[0] in known else row[at], *row[at + 1 : -number]] for row in rows]
     numbers = [[*row[:at], *cells(known.get(row[0]), row[at], comparison.kind), *row[at + 1 :]] for row in rows]
     wide = [*header[: at + 1], "low", "high", "interval", *header[at + 1 :]]
     header[at] = f"mean IoU ({comparison.kind})"
@@ -108,8 +98,8 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
         BARS,
     ])  # fmt: skip
     alone = [name for name, group in comparison.groups.items() if len(group) == 1]
-    if comparison.kind == TRAININGS and alone:
-        section.blocks.append(f"Trained once only: {listed(alone)}; taken to vary over seeds as one of the others does.")
+    if comparison.kind == NEW_TRAININGS and alone:
+        section.blocks.append(f"Trained once only: {join_names(alone)}; taken to vary over seeds as one of the others does.")
     return section
 
 
@@ -118,12 +108,12 @@ def best(comparison: Comparison) -> str:
     if np.isnan(next(iter(comparison.intervals.values())).value):
         return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))
-    value = points(comparison.intervals[first])
+    value = format_points(comparison.intervals[first])
     if not comparison.enough:
         said = f"**Highest mean IoU of these runs: {first}, {value} ({comparison.kind}).**"
         return f"{said} {explain_seeds(comparison.pairs)}"
     even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.told_apart]
-    others = "it differs from all others" if not even else f"not told apart from it: {listed(even)}"
+    others = "it differs from all others" if not even else f"not told apart from it: {join_names(even)}"
     return f"**Highest mean IoU: {first}, {value} ({comparison.kind}); {others}.**"
 
 
@@ -150,15 +140,15 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
     for claim in claims:
         try:
             if gone := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
-                raise UserError(f"{listed(gone)} is not in this comparison")
+                raise UserError(f"{join_names(gone)} is not in this comparison")
             found = comparison.verdict(claim)
         except UserError as error:
             said.append(f"**{claim.says}: not measured.** {str(error)[0].upper()}{str(error)[1:]}.")
             continue
         here, elsewhere, verdict = found.here, found.elsewhere, judge_claim(found)
-        rest = points(elsewhere) if elsewhere else "-"
+        rest = format_points(elsewhere) if elsewhere else "-"
         pair, seeds = f"{claim.better} - {claim.worse}", str(here.seeds)
-        rows.append([claim.says, pair, claim.measure, seeds, points(here), ends(here.new), rest, verdict])
+        rows.append([claim.says, pair, claim.measure, seeds, format_points(here), format_ends(here.new), rest, verdict])
         low_high = [f"{100 * v:.2f}" for v in (here.value, here.low, here.high)]
         new = [f"{100 * v:.2f}" for v in (here.new.low, here.new.high)]
         words = [claim.says, claim.better, claim.worse, claim.measure, seeds]
@@ -181,12 +171,12 @@ def explain_verdicts(comparison: Comparison) -> str:
     """Say what the verdicts on claims mean, those that this report can have."""
     few = (
         'An argument is "observed in these runs" if the 95 % interval of the difference lies above zero; to say more of the '
-        f"networks takes at least {ENOUGH} seeds of each. "
+        f"networks takes at least {MIN_SEEDS} seeds of each. "
     )
     enough = (
         "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
         'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
-        f"smaller. With fewer than {ENOUGH} seeds of one of the networks, it is observed in these runs or it is not. "
+        f"smaller. With fewer than {MIN_SEEDS} seeds of one of the networks, it is observed in these runs or it is not. "
     )
     return (enough if comparison.enough else few) + (
         "Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
@@ -200,7 +190,7 @@ def judge_claim(found: Verdict) -> str:
     here, more = found.here, found.more
     if np.isnan(here.low):
         return "not measured"
-    if here.seeds < ENOUGH:
+    if here.seeds < MIN_SEEDS:
         return "observed in these runs" if here.low > 0 else "not observed in these runs"
     if here.low > 0:
         return "holds, not only here" if more is not None and not np.isnan(more.low) and more.low <= 0 else "holds"
@@ -209,16 +199,16 @@ def judge_claim(found: Verdict) -> str:
 
 def in_words(claim: Claim, found: Verdict) -> str:
     """A claim's measurement as a sentence."""
-    said = f"{claim.better} minus {claim.worse}: {points(found.here)} points of {claim.measure}"
+    said = f"{claim.better} minus {claim.worse}: {format_points(found.here)} points of {claim.measure}"
     if np.isnan(found.here.low):
         return f"{said}; they differ on too few images to tell."
     said = f"{said} ({found.here.kind})"
-    if found.here.seeds < ENOUGH:
-        rest = f"; elsewhere the difference is {points(found.elsewhere)}" if found.elsewhere else ""
-        return f"{said}{rest}; at least {ENOUGH} seeds of each are needed to say more than what these runs show."
+    if found.here.seeds < MIN_SEEDS:
+        rest = f"; elsewhere the difference is {format_points(found.elsewhere)}" if found.elsewhere else ""
+        return f"{said}{rest}; at least {MIN_SEEDS} seeds of each are needed to say more than what these runs show."
     if not found.elsewhere or not found.more or np.isnan(found.more.low) or np.isnan(found.elsewhere.low):
         return f"{said}."
-    there = points(found.elsewhere)
+    there = format_points(found.elsewhere)
     if found.here.low <= 0:
         behind = f", so {claim.better} is the worse one" if found.here.high < 0 else ""
         return f"{said}{behind}; elsewhere the difference is {there}."
@@ -235,8 +225,8 @@ def differences(comparison: Comparison) -> Section | None:
         return None
     rows = [
         [
-            f"{pair.better} - {pair.worse}", str(pair.seeds), points(pair), ends(pair.repeat), ends(pair.new), p_value(pair.p),
-            p_value(pair.adjusted), say_apart(pair),
+            f"{pair.better} - {pair.worse}", str(pair.seeds), format_points(pair), format_ends(pair.repeat),
+            format_ends(pair.new), p_value(pair.p), p_value(pair.adjusted), say_apart(pair),
         ]
         for pair in pairs
     ]  # fmt: skip
@@ -261,19 +251,19 @@ def differences(comparison: Comparison) -> Section | None:
         "Each interval and p is of its pair alone (two-sided); p, Holm is adjusted for all pairs. So an interval may exclude 0 "
         "beside a no. No means not shown to differ, not equal."
     )
-    if comparison.kind == TRAININGS:
+    if comparison.kind == NEW_TRAININGS:
         how += (
             " The first interval is meant to cover the mean difference over all trainings; the next two, what will be measured "
             "when each network is trained again as often as here, and once: 95 % prediction intervals."
         )
     table = Table("pairs", header, rows, numbers=(full, numbers))
     title = "Differences between networks" if comparison.enough else "Differences between these runs"
-    return Section(title, [*sentences(pairs), table, how])
+    return Section(title, [*describe_pairs(pairs), table, how])
 
 
 def say_apart(pair: Difference) -> str:
     """Say whether two networks are told apart, or that they have too few seeds for it."""
-    return f"{pair.seeds} of {ENOUGH} seeds" if pair.seeds < ENOUGH else "yes" if pair.told_apart else "no"
+    return f"{pair.seeds} of {MIN_SEEDS} seeds" if pair.seeds < MIN_SEEDS else "yes" if pair.told_apart else "no"
 
 
 def p_value(p: float) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.bootstrap import Interval, points
+from dilated_seg.analysis.intervals import Interval
 from dilated_seg.metrics.stratified import SIZES
 from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison
 from dilated_seg.report.render import Plot, Section, Table
+from dilated_seg.report.wording import format_points
 
 
 def objects(comparison: Comparison) -> Section | None:
@@ -89,7 +90,7 @@ def images(comparison: Comparison) -> Section | None:
 
 def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> Table:
     """Intervals by network (rows); the CSV has their ends in columns of their own."""
-    rows = [[network, *map(points, intervals)] for network, intervals in found.items()]
+    rows = [[network, *map(format_points, intervals)] for network, intervals in found.items()]
     numbers = [
         [network, column, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
         for network, intervals in found.items()

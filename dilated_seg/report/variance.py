@@ -1,8 +1,9 @@
 """The report's section on variance: how much the images and the seeds move each network, and what more seeds would show."""
 
-from dilated_seg.analysis.bootstrap import ENOUGH, TRAININGS, Variation, ends
+from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, Variation
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.render import Section, Table
+from dilated_seg.report.wording import format_ends
 
 SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
 
@@ -11,10 +12,10 @@ def section(comparison: Comparison) -> Section | None:
     """Tables of variances and of detectable differences; a sentence if no network has two seeds."""
     if not comparison.pairs:
         return None
-    if comparison.kind != TRAININGS:
+    if comparison.kind != NEW_TRAININGS:
         return Section("Variance over images and seeds", [
             "How much these networks vary over seeds is not known, as each was trained once, so it cannot be said which "
-            f"difference how many seeds would tell apart: train at least {ENOUGH} seeds of each."
+            f"difference how many seeds would tell apart: train at least {MIN_SEEDS} seeds of each."
         ])  # fmt: skip
     return Section("Variance over images and seeds", [
         tabulate_variances(comparison),
@@ -45,15 +46,15 @@ def tabulate_variances(comparison: Comparison) -> Table:
 def format_variation(one: Variation) -> list[str]:
     """Format the cells of a network's variances, in points of mean IoU and in percent."""
     measured = f"{100 * one.measured:.1f}" if one.seeds > 1 else "-"
-    estimated = f"{100 * one.training.value:.1f} {ends(one.training)}"
+    estimated = f"{100 * one.training.value:.1f} {format_ends(one.training)}"
     share = "-" if one.share != one.share else f"{100 * one.share:.0f}"
     return [str(one.seeds), f"{100 * one.images:.1f}", measured, estimated, share]
 
 
 def explain_widths(comparison: Comparison) -> str:
     """Say why intervals are wide with two seeds, and what to do about it; empty with more."""
-    few = max(len(group) for group in comparison.groups.values()) < ENOUGH
-    return f"Two seeds hardly bound a spread, which is why the intervals are wide: train {ENOUGH} or more." if few else ""
+    few = max(len(group) for group in comparison.groups.values()) < MIN_SEEDS
+    return f"Two seeds hardly bound a spread, which is why the intervals are wide: train {MIN_SEEDS} or more." if few else ""
 
 
 def tabulate_detectable(comparison: Comparison) -> Table:

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import torch
 
-from dilated_seg.analysis.bootstrap import Bootstrap, counts
+from dilated_seg.analysis.bootstrap import Bootstrap
+from dilated_seg.analysis.resampling import count_pixels
 from dilated_seg.metrics.confusion import scores
 
 IMAGES, CLASSES, RESAMPLES, FEW = 1449, 21, 10_000, 200
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     print(f"{torch.get_num_threads()} threads, {RESAMPLES:,} resamples of {IMAGES:,} images, {CLASSES} classes")
     for networks in (2, 7):
         matrices = [rng.integers(0, 500, (IMAGES, CLASSES, CLASSES)) for _ in range(networks)]
-        counted = {str(k): [counts(one)] for k, one in enumerate(matrices)}
+        counted = {str(k): [count_pixels(one)] for k, one in enumerate(matrices)}
         ours = seconds(lambda counted=counted: Bootstrap(counted, RESAMPLES).pairs())
         plain = seconds(lambda matrices=matrices: loop(matrices, FEW)) * RESAMPLES / FEW
         print(f"{networks} networks, all pairs: {ours:.2f} s; loop {plain:.0f} s, {plain / ours:.0f} times as long")

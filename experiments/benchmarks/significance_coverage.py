@@ -20,7 +20,9 @@ from collections import defaultdict
 import numpy as np
 from scipy import stats
 
-from dilated_seg.analysis.bootstrap import TAIL, Bootstrap, mean_iou
+from dilated_seg.analysis.bootstrap import Bootstrap
+from dilated_seg.analysis.intervals import UPPER_QUANTILE
+from dilated_seg.analysis.resampling import mean_iou
 
 POPULATION, IMAGES, CLASSES, RESAMPLES = 20_000, 64, 6, 1_000
 STEADY, RATIO = 0.1, 4  # of quality, about 2 and 8 points of mean IoU
@@ -98,12 +100,12 @@ def simulate(spreads, seeds, studies, rng):
 def pooled_interval(found, pair):
     """The ends of the interval with one spread for all networks, with Welch and Satterthwaite's degrees of freedom."""
     networks = found.networks.values()
-    freedom = sum(one.number - 1 for one in networks)
-    variance = sum((one.number - 1) * one.measured for one in networks) / freedom
-    among = sum(1 / found.networks[name].number for name in (pair.better, pair.worse)) * variance
-    error = found._image_error({pair.better: 1, pair.worse: -1})[1] ** 2
+    freedom = sum(one.n - 1 for one in networks)
+    variance = sum((one.n - 1) * one.s2 for one in networks) / freedom
+    among = sum(1 / found.networks[name].n for name in (pair.better, pair.worse)) * variance
+    error = found.estimate_image_error({pair.better: 1, pair.worse: -1})[1] ** 2
     total = error + among
-    half = stats.t.ppf(TAIL, total**2 / (error**2 / (found.size - 1) + among**2 / freedom)) * np.sqrt(total)
+    half = stats.t.ppf(UPPER_QUANTILE, total**2 / (error**2 / (found.size - 1) + among**2 / freedom)) * np.sqrt(total)
     return pair.value - half, pair.value + half
 
 

@@ -9,21 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as some
 from scipy import stats
 
-from dilated_seg.analysis.bootstrap import (
-    IMAGES,
-    TRAININGS,
-    Bootstrap,
-    Difference,
-    Interval,
-    cliques,
-    counts,
-    holm,
-    mean_iou,
-    points,
-    sentences,
-)
+from dilated_seg.analysis.bootstrap import Bootstrap
+from dilated_seg.analysis.intervals import NEW_TRAININGS, OTHER_IMAGES, Difference, Interval, adjust_holm, find_cliques
+from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.confusion import scores
+from dilated_seg.report.wording import describe_pairs, format_points
 from tests.conftest import ROOT
 
 POPULATION = 20_000  # images, of which a study sees a few
@@ -49,7 +40,7 @@ class World:
 
 def some_counts(seed=0, images=20, classes=4):
     matrices = np.random.default_rng(seed).integers(0, 50, (images, classes, classes))
-    return counts(matrices)
+    return count_pixels(matrices)
 
 
 @pytest.mark.parametrize(("images", "classes"), [(64, 8), (200, 6)])
@@ -151,7 +142,7 @@ def test_seeds_that_only_shift_give_the_interval_of_student():
 def test_one_seed_of_each_gives_an_interval_of_these_weights_and_no_prediction():
     found = Bootstrap({"a": [some_counts(0)], "b": [some_counts(1)]}, 500)
     pair = found.difference("a", "b")
-    assert pair.kind == IMAGES and pair.seeds == 1 and not pair.told_apart
+    assert pair.kind == OTHER_IMAGES and pair.seeds == 1 and not pair.told_apart
     assert np.isnan(pair.new.low) and np.isnan(found.find_detectable("a", "b", 3)) and np.isnan(found.vary("a").share)
 
 
@@ -184,16 +175,16 @@ def test_where_only_few_images_differ_nobody_can_tell():
     one = rng.integers(10, 50, (200, 3, 3))
     other = one.copy()
     other[:5] += 20 * np.eye(3, dtype=np.int64)
-    found = Bootstrap({"a": [counts(one)], "b": [counts(other)]}).difference("b", "a")
+    found = Bootstrap({"a": [count_pixels(one)], "b": [count_pixels(other)]}).difference("b", "a")
     assert found.value > 0 and np.isnan(found.low) and found.p == 1
-    assert points(found) == f"{100 * found.value:.1f}"
+    assert format_points(found) == f"{100 * found.value:.1f}"
 
 
 def test_images_without_a_valid_pixel_say_nothing():
     rng = np.random.default_rng(0)
     matrices = rng.integers(10, 50, (2, 30, 3, 3))
     padded = np.concatenate([matrices, np.zeros((2, 300, 3, 3), np.int64)], axis=1)
-    plain, with_void = (Bootstrap({"a": [counts(m[0])], "b": [counts(m[1])]}, 500) for m in (matrices, padded))
+    plain, with_void = (Bootstrap({"a": [count_pixels(m[0])], "b": [count_pixels(m[1])]}, 500) for m in (matrices, padded))
     assert plain.difference("a", "b") == with_void.difference("a", "b")
 
 
@@ -213,7 +204,7 @@ def test_a_network_that_is_better_on_every_image_beats_the_other():
     rng = np.random.default_rng(0)
     worse = rng.integers(10, 50, (30, 3, 3))
     better = worse + 40 * np.eye(3, dtype=np.int64) - 3
-    found = Bootstrap({"worse": [counts(worse)], "better": [counts(better)]}).pairs()
+    found = Bootstrap({"worse": [count_pixels(worse)], "better": [count_pixels(better)]}).pairs()
     assert [(pair.better, pair.worse, pair.significant) for pair in found] == [("better", "worse", True)]
     assert 0 < found[0].low < found[0].value < found[0].high
 
@@ -221,7 +212,7 @@ def test_a_network_that_is_better_on_every_image_beats_the_other():
 def test_the_mean_iou_is_that_of_the_metrics():
     matrices = np.random.default_rng(3).integers(0, 9, (7, 5, 5))
     matrices[:, 2], matrices[:, :, 2] = 0, 0  # absent
-    assert mean_iou(counts(matrices).sum(0)) == pytest.approx(float(scores(torch.tensor(matrices.sum(0)))["mean_iou"]))
+    assert mean_iou(count_pixels(matrices).sum(0)) == pytest.approx(float(scores(torch.tensor(matrices.sum(0)))["mean_iou"]))
 
 
 def test_the_bootstrap_of_a_mean_has_the_standard_error_of_a_mean():
@@ -255,37 +246,37 @@ def test_holm_adjusts_as_its_definition_says(p):
     order = sorted(range(len(p)), key=lambda k: p[k])
     for rank, k in enumerate(order):
         smaller = [min(1.0, (len(p) - before) * p[order[before]]) for before in range(rank + 1)]
-        assert holm(p)[k] == max(smaller)
+        assert adjust_holm(p)[k] == max(smaller)
 
 
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
 def difference(better, worse, value, adjusted, seeds=3):
-    kind = IMAGES if seeds == 1 else TRAININGS
+    kind = OTHER_IMAGES if seeds == 1 else NEW_TRAININGS
     return Difference(value, value - 0.01, value + 0.01, better, worse, adjusted, adjusted, seeds, kind, UNKNOWN, UNKNOWN)
 
 
 def test_pairs_are_said_in_words_and_drawn_as_groups():
     pairs = [difference("a", "b", 0.02, 0.3), difference("a", "c", 0.09, 0.001), difference("b", "c", 0.07, 0.002)]
-    assert sentences(pairs) == [
+    assert describe_pairs(pairs) == [
         "a beats c by 9.0 [8.0, 10.0] (trained again, other images); is not distinguishable from b.",
         "b beats c by 7.0 [6.0, 8.0] (trained again, other images).",
     ]
-    assert cliques(["a", "b", "c"], pairs) == [("a", "b")]
-    assert points(pairs[0]) == "2.0 [1.0, 3.0]"
+    assert find_cliques(["a", "b", "c"], pairs) == [("a", "b")]
+    assert format_points(pairs[0]) == "2.0 [1.0, 3.0]"
 
 
 def test_pairs_with_one_seed_are_said_to_be_runs_and_what_is_needed():
     pairs = [difference("a", "b", 0.02, 0.001, seeds=1)]
-    assert sentences(pairs) == [
+    assert describe_pairs(pairs) == [
         "In these runs a scores 2.0 [1.0, 3.0] above b (these weights, other images).",
         "Each network was trained once, so these are statements about runs, not about networks: at least 3 seeds of each "
         "network are needed to say which one is ahead.",
     ]
-    assert cliques(["a", "b"], pairs) == [("a", "b")]
+    assert find_cliques(["a", "b"], pairs) == [("a", "b")]
 
 
 def test_groups_overlap_where_only_the_ends_differ():
     pairs = [difference("a", "b", 0.02, 0.3), difference("a", "c", 0.09, 0.001), difference("b", "c", 0.01, 0.8)]
-    assert cliques(["a", "b", "c"], pairs) == [("a", "b"), ("b", "c")]
+    assert find_cliques(["a", "b", "c"], pairs) == [("a", "b"), ("b", "c")]

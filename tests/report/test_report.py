@@ -15,8 +15,8 @@ from PIL import Image
 
 from dilated_seg.ablation.file import read as read_ablation
 from dilated_seg.analysis import receptive_field
-from dilated_seg.analysis.bootstrap import counts, mean_iou
 from dilated_seg.analysis.receptive_field import Context, Measured
+from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
 from dilated_seg.report import claims
@@ -240,7 +240,7 @@ def test_two_seeds_say_why_the_interval_is_wide_and_what_to_do(tmp_path):
 def test_the_numbers_are_those_of_the_evaluations(report):
     found = {row["network"]: row for row in rows(report / "networks.csv")}
     results = [read(report.parent / folder, EVALUATION, "x") for folder in ("good/seed0", "good/seed1", "good/seed2")]
-    values = [float(mean_iou(counts(result.images[1]).sum(0))) for result in results]
+    values = [float(mean_iou(count_pixels(result.images[1]).sum(0))) for result in results]
     assert float(found["good"]["mean IoU"]) == pytest.approx(100 * np.mean(values), abs=0.006)
     assert float(found["good"]["low"]) < float(found["good"]["mean IoU"]) < float(found["good"]["high"])
     assert found["blind"]["<b>car & bus</b>"] == "0.0"
@@ -393,7 +393,7 @@ def test_images_that_cannot_be_predicted_again_are_named_in_a_sentence(tmp_path)
 def test_the_images_shown_are_those_that_networks_differ_most_on(report, tmp_path):
     text = (report / "report.html").read_text()
     comparison = Comparison([read(report.parent / f, EVALUATION, f) for f in ("good/seed0", "blind", "same")])
-    each = np.array([mean_iou(counts(result.images[1])) for result in comparison.results])
+    each = np.array([mean_iou(count_pixels(result.images[1])) for result in comparison.results])
     widest = int(np.argmax(each.max(0) - each.min(0)))
     assert f"image{widest}: networks differ most" in text
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dilated_seg.__main__ import main
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.bootstrap import Interval
+from dilated_seg.analysis.intervals import Interval
 from dilated_seg.analysis.summary import Description, show_family
 from dilated_seg.errors import format_command, open_console
 from dilated_seg.report import render

@@ -1,0 +1,68 @@
+"""The mean IoU of networks on resampled images: sums of integers over the images that were drawn."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dilated_seg.errors import UserError
+
+Counts = np.ndarray  # int64 (N, 3, C): pixels of each image and class that are hits, that are the truth's, that are predicted
+Seeds = Sequence[Counts]  # of one network, one array a seed, all of the same images
+
+RESAMPLES_AT_ONCE = 500  # bounds the memory
+
+
+def count_pixels(matrices: np.ndarray) -> Counts:
+    """Return hits, truth and prediction of each image and class (N, 3, C), of confusion matrices (N, C, C)."""
+    return np.stack([np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2), matrices.sum(1)], axis=1)
+
+
+def mean_iou(totals: np.ndarray) -> np.ndarray:
+    """Return the mean IoU of sums (..., 3, C) of hits, truth and prediction.
+
+    Classes absent from truth and prediction are left out; without any class it is NaN.
+    """
+    hits, union = totals[..., 0, :], totals[..., 1, :] + totals[..., 2, :] - totals[..., 0, :]
+    present = union > 0
+    iou = np.divide(hits, union, out=np.zeros(union.shape), where=present)
+    number = present.sum(-1)
+    return np.divide(iou.sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0)
+
+
+def stack_runs(networks: Mapping[str, Seeds]) -> np.ndarray:
+    """Stack all runs of all networks (K, N, 3, C).
+
+    Raises:
+        UserError: They were not counted on the same number of images and classes.
+    """
+    if len(shapes := {run.shape for seeds in networks.values() for run in seeds}) != 1 or not shapes.pop()[0]:
+        raise UserError("the networks were not counted on the same images and classes, or on none: compare them apart")
+    return np.stack([run for seeds in networks.values() for run in seeds])
+
+
+def drop_uncounted_images(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Leave out the images of which no run (K, N, 3, C) of any part counted a pixel, unless that is all of them."""
+    counted = np.logical_or.reduce([runs.any((0, 2, 3)) for runs in parts])
+    return [runs[:, counted] if counted.any() else runs for runs in parts]
+
+
+def resample(runs: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean IoU of runs (K, N, 3, C) on images drawn with replacement, the same for all runs: (K, resamples).
+
+    With N = 3, the draw (0, 2, 2) is the row (1, 0, 2) of how often each image was drawn; its product with the integers of
+    the images (N, K * 3 * C) gives their sums.
+    """
+    number, size = runs.shape[:2]
+    columns = runs.transpose(1, 0, 2, 3).reshape(size, -1).astype(np.float64)  # whole numbers below 2**53: sums are exact
+    means = []
+    for start in range(0, resamples, RESAMPLES_AT_ONCE):
+        rows = min(RESAMPLES_AT_ONCE, resamples - start)
+        drawn = rng.integers(0, size, (rows, size), dtype=np.int32) + size * np.arange(rows, dtype=np.int32)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
+        means.append(mean_iou((times @ columns).reshape(rows, number, *runs.shape[2:])))
+    return np.concatenate(means).T
+
+
+def leave_each_out(runs: np.ndarray) -> np.ndarray:
+    """Return the mean IoU of runs (K, N, 3, C) without each image, for the jackknife: (K, N)."""
+    return np.stack([mean_iou(run.sum(0) - run) for run in runs])

@@ -1,0 +1,57 @@
+"""Intervals and differences in words and in percentage points, as reports and terminals print them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGES, Difference, Interval
+
+
+def describe_pairs(pairs: Sequence[Difference]) -> list[str]:
+    """Say the differences of pairs in words, a sentence a network, from the highest mean down, and what limits it.
+
+    Networks with fewer than ``MIN_SEEDS`` seeds are not said to differ: their runs are.
+    """
+    said = []
+    for name in dict.fromkeys(pair.better for pair in pairs):
+        mine = [pair for pair in pairs if pair.better == name]
+        beaten = [f"{pair.worse} by {format_points(pair)}" for pair in mine if pair.told_apart]
+        even = [pair.worse for pair in mine if pair.seeds >= MIN_SEEDS and not pair.significant]
+        parts = [f"{name} beats {join_names(beaten)} ({NEW_TRAININGS})"] if beaten else []
+        parts += [f"{'' if beaten else f'{name} '}is not distinguishable from {join_names(even)}"] if even else []
+        said += [f"{'; '.join(parts)}."] if parts else []
+        if runs := [f"{format_points(pair)} above {pair.worse}" for pair in mine if pair.seeds < MIN_SEEDS]:
+            kind = next(pair.kind for pair in mine if pair.seeds < MIN_SEEDS)
+            said.append(f"In these runs {name} scores {join_names(runs)} ({kind}).")
+    return [*said, *([limit] if (limit := explain_seeds(pairs)) else [])]
+
+
+def explain_seeds(pairs: Sequence[Difference]) -> str:
+    """Say why pairs with few seeds do not tell networks apart, and what would; empty if all have enough."""
+    few = [pair for pair in pairs if pair.seeds < MIN_SEEDS]
+    if not few:
+        return ""
+    need = f"at least {MIN_SEEDS} seeds of each network are needed to say which one is ahead"
+    if few[0].kind == OTHER_IMAGES:
+        return f"Each network was trained once, so these are statements about runs, not about networks: {need}."
+    return (
+        "Where a network has one or two seeds, its spread over trainings is hardly known, so the interval is wide (two values "
+        f"fix a spread only to within a factor of 30) and speaks of these runs: {need}."
+    )
+
+
+def format_points(interval: Interval) -> str:
+    """Format an interval in percentage points, as 1.5 [0.9, 2.2]; the value alone if its interval is not known."""
+    if np.isnan(interval.low):
+        return "-" if np.isnan(interval.value) else f"{100 * interval.value:.1f}"
+    return f"{100 * interval.value:.1f} {format_ends(interval)}"
+
+
+def format_ends(interval: Interval) -> str:
+    """Format the ends of an interval in percentage points, as [0.9, 2.2]; a dash if they are not known."""
+    return "-" if np.isnan(interval.low) else f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join names in a sentence: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
