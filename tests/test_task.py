@@ -97,9 +97,9 @@ def test_biases_learn_at_twice_the_rate_and_do_not_decay():
 def test_a_factor_multiplies_the_rate_of_the_parameters_it_names():
     task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), lr_factors={"net.front_end.final": 10.0})
     rates = {id(p): group["lr"] for group in task.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
-    final = task.net.front_end.final
+    final = task.model.net.front_end.final
     assert (rates[id(final.weight)], rates[id(final.bias)]) == pytest.approx((1.0, 2.0))
-    assert rates[id(task.net.front_end.encoder.stages[0][0].weight)] == pytest.approx(0.1)
+    assert rates[id(task.model.net.front_end.encoder.stages[0][0].weight)] == pytest.approx(0.1)
     with pytest.raises(UserError, match="nothing"):
         tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), lr_factors={"net.nothing": 2.0}).configure_optimizers()
 
@@ -130,7 +130,7 @@ def test_training_overfits_four_pictures():
 
 def test_weights_that_are_not_finite_end_the_run_in_one_sentence():
     task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
-    nn.init.constant_(task.net.front_end.final.bias, torch.nan)
+    nn.init.constant_(task.model.net.front_end.final.bias, torch.nan)
     with pytest.raises(UserError, match="learning rate"):
         trainer(max_steps=2, limit_val_batches=0).fit(task, Shapes((16, 16), images=(4, 1, 1), batch_size=2))
 
@@ -205,41 +205,41 @@ def test_weights_bring_their_own_mean_and_a_checkpoint_keeps_it(start, tmp_path,
     task, fitter = segnet(str(start)), trainer(max_steps=1, limit_val_batches=0)
     fitter.fit(task, Shapes(**DATA))
     assert "26 tensors taken, 0 left over, 126 missing" in capsys.readouterr().out
-    assert (task.mean.flatten().tolist(), task.std.flatten().tolist()) == ([1, 2, 3], [4, 5, 6])
+    assert (task.model.mean.flatten().tolist(), task.model.std.flatten().tolist()) == ([1, 2, 3], [4, 5, 6])
     fitter.save_checkpoint(tmp_path / "a.ckpt")
     start.unlink()  # from here on nobody needs it
     again = segnet()
     trainer().validate(again, Shapes(**DATA), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)
-    assert again.mean.flatten().tolist() == [1, 2, 3]
-    assert torch.equal(again.net.conv1_1_D.weight, task.net.conv1_1_D.weight)
+    assert again.model.mean.flatten().tolist() == [1, 2, 3]
+    assert torch.equal(again.model.net.conv1_1_D.weight, task.model.net.conv1_1_D.weight)
 
 
 def test_a_mean_that_is_given_stands_over_that_of_the_weights(start):
     task = segnet(str(start), mean=(7.0, 8.0, 9.0))
     trainer(max_steps=1, limit_val_batches=0).fit(task, Shapes(**DATA))
-    assert (task.mean.flatten().tolist(), task.std.flatten().tolist()) == ([7, 8, 9], [4, 5, 6])
+    assert (task.model.mean.flatten().tolist(), task.model.std.flatten().tolist()) == ([7, 8, 9], [4, 5, 6])
 
 
 def test_weights_can_be_evaluated_without_training(start, tmp_path):
     full = segnet()
-    save_file({key: value.contiguous() for key, value in full.net.state_dict().items()}, tmp_path / "full.safetensors")
+    save_file({key: value.contiguous() for key, value in full.model.net.state_dict().items()}, tmp_path / "full.safetensors")
     with pytest.raises(UserError, match=r"nobody wrote down .* say model\.mean and model\.std"):
         trainer().validate(segnet(str(tmp_path / "full.safetensors")), Shapes(**DATA), verbose=False)
     task = segnet(str(tmp_path / "full.safetensors"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     trainer().validate(task, Shapes(**DATA), verbose=False)
-    assert all(torch.equal(value, full.net.state_dict()[key]) for key, value in task.net.state_dict().items())
+    assert all(torch.equal(value, full.model.net.state_dict()[key]) for key, value in task.model.net.state_dict().items())
 
 
 def test_frozen_layers_stay_until_their_step_and_learn_after_it(start):
-    before = {key: value.clone() for key, value in segnet(str(start)).net.state_dict().items()}
+    before = {key: value.clone() for key, value in segnet(str(start)).model.net.state_dict().items()}
     states = []
 
     class Watch(Callback):
         def on_train_batch_end(self, trainer, task, *args):
-            states.append({key: value.clone() for key, value in task.net.state_dict().items()})
+            states.append({key: value.clone() for key, value in task.model.net.state_dict().items()})
 
         def on_train_start(self, trainer, task):
-            before.update({key: value.clone() for key, value in task.net.state_dict().items()})
+            before.update({key: value.clone() for key, value in task.model.net.state_dict().items()})
 
     task = segnet(str(start))
     trainer(max_steps=6, limit_val_batches=0, callbacks=[Freeze(["net.encoder"], until=3), Watch()]).fit(task, Shapes(**DATA))
@@ -269,12 +269,12 @@ def test_a_thawed_run_that_was_interrupted_ends_with_the_same_weights(start, tmp
 
 def test_what_the_network_itself_holds_fixed_is_not_thawed():
     task = SegmentationTask(FCN(8, 32, "authors", 0.02), 8, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
-    upscore = task.net.decoder.upscore.weight.clone()
+    upscore = task.model.net.decoder.upscore.weight.clone()
     trainer(max_steps=3, limit_val_batches=0, callbacks=[Freeze(["net.encoder", "net.decoder"], until=1)]).fit(
         task, Shapes(**DATA)
     )
-    assert torch.equal(task.net.decoder.upscore.weight, upscore)
-    assert task.net.score_fr.weight.any()
+    assert torch.equal(task.model.net.decoder.upscore.weight, upscore)
+    assert task.model.net.score_fr.weight.any()
 
 
 def test_a_layer_to_freeze_that_is_none_is_named():
@@ -290,14 +290,14 @@ def test_freezing_everything_is_refused():
 def test_weights_are_not_loaded_again_over_what_was_learnt(start):
     task, fitter = segnet(str(start)), trainer(max_steps=2, limit_val_batches=0)
     fitter.fit(task, Shapes(**DATA))
-    learnt = task.net.encoder.stages[0].conv1_1.weight.clone()
+    learnt = task.model.net.encoder.stages[0].conv1_1.weight.clone()
     trainer().validate(task, Shapes(**DATA), verbose=False)
-    assert torch.equal(task.net.encoder.stages[0].conv1_1.weight, learnt)
+    assert torch.equal(task.model.net.encoder.stages[0].conv1_1.weight, learnt)
 
 
 def test_a_frozen_batch_norm_normalises_as_in_evaluation():
     outputs, task = [], segnet()
-    norm = task.net.encoder.stages[0].conv1_1_bn
+    norm = task.model.net.encoder.stages[0].conv1_1_bn
     norm.running_mean.fill_(5.0)
     norm.running_var.fill_(9.0)
     norm.register_forward_hook(lambda layer, args, out: outputs.append((args[0].clone(), out.clone())))
@@ -314,13 +314,13 @@ def test_a_batch_norm_that_is_exchanged_for_one_over_all_processes_stays_frozen(
     task = SegmentationTask(SegNet(8, width=0.05), 8)
     freeze = Freeze(["net.encoder"])
     freeze.freeze_before_training(task)
-    task.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.net)
+    task.model.net = nn.SyncBatchNorm.convert_sync_batchnorm(task.model.net)
     freeze.on_fit_start(trainer(), task)
     task.train()
     freeze.on_train_batch_start(trainer(), task, None, 0)
     training = {name: part.training for name, part in task.named_modules() if isinstance(part, nn.SyncBatchNorm)}
     assert len(training) == 25
-    assert all(mode != name.startswith("net.encoder") for name, mode in training.items())
+    assert all(mode != name.startswith("model.net.encoder") for name, mode in training.items())
 
 
 def test_layers_thaw_one_after_the_other_and_the_run_resumes(tmp_path):
@@ -328,7 +328,7 @@ def test_layers_thaw_one_after_the_other_and_the_run_resumes(tmp_path):
 
     class Watch(Callback):
         def on_train_batch_end(self, trainer, task, *args):
-            stages = task.net.encoder.stages
+            stages = task.model.net.encoder.stages
             thawed.append([stages[i].get_parameter(f"conv{i + 1}_1.weight").requires_grad for i in (0, 4)])
 
     def run(steps, checkpoint=None):
@@ -367,7 +367,7 @@ def test_freezing_no_layer_is_refused():
 def test_what_stands_beside_a_smaller_image_changes_nothing():
     torch.manual_seed(0)
     task = tiny().eval()
-    nn.init.normal_(task.net.front_end.final.weight, std=0.5)
+    nn.init.normal_(task.model.net.front_end.final.weight, std=0.5)
     sizes = [(24, 40), (37, 21), (24, 40), (9, 50)]
     samples = [
         {
@@ -442,9 +442,9 @@ def test_a_crf_of_the_task_learns_with_the_network_as_crf_rnn():
     torch.testing.assert_close(logits.exp().sum(1), torch.ones(2, 12, 17))
     total, _ = task.loss_sum(logits, mask)
     total.backward()
-    for name in ("net.weight", "crf.w1", "crf.w2", "crf.compatibility"):
+    for name in ("model.net.weight", "model.crf.w1", "model.crf.w2", "model.crf.compatibility"):
         assert task.get_parameter(name).grad.abs().max() > 0, name
-    assert set(task.state_dict()) >= {"crf.w1", "crf.w2", "crf.compatibility"}
+    assert set(task.state_dict()) >= {"model.crf.w1", "model.crf.w2", "model.crf.compatibility"}
 
 
 def test_a_compiled_network_has_the_same_names_and_logits():
@@ -453,7 +453,7 @@ def test_a_compiled_network_has_the_same_names_and_logits():
     plain = SegmentationTask(DilatedNet(8, width=0.03, dropout=0.0), 8)
     compiled = SegmentationTask(DilatedNet(8, width=0.03, dropout=0.0), 8, compile=True)
     compiled.load_state_dict(plain.state_dict())
-    assert compiled.net._compiled_call_impl is not None
+    assert compiled.model.net._compiled_call_impl is not None
     image = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     with torch.compiler.set_stance("force_eager"):
         assert torch.equal(compiled(image), plain(image))

@@ -43,7 +43,7 @@ from dilated_seg.training import (
     StopOnSignal,
     Throughput,
     ValidationLines,
-    monitors,
+    checks,
 )
 from dilated_seg.training.checkpoint_io import SafeCheckpointIO, newest
 from dilated_seg.training.loggers import Wandb, finish, loggers, tags
@@ -349,13 +349,13 @@ class CLI(LightningCLI):
             self.model.refine = self._get(self.config_init, "crf")
             if self.model.refine and (self.model.refine.learnable or self.model.refine.num_classes):
                 raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
-            if self.model.refine and self.model.crf:
+            if self.model.refine and self.model.model.crf:
                 raise UserError("--crf would refine twice: this model has a CRF of its own; its options are --model.crf...")
         self.finished = self.resumed and (self.run_dir / FINISHED).is_file()
         if self.finished:  # be it before its last step, by early stopping: there is nothing to train, only weights to load
             self.trainer.limit_train_batches = 0
         if self.subcommand == "fit":
-            monitors.check_monitors(self.trainer, self.model.metric_names("val"))
+            checks.check_monitors(self.trainer, self.model.metric_names("val"))
         dataset = self.datamodule
         splits = {"fit": (dataset.train_split, "val"), "test": ("test",), "predict": (dataset.predict_split,)}
         for split in splits.get(str(self.subcommand), ("val",)):

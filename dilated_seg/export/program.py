@@ -25,7 +25,7 @@ from torch.export import Dim, ExportedProgram
 from dilated_seg.errors import UserError, describe_error
 from dilated_seg.export import hub
 from dilated_seg.inference.load import load
-from dilated_seg.models.segmenter import Segmenter, normalised
+from dilated_seg.models.segmenter import Segmenter, normalize
 from dilated_seg.runs.run import commit
 
 Format = Literal["onnx", "pt2", "hub"]
@@ -57,7 +57,7 @@ class Plain(nn.Module):
         self.register_buffer("std", segmenter.std)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.net(normalised(image, self.mean, self.std)).float()
+        return self.net(normalize(image, self.mean, self.std)).float()
 
 
 def export(

@@ -23,7 +23,7 @@ from dilated_seg.tensors import predict as best
 
 GRID = 32  # tiles begin at its multiples, where every network's poolings fall as they do in the whole image
 
-Model = Callable[[Tensor], Logits]  # plain RGB (B, 3, H, W), 0 to 255, to logits: a SegmentationTask or a Segmenter
+Model = Callable[[Tensor], Logits]  # plain RGB (B, 3, H, W), 0 to 255, to logits: a Segmenter
 Bands = Iterator[tuple[slice, Logits]]  # rows of the image, and the logits of these rows over its whole width
 
 
@@ -187,7 +187,7 @@ class ReflectedTiles(Inference):
         tiles = (
             rows.index_select(3, self.seen(width, left).to(image.device)) for left in range(0, width, self.size - 2 * MARGIN)
         )
-        return [promote(net.context(net.front_end(model.normalised(tile)))) for tile in tiles]  # type: ignore[attr-defined]
+        return [promote(net.context(net.front_end(model.normalize(tile)))) for tile in tiles]  # type: ignore[attr-defined]
 
     def seen(self, length: int, start: int) -> Tensor:
         """Which pixels along one side a tile sees; one that is cut short by the reflected image's end mirrors itself there."""

@@ -26,7 +26,8 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
             content = load_torch(file)
         if not isinstance(content, dict) or not {"state_dict", "global_step", "hyper_parameters"} <= content.keys():
             raise CorruptError("is no checkpoint of a run: name a file of a run's folder checkpoints/")
-        state, given = tensors(content["state_dict"]), content["hyper_parameters"]
+        state = {name.removeprefix("model."): tensor for name, tensor in tensors(content["state_dict"]).items()}
+        given = content["hyper_parameters"]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except CorruptError as error:

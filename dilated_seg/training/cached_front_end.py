@@ -51,15 +51,15 @@ class CachedFrontEnd(Freeze):
         super().__init__(["net.front_end"])
         self.folder = Path(folder)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: ANN401 - a SegmentationTask
         if stage == "fit":
-            net: Any = pl_module.net
+            net: Any = pl_module.model.net
             data = trainer.datamodule  # type: ignore[attr-defined]
             if not (hasattr(net, "score") and hasattr(net, "finish") and len(list(net.context.parameters()))):
                 raise UserError("CachedFrontEnd is for a DilatedNet with a context module: set model.net, or use Freeze")
             if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in net.front_end.modules()):
                 raise UserError("CachedFrontEnd keeps scores without dropout: set model.net.init_args.dropout to 0")
-            if pl_module.crf:
+            if pl_module.model.crf:
                 raise UserError("CachedFrontEnd keeps scores and not images, which a CRF needs: set model.crf to null")
             if not isinstance(data, SegmentationDataModule):
                 raise UserError("CachedFrontEnd needs one of our datasets: give the trainer a SegmentationDataModule")
@@ -119,8 +119,8 @@ class CachedFrontEnd(Freeze):
                 f"front end's scores: {scores.folder}" + (f", {len(missing)} shards to compute" if missing else ""), flush=True
             )
             mine = track(mine, "Front end", disable=not missing or not sys.stdout.isatty(), transient=True)
-        mode = task.net.front_end.training
-        task.net.front_end.eval()
+        mode = task.model.net.front_end.training
+        task.model.net.front_end.eval()
         samples = (self.scored(trainer, task, sample) for sample in loader)
         for number, (variant, block) in enumerate(mine):
             size = scores.write(variant, block, islice(samples, len(scores.rows(block))))
@@ -129,14 +129,14 @@ class CachedFrontEnd(Freeze):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, StopOnSignal):
                     callback.before_training(trainer)
-        task.net.front_end.train(mode)
+        task.model.net.front_end.train(mode)
 
     @staticmethod
     def scored(trainer: Trainer, task: Any, sample: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """A sample with the scores of its image in the image's place."""
         trainer.datamodule.on_before_batch_transfer(sample, 0)  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
-            scores = task.net.score(task.normalised(sample["image"][None].to(task.device)))
+            scores = task.model.net.score(task.model.normalize(sample["image"][None].to(task.device)))
         return {"scores": scores[0].float().cpu(), "mask": sample["mask"], "id": sample["id"]}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -187,11 +187,11 @@ def hash_code(*modules: ModuleType) -> str:
 def identity(task: Any) -> dict[str, Any]:  # noqa: ANN401
     """What decides the scores of an image: code, structure and weights of the front end, and what the image goes through."""
     weights = hashlib.sha256()
-    for name, tensor in task.net.front_end.state_dict().items():
+    for name, tensor in task.model.net.front_end.state_dict().items():
         weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    numbers = {name: getattr(task, name).flatten().tolist() for name in ("mean", "std")}
-    structure = {"front_end": repr(task.net.front_end), "margin": task.net.margin}
-    names = {type(layer).__module__ for layer in (task.net, *task.net.front_end.modules())}
+    numbers = {name: getattr(task.model, name).flatten().tolist() for name in ("mean", "std")}
+    structure = {"front_end": repr(task.model.net.front_end), "margin": task.model.net.margin}
+    names = {type(layer).__module__ for layer in (task.model.net, *task.model.net.front_end.modules())}
     ours = hash_code(*(sys.modules[name] for name in names if not name.startswith("torch.")))
     return {"weights": weights.hexdigest(), **numbers, **structure, "network_code": ours}
 

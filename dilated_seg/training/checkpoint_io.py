@@ -4,17 +4,20 @@ import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.runs.checkpoint import LAST, PREVIOUS, beside, checksums, verified, verifies
-from dilated_seg.runs.trust import local_file, read_checkpoint
+from dilated_seg.runs.trust import local_file, read_checkpoint, refuse_foreign
 from dilated_seg.storage import digest
+from dilated_seg.weights.readers import without
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -67,6 +70,23 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Delete a checkpoint, and its checksum."""
         super().remove_checkpoint(path)
         beside(Path(path)).unlink(missing_ok=True)
+
+
+@contextmanager
+def open_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
+    """Open a checkpoint for Lightning to load: its hyperparameters name nothing but imported classes of the right kind.
+
+    Raises:
+        UserError: It is a URL, missing or damaged, would have to be executed, or names another class.
+    """
+    with ExitStack() as stack:
+        is_path = isinstance(source, str | os.PathLike)
+        file: Any = stack.enter_context(local_file(source).open("rb")) if is_path else source  # type: ignore[arg-type]
+        name = getattr(file, "name", "the checkpoint")
+        refuse_foreign(read_checkpoint(file, name), name)
+        file.seek(0)
+        stack.enter_context(without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"))
+        yield file
 
 
 class Hashing:

@@ -122,7 +122,7 @@ def write(
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
     if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
         raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
-    own = f", with its own {task.crf}" if task.crf else ""
+    own = f", with its own {task.model.crf}" if task.model.crf else ""
     precise = "" if trainer.precision == "32-true" else f", {trainer.precision}"
     protocol = {
         "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def write(
         "checkpoint_path": checkpoint,
         "protocol": protocol,
         "classes": task.classes,
-        "parameters": sum(p.numel() for p in task.net.parameters()),
+        "parameters": sum(p.numel() for p in task.model.net.parameters()),
         "cost": cost,
         "matrix": total.tolist(),
         "ignored": {"value": task.ignore_index, "pixels": area - int(total.sum())},

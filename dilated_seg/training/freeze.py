@@ -42,9 +42,9 @@ class Freeze(BaseFinetuning):
         self.drops_gradients = trainer.world_size > 1 and self.until is not None
         super().setup(trainer, pl_module, stage)
 
-    def parts(self, pl_module: LightningModule) -> list[torch.nn.Module]:
+    def parts(self, pl_module: Any) -> list[torch.nn.Module]:  # noqa: ANN401 - a SegmentationTask
         """The parts of the task that ``layers`` names."""
-        found = dict(pl_module.named_modules())
+        found = dict(pl_module.model.named_modules())
         for name in self.layers:
             if name not in found:
                 near = difflib.get_close_matches(name, found, 1)
@@ -52,10 +52,10 @@ class Freeze(BaseFinetuning):
                 raise UserError(f"Freeze: there is no {name} in the task: {hint}")
         return [found[name] for name in self.layers]
 
-    def freeze_before_training(self, pl_module: LightningModule) -> None:
-        parts, fixed = self.parts(pl_module), getattr(pl_module, "fixed", ())
+    def freeze_before_training(self, pl_module: Any) -> None:  # noqa: ANN401 - a SegmentationTask
+        parts, fixed = self.parts(pl_module), pl_module.fixed
         inside = {id(parameter) for part in parts for parameter in part.parameters()}
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in pl_module.model.named_parameters():
             if id(parameter) in inside and not parameter.requires_grad and name not in fixed:
                 raise UserError(f"Freeze: {name} is frozen by another Freeze already: name each layer once")
         self.frozen = [p for part in parts for p in part.parameters() if p.requires_grad]

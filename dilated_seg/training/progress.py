@@ -58,8 +58,10 @@ class Throughput(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
+        task: Any = pl_module
         self.batches += 1
-        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0 and not task.accumulating:
             now = time.perf_counter()
             images = len(batch["id"]) * trainer.world_size
             self.rate = images * self.batches / (now - self.started)

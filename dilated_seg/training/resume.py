@@ -20,6 +20,7 @@ from dilated_seg.data.samplers import mix, run_seed
 from dilated_seg.errors import format_error
 from dilated_seg.runs.checkpoint import LAST
 from dilated_seg.training.labels import NothingToLearnError
+from dilated_seg.training.lightning_internals import dump_checkpoint, is_validation_due, set_logged_step
 
 BATCHES, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"  # in the state of Lightning's loops
 # Lightning runs a validation again, from its first batch on, if one had been started and none completed.
@@ -46,8 +47,9 @@ class KeepGradients(Callback):
         self.kept: dict[str, torch.Tensor] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        task: Any = pl_module
         accumulates = trainer.accumulate_grad_batches > 1 and not trainer.interrupted
-        if accumulates and trainer.fit_loop.epoch_loop._should_accumulate():
+        if accumulates and task.accumulating:
             checkpoint["gradients"] = {
                 name: trainer.strategy.reduce(p.grad.clone(), reduce_op="mean")
                 for name, p in pl_module.named_parameters()
@@ -83,7 +85,7 @@ class SaveOnError(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         # The step that metrics are logged at. Lightning counts one too many when a run continues after a validation.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        set_logged_step(trainer, trainer.global_step)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
             self.loops = trainer.fit_loop.state_dict()
@@ -135,7 +137,7 @@ class SaveOnError(Callback):
             for name, buffer in task.named_buffers():
                 buffer.copy_(self.buffers[name])
         # Trainer.save_checkpoint does the same and then waits for the other processes.
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint = dump_checkpoint(trainer)
         loops = checkpoint["loops"]["fit_loop"] = self.loops or checkpoint["loops"]["fit_loop"]
         if not self.loops and (trainer.validating or not self.validated):  # Lightning asks whether one is due
             for counts in (loops[BATCHES]["total"], loops[BATCHES]["current"]):
@@ -205,10 +207,10 @@ class StopOnSignal(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if not self._anywhere(trainer) or trainer.global_step >= trainer.max_steps > 0 or loop._should_accumulate():
+        task: Any = pl_module
+        if not self._anywhere(trainer) or trainer.global_step >= trainer.max_steps > 0 or task.accumulating:
             return
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        if is_validation_due(trainer):
             return  # until the end of the validation that comes now
         self._save(trainer)
         self._leave(trainer)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from wandb.data_types import Classes
 
 from dilated_seg.metrics.confusion import scores
+from dilated_seg.training.lightning_internals import logged_step
 from dilated_seg.training.loggers import Wandb
 
 
@@ -31,7 +32,7 @@ def show_in_wandb(trainer: Trainer, content: Callable[[], dict[str, Any]]) -> No
     """Log tables and pictures, made only if somebody takes them, beside the numbers of the evaluation that is running."""
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            logger.log_metrics(content(), trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(content(), logged_step(trainer))
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Any:  # noqa: ANN401 - wandb's chart

@@ -217,7 +217,7 @@ def without(variable: str) -> Iterator[None]:
 
 
 def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[str, Tensor]) -> Weights:
-    """A state dict's tensors; a task's has its network below "net." and what is subtracted from the image beside it."""
+    """Return the tensors of a state dict; a task's has its network below "model.net.", and its mean and std."""
     given, state = state, {compiled(key): tensor for key, tensor in state.items()}
     if len(state) < len(given):
         raise CorruptError("has tensors of the same name with and without torch.compile's _orig_mod: save one network's alone")
@@ -226,12 +226,13 @@ def from_state(path: Path, kind: Literal["torch", "safetensors"], state: dict[st
     if state and all(key.startswith("module.") for key in state):  # as DataParallel leaves it
         stripped = f"{stripped}module."
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    task = any(key.startswith("net.") for key in state)
-    own = ("mean", "std", "class_weights")
+    task = any(key.startswith("model.net.") for key in state)  # of a run: the network and its normalization
+    if task:
+        state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
     inside = {
-        key.removeprefix("net."): tensor
+        key.removeprefix("net.") if task else key: tensor
         for key, tensor in state.items()
-        if not task or (key not in own and not key.startswith(("metrics.", "mean_loss.", "crf.")))
+        if not task or (key not in ("mean", "std") and not key.startswith("crf."))
     }
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in inside.items():

@@ -262,8 +262,8 @@ def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
     assert "26 tensors taken, 0 left over, 6 missing" in result.stdout
     assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
     trained = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(trained[f"net.{key}"], value) for key, value in state.items())
-    assert trained["mean"].flatten().tolist() == [100, 110, 120]
+    assert all(torch.equal(trained[f"model.net.{key}"], value) for key, value in state.items())
+    assert trained["model.mean"].flatten().tolist() == [100, 110, 120]
     # the run goes on, and is evaluated, without the file
     (tmp_path / "start.safetensors").unlink()
     evaluated = dilated_seg(

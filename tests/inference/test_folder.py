@@ -314,7 +314,7 @@ def test_pixels_between_0_and_1_are_not_black(trained, tmp_path):
 
 def test_weights_that_are_no_numbers_are_refused(trained, tmp_path, capsys):
     content = torch.load(trained, weights_only=True)
-    next(tensor for name, tensor in content["state_dict"].items() if name.startswith("net."))[0] = torch.nan
+    next(tensor for name, tensor in content["state_dict"].items() if name.startswith("model.net."))[0] = torch.nan
     torch.save(content, trained)
     photo().save(tmp_path / "1.png")
     assert run([tmp_path / "1.png"], trained, tmp_path / "out") == 2

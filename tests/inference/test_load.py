@@ -102,9 +102,9 @@ def test_loading_imports_no_trainer_and_executes_no_pickle(checkpoint):
         (lambda c: c["hyper_parameters"]["net"]["init_args"].update(depth=3), "DilatedNet.*depth"),
         (lambda c: c["hyper_parameters"]["net"]["init_args"].update(encoder={"class_path": "x.Y"}), "made of other objects"),
         (lambda c: c["hyper_parameters"]["net"]["init_args"].update(width=0.04), "of another size is front_end.enc"),
-        (lambda c: c["state_dict"].pop("net.front_end.final.bias"), "does not fit.*it has no front_end.final.bias"),
-        (lambda c: c["state_dict"].update({"net.more": torch.zeros(1)}), "does not fit.*the network has no more"),
-        (lambda c: c["state_dict"].pop("mean"), "lacks .*'mean'"),
+        (lambda c: c["state_dict"].pop("model.net.front_end.final.bias"), "does not fit.*it has no front_end.final.bias"),
+        (lambda c: c["state_dict"].update({"model.net.more": torch.zeros(1)}), "does not fit.*the network has no more"),
+        (lambda c: c["state_dict"].pop("model.mean"), "lacks .*'mean'"),
         (lambda c: c["state_dict"].update(std=torch.zeros(3, 1, 1)), "the deviation above 0"),
         (lambda c: c["dataset"].update(palette=[[0, 0, 0]]), "8 classes, but 1 colours"),
     ],
@@ -157,7 +157,7 @@ def test_a_crf_that_was_trained_with_the_network_goes_with_it(checkpoint, tmp_pa
 
     def add(content):
         content["hyper_parameters"]["crf"] = {"class_path": "dilated_seg.crf.DenseCRF", "init_args": {"learnable": True}}
-        content["state_dict"] |= {f"crf.{name}": tensor for name, tensor in parameters.items()}
+        content["state_dict"] |= {f"model.crf.{name}": tensor for name, tensor in parameters.items()}
 
     segmenter = load(rewrite(checkpoint, add))
     crf = DenseCRF(num_classes=8, learnable=True)
@@ -172,7 +172,7 @@ def test_a_crf_that_was_trained_with_the_network_goes_with_it(checkpoint, tmp_pa
     with pytest.raises(UserError, match="trained with a CRF"):
         export(str(checkpoint), "onnx", str(tmp_path / "net.onnx"))
     rewrite_again = torch.load(checkpoint, weights_only=True)
-    del rewrite_again["state_dict"]["crf.w1"]
+    del rewrite_again["state_dict"]["model.crf.w1"]
     torch.save(rewrite_again, checkpoint)
     with pytest.raises(UserError, match="its CRF does not fit the network: it has no w1"):
         load(checkpoint)

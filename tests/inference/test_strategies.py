@@ -27,7 +27,7 @@ def task(net, classes=5):
             torch.nn.init.normal_(parameter, std=0.05)
         if name.endswith(("final.weight", "score.weight")):
             torch.nn.init.normal_(parameter, std=1.0)
-    return SegmentationTask(net, classes).double().eval().requires_grad_(False)
+    return SegmentationTask(net, classes).model.double().eval().requires_grad_(False)
 
 
 def picture(height, width, count=1):
@@ -114,7 +114,7 @@ def test_reflected_tiles_are_the_authors_protocol(context, height, width):
     net = DilatedNet(3, context, padding="reflect", width=1 / 16)
     model, image = task(net, 3).float(), picture(height, width)
     found = whole(ReflectedTiles(372 + 96), model, image).softmax(1)
-    torch.testing.assert_close(found, by_the_authors(net, model.normalised(image), 372 + 96), **SAME_TILES)
+    torch.testing.assert_close(found, by_the_authors(net, model.normalize(image), 372 + 96), **SAME_TILES)
 
 
 def test_one_reflected_tile_differs_from_the_whole_image_only_between_the_scores():

@@ -166,7 +166,9 @@ def test_without_a_checkpoint_the_runs_best_is_evaluated_and_an_untrained_networ
 
 def test_published_weights_are_evaluated_if_they_fill_the_network(run, tmp_path, capsys):
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    weights = {name.removeprefix("net."): value.contiguous() for name, value in state.items() if name.startswith("net.")}
+    weights = {
+        name.removeprefix("model.net."): value.contiguous() for name, value in state.items() if name.startswith("model.net.")
+    }
     save_file(weights, tmp_path / "published.safetensors", {"mean": "1 2 3", "std": "1 1 1"})
     start = ["--model.weights", str(tmp_path / "published.safetensors")]
     mean = ["--model.mean=[1,2,3]", "--model.std=[1,1,1]"]

@@ -68,7 +68,7 @@ def test_the_time_that_is_left_reads_as_a_clock():
 def test_averaged_weights_are_those_that_are_evaluated_and_saved(plain, tmp_path):
     CLI([*RUN, AVERAGE, "--run_dir", str(tmp_path)])
     ours, theirs = last(tmp_path), last(plain)
-    name = "net.context.layers.ctx_final.weight"
+    name = "model.net.context.layers.ctx_final.weight"
     assert not torch.equal(ours["state_dict"][name], theirs["state_dict"][name])
     assert rows(tmp_path, "train/loss") == rows(plain, "train/loss")  # training is as without
     assert rows(tmp_path, "val/loss") != rows(plain, "val/loss")

@@ -210,7 +210,9 @@ def test_parameters_that_are_not_finite_never_replace_a_checkpoint(tmp_path, mon
     assert last_step(tmp_path / "weights") == 3
     assert "is saved" not in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        act_once(patch, "training_step", 5, lambda task: task.net.register_forward_hook(lambda *args: args[-1] * float("nan")))
+        act_once(
+            patch, "training_step", 5, lambda task: task.model.net.register_forward_hook(lambda *args: args[-1] * float("nan"))
+        )
         assert main([*RUN, "--run_dir", str(tmp_path / "gradient")]) == 2
     assert "the gradient is not finite at step 6" in capsys.readouterr().err
     checkpoint = torch.load(tmp_path / "gradient/checkpoints/last.ckpt", weights_only=True)

@@ -228,9 +228,9 @@ def test_what_is_no_checkpoint_is_said_to_be_none(content, sentence, tmp_path):
 def test_a_checkpoint_of_another_network_is_refused_by_name():
     saved = checkpoint()
     state = saved["state_dict"]
-    for name in [name for name in state if name.startswith("net.classifier")]:
+    for name in [name for name in state if name.startswith("model.net.classifier")]:
         del state[name]
-    state |= {"net.extra.weight": torch.zeros(1), "net.score_fr.weight": torch.zeros(3, 4)}
+    state |= {"model.net.extra.weight": torch.zeros(1), "model.net.score_fr.weight": torch.zeros(3, 4)}
     with pytest.raises(UserError) as refused:
         task().on_load_checkpoint(saved)
     assert "it has no " in str(refused.value) and "and 1 more" in str(refused.value)
@@ -275,7 +275,7 @@ def test_an_experiment_starts_from_an_address(published, tmp_path):
     _, source, kept = published
     first = task(weights=source, mean=(1.0, 2.0, 3.0), std=(1.0, 1.0, 1.0))
     trainer(tmp_path).validate(first, Shapes(), verbose=False)
-    assert torch.equal(first.net.state_dict()["score_fr.bias"], torch.load(kept)["score_fr.bias"])
+    assert torch.equal(first.model.net.state_dict()["score_fr.bias"], torch.load(kept)["score_fr.bias"])
 
 
 def test_the_hub_is_an_address(published, monkeypatch):

@@ -177,7 +177,7 @@ def test_every_network_reads_its_own_file(name, suffix, tmp_path):
     elif suffix == "safetensors":
         save_file(state, tmp_path / "own.safetensors")
     else:
-        whole = {"state_dict": {f"net.{key}": value for key, value in state.items()}} if suffix == "ckpt" else state
+        whole = {"state_dict": {f"model.net.{key}": value for key, value in state.items()}} if suffix == "ckpt" else state
         torch.save(whole, tmp_path / f"own.{suffix}")
     report, _, _ = weights.load(again, tmp_path / f"own.{suffix}")
     assert not report.missing and not report.left_over
@@ -267,8 +267,8 @@ def test_what_held_a_network_is_taken_off_the_names_of_its_tensors_and_said(pref
 
 
 def test_a_compiled_network_inside_a_task_keeps_what_is_subtracted_from_the_image(tmp_path):
-    state = {f"net._orig_mod.{key}": value for key, value in network(TINY, "cpu").state_dict().items()}
-    numbers = {"mean": torch.tensor([1.0, 2.0, 3.0]), "std": torch.ones(3)}
+    state = {f"model.net._orig_mod.{key}": value for key, value in network(TINY, "cpu").state_dict().items()}
+    numbers = {"model.mean": torch.tensor([1.0, 2.0, 3.0]), "model.std": torch.ones(3)}
     torch.save({"state_dict": state | numbers}, tmp_path / "task.ckpt")
     report, mean, std = weights.load(network(TINY, "cpu"), tmp_path / "task.ckpt")
     assert not report.missing and not report.left_over and (mean, std) == ((1, 2, 3), (1, 1, 1))

@@ -1,0 +1,90 @@
+"""The weights that a training starts from: another run's, published ones, or torchvision's of ImageNet."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+
+from dilated_seg.data.classes import first_difference
+from dilated_seg.errors import UserError
+from dilated_seg.runs.checkpoint import of_run
+from dilated_seg.weights import Report, imagenet, load, local, summary
+
+
+def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask, which stands above this package
+    """Download the initial weights if they are not on this machine yet."""
+    if task.weights == "imagenet":
+        imagenet(task.model.net)
+    elif task.weights:
+        local(task.weights)
+
+
+def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a SegmentationTask
+    """Load the initial weights into the task's network, and their normalization where the task's arguments give none.
+
+    Raises:
+        UserError: The weights are of other classes, do not fill a network that is evaluated, or have an unknown normalization.
+    """
+    file = of_run(Path(task.weights)) if Path(task.weights).is_dir() else task.weights
+    report, mean, std = load(task.model.net, file, task.weights_without)
+    check_classes_of_weights(task, report, str(file))
+    if report.missing and stage != "fit":
+        raise UserError(
+            f"model.weights {task.weights} leaves {len(report.missing)} tensors of the network untrained, such as "
+            f"{report.missing[0][0]}: evaluate a trained checkpoint with --ckpt_path"
+        )
+    given_mean, given_std = task.normalization
+    if report.on_the_image and None in (mean or given_mean, std or given_std):
+        raise UserError(
+            f"model.weights {task.weights}: nobody wrote down what these weights subtract from the image: "
+            "say model.mean and model.std (RGB, 0 to 255), or port the file with --mean"
+        )
+    for ours, theirs, given in zip((task.model.mean, task.model.std), (mean, std), task.normalization, strict=True):
+        if theirs and not given:
+            ours.copy_(torch.tensor(theirs).view(3, 1, 1))
+    if task.trainer.is_global_zero:
+        print(f"{file}: {summary(report)}", flush=True)
+        mean, std = (tuple(round(n, 3) for n in values.flatten().tolist()) for values in (task.model.mean, task.model.std))
+        print(f"input: RGB from 0 to 255, minus {mean}, over {std}", flush=True)
+
+
+def check_classes_of_weights(task: Any, report: Report, file: str) -> None:  # noqa: ANN401 - a SegmentationTask
+    """Require the data's classes of weights that fill a layer which scores classes.
+
+    Such a layer has as many channels as there are classes. If ``weights_without`` leaves any out, other classes are intended.
+
+    Raises:
+        UserError: The file says that its classes are others.
+    """
+    channels = {name: tuple(tensor.shape[:1]) for name, tensor in task.model.net.state_dict().items()}
+    scoring = [ours for _, _, ours, _ in report.taken if channels[ours] == (task.num_classes,)]
+    missing = [name for name, _ in report.missing if channels[name] == (task.num_classes,)]
+    intended = any(not set(name.split(".")).isdisjoint(task.weights_without) for name in missing)
+    if scoring and not intended and (difference := find_class_difference(task, report.classes, file)):
+        layer = scoring[-1].split(".")[-2]
+        raise UserError(
+            f"model.weights: {difference}: name {layer} in model.weights_without if its scores are to start anew for other "
+            "classes, or give the data the names and the order of those weights"
+        )
+
+
+def find_class_difference(task: LightningModule, names: Sequence[str] | None, file: str | None = None) -> str | None:
+    """Return a clause that names the first class in which weights and data differ, or None.
+
+    Args:
+        task: The task, with the data that its trainer has; without a trainer there are no data.
+        names: The weights' classes, None if they do not say.
+        file: Where the weights are; None for the trainer's checkpoint.
+    """
+    try:
+        trainer: Any = task.trainer
+    except RuntimeError:
+        return None
+    data, place = getattr(trainer, "datamodule", None), file or trainer.ckpt_path or "the checkpoint"
+    ours = getattr(data, "classes", None) or task.hparams.get("classes")
+    if not names or not ours:
+        return None
+    where = getattr(data, "names_source", None) or type(data or task).__name__
+    return first_difference(names, [str(name) for name in ours], f"in {place}", f"in {where}")
