@@ -16,7 +16,7 @@ from wandb_workspaces.reports.v2 import interface as reports
 from dilated_seg.ablation.file import Ablation, finished
 from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.render import row
+from dilated_seg.report.markdown import render_row
 from dilated_seg.report.sections import table_rows
 from dilated_seg.runs.results import Result, read, shared_protocol
 from dilated_seg.storage import write_text
@@ -96,7 +96,7 @@ def build(ablation: Ablation, results: Sequence[Result], entity: str) -> tuple[w
         description=protocol,
         width="fluid",
         blocks=[
-            reports.MarkdownBlock("\n".join(map(row, lines))),
+            reports.MarkdownBlock("\n".join(map(render_row, lines))),
             reports.P(protocol),
             *(
                 block

@@ -1,7 +1,7 @@
-"""The report's drawings, small enough for a phone, in colours that colour-blind readers can tell apart.
+"""The report's drawings, small enough for a phone, in colors that color-blind readers can tell apart.
 
-Every function gives a matplotlib Figure. All that is neither a series nor an image is drawn in ``INK``, which a page replaces
-by its own colour of text; the background is left out.
+Every `draw_` function returns a matplotlib Figure. All that is neither a series nor an image is drawn in ``INK``, which a page
+replaces by its own color of text; the background is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from dilated_seg.analysis.intervals import Interval
 matplotlib.rcParams.update({"figure.dpi": 100})
 
 INK = "#17191d"
-# Okabe and Ito's palette without its yellow and black, and markers and dashes, for more networks than colours.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
+# Okabe and Ito's palette without its yellow and black, and markers and dashes, for more networks than colors.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
 MARKERS = "os^Dv<>PX*"
 DASHES = ("-", "--", ":", "-.")
 
-WIDTH, HEIGHT = 5.2, 3.5  # inches
-RC: Any = {  # matplotlib types each of its three hundred keys
+FIGURE_WIDTH, FIGURE_HEIGHT = 5.2, 3.5  # inches
+PLOT_STYLE: Any = {  # matplotlib types each of its three hundred keys
     name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor")
 } | {
     "font.size": 10,
@@ -34,20 +34,20 @@ RC: Any = {  # matplotlib types each of its three hundred keys
     "text.parse_math": False,
 }
 
-SHOWN = "\N{ZERO WIDTH SPACE}"  # before a label: matplotlib leaves out of legends what starts with an underscore
+VISIBLE_PREFIX = "\N{ZERO WIDTH SPACE}"  # before a label: matplotlib leaves out of legends what starts with an underscore
 
 History = Mapping[str, Sequence[tuple[int, float]]]
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the network of this number."""
-    dashes = DASHES[number // len(COLOURS) % len(DASHES)]
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
+def network_style(number: int) -> dict[str, Any]:
+    """Return color, marker and dashes of the network of this number."""
+    dashes = DASHES[number // len(COLORS) % len(DASHES)]
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
 
 
-def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, in the look that all share."""
-    with matplotlib.rc_context(RC):
+def create_axes(width: float = FIGURE_WIDTH, height: float = FIGURE_HEIGHT) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes, in the style that all share."""
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         made = figure.add_subplot()
         made.spines[["top", "right"]].set_visible(False)
@@ -56,34 +56,34 @@ def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, made
 
 
-def scale(value: float) -> tuple[str, str]:
-    """The colour of a fraction from 0 to 1 on a map of scores, and the colour of ink that can be read on it."""
+def color_fraction(value: float) -> tuple[str, str]:
+    """Return the color of a fraction from 0 to 1 on a map of metrics, and the color of text that can be read on it."""
     r, g, b, _ = matplotlib.colormaps["cividis"](value)
     return matplotlib.colors.to_hex((r, g, b)), "#ffffff" if 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.42 else "#000000"
 
 
-def means(
+def draw_means(
     intervals: Mapping[str, Interval],
     seeds: Mapping[str, Sequence[float]],
     groups: Sequence[Sequence[str]],
     numbers: Mapping[str, int],
 ) -> Figure:
-    """Mean IoU of each network with its interval, a dot for every seed; networks that do not differ share a bar at the right.
+    """Draw the mean IoU of each network with its interval, and every seed; networks that do not differ share a bar.
 
     Args:
         intervals: Of each network, best first.
         seeds: The mean IoU of each of its seeds.
         groups: Networks of which no two differ significantly.
-        numbers: Of each network, for its colour.
+        numbers: Of each network, for its color.
     """
     names = list(intervals)
-    figure, panel = axes(height=1.1 + 0.34 * len(names))
-    with matplotlib.rc_context(RC):
+    figure, panel = create_axes(height=1.1 + 0.34 * len(names))
+    with matplotlib.rc_context(PLOT_STYLE):
         for row, (name, one) in enumerate(intervals.items()):
-            colour = look(numbers[name])["color"]
+            color = network_style(numbers[name])["color"]
             if not np.isnan(one.low):
-                panel.plot([100 * one.low, 100 * one.high], [row, row], color=colour, linewidth=3, solid_capstyle="butt")
-            panel.plot(100 * one.value, row, "o", color=colour, markersize=7)
+                panel.plot([100 * one.low, 100 * one.high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
+            panel.plot(100 * one.value, row, "o", color=color, markersize=7)
             if len(seeds[name]) > 1:
                 panel.plot([100 * value for value in seeds[name]], [row] * len(seeds[name]), "|", color=INK, markersize=9)
             panel.annotate(
@@ -99,17 +99,15 @@ def means(
     return figure
 
 
-def class_map(names: Sequence[str], classes: Sequence[str], values: np.ndarray) -> Figure:
-    """IoU of each class (rows) and network (columns) as a map of numbers."""
-    with matplotlib.rc_context(RC):
+def draw_class_map(names: Sequence[str], classes: Sequence[str], values: np.ndarray) -> Figure:
+    """Draw the IoU of each class (rows) and network (columns) as a map of numbers."""
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.3 * len(classes)), layout="constrained")
         panel = figure.add_subplot()
         panel.imshow(100 * values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            text = "-" if np.isnan(value) else f"{100 * value:.0f}"
-            panel.text(
-                column, row, text, ha="center", va="center", color=INK if np.isnan(value) else scale(value)[1], fontsize=9
-            )
+            text, color = ("-", INK) if np.isnan(value) else (f"{100 * value:.0f}", color_fraction(value)[1])
+            panel.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(classes)), classes)
         panel.tick_params(length=0)
@@ -117,18 +115,18 @@ def class_map(names: Sequence[str], classes: Sequence[str], values: np.ndarray) 
     return figure
 
 
-def curves(
+def draw_curves(
     histories: Sequence[tuple[str, History]], key: str, label: str, numbers: Mapping[str, int], percent: bool
 ) -> Figure | None:
-    """A logged number over steps, a line for every seed, a colour for every network; None if nobody logged it."""
-    figure, panel = axes()
+    """Draw a logged number over steps, a line for every seed, a color for every network; None if no run logged it."""
+    figure, panel = create_axes()
     drawn = set[str]()
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(PLOT_STYLE):
         for name, history in histories:
             if logged := history.get(key):
                 steps, values = zip(*logged, strict=True)
-                style = look(numbers[name]) | ({} if percent else {"marker": None})
-                shown: dict[str, Any] = {"label": SHOWN + name} if name not in drawn else {}
+                style = network_style(numbers[name]) | ({} if percent else {"marker": None})
+                shown: dict[str, Any] = {"label": VISIBLE_PREFIX + name} if name not in drawn else {}
                 panel.plot(
                     np.array(steps) + 1,
                     np.array(values) * (100 if percent else 1),
@@ -139,76 +137,76 @@ def curves(
                 )
                 drawn.add(name)
         panel.set(xlabel="step", ylabel=label, **({"ylim": (0, 100)} if percent else {"yscale": "log"}))
-        legend(figure, panel)
+        add_legend(figure, panel)
     return figure if drawn else None
 
 
-def lines(
+def draw_lines(
     x: Sequence[float], series: Mapping[str, Sequence[Interval]], numbers: Mapping[str, int], xlabel: str, ylabel: str,
     ticks: Mapping[float, str],
 ) -> Figure:  # fmt: skip
-    """Scores of each network over x, with bands as their intervals; ``ticks`` are places on the axis, which is logarithmic."""
-    figure, panel = axes()
-    with matplotlib.rc_context(RC):
+    """Draw metrics of each network over x, with bands as their intervals; ``ticks`` are on the x axis, which is logarithmic."""
+    figure, panel = create_axes()
+    with matplotlib.rc_context(PLOT_STYLE):
         for name, intervals in series.items():
             value, low, high = in_percent(intervals)
-            style = look(numbers[name])
-            panel.plot(x, value, label=SHOWN + name, markersize=4, linewidth=1.5, **style)
+            style = network_style(numbers[name])
+            panel.plot(x, value, label=VISIBLE_PREFIX + name, markersize=4, linewidth=1.5, **style)
             panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         panel.set_xscale("log")
         panel.set_xticks(list(ticks), list(ticks.values()))
         panel.minorticks_off()
         panel.set(xlabel=xlabel, ylabel=ylabel)
         panel.set_ylim(bottom=0)
-        legend(figure, panel)
+        add_legend(figure, panel)
     return figure
 
 
-def steps(
+def draw_steps(
     groups: Sequence[str], series: Mapping[str, Sequence[Interval]], numbers: Mapping[str, int], xlabel: str, ylabel: str
 ) -> Figure:
-    """Scores of each network in a few groups side by side, with bars as their intervals."""
-    figure, panel = axes()
-    with matplotlib.rc_context(RC):
+    """Draw metrics of each network in a few groups side by side, with bars as their intervals."""
+    figure, panel = create_axes()
+    with matplotlib.rc_context(PLOT_STYLE):
         for k, (name, intervals) in enumerate(series.items()):
             value, low, high = in_percent(intervals)
             place = np.arange(len(groups)) + 0.6 * ((k + 0.5) / len(series) - 0.5)
-            style = look(numbers[name])
-            panel.plot(place, value, label=SHOWN + name, markersize=4.5, linewidth=0.8, **style)
+            style = network_style(numbers[name])
+            panel.plot(place, value, label=VISIBLE_PREFIX + name, markersize=4.5, linewidth=0.8, **style)
             panel.vlines(place, low, high, color=style["color"], linewidth=1.6)
         panel.set_xticks(range(len(groups)), groups)
         panel.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 100))
-        legend(figure, panel)
+        add_legend(figure, panel)
     return figure
 
 
 def in_percent(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values and ends of intervals; where nothing is known but the value, both ends are the value."""
+    """Return values and ends of intervals; where nothing is known but the value, both ends are the value."""
     value, low, high = (100 * np.array([getattr(one, part) for one in intervals]) for part in ("value", "low", "high"))
     return value, np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
 
 
-def legend(figure: Figure, panel: Axes) -> None:
-    """The networks' names above the axes."""
+def add_legend(figure: Figure, panel: Axes) -> None:
+    """Write the networks' names above the axes."""
     handles, labels = panel.get_legend_handles_labels()
-    labels = [label.removeprefix(SHOWN) for label in labels]
+    labels = [label.removeprefix(VISIBLE_PREFIX) for label in labels]
     if labels:
         columns = max(1, min(3, 66 // (max(map(len, labels)) + 7)))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8.5, frameon=False)
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]) -> Figure:
-    """Rows of pictures (H, W, 3), each with a line above it; wide pictures stand below each other."""
+def draw_contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]) -> Figure:
+    """Draw rows of images (H, W, 3), each with a line above it; wide images stand below each other."""
     height, width = rows[0][1][0][1].shape[:2]
     panorama = width > 1.5 * height
     down, across = (len(rows[0][1]), len(rows)) if panorama else (len(rows), len(rows[0][1]))
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(12, 12 / across * down * (height / width + 0.08) + 0.3), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False)
-        for n, (title, pictures) in enumerate(rows):
-            for t, (line, picture) in enumerate(pictures):
+        for n, (title, images) in enumerate(rows):
+            for t, (line, image) in enumerate(images):
                 panel = panels[t, n] if panorama else panels[n, t]
-                panel.imshow(picture, interpolation="nearest")
+                panel.imshow(image, interpolation="nearest")
                 panel.set(xticks=[], yticks=[])
                 panel.spines[:].set_visible(False)
                 panel.set_title(f"{title}\n{line}" if t == 0 else line, fontsize=8, loc="left", pad=2)

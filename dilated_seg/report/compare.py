@@ -10,7 +10,7 @@ from dilated_seg.errors import open_console
 from dilated_seg.report import sections
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.render import write
+from dilated_seg.report.render import write_report
 from dilated_seg.report.sections import table_rows
 from dilated_seg.report.wording import describe_pairs
 from dilated_seg.runs.results import (
@@ -62,7 +62,7 @@ def compare(
     out = Path(out)
     again = shlex.join(["dilated-seg", "report", *map(str, runs), "--out", str(out), "--evaluation", evaluation])
     page = sections.all_of(comparison, missing, claims, [command] if command else [again])
-    write(title, page, out, list_names(comparison, missing, claims))
+    write_report(title, page, out, list_names(comparison, missing, claims))
     write_results(comparison.results, out / "results.parquet")
     show(comparison)
     if missing:

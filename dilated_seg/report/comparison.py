@@ -15,7 +15,7 @@ from dilated_seg.report.claims import Claim, refuse_other_classes
 from dilated_seg.runs.results import Result, by_name, same_split
 from dilated_seg.runs.strata import Strata, difficulty
 
-RESAMPLES, ROUGH = 10_000, 1_000  # for numbers, and for the bands of plots
+RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for numbers, and for the bands of plots
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, WIDTH)  # of the trimaps that are drawn, in pixels
 LEAST = 5  # images that have objects of a size, for an interval to mean anything
 GROUPS = 5  # of images, from easy to hard
@@ -114,7 +114,7 @@ class Comparison:
 
     def curves(self, counted: Sequence[Count]) -> dict[str, list[Interval]]:
         """An interval of each network for each of several ways to count."""
-        found = [self.bootstrap(one, ROUGH) for one in counted]
+        found = [self.bootstrap(one, RESAMPLES_OF_PLOTS) for one in counted]
         return {name: [one.interval(name) for one in found] for name in self.groups}
 
     def verdict(self, claim: Claim) -> Verdict:

@@ -7,8 +7,8 @@ import yaml
 
 from dilated_seg import models
 from dilated_seg.analysis.summary import describe
+from dilated_seg.report.blocks import ReportTable, Section
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.render import Section, Table
 from dilated_seg.runs.results import Result
 
 FEW = 5  # timed batches, below which a median says little
@@ -65,7 +65,7 @@ def section(comparison: Comparison) -> Section:
     places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
     sizes = {f"{one['size'][0]} x {one['size'][1]}" for one in costs if one}
     if not places:
-        return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers))])
+        return Section("Cost", [ReportTable("cost", header, rows, csv=(full, numbers))])
     where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
     how = (
         f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
@@ -73,7 +73,7 @@ def section(comparison: Comparison) -> Section:
         f"with other work. The first batch is not timed if there are several; fewer than {FEW} timed batches are said. "
         f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
     )
-    return Section("Cost", [Table("cost", header, rows, numbers=(full, numbers)), how])
+    return Section("Cost", [ReportTable("cost", header, rows, csv=(full, numbers)), how])
 
 
 def format_speed(measured: Mapping[str, Any]) -> str:

@@ -17,8 +17,8 @@ from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
 from dilated_seg.inference.load import load
 from dilated_seg.models.segmenter import Segmenter
+from dilated_seg.report.blocks import ImageGrid, Plot, Section
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.render import Pictures, Plot, Section
 from dilated_seg.runs.results import Result
 from dilated_seg.runs.trained import dataset_of, labelled
 
@@ -44,13 +44,13 @@ def section(comparison: Comparison) -> Section | None:
     if not rows:
         return Section("Images", [note]) if note else None
     few = [row for k, row in enumerate(rows) if k % IMAGES < 2][:SHEET]
-    sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.contact_sheet(few))
+    sheet = Plot("predictions", "Images, their truth, and what each network predicts", plots.draw_contact_sheet(few))
     how = (
         "What has the legend's last colour in a truth is not scored. Below a prediction stands its mean "
         "IoU on this image alone, in percent. Networks differ most where the gap between the best and the worst is widest; "
         "hardest, of the other images, are those with the lowest mean over networks."
     )
-    blocks: list[str | Pictures] = [Pictures(rows, sheet, legend(comparison, first[0], names))]
+    blocks: list[str | ImageGrid] = [ImageGrid(rows, sheet, legend(comparison, first[0], names))]
     return Section("Images", [*([note] if note else []), *blocks, how])
 
 

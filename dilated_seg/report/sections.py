@@ -10,9 +10,9 @@ from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGE
 from dilated_seg.errors import UserError, format_command
 from dilated_seg.metrics.confusion import scores
 from dilated_seg.report import cost, gallery, receptive_fields, stratified, variance
+from dilated_seg.report.blocks import Commands, Plot, ReportTable, Section
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict, seeds
-from dilated_seg.report.render import Commands, Plot, Section, Table
 from dilated_seg.report.tables import percent
 from dilated_seg.report.wording import describe_pairs, explain_seeds, format_ends, format_points, join_names
 from dilated_seg.runs.results import Result, different, history, majority, shared_protocol
@@ -48,7 +48,7 @@ def all_of(
         stratified.objects(comparison),
         stratified.boundaries(comparison),
         stratified.images(comparison),
-        receptive_fields.section(comparison, claims),
+        receptive_fields.build_section(comparison, claims),
         cost.section(comparison),
         training(comparison),
         gallery.section(comparison),
@@ -91,7 +91,7 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
         *([best(comparison)] if comparison.pairs else []),
         *([f"**This is {partial}, not the whole split.**"] if (partial := name_partial(comparison.results[0].record)) else []),
-        Table("networks", header[:-number], ours, numbers=(wide, numbers)),
+        ReportTable("networks", header[:-number], ours, csv=(wide, numbers)),
         plot(comparison, "mean_iou"),
         f"{shared_protocol(comparison.results)}; in percent.",
         INTERVALS[comparison.kind],
@@ -119,7 +119,7 @@ def best(comparison: Comparison) -> str:
 
 def plot(comparison: Comparison, name: str) -> Plot:
     """The mean IoU of all networks."""
-    figure = plots.means(comparison.intervals, seeds(comparison.groups), comparison.cliques, comparison.numbers)
+    figure = plots.draw_means(comparison.intervals, seeds(comparison.groups), comparison.cliques, comparison.numbers)
     best = next(iter(comparison.groups))
     says = f"Mean IoU of {len(comparison.groups)} networks with their intervals, from {best} down"
     return Plot(name, says, figure)
@@ -163,7 +163,7 @@ def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None
         "argument", "better", "worse", "measure", "seeds", "difference", "low", "high", "interval", "new low", "new high", "p",
         "elsewhere", "verdict",
     ]  # fmt: skip
-    table: list[str | Table] = [Table("claims", header, rows, numbers=(full, numbers)), explain_verdicts(comparison)]
+    table: list[str | ReportTable] = [ReportTable("claims", header, rows, csv=(full, numbers)), explain_verdicts(comparison)]
     return Section("The arguments, measured", [*said, *(table if rows else [])])
 
 
@@ -256,7 +256,7 @@ def differences(comparison: Comparison) -> Section | None:
             " The first interval is meant to cover the mean difference over all trainings; the next two, what will be measured "
             "when each network is trained again as often as here, and once: 95 % prediction intervals."
         )
-    table = Table("pairs", header, rows, numbers=(full, numbers))
+    table = ReportTable("pairs", header, rows, csv=(full, numbers))
     title = "Differences between networks" if comparison.enough else "Differences between these runs"
     return Section(title, [*describe_pairs(pairs), table, how])
 
@@ -278,8 +278,8 @@ def classes(comparison: Comparison) -> Section:
         np.asarray(torch.stack([one.scores["iou"] for one in group]).nanmean(0)) for group in comparison.groups.values()
     ]).T  # fmt: skip
     rows = [[name, *(percent(value) for value in line)] for name, line in zip(comparison.classes, values, strict=True)]
-    sheet = Plot("class_iou", "IoU of each class and network", plots.class_map(names, comparison.classes, values))
-    return Section("IoU of each class", [Table("classes", ["class", *names], rows, heat=True, sheet=sheet)])
+    sheet = Plot("class_iou", "IoU of each class and network", plots.draw_class_map(names, comparison.classes, values))
+    return Section("IoU of each class", [ReportTable("classes", ["class", *names], rows, heat=True, plot=sheet)])
 
 
 def training(comparison: Comparison) -> Section:
@@ -289,8 +289,11 @@ def training(comparison: Comparison) -> Section:
         ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
         ("curve_loss", "Training loss over steps", "train/loss", "training loss", False),
     )
-    made = [(name, says, plots.curves(histories, key, label, comparison.numbers, pct)) for name, says, key, label, pct in drawn]
-    return Section("Training", [Plot(name, says, figure) for name, says, figure in made if figure])
+    made = [
+        (name, alt, plots.draw_curves(histories, key, label, comparison.numbers, percent))
+        for name, alt, key, label, percent in drawn
+    ]
+    return Section("Training", [Plot(name, alt, figure) for name, alt, figure in made if figure])
 
 
 def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
@@ -303,10 +306,10 @@ def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
         runs.append([one.name, str(one.seed), *own, str(one.folder)])
     again = evaluation_again(comparison.results[0])
     return Section("How this was measured", [
-        Table("protocol", ["protocol", ""], [[key, str(value)] for key, value in facts.items()]),
+        ReportTable("protocol", ["protocol", ""], [[key, str(value)] for key, value in facts.items()]),
         *(["These commands make this page, train the first run below again, and evaluate it again."] if again else []),
         Commands([*commands, *again]),
-        Table("runs", ["network", "seed", *apart, "folder"], runs),
+        ReportTable("runs", ["network", "seed", *apart, "folder"], runs),
         "Mean IoU is of the whole split: one confusion matrix, never a mean over images; a class that is only "
         "predicted counts 0. All numbers were read from these "
         "folders; those of every run are in results.parquet, those of every table in a CSV file of its name.",

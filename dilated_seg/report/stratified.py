@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.intervals import Interval
 from dilated_seg.metrics.stratified import SIZES
-from dilated_seg.report.comparison import LEAST, ROUGH, WIDTHS, Comparison
-from dilated_seg.report.render import Plot, Section, Table
+from dilated_seg.report.blocks import Plot, ReportTable, Section
+from dilated_seg.report.comparison import LEAST, RESAMPLES_OF_PLOTS, WIDTHS, Comparison
 from dilated_seg.report.wording import format_points
 
 
@@ -18,13 +18,13 @@ def objects(comparison: Comparison) -> Section | None:
     if not bins:
         return None
     labels = [size(k) for k in bins]
-    figure = plots.steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
+    figure = plots.draw_steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
     how = (
         "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
         "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
         f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
         "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
-        f"Lines: 95 % intervals ({comparison.kind}) from {ROUGH:,} resamples."
+        f"Lines: 95 % intervals ({comparison.kind}) from {RESAMPLES_OF_PLOTS:,} resamples."
     )
     says = "Mean IoU by the size of objects, a line for each network"
     table = interval_table("objects", "network", labels, found)
@@ -48,7 +48,7 @@ def boundaries(comparison: Comparison) -> Section | None:
     if not comparison.has_strata:
         return None
     found = comparison.by_width()
-    figure = plots.lines(
+    figure = plots.draw_lines(
         WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
         {w: str(w) for w in (1, 2, 3, 5, 10, 20, 40)},
     )  # fmt: skip
@@ -75,7 +75,7 @@ def images(comparison: Comparison) -> Section | None:
     if groups < 2:
         return None
     labels = ["easiest", *([""] * (groups - 2)), "hardest"]
-    figure = plots.steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
+    figure = plots.draw_steps(labels, found, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
     how = (
         "Images are ordered by the share of their pixels that these runs get wrong on average, and cut into groups of "
         "equal size. Groups contain different classes as well, so their means are not over the same ones. "
@@ -88,7 +88,7 @@ def images(comparison: Comparison) -> Section | None:
     return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
 
 
-def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> Table:
+def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> ReportTable:
     """Intervals by network (rows); the CSV has their ends in columns of their own."""
     rows = [[network, *map(format_points, intervals)] for network, intervals in found.items()]
     numbers = [
@@ -96,4 +96,4 @@ def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[
         for network, intervals in found.items()
         for column, one in zip(header, intervals, strict=True)
     ]
-    return Table(name, [first, *header], rows, numbers=([first, "where", "mean IoU", "low", "high"], numbers))
+    return ReportTable(name, [first, *header], rows, csv=([first, "where", "mean IoU", "low", "high"], numbers))

@@ -1,8 +1,8 @@
 """The report's section on variance: how much the images and the seeds move each network, and what more seeds would show."""
 
 from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, Variation
+from dilated_seg.report.blocks import ReportTable, Section
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.render import Section, Table
 from dilated_seg.report.wording import format_ends
 
 SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
@@ -28,7 +28,7 @@ def section(comparison: Comparison) -> Section | None:
     ])  # fmt: skip
 
 
-def tabulate_variances(comparison: Comparison) -> Table:
+def tabulate_variances(comparison: Comparison) -> ReportTable:
     """One row a network: its standard deviations over images and over seeds, and the share of the latter's variance."""
     header = ["network", "seeds", "over images", "over seeds, measured", "over seeds, estimated", "share of seeds, %"]
     full = [
@@ -40,7 +40,7 @@ def tabulate_variances(comparison: Comparison) -> Table:
         rows.append([name, *format_variation(one)])
         values = (one.images, one.measured, one.training.value, one.training.low, one.training.high, one.share)
         numbers.append([name, one.seeds, *(f"{100 * value:.3f}" for value in values)])
-    return Table("variance", header, rows, numbers=(full, numbers))
+    return ReportTable("variance", header, rows, csv=(full, numbers))
 
 
 def format_variation(one: Variation) -> list[str]:
@@ -57,7 +57,7 @@ def explain_widths(comparison: Comparison) -> str:
     return f"Two seeds hardly bound a spread, which is why the intervals are wide: train {MIN_SEEDS} or more." if few else ""
 
 
-def tabulate_detectable(comparison: Comparison) -> Table:
+def tabulate_detectable(comparison: Comparison) -> ReportTable:
     """One row a pair: the difference measured, and those that more seeds would tell apart."""
     rows = [
         [
@@ -67,4 +67,4 @@ def tabulate_detectable(comparison: Comparison) -> Table:
         ]
         for pair in comparison.pairs
     ]
-    return Table("power", ["pair", "measured", *(f"with {seeds} seeds" for seeds in SEEDS)], rows)
+    return ReportTable("power", ["pair", "measured", *(f"with {seeds} seeds" for seeds in SEEDS)], rows)

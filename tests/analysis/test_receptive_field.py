@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from torch import nn
 
 from dilated_seg.__main__ import main
-from dilated_seg.analysis import receptive_field, summary
-from dilated_seg.analysis.receptive_field import grey, plots
+from dilated_seg.analysis import plots, receptive_field, summary
+from dilated_seg.analysis.intervals import Interval
+from dilated_seg.analysis.receptive_field import grey
+from dilated_seg.analysis.receptive_field import plots as field_plots
 from dilated_seg.analysis.receptive_field.trace import NOTHING
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
@@ -257,16 +258,14 @@ def test_pictures_show_what_was_measured():
     field = receptive_field.effective(model, pictures_of)
     theory = {"side": 11, "box": [8, 8, 7, 17]}
     measured = receptive_field.Measured({}, {}, ["white", "black"], theory, field, context)
-    figure, (field_axes, profile_axes, accuracy_axes) = plt.subplots(1, 3)
-    plots.field_map(field_axes, measured)
-    plots.profiles(profile_axes, {"far": measured})
-    plots.accuracy(accuracy_axes, {"far": context}, [1])
-    figure.canvas.draw()
+    (field_axes,) = field_plots.draw_field_maps({"far": measured}).axes[:1]
+    profile_axes = field_plots.draw_profiles({"far": measured}, {"far": 0}).axes[0]
+    right = [Interval(share, np.nan, np.nan) for share in context.accuracy([1])]
+    accuracy_axes = plots.draw_steps(["4", "whole"], {"far": right}, {"far": 0}, "seen", "right").axes[0]
     assert field_axes.patches[-1].get_bbox().bounds == (6.5, 7.5, 11, 1)
     assert profile_axes.lines[0].get_ydata() == pytest.approx([0] * 5 + [100] * 8)
     assert accuracy_axes.lines[0].get_ydata().tolist() == [0, 100]
     assert [label.get_text() for label in accuracy_axes.get_xticklabels()] == ["4", "whole"]
-    plt.close(figure)
 
 
 def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):  # noqa: F811

@@ -19,8 +19,10 @@ from dilated_seg.analysis import plots
 from dilated_seg.analysis.intervals import Interval
 from dilated_seg.analysis.summary import Description, show_family
 from dilated_seg.errors import format_command, open_console
-from dilated_seg.report import render
-from dilated_seg.report.render import Pictures, Plot, Section, Table, markdown, page
+from dilated_seg.report import markdown
+from dilated_seg.report.blocks import ImageGrid, Plot, ReportTable, Section
+from dilated_seg.report.markdown import render_markdown
+from dilated_seg.report.render import draw_svg, render_page
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.training.loggers import finish
 from dilated_seg.training.wandb_tables import confusion, draw
@@ -104,28 +106,28 @@ def test_the_terminal_shows_any_name(some, capsys):
 def sections(some):
     """A report's page whose networks, classes and images have these names."""
     one, two, three = some
-    figure, panel = plots.axes()
+    figure, panel = plots.create_axes()
     panel.set_title(three)
     picture = np.zeros((4, 4, 3), np.uint8)
     sheet = Plot("sheet", f"Plot of {one}", figure)
-    table = Table("t", ["network", two], [[one, "12.3 [1.0, 2.0]"], [two, three]])
+    table = ReportTable("t", ["network", two], [[one, "12.3 [1.0, 2.0]"], [two, three]])
     rows = [(f"{three}: hardest", [(f"{one}, 12", picture), (two, picture)])]
     text = [f"**Best: {one}, 1.0; the others: {two} and {three}.**", f"{two} minus {one}: `code` of {three}."]
-    blocks = [*text, table, sheet, Pictures(rows, sheet, [(two, (1, 2, 3))])]
-    return [Section("Result", [render.shield(block, some) if isinstance(block, str) else block for block in blocks])]
+    blocks = [*text, table, sheet, ImageGrid(rows, sheet, [(two, (1, 2, 3))])]
+    return [Section("Result", [markdown.shield_names(block, some) if isinstance(block, str) else block for block in blocks])]
 
 
 def check_pages(some):
     one, two, three = some
     sentences = [f"Best: {one}, 1.0; the others: {two} and {three}.", f"{two} minus {one}: code of {three}."]
-    contents = Contents(page(one, sections(some)))
+    contents = Contents(render_page(one, sections(some)))
     text = squeezed(contents.text.replace("\n", ""))
     for sentence in sentences:
         assert squeezed(sentence).replace("code", "") in text.replace("code", "")
     for name in some:
         assert name in contents.parts
     assert f"{three}: hardest" in contents.parts and f"{one}, 12" in contents.parts
-    rendered = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown(one, sections(some)))
+    rendered = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(render_markdown(one, sections(some)))
     contents = Contents(rendered)
     text = squeezed(contents.text.replace("\n", ""))
     for sentence in sentences:
@@ -146,7 +148,7 @@ def test_the_report_shows_any_name(some):
 
 
 def test_a_name_on_several_lines_stays_in_its_cell():
-    assert render.row(["a\nb", "c|d"]) == r"| a b | c\|d |"
+    assert markdown.render_row(["a\nb", "c|d"]) == r"| a b | c\|d |"
 
 
 def figures(some):
@@ -154,16 +156,16 @@ def figures(some):
     interval = [Interval(0.5, 0.4, 0.6)] * 3
     intervals, numbers = dict(zip(some, interval, strict=True)), {name: k for k, name in enumerate(some)}
     series = {name: interval for name in some}
-    yield plots.means(intervals, {name: [0.5] for name in some}, [some], numbers)
-    yield plots.class_map(some, some, np.eye(3))
-    yield plots.curves([(name, {"k": [(1, 0.5), (2, 0.6)]}) for name in some], "k", "label", numbers, True)
-    yield plots.lines([1, 2, 3], series, numbers, "x", "y", {1: "1"})
-    yield plots.steps(["a", "b", "c"], series, numbers, "x", "y")
+    yield plots.draw_means(intervals, {name: [0.5] for name in some}, [some], numbers)
+    yield plots.draw_class_map(some, some, np.eye(3))
+    yield plots.draw_curves([(name, {"k": [(1, 0.5), (2, 0.6)]}) for name in some], "k", "label", numbers, True)
+    yield plots.draw_lines([1, 2, 3], series, numbers, "x", "y", {1: "1"})
+    yield plots.draw_steps(["a", "b", "c"], series, numbers, "x", "y")
 
 
 def check_plots(some):
     for figure in figures(some):
-        drawn = render.svg(figure, "name")
+        drawn = draw_svg(Plot("name", "alt", figure))
         shown = [html.unescape(part) for part in Contents(drawn).parts]
         for name in some:
             assert any(name == part.strip("\u200b") for part in shown), (name, shown)

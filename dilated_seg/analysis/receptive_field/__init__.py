@@ -1,7 +1,7 @@
 """Receptive fields: what a network can see by its layers, what it does look at, and what context buys it.
 
 theory.py follows a network's operations (trace.py); gradient.py and grey.py run a trained network; record.py keeps what was
-measured in the run, and pictures.py draws it.
+measured in the run, and plots.py draws it.
 """
 
 from dilated_seg.analysis.receptive_field.gradient import effective as effective

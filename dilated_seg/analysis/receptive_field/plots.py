@@ -1,61 +1,67 @@
-"""Receptive fields as pictures, each drawn into matplotlib axes that are given."""
+"""Drawings of receptive fields."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dilated_seg.analysis.plots import COLOURS, MARKERS
+from dilated_seg.analysis import plots
 from dilated_seg.analysis.receptive_field.gradient import within
-from dilated_seg.analysis.receptive_field.grey import Context
 from dilated_seg.analysis.receptive_field.record import Measured
 
-FAINTEST = 1e-3  # of the strongest pixel; what is weaker has the darkest colour
+DARKEST = 1e-3  # of the strongest pixel; what is weaker has the darkest color
 
 
-def field_map(axes: Axes, measured: Measured) -> None:
-    """The effective field of the middle pixel, dashed what theory lets it see, dotted the squares of 50 and 90 %."""
+def draw_field_map(axes: Axes, measured: Measured) -> None:
+    """Draw the effective field of the middle pixel; dashed what theory lets it see, dotted the squares of 50 and 90 %."""
     field = measured.effective
     height, width = field.shape
     strongest = field.max() or 1.0
-    norm = LogNorm(FAINTEST * strongest, strongest, clip=True)
-    axes.imshow(np.maximum(field, FAINTEST * strongest), cmap="cividis", norm=norm, interpolation="nearest")
+    norm = LogNorm(DARKEST * strongest, strongest, clip=True)
+    axes.imshow(np.maximum(field, DARKEST * strongest), cmap="cividis", norm=norm, interpolation="nearest")
     for share, side in measured.sides().items():
         if side and share < 0.95:
             corner = (width // 2 - side / 2, height // 2 - side / 2)
             axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle=":", linewidth=1.2))
     top, bottom, left, right = measured.theory["box"]
     size = (right - left + 1, bottom - top + 1)
-    box = Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=COLOURS[1], linestyle="--", linewidth=2)
+    box = Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=plots.COLORS[1], linestyle="--", linewidth=2)
     box.set_clip_on(False)  # it may be the image's edge
     axes.add_patch(box)
     axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def profiles(axes: Axes, networks: Mapping[str, Measured]) -> None:
-    """The part of each effective field that lies no farther than so far from the middle."""
-    for k, (name, measured) in enumerate(networks.items()):
-        held = within(measured.effective)
-        axes.plot(np.arange(len(held)), 100 * held, color=COLOURS[k % len(COLOURS)], label=name)
-    axes.set(xlabel="radius, pixels", ylabel="of the effective field, %", ylim=(0, 101), xlim=(0, None))
-    finish(axes)
+def draw_field_maps(networks: Mapping[str, Measured]) -> Figure:
+    """Draw the effective field of each network, wide ones below each other, others in two columns."""
+    height, width = next(iter(networks.values())).effective.shape
+    across = 1 if width > 1.5 * height else 2
+    down = -(-len(networks) // across)
+    size = (plots.FIGURE_WIDTH, down * (plots.FIGURE_WIDTH / across * height / width + 0.3))
+    with matplotlib.rc_context(plots.PLOT_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for panel in panels:
+            panel.set_axis_off()
+        for panel, (name, measured) in zip(panels, networks.items(), strict=False):
+            panel.set_axis_on()
+            draw_field_map(panel, measured)
+            panel.spines[:].set_visible(False)
+            panel.set_title(name, fontsize=9, loc="left", pad=4)
+    return figure
 
 
-def accuracy(axes: Axes, networks: Mapping[str, Context], classes: Sequence[int] | None = None) -> None:
-    """How many pixels, of all or of some true classes, each network predicts right when it sees no farther than so far."""
-    for k, (name, context) in enumerate(networks.items()):
-        at = range(len(context.radii))
-        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
-        axes.plot(at, 100 * context.accuracy(classes), marker, linestyle="-", color=colour, label=name, markersize=4)
-        axes.set_xticks(at, ["whole" if radius is None else f"{radius}" for radius in context.radii])
-    axes.set(xlabel="seen to each side, pixels", ylabel="predicted right, %", ylim=(0, 101))
-    finish(axes)
-
-
-def finish(axes: Axes) -> None:
-    """The look that both plots share."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+def draw_profiles(networks: Mapping[str, Measured], numbers: Mapping[str, int]) -> Figure:
+    """Draw the part of each effective field within so many pixels of the middle; ``numbers`` give each network its color."""
+    figure, panel = plots.create_axes()
+    with matplotlib.rc_context(plots.PLOT_STYLE):
+        for name, measured in networks.items():
+            held = within(measured.effective)
+            style = plots.network_style(numbers[name]) | {"marker": None}
+            panel.plot(np.arange(len(held)), 100 * held, label=plots.VISIBLE_PREFIX + name, linewidth=1.5, **style)
+        panel.set(xlabel="pixels to each side", ylabel="of the effective field, %", ylim=(0, 101), xlim=(0, None))
+        plots.add_legend(figure, panel)
+    return figure
