@@ -16,7 +16,7 @@ import yaml
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
-from dilated_seg.runs.run import EXPERIMENTS
+from dilated_seg.runs.run import EXPERIMENTS, Run
 
 FAILED = "failed"  # a file in the folder of a run that failed, which says why
 OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
@@ -25,7 +25,7 @@ DDP = json.dumps({"trainer": {"strategy": "ddp"}})  # below the experiment, whic
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of an ablation: a name in its tables, the configurations laid over each other, a seed, a folder.
 
     A stage of a staged experiment starts from the weights of the stage ``before`` it; the last one is compared. It trains on
@@ -60,7 +60,7 @@ class Run:
         return ["fit", *configs, *start, *devices, *end, *own]
 
 
-Chain = tuple[Run, ...]  # the stages of one experiment with one seed, in order: what is trained in one go
+Chain = tuple[PlannedRun, ...]  # the stages of one experiment with one seed, in order: what is trained in one go
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Ablation:
     """
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
     split: str
     folder: Path
     rehearsal: bool = False
@@ -181,7 +181,7 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
                 compared = number == len(stages)
                 end = split if compared else None
                 configs = (layer(path, stage), *above)
-                runs.append(Run(name, configs, seed, here, label, before, compared, devices, nodes, end))
+                runs.append(PlannedRun(name, configs, seed, here, label, before, compared, devices, nodes, end))
                 before = here
     if own := [one for one in runs if one.folder.relative_to(folder).parts[0] in OWN]:
         raise UserError(f"{path} names an experiment '{own[0].name}': its folder is the ablation's own; rename it")
@@ -252,7 +252,7 @@ def check(ablation: Ablation) -> None:
                 data.opened(split)
 
 
-def check_devices(one: Run, settings: Mapping[str, Any]) -> None:
+def check_devices(one: PlannedRun, settings: Mapping[str, Any]) -> None:
     """Check that a run's settings fit the devices that the ablation gives it.
 
     Raises:
@@ -280,21 +280,19 @@ def how_to_get(weights: str) -> str:
     return "name a file, or the folder of a finished run, in model.weights"
 
 
-def finished(one: Run, ablation: Ablation) -> bool:
+def finished(one: PlannedRun, ablation: Ablation) -> bool:
     """Whether the evaluation that ends a run is there; a stage before the last ends with its training."""
     if not one.compared:
         return trained(one)
     return (one.folder / "evaluations" / f"{ablation.evaluation}.json").is_file()
 
 
-def trained(one: Run) -> bool:
+def trained(one: PlannedRun) -> bool:
     """Whether a run has taken its last step."""
-    from dilated_seg.runs.run import FINISHED
-
-    return (one.folder / FINISHED).is_file()
+    return Run(one.folder).finished
 
 
-def failure(one: Run, chain: Chain) -> str | None:
+def failure(one: PlannedRun, chain: Chain) -> str | None:
     """Why a run of a chain failed, or that a stage before it did; None if neither."""
     for stage in chain[: chain.index(one) + 1]:
         note = stage.folder / FAILED

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dilated_seg.ablation.file import Run
+from dilated_seg.ablation.file import PlannedRun
 from dilated_seg.errors import REASON_FILE, UserError
 
 GRACE = "3600"  # seconds that torchrun gives processes which were told to stop: they save after their step or validation
@@ -18,7 +18,7 @@ PORT = 29500  # torchrun's own default
 IGNORE_SIGUSR2 = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]
 
 
-def torchrun_arguments(one: Run) -> list[str]:
+def torchrun_arguments(one: PlannedRun) -> list[str]:
     """Return what follows ``torchrun`` to start a run's processes; rendezvous is at the machine that calls this."""
     if one.nodes == 1:
         return ["--standalone", "--nproc_per_node", str(one.devices)]
@@ -26,7 +26,7 @@ def torchrun_arguments(one: Run) -> list[str]:
     return ["--nnodes", str(one.nodes), "--nproc_per_node", str(one.devices), *meeting]
 
 
-def launch_command(one: Run) -> list[str]:
+def launch_command(one: PlannedRun) -> list[str]:
     """Return the command that trains and evaluates a run on its devices."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(one), "-m", "dilated_seg", *one.arguments]
     # The job has one task, on its first node; from there a step of SLURM starts one torchrun a node beside it.
@@ -34,7 +34,7 @@ def launch_command(one: Run) -> list[str]:
     return [*step, *IGNORE_SIGUSR2, *torchrun]
 
 
-def run_processes(one: Run) -> None:
+def run_processes(one: PlannedRun) -> None:
     """Train and evaluate a run in processes of their own; an interruption of this one stops them after their step.
 
     Raises:
@@ -48,7 +48,7 @@ def run_processes(one: Run) -> None:
             raise UserError(reason.read_text(encoding="utf-8").strip() if reason.is_file() else killed)
 
 
-def shared_directory(one: Run) -> Path:
+def shared_directory(one: PlannedRun) -> Path:
     """Return a directory that all nodes of a run see: the parent of its own, created if need be."""
     one.folder.parent.mkdir(parents=True, exist_ok=True)
     return one.folder.parent

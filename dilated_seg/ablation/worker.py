@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 from rich.rule import Rule
 
-from dilated_seg.ablation.file import FAILED, Ablation, Chain, Run, failure, finished
+from dilated_seg.ablation.file import FAILED, Ablation, Chain, PlannedRun, failure, finished
 from dilated_seg.ablation.processes import run_processes
 from dilated_seg.errors import UserError, open_console
 
@@ -27,7 +27,7 @@ def carry_out(chain: Chain, ablation: Ablation, retries: int = 0) -> None:
             failed = not any(attempt(one, ablation, label) for _ in range(1 + retries))
 
 
-def attempt(one: Run, ablation: Ablation, label: str) -> bool:
+def attempt(one: PlannedRun, ablation: Ablation, label: str) -> bool:
     """Train and evaluate a run; whether it succeeded."""
     from dilated_seg.training.processes import find_mistake
 
@@ -45,7 +45,7 @@ def attempt(one: Run, ablation: Ablation, label: str) -> bool:
     return True
 
 
-def train(one: Run, ablation: Ablation) -> None:
+def train(one: PlannedRun, ablation: Ablation) -> None:
     """Train a run, or continue it, and evaluate its last weights if they are compared.
 
     Raises:
@@ -83,7 +83,7 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def note_failure(one: Run, why: str) -> None:
+def note_failure(one: PlannedRun, why: str) -> None:
     """Write into a run's folder, in a line, why it failed."""
     from dilated_seg.storage import write_text
 

@@ -26,9 +26,8 @@ from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import Inference, Whole
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.report.training import show_training
-from dilated_seg.runs.checkpoint import LAST
-from dilated_seg.runs.run import EXPERIMENTS, FINISHED, commit, experiment_name, keep_history
-from dilated_seg.runs.trust import local_file
+from dilated_seg.runs.checkpoint import Checkpoint
+from dilated_seg.runs.run import EXPERIMENTS, Run, commit, experiment_name
 from dilated_seg.storage import write_text
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import (
@@ -206,7 +205,7 @@ class CLI(LightningCLI):
             self.created = self.created or (None if self.run_dir.exists() else self.run_dir)
         checkpoint = config.get("ckpt_path")
         if checkpoint:
-            local_file(checkpoint)
+            Checkpoint.at(checkpoint)
         if self.subcommand != "fit":
             return
         saved = self.run_dir / "config.yaml"
@@ -261,7 +260,7 @@ class CLI(LightningCLI):
         os.environ[RUN_DIR] = str(self.run_dir)
         training = self.subcommand == "fit"
         if training:
-            keep_history(self.run_dir / "metrics.csv")
+            Run(self.run_dir).keep_history()
         wanted = self._get(self.config_init, "trainer")
         if wanted.get("default_root_dir"):
             raise UserError(f"trainer.default_root_dir {wanted.default_root_dir}: name the run's folder with --run_dir instead")
@@ -351,7 +350,7 @@ class CLI(LightningCLI):
                 raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
             if self.model.refine and self.model.model.crf:
                 raise UserError("--crf would refine twice: this model has a CRF of its own; its options are --model.crf...")
-        self.finished = self.resumed and (self.run_dir / FINISHED).is_file()
+        self.finished = self.resumed and Run(self.run_dir).finished
         if self.finished:  # be it before its last step, by early stopping: there is nothing to train, only weights to load
             self.trainer.limit_train_batches = 0
         if self.subcommand == "fit":
@@ -387,9 +386,9 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Keep the last weights, also when training does not end on a validation, note that it has ended, and score them."""
         if not self.finished:
-            self.trainer.save_checkpoint(self.run_dir / "checkpoints" / LAST)
+            self.trainer.save_checkpoint(Run(self.run_dir).last_checkpoint.path)
             if self.trainer.is_global_zero:
-                write_text(self.run_dir / FINISHED, f"after step {self.trainer.global_step}\n")
+                Run(self.run_dir).mark_finished(self.trainer.global_step)
         if split := self._get(self.config_init, "evaluate"):
             self.trainer.limit_val_batches = self.trainer.limit_test_batches = 1.0  # the whole split, whatever training saw
             evaluate = self.trainer.test if split == "test" else self.trainer.validate

@@ -11,8 +11,9 @@ from torch import nn
 from dilated_seg import models
 from dilated_seg.errors import UserError, describe_error
 from dilated_seg.models.segmenter import Segmenter
-from dilated_seg.runs.checkpoint import of_run
-from dilated_seg.runs.segmenter import crf_of, of_checkpoint
+from dilated_seg.runs.checkpoint import Checkpoint
+from dilated_seg.runs.run import newest_checkpoint
+from dilated_seg.runs.segmenter import build_crf, build_segmenter
 from dilated_seg.weights.fill import rebuilt
 
 # The files of an exported directory.
@@ -34,9 +35,9 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     if len(str(source)) > 4000 or any(len(part.encode()) > 255 for part in path.parts):
         raise UserError(f"there is no {str(source)[:80]}...: the name is too long for a file")
     if path.is_dir():
-        found = of_folder(path) if (path / CONFIG).is_file() else of_checkpoint(of_run(path), net)
+        found = of_folder(path) if (path / CONFIG).is_file() else build_segmenter(newest_checkpoint(path), net)
     elif path.is_file():
-        found = of_checkpoint(path, net)
+        found = build_segmenter(Checkpoint(path), net)
     else:
         found = of_folder(downloaded(str(source)))
     for name, parameter in found.named_parameters():
@@ -63,7 +64,7 @@ def of_folder(folder: Path) -> Segmenter:
             raise ValueError(f"there are {len(names)} names of classes, but the network has {arguments['num_classes']}")
         weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
         net = rebuilt(name, arguments, weights, str(folder / WEIGHTS))
-        crf = crf_of(config.get("crf"), len(config["classes"]), state)
+        crf = build_crf(config.get("crf"), len(config["classes"]), state)
         fields = ("palette", "ignore_index", "submitted", "dataset", "facts")
         return Segmenter(
             net, config["classes"], config["mean"], config["std"],

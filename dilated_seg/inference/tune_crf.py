@@ -12,8 +12,8 @@ from dilated_seg.inference.image import chosen
 from dilated_seg.inference.load import load
 from dilated_seg.inference.strategies import Inference, ReflectedTiles, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
-from dilated_seg.runs.run import commit
-from dilated_seg.runs.trained import configuration, dataset_of, labelled, require_same_classes, spread
+from dilated_seg.runs.run import Run, commit
+from dilated_seg.runs.samples import open_labelled_split, require_same_classes, sample_evenly
 from dilated_seg.storage import write_text
 from dilated_seg.tensors import predict
 
@@ -78,8 +78,9 @@ def tune(
     Raises:
         UserError: There is no such run, there are not so many labelled images, or the overlay is there or cannot be written.
     """
-    folder = configuration(run).parent
-    target = Path(out) if out else folder / "crf.yaml"
+    trained = Run(run)
+    dataset = trained.dataset()
+    target = Path(out) if out else trained.crf_file
     if target.exists() and (target.is_dir() or not overwrite):
         raise UserError(f"{target} exists: name another --out, or replace it with --overwrite")
     if not target.parent.is_dir():
@@ -87,19 +88,18 @@ def tune(
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")
     inference = inference or Whole()
-    model = load(checkpoint or folder).to(chosen(device))
+    model = load(checkpoint or trained.path).to(chosen(device))
     if model.crf:
         raise UserError(f"{run} was trained with a CRF: there is no other to tune")
     if isinstance(inference, ReflectedTiles):
         inference.network(model)
-    dataset = dataset_of(folder)
     require_same_classes(run, dataset, model.classes)
-    opened = labelled(dataset, split)
+    opened = open_labelled_split(dataset, split)
     if images > len(opened):
         raise UserError(f"--images {images}: the split {split} has {len(opened)}")
     samples: list[Sample] = []
     with torch.inference_mode():
-        for sample in spread(opened, images):
+        for sample in sample_evenly(opened, images):
             image = sample["image"][None].to(model.mean.device)
             probabilities = whole(inference, model, image).softmax(1).half().cpu()
             samples.append((probabilities, image, sample["mask"][None]))
@@ -119,9 +119,9 @@ def tune(
     numbers = "".join(f"    {name}: {value:g}\n" for name, value in best.items())
     written(target, f"# {note}\ncrf:\n  class_path: dilated_seg.crf.DenseCRF\n  init_args:\n{numbers}")
     print(f"best: {said(best)}: {100 * highest:.2f}")
-    weights = checkpoint or folder / "checkpoints" / model.facts["checkpoint"]
+    weights = checkpoint or trained.checkpoint_dir / model.facts["checkpoint"]
     again = format_command(
-        "dilated-seg", "validate", "--config", folder / "config.yaml", "--config", target, "--ckpt_path", weights
+        "dilated-seg", "validate", "--config", trained.config_file, "--config", target, "--ckpt_path", weights
     )
     print(f"written: {target}; to score it:\n  {again}")
 

@@ -17,17 +17,16 @@ from dilated_seg.runs.results import (
     Result,
     common_evaluation,
     expand,
-    history,
     label,
     majority,
+    name_partial,
     read,
     same_split,
     shared_protocol,
     write_results,
 )
-from dilated_seg.runs.run import name_partial
 
-__all__ = ["Result", "compare", "history", "label", "majority", "read", "same_split", "shared_protocol", "table_rows"]
+__all__ = ["Result", "compare", "label", "majority", "read", "same_split", "shared_protocol", "table_rows"]
 
 
 def compare(

@@ -20,7 +20,8 @@ from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.report.blocks import ImageGrid, Plot, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.runs.results import Result
-from dilated_seg.runs.trained import dataset_of, labelled
+from dilated_seg.runs.run import Run
+from dilated_seg.runs.samples import open_labelled_split
 
 IMAGES = 3  # of each kind
 SHEET = 4  # in one picture
@@ -97,7 +98,7 @@ def predict(result: Result, places: Sequence[int]) -> None:
     model = load(result.folder / "checkpoints" / f"{checkpoint}.ckpt")
     if str(model.facts["step"]) != step:
         raise UserError(f"{checkpoint}.ckpt of {result.folder} is of another step than its evaluation")
-    split = labelled(dataset_of(result.folder), protocol["split"])
+    split = open_labelled_split(Run(result.folder).dataset(), protocol["split"])
     for k in places:
         sample, name = split[k], result.images[0][k]
         if sample["id"] != name:

@@ -15,8 +15,8 @@ from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict, seeds
 from dilated_seg.report.tables import percent
 from dilated_seg.report.wording import describe_pairs, explain_seeds, format_ends, format_points, join_names
-from dilated_seg.runs.results import Result, different, history, majority, shared_protocol
-from dilated_seg.runs.run import name_partial
+from dilated_seg.runs.results import Result, different, majority, name_partial, shared_protocol
+from dilated_seg.runs.run import Run
 
 INTERVALS = {
     OTHER_IMAGES: (
@@ -284,7 +284,7 @@ def classes(comparison: Comparison) -> Section:
 
 def training(comparison: Comparison) -> Section:
     """How they learnt."""
-    histories = [(one.name, history(one.folder)) for group in comparison.groups.values() for one in group]
+    histories = [(one.name, Run(one.folder).history()) for group in comparison.groups.values() for one in group]
     drawn = (
         ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
         ("curve_loss", "Training loss over steps", "train/loss", "training loss", False),

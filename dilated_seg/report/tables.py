@@ -9,8 +9,7 @@ from dilated_seg.data.classes import describe_labels
 from dilated_seg.errors import open_console
 from dilated_seg.metrics.confusion import percent as percent
 from dilated_seg.metrics.confusion import scores
-from dilated_seg.runs.results import protocol
-from dilated_seg.runs.run import name_partial
+from dilated_seg.runs.results import name_partial, protocol
 
 
 def show_evaluation(record: dict[str, Any], refined: dict[str, Any] | None = None) -> None:

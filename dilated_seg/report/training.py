@@ -9,9 +9,9 @@ from lightning import Trainer
 from dilated_seg.errors import format_command
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.report.tables import show_evaluation
-from dilated_seg.runs.checkpoint import LAST
-from dilated_seg.runs.run import name_partial
-from dilated_seg.runs.trust import read_checkpoint
+from dilated_seg.runs.checkpoint import Checkpoint
+from dilated_seg.runs.results import name_partial
+from dilated_seg.runs.run import Run
 from dilated_seg.training.evaluation import records
 from dilated_seg.training.loggers import Wandb
 from dilated_seg.training.progress import find_best
@@ -22,11 +22,10 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
     found, best = records(trainer), find_best(trainer)
     if found:
         show_evaluation(*found)
-    checkpoint = run_dir / "checkpoints" / LAST
+    checkpoint = Run(run_dir).last_checkpoint.path
     if best and best.best_model_path and Path(best.best_model_path).is_file():
         checkpoint = shorten(Path(best.best_model_path))
-        with checkpoint.open("rb") as file:
-            step = read_checkpoint(file, checkpoint)["global_step"]
+        step = Checkpoint(checkpoint).step
         score = "" if best.best_model_score is None else f", validation mean IoU {percent(best.best_model_score)} %"
         print(f"best checkpoint: {checkpoint}, step {step}{score}")
     else:

@@ -1,58 +1,159 @@
-"""A checkpoint's file: its name in a run, its checksum, and reading it without executing a pickle."""
+"""A checkpoint of a run: its checksum, and its content, which is read without executing a pickle."""
 
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from dilated_seg.errors import UserError
-from dilated_seg.runs.run import FINISHED
-from dilated_seg.storage import digest
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from dilated_seg.errors import CorruptError, UserError
+from dilated_seg.storage import digest, is_url
+from dilated_seg.weights.readers import load_torch, tensors
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
+NO_CHECKPOINT = "is no checkpoint of a run: name a file of a run's folder checkpoints/"
 
-def beside(path: Path) -> Path:
-    """Where a checkpoint's checksum lies, in the form of sha256sum."""
-    return path.with_name(f"{path.name}.sha256")
+# The arguments of the task that load_from_checkpoint builds from class paths, and what those must be.
+BUILT: dict[str, type] = {"net": nn.Module, "crf": nn.Module, "optimizer": Optimizer, "lr_scheduler": LRScheduler}
 
 
-def checksums(path: Path) -> list[str]:
-    """The checksums a checkpoint may have: one; two while it is being replaced; none if nobody wrote one."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file, with its SHA-256 in a sidecar file of sha256sum's format.
+
+    Args:
+        path: The file.
+    """
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> "Checkpoint":
+        """Return the checkpoint at a local path.
+
+        Raises:
+            UserError: There is no such file, or the path is a URL.
+        """
+        if isinstance(path, str) and is_url(path):
+            raise UserError(
+                f"{path} is an address: download the checkpoint and name the file; only model.weights takes addresses"
+            )
+        if not Path(path).is_file():
+            raise UserError(f"there is no checkpoint {path}: name a file of a run's folder checkpoints/")
+        return cls(Path(path))
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix, such as "best"."""
+        return self.path.stem
+
+    @property
+    def checksum_file(self) -> Path:
+        """The sidecar file."""
+        return self.path.with_name(f"{self.path.name}.sha256")
+
+    @property
+    def step(self) -> int:
+        """The number of training steps behind these weights; reads the file."""
+        return int(self.read()["global_step"])
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the file as it is now."""
+        return digest(self.path)
+
+    def recorded_checksums(self) -> list[str]:
+        """Return the checksums in the sidecar file: one; two while the file is being replaced; none without a sidecar file."""
+        try:
+            return [line.split()[0] for line in self.checksum_file.read_text().splitlines() if line.strip()]
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError):
+            return ["unreadable"]
+
+    def is_intact(self) -> bool:
+        """Return whether the file has a recorded checksum and matches it."""
+        return self.path.is_file() and self.sha256 in self.recorded_checksums()
+
+    def verify(self) -> str:
+        """Return the file's checksum, which must be the recorded one if one was recorded.
+
+        Raises:
+            UserError: The file was changed after it was written.
+        """
+        checksum, recorded = self.sha256, self.recorded_checksums()
+        if recorded and checksum not in recorded:
+            raise UserError(
+                f"{self.path} is damaged: its checksum is not the one in {self.checksum_file.name}; use another one"
+            )
+        return checksum
+
+    def read(self, map_location: Any = "cpu") -> dict[str, Any]:  # noqa: ANN401
+        """Return the content; see `read_checkpoint`."""
+        try:
+            with self.path.open("rb") as file:
+                return read_checkpoint(file, self.path, map_location)
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+
+def read_checkpoint(file: BinaryIO, name: Any, map_location: Any = "cpu") -> dict[str, Any]:  # noqa: ANN401
+    """Return the content of an open checkpoint file.
+
+    Raises:
+        UserError: The file is damaged, is no checkpoint of a run, or would have to be executed.
+    """
     try:
-        return [line.split()[0] for line in beside(path).read_text().splitlines() if line.strip()]
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError):
-        return ["unreadable"]
+        content: Any = load_torch(file, map_location)
+    except CorruptError as error:
+        raise UserError(f"{name} cannot be loaded: it {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror or error}") from error
+    if not isinstance(content, dict) or "global_step" not in content:
+        raise UserError(f"{name} {NO_CHECKPOINT}")
+    try:
+        return dict(content) | {"state_dict": tensors(content.get("state_dict"))}
+    except CorruptError as error:
+        raise UserError(f"{name} {NO_CHECKPOINT} ({error})") from error
 
 
-def verifies(path: Path) -> bool:
-    """Whether a checkpoint is as it was written."""
-    return path.is_file() and digest(path) in checksums(path)
+def require_known_classes(checkpoint: dict[str, Any], name: Any) -> None:  # noqa: ANN401
+    """Require that the hyperparameters name only classes that are imported already, each of its kind.
 
-
-def verified(path: Path) -> str:
-    """A checkpoint's checksum, which is the one beside it if there is one.
-
-    Raises:
-        UserError: The file was changed after it was written.
-    """
-    checksum = digest(path)
-    if (known := checksums(path)) and checksum not in known:
-        raise UserError(f"{path} is damaged: its checksum is not the one in {beside(path).name}; use another one")
-    return checksum
-
-
-def of_run(folder: Path) -> Path:
-    """The last checkpoint of a finished run, or of the run that was finished last in a folder such as runs/voc/fcn32s.
+    Lightning imports and calls what the hyperparameters name, which may be anything.
 
     Raises:
-        UserError: There is no such folder, or none that is finished.
+        UserError: They name something else.
     """
-    runs = [folder] if (folder / "config.yaml").is_file() else folder.glob("*/")
-    finished = [run for run in runs if (run / FINISHED).is_file()]
-    finished.sort(key=lambda run: (run / FINISHED).stat().st_mtime_ns, reverse=True)
-    if not finished:
-        raise UserError(f"{folder} holds no finished run to start from: train it first, with the command in its experiment")
-    checkpoint = finished[0] / "checkpoints" / LAST
-    if not verifies(checkpoint):
-        raise UserError(f"{checkpoint} is missing or damaged: train its run again, or name another file")
-    return checkpoint
+    arguments = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(arguments, dict) or checkpoint.keys() & {"hparams", "module_arguments"}:  # where Lightning looks too
+        raise UserError(f"{name} {NO_CHECKPOINT}")
+    for key, value in arguments.items():
+        paths = [value] if isinstance(value, str) and key in BUILT else list(list_class_paths(value))
+        for number, path in enumerate(paths):
+            kind = object if number else BUILT.get(key, type(None))
+            module, _, class_name = str(path).rpartition(".")
+            imported = getattr(sys.modules.get(module), class_name, None)
+            if not (isinstance(imported, type) and issubclass(imported, kind)):
+                raise UserError(
+                    f"{name} says that model.{key} is {path!r}, which is no {kind.__name__} that is imported: if it is one of "
+                    "yours, import its module first"
+                )
+
+
+def list_class_paths(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield all class paths in a hyperparameter, the outermost first."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield value["class_path"]
+        for inner in value.values():
+            yield from list_class_paths(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from list_class_paths(inner)

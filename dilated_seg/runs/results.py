@@ -1,6 +1,5 @@
 """The evaluations of finished runs, read from their folders: nothing is run again."""
 
-import csv
 import json
 import os
 import re
@@ -20,7 +19,6 @@ from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError, format_command
 from dilated_seg.metrics.confusion import scores
 from dilated_seg.runs import strata
-from dilated_seg.runs.run import name_partial
 from dilated_seg.runs.strata import Strata
 
 MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
@@ -148,20 +146,6 @@ def same_split(results: Sequence[Result]) -> None:
             )
 
 
-def history(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Everything a run logged, by name: (step, value), over all its sessions."""
-    logged: dict[str, dict[int, float]] = {}
-    files = [*sorted(folder.glob("metrics-*.csv"), key=lambda p: int(p.stem.partition("-")[2])), folder / "metrics.csv"]
-    for file in files:
-        if file.is_file():
-            with file.open() as lines:
-                for row in csv.DictReader(lines):
-                    for key, value in row.items():
-                        if value and key not in ("step", "epoch"):
-                            logged.setdefault(key, {})[int(row["step"])] = float(value)
-    return {key: sorted(values.items()) for key, values in logged.items()}
-
-
 def by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
     """The seeds of each network, best mean first."""
     grouped: dict[str, list[Result]] = {}
@@ -205,3 +189,9 @@ def write_results(results: Sequence[Result], file: Path) -> None:
         row |= {f"iou/{c}": float(v) for c, v in zip(result.record["classes"], values["iou"], strict=True)}
         rows.append(row | {"protocol": json.dumps(result.record["protocol"])})
     pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def name_partial(record: dict[str, Any]) -> str:
+    """Return "partial: 2 of 101 images" for an evaluation of some of its split's images; nothing for one of all."""
+    images = record["protocol"]["images"]
+    return f"partial: {images.removesuffix(', partial')} images" if isinstance(images, str) else ""

@@ -1,20 +1,259 @@
-"""A run's folder: where it lies, files that appear whole or not at all, its last checkpoint and the checksums of all."""
+"""A run: the directory that ``fit`` makes of an experiment, and everything that is read from it."""
 
+import csv
 import shutil
 import subprocess
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import nn
 
 import dilated_seg
+from dilated_seg.errors import UserError
+from dilated_seg.models.segmenter import Segmenter
+from dilated_seg.runs.checkpoint import LAST, Checkpoint
+from dilated_seg.runs.segmenter import build_segmenter
+from dilated_seg.storage import write_text
+
+if TYPE_CHECKING:
+    from dilated_seg.data.datamodule import SegmentationDataModule
 
 EXPERIMENTS = Path(dilated_seg.__file__).parents[1] / "experiments"
 
-FINISHED = "finished"  # a file that a run's folder has when its training is done
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A class that an experiment names, and its arguments."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The resolved experiment of a run, as far as other code than Lightning's CLI reads it.
+
+    Args:
+        text: The whole configuration, YAML.
+        seed: Of the training.
+        net: The network.
+        data: The dataset.
+        weights: What the training started from: ``model.weights``.
+    """
+
+    text: str
+    seed: int
+    net: Component
+    data: Component
+    weights: str | None
+
+    @classmethod
+    def read(cls, file: Path) -> "RunConfig":
+        """Read a run's config.yaml.
+
+        Raises:
+            UserError: There is no such file, or it is not the configuration of a run.
+        """
+        if not file.is_file():
+            raise UserError(
+                f"{file.parent} is not a run directory (no {file.name}): pass the directory that `dilated-seg fit` created"
+            )
+        try:
+            text = file.read_text("utf-8")
+            content = yaml.safe_load(text)
+            net, data = (
+                Component(part["class_path"], dict(part.get("init_args") or {}))
+                for part in (content["model"]["net"], content["data"])
+            )
+            return cls(text, content["seed_everything"], net, data, content["model"]["weights"])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file} is not the configuration of a run of this version: train the run again with "
+                "`dilated-seg fit`, or name another directory"
+            ) from error
+
+
+class Run:
+    """The directory of a training: configuration, checkpoints, logs and evaluations. Nothing is read before it is asked for.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def newest(cls, directory: str | Path) -> "Run":
+        """Return the run in this directory, or the one of the runs directly below it whose training finished last.
+
+        Raises:
+            UserError: None is finished.
+        """
+        run = cls(directory)
+        runs = [run] if run.config_file.is_file() else [cls(path) for path in run.path.glob("*/")]
+        finished = [run for run in runs if run.finished]
+        if not finished:
+            raise UserError(
+                f"{directory} holds no finished run to start from: train it first, with the command in its experiment"
+            )
+        return max(finished, key=lambda run: run.finished_file.stat().st_mtime_ns)
+
+    @classmethod
+    def containing(cls, checkpoint: Path) -> "Run | None":
+        """Return the run that a checkpoint file belongs to; None if it is in no directory of checkpoints."""
+        return cls(checkpoint.parents[1]) if checkpoint.absolute().parent.name == CHECKPOINTS else None
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved experiment: YAML that ``fit --config`` takes."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The directory of checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def evaluation_dir(self) -> Path:
+        """The directory of evaluations."""
+        return self.path / "evaluations"
+
+    @property
+    def receptive_field_dir(self) -> Path:
+        """The directory of measured receptive fields."""
+        return self.path / "receptive_fields"
+
+    @property
+    def crf_file(self) -> Path:
+        """The CRF parameters that ``tune`` found: an overlay for ``--config``."""
+        return self.path / "crf.yaml"
+
+    @property
+    def finished_file(self) -> Path:
+        """The file that marks a finished training."""
+        return self.path / "finished"
+
+    @property
+    def metrics_file(self) -> Path:
+        """The metrics that the latest session logged."""
+        return self.path / "metrics.csv"
+
+    def gallery_dir(self, evaluation: str) -> Path:
+        """Return the directory of images that an evaluation keeps."""
+        return self.path / "gallery" / evaluation
+
+    @property
+    def is_run(self) -> bool:
+        """Whether ``fit`` has begun a run here."""
+        return self.config_file.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has taken its last step."""
+        return self.finished_file.is_file()
+
+    def mark_finished(self, step: int) -> None:
+        """Note that the training has ended after this step."""
+        write_text(self.finished_file, f"after step {step}\n")
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved experiment."""
+        return RunConfig.read(self.config_file)
+
+    def checkpoint(self, name: str = "last") -> Checkpoint:
+        """Return the checkpoint of a name, such as "best" or "last".
+
+        Raises:
+            UserError: There is none.
+        """
+        checkpoint = Checkpoint(self.checkpoint_dir / f"{name}.ckpt")
+        if not checkpoint.path.is_file():
+            names = ", ".join(checkpoint.name for checkpoint in self.checkpoints()) or "none"
+            raise UserError(f"{self} has no checkpoint {name}: there are {names}")
+        return checkpoint
+
+    @property
+    def last_checkpoint(self) -> Checkpoint:
+        """The checkpoint that training writes last and continues from, which may not be there yet."""
+        return Checkpoint(self.checkpoint_dir / LAST)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return all checkpoints: the last one first, then the newest first."""
+        files = sorted(
+            self.checkpoint_dir.glob("*.ckpt"), key=lambda file: (file.name == LAST, file.stat().st_mtime_ns), reverse=True
+        )
+        return [Checkpoint(file) for file in files]
+
+    def dataset(self) -> "SegmentationDataModule":
+        """Return the data module that the run was trained on, with the same arguments."""
+        from jsonargparse import ArgumentParser
+
+        from dilated_seg.data.datamodule import SegmentationDataModule  # imports Lightning
+
+        data = {"class_path": self.config.data.class_path, "init_args": self.config.data.init_args}
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(SegmentationDataModule, "data")
+        return parser.instantiate_classes(parser.parse_object({"data": data})).data
+
+    def model(self, checkpoint: str = "last", net: nn.Module | None = None) -> Segmenter:
+        """Return the trained network with normalization, class names and colors, in evaluation mode, on the CPU.
+
+        Args:
+            checkpoint: Its name.
+            net: The network, if the run was built in Python and the checkpoint does not say how to build it.
+        """
+        return build_segmenter(self.checkpoint(checkpoint), net).eval()
+
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """Return everything that was logged, by name: (step, value), over all sessions."""
+        logged: dict[str, dict[int, float]] = {}
+        earlier = sorted(self.path.glob("metrics-*.csv"), key=lambda file: int(file.stem.partition("-")[2]))
+        for file in [*earlier, self.metrics_file]:
+            if file.is_file():
+                with file.open() as lines:
+                    for row in csv.DictReader(lines):
+                        for key, value in row.items():
+                            if value and key not in ("step", "epoch"):
+                                logged.setdefault(key, {})[int(row["step"])] = float(value)
+        return {key: sorted(values.items()) for key, values in logged.items()}
+
+    def keep_history(self) -> None:
+        """Rename an earlier session's metrics.csv to metrics-N.csv: Lightning's logger would delete it."""
+        if self.metrics_file.exists():
+            number = len(list(self.path.glob("metrics-*.csv"))) + 1
+            shutil.move(self.metrics_file, self.path / f"metrics-{number}.csv")
+
+
+def newest_checkpoint(directory: str | Path) -> Checkpoint:
+    """Return the last checkpoint of the newest finished run in a directory: see `Run.newest`.
+
+    Raises:
+        UserError: No run is finished, or its checkpoint is missing or damaged.
+    """
+    checkpoint = Run.newest(directory).last_checkpoint
+    if not checkpoint.is_intact():
+        raise UserError(f"{checkpoint.path} is missing or damaged: train its run again, or name another file")
+    return checkpoint
 
 
 def experiment_name(config: Any) -> Path:  # noqa: ANN401
-    """The run's place below runs/: that of its experiment below experiments/, or the dataset's name."""
+    """Return a run's path below runs/: that of its experiment below experiments/, or the dataset's name."""
     for path in config.get("config") or []:
         file = Path(str(path)).resolve()
         if file.is_file():
@@ -23,27 +262,17 @@ def experiment_name(config: Any) -> Path:  # noqa: ANN401
     return Path(config.data.class_path.rpartition(".")[2].lower())
 
 
-def keep_history(metrics: Path) -> None:
-    """Move an earlier session's metrics.csv aside as metrics-N.csv: Lightning's logger would delete it."""
-    if metrics.exists():
-        n = len(list(metrics.parent.glob("metrics-*.csv"))) + 1
-        shutil.move(metrics, metrics.with_name(f"metrics-{n}.csv"))
-
-
 @cache
 def commit() -> str:
-    """The commit of the running code when first asked, marked if files differ from it; the version outside a checkout."""
+    """Return the commit of the running code, marked if files differ from it; the version if there is no checkout.
+
+    It is read once: the checkout may change while a run lasts.
+    """
     root = EXPERIMENTS.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         if (root / ".git").exists():
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        pass  # no git here: the version will do
+        pass  # no git: the version will do
     return dilated_seg.__version__
-
-
-def name_partial(record: dict[str, Any]) -> str:
-    """Return "partial: 2 of 101 images" for an evaluation of some of its split's images; nothing for one of all."""
-    images = record["protocol"]["images"]
-    return f"partial: {images.removesuffix(', partial')} images" if isinstance(images, str) else ""

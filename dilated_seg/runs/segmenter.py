@@ -10,35 +10,35 @@ from torch import Tensor, nn
 
 from dilated_seg import models
 from dilated_seg.crf import DenseCRF
-from dilated_seg.errors import CorruptError, UserError, describe_error
+from dilated_seg.errors import UserError, describe_error
 from dilated_seg.models import build
 from dilated_seg.models.segmenter import Segmenter
-from dilated_seg.runs.checkpoint import verified
+from dilated_seg.runs.checkpoint import NO_CHECKPOINT, Checkpoint
 from dilated_seg.weights.fill import fill, rebuilt, refuse_misfit
-from dilated_seg.weights.readers import load_torch, tensors
 
 
-def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
-    """The network of a run's checkpoint, with what the checkpoint says of the data it was trained on."""
-    checksum = verified(path)
-    try:
-        with path.open("rb") as file:
-            content = load_torch(file)
-        if not isinstance(content, dict) or not {"state_dict", "global_step", "hyper_parameters"} <= content.keys():
-            raise CorruptError("is no checkpoint of a run: name a file of a run's folder checkpoints/")
-        state = {name.removeprefix("model."): tensor for name, tensor in tensors(content["state_dict"]).items()}
-        given = content["hyper_parameters"]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except CorruptError as error:
-        raise UserError(f"{path} {error}") from error
+def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Segmenter:
+    """Return the network of a checkpoint, with what the checkpoint records of the data it was trained on.
+
+    Args:
+        checkpoint: Of a run.
+        net: The network, if the checkpoint does not say how to build it.
+
+    Raises:
+        UserError: The checkpoint is damaged, lacks something, or does not fit the network.
+    """
+    checksum, content, path = checkpoint.verify(), checkpoint.read(), checkpoint.path
+    if "hyper_parameters" not in content:
+        raise UserError(f"{path} {NO_CHECKPOINT}")
+    state = {name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()}
+    arguments = content["hyper_parameters"]
     try:
         weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
-        dataset = content.get("dataset", {})  # runs of earlier commits wrote none
+        dataset = content.get("dataset", {})  # a training on data of no SegmentationDataModule has none
         evaluations = of_these_weights(path, content["global_step"])
-        built = constructor(given, path) if net is None else None
+        built = constructor(arguments, path) if net is None else None
         mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
-        classes = dataset.get("classes") or given["classes"] or [str(k) for k in range(given["num_classes"])]
+        classes = dataset.get("classes") or arguments["classes"] or [str(k) for k in range(arguments["num_classes"])]
         if built:
             net = rebuilt(*built, weights, str(path), "meta" if built[0] in models.__all__ else "cpu")
         elif net is not None:
@@ -49,11 +49,11 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
             mean,
             std,
             palette=dataset.get("palette"),
-            ignore_index=dataset.get("ignore_index", given["ignore_index"]),
+            ignore_index=dataset.get("ignore_index", arguments["ignore_index"]),
             submitted=dataset.get("submitted"),
             dataset=dataset.get("name") or next((record["protocol"]["dataset"] for record in evaluations), None),
             built=built,
-            crf=crf_of(content.get("crf") or given.get("crf"), len(classes), state),
+            crf=build_crf(content.get("crf") or arguments.get("crf"), len(classes), state),
             facts={"checkpoint": path.name, "sha256": checksum, "step": content["global_step"], "evaluations": evaluations},
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -62,7 +62,7 @@ def of_checkpoint(path: Path, net: nn.Module | None = None) -> Segmenter:
         ) from error
 
 
-def crf_of(given: Mapping[str, Any] | None, classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
+def build_crf(given: Mapping[str, Any] | None, num_classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
     """The CRF that was trained with a network, by its saved arguments, its parameters among ``state`` as ``crf.*``."""
     learnt = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
     if not given:
@@ -70,11 +70,11 @@ def crf_of(given: Mapping[str, Any] | None, classes: int, state: Mapping[str, Te
             raise UserError("there are weights of a CRF, but nothing says which")
         return None
     arguments: dict[str, Any] = dict(given.get("init_args") or {})
-    if arguments.pop("num_classes", None) not in (None, classes):
-        raise UserError(f"its CRF is of other than the {classes} classes")
+    if arguments.pop("num_classes", None) not in (None, num_classes):
+        raise UserError(f"its CRF is of other than the {num_classes} classes")
     crf = DenseCRF(**arguments)
     if crf.learnable:
-        crf.learn(classes)
+        crf.learn(num_classes)
     refuse_misfit(learnt, crf.state_dict(), "its CRF")
     crf.load_state_dict(learnt)
     return crf

@@ -14,8 +14,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from dilated_seg.errors import UserError, format_error
-from dilated_seg.runs.checkpoint import LAST, PREVIOUS, beside, checksums, verified, verifies
-from dilated_seg.runs.trust import local_file, read_checkpoint, refuse_foreign
+from dilated_seg.runs.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, require_known_classes
 from dilated_seg.storage import digest
 from dilated_seg.weights.readers import without
 
@@ -51,7 +50,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             for begun in target.parent.glob("*.partial"):
                 begun.unlink(missing_ok=True)
             cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides it behind its own
-            whole = [path.name for path in (target, target.with_name(PREVIOUS)) if verifies(path)]
+            whole = [path.name for path in (target, target.with_name(PREVIOUS)) if Checkpoint(path).is_intact()]
             kept = f"; {' and '.join(whole)} can be continued from" if whole else ""
             raise UserError(f"the checkpoint {target} cannot be written ({format_error(cause)}){kept}") from error
 
@@ -61,15 +60,14 @@ class SafeCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: The file is missing, damaged, none of ours, or would have to be executed.
         """
-        path = local_file(path)
-        verified(path)
-        with path.open("rb") as file:
-            return read_checkpoint(file, path, map_location or "cpu")
+        checkpoint = Checkpoint.at(path)
+        checkpoint.verify()
+        return checkpoint.read(map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:  # noqa: ANN401
         """Delete a checkpoint, and its checksum."""
         super().remove_checkpoint(path)
-        beside(Path(path)).unlink(missing_ok=True)
+        Checkpoint(Path(path)).checksum_file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -81,9 +79,9 @@ def open_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Binar
     """
     with ExitStack() as stack:
         is_path = isinstance(source, str | os.PathLike)
-        file: Any = stack.enter_context(local_file(source).open("rb")) if is_path else source  # type: ignore[arg-type]
+        file: Any = stack.enter_context(Checkpoint.at(source).path.open("rb")) if is_path else source  # type: ignore[arg-type]
         name = getattr(file, "name", "the checkpoint")
-        refuse_foreign(read_checkpoint(file, name), name)
+        require_known_classes(read_checkpoint(file, name), name)
         file.seek(0)
         stack.enter_context(without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"))
         yield file
@@ -107,7 +105,7 @@ class Hashing:
 
 def put(source: Path, target: Path, checksum: str) -> None:
     """Rename a file to its place, so that at every moment there is one there that its checksum fits."""
-    note(target, [*checksums(target), checksum])
+    note(target, [*Checkpoint(target).recorded_checksums(), checksum])
     source.replace(target)
     note(target, [checksum])
     if os.name == "posix":  # elsewhere a folder cannot be flushed
@@ -120,7 +118,7 @@ def put(source: Path, target: Path, checksum: str) -> None:
 
 def keep(path: Path, other: Path) -> None:
     """Let a checkpoint be found under another name too, in the place of what was there, if it is whole."""
-    if (checksum := digest(path)) not in checksums(path):
+    if (checksum := digest(path)) not in Checkpoint(path).recorded_checksums():
         return
     if other.exists() and other.samefile(path):  # a save was killed after this step
         note(other, [checksum])
@@ -141,7 +139,7 @@ def note(path: Path, found: list[str]) -> None:
         file.writelines(f"{checksum}  {path.name}\n" for checksum in dict.fromkeys(found))
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(beside(path))
+    partial.replace(Checkpoint(path).checksum_file)
 
 
 def newest(folder: Path) -> Path | None:
@@ -152,10 +150,12 @@ def newest(folder: Path) -> Path | None:
     """
     found = sorted(folder.glob("*.ckpt"), key=lambda path: (path.name == LAST, path.stat().st_mtime_ns), reverse=True)
     for path in found:
-        if verifies(path):
+        if Checkpoint(path).is_intact():
             return path
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            why = "its checksum differs" if checksums(path) else f"there is no {beside(path).name} beside it"
+            checkpoint = Checkpoint(path)
+            sidecar = checkpoint.checksum_file.name
+            why = "its checksum differs" if checkpoint.recorded_checksums() else f"there is no {sidecar} beside it"
             print(f"skipped {path}: {why}", file=sys.stderr)
     if found:
         raise UserError(

@@ -16,7 +16,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.errors import UserError
-from dilated_seg.runs.run import commit, name_partial
+from dilated_seg.runs.results import name_partial
+from dilated_seg.runs.run import commit
 from dilated_seg.runs.strata import Counts, counted, write_strata
 from dilated_seg.storage import write_text
 from dilated_seg.training.cost import Cost

@@ -9,7 +9,7 @@ from lightning import LightningModule
 
 from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError
-from dilated_seg.runs.checkpoint import of_run
+from dilated_seg.runs.run import newest_checkpoint
 from dilated_seg.weights import Report, imagenet, load, local, summary
 
 
@@ -27,7 +27,7 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
     Raises:
         UserError: The weights are of other classes, do not fill a network that is evaluated, or have an unknown normalization.
     """
-    file = of_run(Path(task.weights)) if Path(task.weights).is_dir() else task.weights
+    file = newest_checkpoint(task.weights).path if Path(task.weights).is_dir() else task.weights
     report, mean, std = load(task.model.net, file, task.weights_without)
     check_classes_of_weights(task, report, str(file))
     if report.missing and stage != "fit":

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.metrics.confusion import percent
-from dilated_seg.runs.run import name_partial
+from dilated_seg.runs.results import name_partial
 from dilated_seg.training.evaluation import records
 
 try:

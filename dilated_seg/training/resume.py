@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data.samplers import mix, run_seed
 from dilated_seg.errors import format_error
-from dilated_seg.runs.checkpoint import LAST
+from dilated_seg.runs.run import Run
 from dilated_seg.training.labels import NothingToLearnError
 from dilated_seg.training.lightning_internals import dump_checkpoint, is_validation_due, set_logged_step
 
@@ -246,7 +246,7 @@ class StopOnSignal(Callback):
 
 def last_checkpoint(trainer: Trainer) -> Path:
     """Return the path of the checkpoint that a run continues from."""
-    return Path(trainer.default_root_dir) / "checkpoints" / LAST
+    return Run(trainer.default_root_dir).last_checkpoint.path
 
 
 def how_to_continue(trainer: Trainer) -> str:

@@ -15,7 +15,7 @@ from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.sections import measured
 from dilated_seg.runs import results as report
-from dilated_seg.runs.checkpoint import of_run
+from dilated_seg.runs.run import Run, newest_checkpoint
 from dilated_seg.training import checkpoint_io
 from tests.cli.test_cli import KILL, dilated_seg, fails_in_one_sentence
 from tests.conftest import ROOT
@@ -209,13 +209,13 @@ def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
         if finished:
             (run / "finished").write_text("")
             os.utime(run / "finished", ns=(1, finished))
-    assert of_run(tmp_path) == tmp_path / "20260102-000000/checkpoints/last.ckpt"
-    assert of_run(tmp_path / "20260101-000000") == tmp_path / "20260101-000000/checkpoints/last.ckpt"
+    assert newest_checkpoint(tmp_path).path == tmp_path / "20260102-000000/checkpoints/last.ckpt"
+    assert newest_checkpoint(tmp_path / "20260101-000000").path == tmp_path / "20260101-000000/checkpoints/last.ckpt"
     with pytest.raises(UserError, match="holds no finished run"):
-        of_run(tmp_path / "20260103-000000")
+        newest_checkpoint(tmp_path / "20260103-000000")
     (tmp_path / "20260102-000000/checkpoints/last.ckpt").write_bytes(b"damaged")
     with pytest.raises(UserError, match="missing or damaged"):
-        of_run(tmp_path)
+        newest_checkpoint(tmp_path)
 
 
 def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
@@ -271,4 +271,4 @@ def test_the_majority_baseline_is_worked_out_from_the_truth(study):
 def test_curves_are_read_over_all_sessions_of_a_run(tmp_path):
     (tmp_path / "metrics-1.csv").write_text("step,val/mean_iou\n3,0.1\n6,0.2\n")
     (tmp_path / "metrics.csv").write_text("step,val/mean_iou\n6,0.2\n9,0.4\n")
-    assert report.history(tmp_path)["val/mean_iou"] == [(3, 0.1), (6, 0.2), (9, 0.4)]
+    assert Run(tmp_path).history()["val/mean_iou"] == [(3, 0.1), (6, 0.2), (9, 0.4)]

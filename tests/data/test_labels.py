@@ -21,7 +21,7 @@ from dilated_seg.data.labels import count_labels, spread_indices
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs.results import read, same_split
-from dilated_seg.runs.trained import require_same_classes
+from dilated_seg.runs.samples import require_same_classes
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.labels import NothingToLearnError
 from tests.conftest import ROOT

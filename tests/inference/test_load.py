@@ -18,7 +18,7 @@ from dilated_seg.export import hub
 from dilated_seg.export.program import export
 from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet
-from dilated_seg.runs.checkpoint import beside
+from dilated_seg.runs import Checkpoint
 from dilated_seg.task import SegmentationTask
 from tests.cli.test_cli import run  # noqa: F401 - a finished run
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def rewrite(path, change):
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
-    beside(path).unlink()
+    Checkpoint(path).checksum_file.unlink()
     return path
 
 
@@ -61,7 +61,7 @@ def test_a_segmenter_knows_its_data_and_where_it_comes_from(run):  # noqa: F811
     assert segmenter.palette == list(data.palette)
     assert (segmenter.ignore_index, segmenter.submitted, segmenter.dataset) == (255, None, "Shapes")
     path = run / "checkpoints/last.ckpt"
-    assert segmenter.facts["sha256"] == beside(path).read_text().split()[0]
+    assert segmenter.facts["sha256"] == Checkpoint(path).checksum_file.read_text().split()[0]
     assert (segmenter.facts["checkpoint"], segmenter.facts["step"]) == ("last.ckpt", 12)
     (record,) = segmenter.facts["evaluations"]
     assert record["protocol"]["checkpoint"] == "last, step 12"
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_refused(checkpoint):
     checkpoint.write_bytes(content)
     with pytest.raises(UserError, match=r"is damaged: its checksum is not the one in last\.ckpt"):
         load(checkpoint)
-    beside(checkpoint).unlink()
+    Checkpoint(checkpoint).checksum_file.unlink()
     checkpoint.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is damaged"):
         load(checkpoint)

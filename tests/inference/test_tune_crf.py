@@ -73,4 +73,4 @@ def test_an_overlay_that_is_there_or_cannot_be_written_is_said_before_the_search
 
 def test_what_is_no_run_is_said(tmp_path, capsys):
     assert main(["tune", str(tmp_path)]) == 2
-    assert "is no run's folder" in capsys.readouterr().err
+    assert "is not a run directory (no config.yaml)" in capsys.readouterr().err

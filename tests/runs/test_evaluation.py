@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
 from dilated_seg.report.cost import format_speed
-from dilated_seg.runs.results import common_evaluation, history
+from dilated_seg.runs import Run
+from dilated_seg.runs.results import common_evaluation
 from dilated_seg.training.cost import Cost
 from dilated_seg.training.loggers import finish
 from tests.conftest import ROOT
@@ -196,7 +197,7 @@ def commands(printed):
 
 def test_fit_says_each_validation_the_best_checkpoint_and_commands_that_work(trained, capsys):
     folder, printed = trained
-    logged = {step: value for step, (_, value) in zip((2, 4), history(folder)["val/mean_iou"], strict=True)}
+    logged = {step: value for step, (_, value) in zip((2, 4), Run(folder).history()["val/mean_iou"], strict=True)}
     lines = re.findall(LINE, printed)
     assert [int(step) for step, *_ in lines] == [2, 4]
     assert [float(value) for _, _, value, _ in lines] == [round(100 * value, 1) for value in logged.values()]

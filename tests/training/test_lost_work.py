@@ -11,9 +11,10 @@ from PIL import Image
 
 from dilated_seg.__main__ import main as command
 from dilated_seg.data.collate import initialize_worker
+from dilated_seg.runs import Checkpoint
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import loggers
-from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO, verifies
+from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO
 from tests.conftest import ROOT
 from tests.support import fake_datasets
 from tests.support.interrupted import same, state
@@ -244,7 +245,7 @@ def test_a_disk_that_is_full_does_not_hide_the_first_error(tmp_path, monkeypatch
         main([*RUN, "--run_dir", str(tmp_path)])
     assert "step 4 cannot be saved (no space left)" in capsys.readouterr().err
     assert last_step(tmp_path) == 3
-    assert verifies(tmp_path / "checkpoints" / LAST)
+    assert Checkpoint(tmp_path / "checkpoints" / LAST).is_intact()
 
 
 def test_of_two_processes_the_first_saves_by_itself_when_the_second_fails(tmp_path):
@@ -267,7 +268,7 @@ def test_of_two_processes_the_first_saves_by_itself_when_the_second_fails(tmp_pa
     assert process.returncode != 0
     assert "step 4 is saved" in error and "a crash" in error
     assert last_step(tmp_path / "run") == 4
-    assert verifies(tmp_path / "run/checkpoints" / LAST)
+    assert Checkpoint(tmp_path / "run/checkpoints" / LAST).is_intact()
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_saves():

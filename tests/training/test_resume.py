@@ -15,8 +15,9 @@ import torch
 from dilated_seg.__main__ import main
 from dilated_seg.data.prepare import write
 from dilated_seg.errors import UserError
+from dilated_seg.runs import Checkpoint
 from dilated_seg.training import checkpoint_io
-from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, newest, verifies
+from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, newest
 from tests.conftest import ROOT
 from tests.support import fake_datasets
 from tests.support.interrupted import same
@@ -170,10 +171,10 @@ def test_a_kill_at_any_moment_of_saving_leaves_two_whole_checkpoints(tmp_path, c
         saved(tmp_path, [3])
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert verifies(tmp_path / LAST) and verifies(tmp_path / PREVIOUS)
+    assert Checkpoint(tmp_path / LAST).is_intact() and Checkpoint(tmp_path / PREVIOUS).is_intact()
     assert step_of(newest(tmp_path)) in (2, 3)
     saved(tmp_path, [4])
-    assert (step_of(tmp_path / LAST), verifies(tmp_path / PREVIOUS)) == (4, True)
+    assert (step_of(tmp_path / LAST), Checkpoint(tmp_path / PREVIOUS).is_intact()) == (4, True)
     assert {path.name for path in tmp_path.iterdir()} == {name + end for name in (LAST, PREVIOUS) for end in ("", ".sha256")}
 
 

@@ -8,11 +8,9 @@ from typing import Any
 from dilated_seg.analysis import receptive_field, summary
 from dilated_seg.errors import UserError
 from dilated_seg.inference.image import chosen
-from dilated_seg.inference.load import load
-from dilated_seg.runs.checkpoint import verified
 from dilated_seg.runs.results import common_evaluation, expand
-from dilated_seg.runs.run import commit
-from dilated_seg.runs.trained import dataset_of, labelled, require_same_classes, spread
+from dilated_seg.runs.run import Run, commit
+from dilated_seg.runs.samples import open_labelled_split, require_same_classes, sample_evenly
 
 
 def probe(
@@ -64,24 +62,24 @@ def measure(
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")
     split, _, checkpoint = name.partition("-")
-    file = folder / "checkpoints" / f"{checkpoint}.ckpt"
-    if not file.is_file():
-        raise UserError(
-            f"{folder} has no {file.name} in its checkpoints: name --evaluation as SPLIT-CHECKPOINT, such as test-last"
-        )
-    dataset = dataset_of(folder)
+    run = Run(folder)
+    try:
+        file = run.checkpoint(checkpoint)
+    except UserError as error:
+        raise UserError(f"{error}; name --evaluation as SPLIT-CHECKPOINT, such as test-last") from error
+    dataset = run.dataset()
     if pixels < len(dataset.classes):
         raise UserError(f"--pixels {pixels}: {folder} has {len(dataset.classes)} classes, each of which needs one")
-    opened = labelled(dataset, split)
+    opened = open_labelled_split(dataset, split)
     request: dict[str, Any] = {
         "dataset": type(dataset).__name__, "split": split, "images": min(images, len(opened)), "pixels": pixels, "seed": seed,
-        "radii": list(radii), "sha256": verified(file),
+        "radii": list(radii), "sha256": file.verify(),
     }  # fmt: skip
     if (found := known(folder, name)) and found.request == request:
         return found, False
-    model = load(file).to(chosen(device)).requires_grad_(False)
+    model = run.model(checkpoint).to(chosen(device)).requires_grad_(False)
     require_same_classes(folder, dataset, model.classes)
-    samples = spread(opened, request["images"])
+    samples = sample_evenly(opened, request["images"])
     pictures = [sample["image"].to(model.mean.device) for sample in samples]
     field = receptive_field.effective(model, pictures)
     context = receptive_field.context(model, samples, radii, pixels, seed)
