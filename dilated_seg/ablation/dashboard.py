@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-import wandb_workspaces.workspaces as workspaces
-from wandb_workspaces import expr
+from wandb_workspaces import expr, workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 
 from dilated_seg.ablation.file import Ablation, finished
@@ -20,14 +19,17 @@ from dilated_seg.report.markdown import render_row
 from dilated_seg.report.sections import table_rows
 from dilated_seg.runs.results import Result, read, shared_protocol
 from dilated_seg.storage import write_text
+from dilated_seg.training.lightning_internals import dump_wandb_view, set_workspace_identity, workspace_identity
 from dilated_seg.training.loggers import online
 
 STEP = "trainer/global_step"
-WIDTH = 24  # of a report, in its own units
+REPORT_COLUMNS = 24  # the width of a report, in units of its layout
+
+Panels = dict[str, list[Any]]  # of each section
 
 
 def publish(ablation: Ablation) -> None:
-    """Save workspace and report at W&B if it is online, and print where; and as files in the ablation's folder.
+    """Save workspace and report at W&B and print their addresses; as files in the ablation's directory if W&B is offline.
 
     The files hold what W&B's server is sent. Published again, the same workspace and report change.
     """
@@ -36,83 +38,85 @@ def publish(ablation: Ablation) -> None:
         print("no dashboard: no run is finished", file=sys.stderr)
         return
     results = [read(run.folder, ablation.evaluation, run.name) for run in compared]
-    folder = ablation.folder / "dashboard"
+    directory = ablation.folder / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
     if online():
         try:
             entity = os.environ.get("WANDB_ENTITY") or str(wandb.Api(timeout=20).default_entity)
-            save(*build(ablation, results, entity), folder)
+            save_online(build_workspace(ablation, results, entity), build_report(ablation, results, entity), directory)
             return
-        except Exception as error:  # whatever W&B's client or server comes up with
+        except Exception as error:  # whatever W&B's client or server raises
             print(f"W&B has not taken the dashboard: {format_error(error)}", file=sys.stderr)
-    workspace, shown = build(ablation, results, entity="")
-    specs = {"workspace": workspace._to_model(), "report": shown._to_model()}  # type: ignore[no-untyped-call]
-    for name, model in specs.items():
-        write_text(folder / f"{name}.json", model.model_dump_json(by_alias=True, exclude_none=True) + "\n")
+    # without an entity, no server is asked
+    write_text(directory / "workspace.json", dump_wandb_view(build_workspace(ablation, results, "")) + "\n")
+    write_text(directory / "report.json", dump_wandb_view(build_report(ablation, results, "")) + "\n")
     print(
-        f"dashboard: {folder}/workspace.json, report.json; to publish it: find {shlex.quote(str(ablation.folder))} "
+        f"dashboard: {directory}/workspace.json, report.json; to publish it: find {shlex.quote(str(ablation.folder))} "
         "-name 'offline-run-*' -exec wandb sync {} +, then this command again with a key"
     )
 
 
-def save(workspace: workspaces.Workspace, shown: reports.Report, folder: Path) -> None:
+def save_online(workspace: workspaces.Workspace, report: reports.Report, directory: Path) -> None:
     """Save both at W&B's server, in the place of those that were saved before."""
-    known = folder / "published.json"
-    ids = json.loads(known.read_text()) if known.is_file() else {"name": "", "id": "", "report": ""}
-    workspace._internal_name, workspace._internal_id, shown.id = ids["name"], ids["id"], ids["report"]
+    published = directory / "published.json"
+    ids = json.loads(published.read_text()) if published.is_file() else {"name": "", "id": "", "report": ""}
+    report.id = ids["report"]
+    set_workspace_identity(workspace, ids["name"], ids["id"])
     workspace.save()  # type: ignore[no-untyped-call]
-    ids |= {"name": workspace._internal_name, "id": workspace._internal_id}
-    write_text(known, json.dumps(ids) + "\n")
-    shown.save()
-    write_text(known, json.dumps(ids | {"report": shown.id}) + "\n")
-    print(f"workspace: {workspace.url}\nreport: {shown.url}")
+    ids |= workspace_identity(workspace)
+    write_text(published, json.dumps(ids) + "\n")
+    report.save()
+    write_text(published, json.dumps(ids | {"report": report.id}) + "\n")
+    print(f"workspace: {workspace.url}\nreport: {report.url}")
 
 
-def build(ablation: Ablation, results: Sequence[Result], entity: str) -> tuple[workspaces.Workspace, reports.Report]:
-    """Workspace and report of an ablation's runs, the seeds of a network as one; without an entity, no server is asked."""
-    project = os.environ.get("WANDB_PROJECT", "dilated_seg")
-    chosen = [expr.Metric("Group") == ablation.group, expr.Metric("JobType") == "fit"]
-    sections = panels(ablation.split, results[0].record["classes"])
-    workspace = workspaces.Workspace(
+def project() -> str:
+    """Return the project at W&B that the runs are logged to."""
+    return os.environ.get("WANDB_PROJECT", "dilated_seg")
+
+
+def select_runs(ablation: Ablation) -> list[Any]:
+    """Return W&B's filters for the runs of an ablation."""
+    return [expr.Metric("Group") == ablation.group, expr.Metric("JobType") == "fit"]
+
+
+def build_workspace(ablation: Ablation, results: Sequence[Result], entity: str) -> workspaces.Workspace:
+    """Build the workspace of an ablation's runs, the seeds of a network as one."""
+    panels = list_panels(ablation.split, results[0].record["classes"])
+    return workspaces.Workspace(
         entity=entity,
-        project=project,
+        project=project(),
         name=ablation.name,
-        sections=[workspaces.Section(name=name, panels=made, is_open=True) for name, made in sections.items()],
+        sections=[workspaces.Section(name=name, panels=section, is_open=True) for name, section in panels.items()],
         settings=workspaces.WorkspaceSettings(x_axis=STEP, max_runs=len(ablation.runs)),
         runset_settings=workspaces.RunsetSettings(
-            filters=chosen,
+            filters=select_runs(ablation),
             groupby=[expr.Metric("Name")],
             pinned_columns=["run:displayName", f"summary:{ablation.split}/mean_iou"],
         ),
     )
+
+
+def build_report(ablation: Ablation, results: Sequence[Result], entity: str) -> reports.Report:
+    """Build the report of an ablation's runs: their comparison as a table, its protocol, and the panels."""
     header, rows = table_rows(Comparison(results))
-    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join(map(render_row, [header, ["---"] * len(header), *rows]))
     protocol = f"{shared_protocol(results)}; in percent."
-    runs = reports.Runset(entity=entity, project=project, name=ablation.name, filters=chosen, groupby=["Name"])
-    shown = reports.Report(
-        entity=entity,
-        project=project,
-        title=ablation.name[:128],
-        description=protocol,
-        width="fluid",
-        blocks=[
-            reports.MarkdownBlock("\n".join(map(render_row, lines))),
-            reports.P(protocol),
-            *(
-                block
-                for name, made in sections.items()
-                for block in (reports.H2(name), reports.PanelGrid(runsets=[runs], panels=made))
-            ),
-        ],
+    filters = select_runs(ablation)
+    runs = reports.Runset(entity=entity, project=project(), name=ablation.name, filters=filters, groupby=["Name"])
+    blocks: list[Any] = [reports.MarkdownBlock(table), reports.P(protocol)]
+    for name, section in list_panels(ablation.split, results[0].record["classes"]).items():
+        blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=section)]
+    return reports.Report(
+        entity=entity, project=project(), title=ablation.name[:128], description=protocol, width="fluid", blocks=blocks
     )
-    return workspace, shown
 
 
-def panels(split: str, classes: Sequence[str]) -> dict[str, list[Any]]:
-    """What is shown, by section: two panels side by side, or three bars; the table of images by itself."""
+def list_panels(split: str, classes: Sequence[str]) -> Panels:
+    """List the panels by section, laid out two or three in a row; the table of images by itself."""
     by_name: dict[str, Any] = {"groupby": "Name", "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     curves: dict[str, Any] = {"x": STEP, **by_name}
-    sections: dict[str, list[Any]] = {
+    sections: Panels = {
         "Result": [
             reports.BarPlot(title=f"{split}: mean IoU", metrics=[f"{split}/mean_iou"], range_x=(0, 1), **by_name),
             reports.LinePlot(title="validation: mean IoU", y=["val/mean_iou"], range_y=(0, 1), **curves),
@@ -138,9 +142,14 @@ def panels(split: str, classes: Sequence[str]) -> dict[str, list[Any]]:
         ],
         "Images, truth and prediction": [reports.WeavePanelSummaryTable(table_name=f"{split}/images")],
     }
-    for made in sections.values():
-        width = WIDTH // min(len(made), 2 if len(made) < len(classes) else 3)
-        for k, panel in enumerate(made):
-            x, y = k * width % WIDTH, k * width // WIDTH * 8
-            panel.layout = reports.Layout(x=x, y=y, w=width, h=16 if len(made) == 1 else 8)
+    for panels in sections.values():
+        lay_out(panels, columns=min(len(panels), 2 if len(panels) < len(classes) else 3))
     return sections
+
+
+def lay_out(panels: Sequence[Any], columns: int) -> None:
+    """Place panels in rows of so many; one by itself is twice as high."""
+    width = REPORT_COLUMNS // columns
+    for k, panel in enumerate(panels):
+        x, y = k * width % REPORT_COLUMNS, k * width // REPORT_COLUMNS * 8
+        panel.layout = reports.Layout(x=x, y=y, w=width, h=16 if len(panels) == 1 else 8)

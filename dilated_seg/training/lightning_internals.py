@@ -33,3 +33,18 @@ def set_logged_step(trainer: Trainer, step: int) -> None:
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Return the checkpoint that Trainer.save_checkpoint would write, without waiting for other processes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def dump_wandb_view(view: Any) -> str:  # noqa: ANN401 - a Workspace or Report of wandb_workspaces, which have no class in common
+    """Return what W&B's server is sent of a workspace or report, as JSON."""
+    return str(view._to_model().model_dump_json(by_alias=True, exclude_none=True))
+
+
+def workspace_identity(workspace: Any) -> dict[str, str]:  # noqa: ANN401 - wandb_workspaces is imported for a dashboard only
+    """Return the name and id that W&B gave a saved workspace."""
+    return {"name": workspace._internal_name, "id": workspace._internal_id}
+
+
+def set_workspace_identity(workspace: Any, name: str, id: str) -> None:  # noqa: ANN401
+    """Let the next save of a workspace replace the one with this name and id."""
+    workspace._internal_name, workspace._internal_id = name, id
