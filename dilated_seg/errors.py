@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 REASON_FILE = "DILATED_SEG_REASON_FILE"  # names the file in which the first process of a run that fails says why
 
@@ -91,6 +92,15 @@ def open_console(**options: Any) -> "Console":  # noqa: ANN401 - as rich's
     from rich.console import Console  # 50 ms that --help does without
 
     return Console(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+
+def print_table(table: "Table") -> None:
+    """Print a table without cutting off columns: in a terminal that is too narrow, lines wrap."""
+    from rich.measure import Measurement
+
+    console = open_console()
+    width = Measurement.get(console, console.options.update(width=1000), table).maximum
+    open_console(width=max(console.width, width)).print(table)
 
 
 def format_command(*words: str | Path) -> str:

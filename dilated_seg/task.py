@@ -19,7 +19,7 @@ from dilated_seg.errors import UserError
 from dilated_seg.inference import strategies
 from dilated_seg.inference.strategies import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models.layers import promote
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask, predict
@@ -272,7 +272,7 @@ class SegmentationTask(LightningModule):
 
     def metric_names(self, split: str) -> list[str]:
         """Return the names of the metrics that an evaluation of this split logs."""
-        values = [name for name, value in scores(self.metrics.matrix).items() if value.ndim == 0]
+        values = [name for name, value in compute_metrics(self.metrics.matrix).items() if value.ndim == 0]
         return [f"{split}/{name}" for name in ("loss", *values, *(f"iou/{name}" for name in self.classes))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from tests.conftest import ROOT
 from tests.support.interrupted import same
 from tests.support.wandb_log import sessions
@@ -91,7 +91,7 @@ def test_a_dataset_is_prepared_streamed_trained_on_killed_continued_validated_an
 
     assert main(["report", str(run_dir), "--out", str(tmp_path / "report"), "--evaluation", "val-best"]) == 0
     report = (tmp_path / "report/report.md").read_text()
-    mean = scores(torch.tensor(streamed["matrix"]))["mean_iou"]
+    mean = compute_metrics(torch.tensor(streamed["matrix"]))["mean_iou"]
     assert any(line.startswith("| run |") and f"{100 * mean:.1f}" in line for line in report.splitlines())
 
     killed_session, continued, validated = sessions(run_dir)  # the folders that `wandb sync` takes

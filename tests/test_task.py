@@ -14,7 +14,7 @@ from dilated_seg.data import Shapes
 from dilated_seg.data.collate import pad
 from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import Tiles, Whole
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import Freeze, SeedEveryStep
@@ -163,7 +163,7 @@ def test_validation_logs_scores_by_class_name():
     assert not any("crf" in name for name in logged)
     task.refine = DenseCRF(1)
     refined = trainer().validate(task, data, verbose=False)[0]
-    expected = scores(task.refined_metrics.matrix)
+    expected = compute_metrics(task.refined_metrics.matrix)
     assert refined["val/crf/mean_iou"] == pytest.approx(float(expected["mean_iou"]))
     assert refined["val/mean_iou"] == logged["val/mean_iou"]
 

@@ -1,53 +1,27 @@
-"""A network layer by layer, and the whole family side by side: sizes, parameters, multiply-adds, memory, receptive fields."""
+"""A network layer by layer on one image: sizes, parameters, multiply-adds, memory, receptive fields."""
 
 import inspect
-import json
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 from torch import nn
 
+from dilated_seg import models
 from dilated_seg.analysis import receptive_field
-from dilated_seg.errors import UserError, format_error, open_console
-from dilated_seg.models.build import network
-
-# The family in the order of the papers, as constructor calls.
-FAMILY = (
-    "FCNAlexNet(21)",
-    "FCN(21, stride=32)",
-    "FCN(21, stride=16)",
-    "FCN(21, stride=8)",
-    "FCN(21, stride=8, resnet=50)",
-    "DeepLabV1(21)",
-    "DeepLabV1(21, msc=True)",
-    "DeconvNet(21)",
-    "UNet(21)",
-    "SegNetBasic(21)",
-    "SegNet(21)",
-    "DilatedNet(21, context=None)",
-    "DilatedNet(21, context='basic')",
-    "DilatedNet(21, context='large')",
-    "DilatedNet(21, context='large', padding='reflect')",
-    "DilatedNet(21, context='basic', resnet=50)",
-    "FCDenseNet(21, depth=56)",
-    "FCDenseNet(21, depth=67)",
-    "FCDenseNet(21, depth=103)",
-)
+from dilated_seg.errors import UserError, format_error
+from dilated_seg.models import build
+from dilated_seg.models.release import Variants
 
 
 @dataclass
 class Layer:
-    """One layer as it runs; sizes are (height, width), None stands where the layer has no such thing.
+    """One layer as it runs; sizes are (height, width); None where the layer has no such property.
 
-    ``output_stride``, ``receptive_field`` and ``centre`` are in image pixels: cell i of the layer's map sees as many of them as
-    its receptive field says, with pixel ``centre + i * output_stride``, counted from 0, in their middle.
+    ``output_stride``, ``receptive_field`` and ``centre`` are in image pixels: cell i of the layer's map depends on
+    ``receptive_field`` pixels around pixel ``centre + i * output_stride``, counted from 0.
     """
 
     name: str
@@ -71,12 +45,12 @@ class Layer:
 
 
 @dataclass
-class Description:
-    """A network on one image: its layers in the order they run, and what they add up to.
+class Summary:
+    """A network on one image: its layers in the order they run, and their sums.
 
-    ``bytes`` adds up all maps that one image leaves behind in float32, those between layers included: about what training
-    keeps, which has dropout's besides, and far more than evaluation needs at any time. ``receptive_field`` is that of the
-    scores: the largest of any layer that learns; None if it is larger than any image the tracing tried.
+    ``bytes`` counts all maps that one image leaves in memory in float32, those between layers included: about what training
+    keeps, without the masks of dropout, and far more than evaluation needs. ``receptive_field`` is that of the logits before
+    their upsampling: the largest of any layer that learns; None if it is larger than every image that was traced.
     """
 
     network: str
@@ -92,29 +66,48 @@ class Description:
     layers: list[Layer]
 
 
-def describe(text: str, size: tuple[int, int] = (500, 500)) -> Description:
-    """What the network of this constructor call does with one image of ``size`` (height, width).
+def list_family(num_classes: int = 21) -> list[str]:
+    """Return the constructor calls of all networks and their variants, in the order of the papers on arXiv."""
+    calls = []
+    for name in models.__all__:
+        variants: Variants = getattr(getattr(models, name), "variants", ({},))
+        nets = [build.construct(name, [num_classes], kwargs, name) for kwargs in variants]
+        for net, kwargs in zip(nets, variants, strict=True):
+            number = re.search(r"arxiv\.org/abs/(\d+\.\d+)", find_citation(net))
+            # Of two networks of one paper, the smaller first.
+            key = (number[1] if number else "9999", count_parameters(nets[0]), name)
+            calls.append((key, build.format_call(name, num_classes, **kwargs)))
+    return [call for _, call in sorted(calls, key=lambda pair: pair[0])]
+
+
+def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> Summary:
+    """Trace a network on one image.
+
+    Args:
+        net: On the meta device, on which nothing is computed.
+        name: For the summary and for messages.
+        size: Height and width of the image.
 
     Raises:
-        UserError: There is no such network, or it takes no image of this size.
+        UserError: It does not take images of this size.
     """
-    net = network(text).eval()
+    net.eval()
     try:
         layers, trace, output = run(net, size)
     except UserError:
         raise
     except Exception as error:  # a network of the user's own may raise anything
-        raise UserError(f"{text} takes no image of {size[0]} x {size[1]}: {format_error(error)}") from error
-    add_fields(net, layers)
+        raise UserError(f"{name} takes no image of {size[0]} x {size[1]}: {format_error(error)}") from error
+    add_receptive_fields(net, layers)
     learning = [layer.receptive_field for layer in layers if layer.learnt and layer.type in ("conv", "deconv")]
-    return Description(
-        network=text,
-        paper=paper(net),
+    return Summary(
+        network=name,
+        paper=find_citation(net),
         size=size,
         output=(output.shape[-2], output.shape[-1]),
         output_stride=int(getattr(net, "output_stride", 1)),
-        parameters=sum(p.numel() for p in net.parameters()),
-        learnt=sum(p.numel() for p in net.parameters() if p.requires_grad),
+        parameters=count_parameters(net),
+        learnt=count_parameters(net, learnt=True),
         multiply_adds=trace.multiply_adds,
         bytes=trace.bytes,
         receptive_field=None if None in learning else max(learning, default=None),  # type: ignore[type-var]
@@ -123,7 +116,7 @@ def describe(text: str, size: tuple[int, int] = (500, 500)) -> Description:
 
 
 def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[list[Layer], receptive_field.Trace, torch.Tensor]:
-    """One forward pass on the meta device; with ``fields``, each layer's stride and receptive field too."""
+    """Run one forward pass on the meta device; with ``fields``, add the stride and receptive field of each layer."""
     channels = next((layer.in_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)
     if channels is None:
         raise UserError(f"{type(net).__name__} has no convolution, so it is no network on images")
@@ -136,16 +129,16 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
 
     def leave(layer: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
         maps = output[0] if isinstance(output, tuple) else output
-        counted, stored = before[layer]
-        row = facts(layer, args[0], maps, trace.multiply_adds - counted, trace.bytes - stored)
-        row.name = names[layer]
+        multiply_adds, stored = before[layer]
+        row = measure_layer(names[layer], layer, args[0], maps)
+        row.multiply_adds, row.bytes = trace.multiply_adds - multiply_adds, trace.bytes - stored
         if fields and (field := trace.field(maps)) is not None:
             row.receptive_field, row.output_stride = receptive_field.side(field), receptive_field.stride(field)
             row.centre = receptive_field.centre(field)
         layers.append(row)
 
     names = {layer: name for name, layer in net.named_modules()}
-    for layer in net.modules():
+    for layer in names:
         if not any(True for _ in layer.children()) and not isinstance(layer, nn.Identity | nn.Sequential | nn.ModuleDict):
             handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:
@@ -159,21 +152,15 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
     return layers, trace, output
 
 
-def add_fields(net: nn.Module, layers: list[Layer]) -> None:
-    """Strides and receptive fields, on an image wide enough that no field in its middle meets an edge."""
-    for wide in receptive_field.widths():
-        found, _, _ = run(net, (wide, wide), fields=True)
-        if all(layer.receptive_field is not None for layer in found):
+def add_receptive_fields(net: nn.Module, layers: list[Layer]) -> None:
+    """Add strides and receptive fields, from an image so wide that no field in the middle of a map meets an edge."""
+    for width in receptive_field.widths():
+        traced, _, _ = run(net, (width, width), fields=True)
+        if all(layer.receptive_field is not None for layer in traced):
             break
-    for layer, other in zip(layers, found, strict=True):
-        layer.output_stride, layer.receptive_field, layer.centre = other.output_stride, other.receptive_field, other.centre
+    for layer, wide in zip(layers, traced, strict=True):
+        layer.output_stride, layer.receptive_field, layer.centre = wide.output_stride, wide.receptive_field, wide.centre
 
-
-# Parts of a layer's path that say where it lies in our code and not which layer of the paper it is.
-CONTAINERS = {
-    "encoder", "stages", "pools", "unpools", "classifier", "bottleneck", "decoder", "layers", "front_end", "context", "down",
-    "up", "enlarge", "join",
-}  # fmt: skip
 
 TYPES = {
     "Conv2d": "conv", "ConvTranspose2d": "deconv", "BatchNorm": "bn", "BatchNorm2d": "bn", "MaxPool2d": "maxpool",
@@ -182,149 +169,38 @@ TYPES = {
 }  # fmt: skip
 
 
-def facts(layer: Any, maps: torch.Tensor, output: torch.Tensor, multiply_adds: int, stored: int) -> Layer:  # noqa: ANN401
-    """What can be read off a layer, its input and its output."""
+def measure_layer(name: str, layer: Any, maps: torch.Tensor, output: torch.Tensor) -> Layer:  # noqa: ANN401
+    """Return what a layer, its input and its output say about it."""
 
-    def side(name: str) -> int | None:
-        number = getattr(layer, name, None)
-        return None if isinstance(number, str) or number is None else receptive_field.last(number)
+    def last_side(attribute: str) -> int | None:
+        sides = getattr(layer, attribute, None)
+        return None if isinstance(sides, str) or sides is None else receptive_field.last(sides)
 
-    kind = type(layer).__name__
     return Layer(
-        name="",
-        type=TYPES.get(kind, kind.lower()),
+        name=name,
+        type=TYPES.get(type(layer).__name__, type(layer).__name__.lower()),
         in_channels=maps.shape[1],
         out_channels=output.shape[1],
-        kernel=side("kernel_size"),
-        stride=side("stride"),
-        padding=side("padding"),
-        dilation=side("dilation"),
+        kernel=last_side("kernel_size"),
+        stride=last_side("stride"),
+        padding=last_side("padding"),
+        dilation=last_side("dilation"),
         groups=getattr(layer, "groups", None),
         bias=getattr(layer, "bias", None) is not None,
-        parameters=sum(p.numel() for p in layer.parameters()),
-        learnt=sum(p.numel() for p in layer.parameters() if p.requires_grad),
+        parameters=count_parameters(layer),
+        learnt=count_parameters(layer, learnt=True),
         size=(output.shape[-2], output.shape[-1]),
-        multiply_adds=multiply_adds,
-        bytes=stored,
+        multiply_adds=0,
+        bytes=0,
     )
 
 
-def paper(net: nn.Module) -> str:
-    """The citation in the docstring of the network's file: its second paragraph, on one line."""
+def count_parameters(net: nn.Module, learnt: bool = False) -> int:
+    """Return the number of a network's parameters; with ``learnt``, of those that an optimizer changes."""
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad or not learnt)
+
+
+def find_citation(net: nn.Module) -> str:
+    """Return the citation in the docstring of the network's file, its second paragraph, in one line."""
     paragraphs = (inspect.getdoc(sys.modules[type(net).__module__]) or "").split("\n\n")
     return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 and "http" in paragraphs[1] else ""
-
-
-def short(citation: str) -> str:
-    """Authors, venue and year, as a Markdown link: two authors by name, of more the first."""
-    found = re.match(r'(.*?), "[^"]+", ([^,]+), (https?://\S+?)[,;.]*( |$)', citation)
-    authors = re.split(r", | and ", found[1]) if found else []
-    return f"{' and '.join(authors) if len(authors) < 3 else authors[0] + ' et al.'}, [{found[2]}]({found[3]})" if found else ""
-
-
-def show(description: Description) -> None:
-    """Print a network's layers and sums; ReLU, dropout and padding are left out."""
-    table = Table(box=SIMPLE_HEAD, title=f"{description.network} on {times(description.size)}", title_style="bold")
-    for heading in ("layer", "type"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("channels", "kernel", "output", "parameters", "M mult-adds", "MB", "stride", "field", "centre"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for layer in description.layers:
-        if layer.type in ("relu", "dropout", "pad"):
-            continue
-        kernel = "" if layer.kernel is None else f"{layer.kernel}x{layer.kernel}"
-        kernel += "".join(
-            f" {mark}{n}" for mark, n in (("/", layer.stride), ("d", layer.dilation), ("g", layer.groups)) if n not in (None, 1)
-        )
-        table.add_row(
-            label(layer.name),
-            layer.type,
-            f"{layer.in_channels}→{layer.out_channels}" if layer.in_channels != layer.out_channels else str(layer.out_channels),
-            kernel,
-            times(layer.size),
-            f"{layer.parameters:,}" if layer.parameters else "",
-            f"{layer.multiply_adds / 1e6:,.0f}" if layer.multiply_adds else "",
-            f"{layer.bytes / 1e6:,.1f}",
-            "" if layer.output_stride is None else f"{layer.output_stride:g}",
-            "" if layer.receptive_field is None else f"{layer.receptive_field:,}",
-            "" if layer.centre is None else f"{layer.centre:g}",
-        )
-    console = wide_enough(table)
-    console.print(table)
-    fixed = description.parameters - description.learnt
-    console.print(f"paper:            {description.paper}", soft_wrap=True)
-    console.print(f"parameters:       {description.parameters:,}" + (f", {fixed:,} of them fixed" if fixed else ""))
-    console.print(f"multiply-adds:    {description.multiply_adds / 1e9:,.1f} billion, convolutions only")
-    console.print(f"maps:             {description.bytes / 1e6:,.0f} MB in float32, all layers together")
-    console.print(f"output stride:    {description.output_stride}")
-    console.print(f"receptive field:  {field(description.receptive_field)} pixels a side, of a score")
-
-
-def wide_enough(table: Table) -> Console:
-    """A console that cuts no column off: a narrower terminal wraps the lines."""
-    console = open_console()
-    return open_console(width=max(console.width, Measurement.get(console, console.options.update(width=1000), table).maximum))
-
-
-def label(path: str) -> str:
-    """A layer's name without the containers it lies in, which a published name needs none of."""
-    parts = [part for part in path.split(".") if part not in CONTAINERS]
-    while len(parts) > 1 and parts[0].isdigit():
-        parts.pop(0)
-    return ".".join(parts)
-
-
-def show_family(descriptions: list[Description]) -> None:
-    """Print networks side by side."""
-    table = Table(box=SIMPLE_HEAD, title=f"on {times(descriptions[0].size)}", title_style="bold")
-    table.add_column("network", no_wrap=True)
-    for heading in ("parameters", "G mult-adds", "maps, MB", "stride", "field"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in descriptions:
-        table.add_row(
-            row.network,
-            f"{row.parameters:,}",
-            f"{row.multiply_adds / 1e9:,.1f}",
-            f"{row.bytes / 1e6:,.0f}",
-            str(row.output_stride),
-            field(row.receptive_field),
-        )
-    wide_enough(table).print(table)
-
-
-def markdown(descriptions: list[Description]) -> str:
-    """The family as a Markdown page."""
-    size = times(descriptions[0].size)
-    rows = "\n".join(
-        f"| `{d.network}` | {short(d.paper)} | {d.parameters:,} | {d.multiply_adds / 1e9:,.1f} | {d.bytes / 1e6:,.0f} "
-        f"| {d.output_stride} | {field(d.receptive_field)} |"
-        for d in descriptions
-    )
-    return f"""# The family
-
-Made by `dilated-seg describe --markdown --size {descriptions[0].size[0]} {descriptions[0].size[1]}`, not typed.
-
-| network | paper | parameters | billion multiply-adds at {size} | MB of maps | output stride | receptive field |
-|---|---|---:|---:|---:|---:|---:|
-{rows}
-
-Parameters include those that never learn. Multiply-adds are those of convolutions, taps in the padding included. MB of maps is
-what all layers write for one image in float32: about what training keeps, without dropout's. Output stride: image pixels
-between two neighbouring scores before the last upsampling. Receptive field: the side, in pixels, of what one score depends on
-in an image that is large enough; a smaller one is seen whole.
-"""
-
-
-def times(size: tuple[int, int]) -> str:
-    """Height and width as people write them."""
-    return f"{size[0]} x {size[1]}"
-
-
-def field(side: int | None) -> str:
-    """A receptive field, or that no image was wide enough for it."""
-    return f"{side:,}" if side is not None else f"over {receptive_field.WIDEST:,}"
-
-
-def as_json(descriptions: list[Description]) -> str:
-    """Everything, for machines."""
-    return json.dumps([asdict(d) for d in descriptions], indent=1)

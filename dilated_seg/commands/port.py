@@ -24,8 +24,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
     options = parser.parse_args(args)
     from dilated_seg import weights
+    from dilated_seg.commands.text import parse_network
 
-    weights.port(
-        options.file, options.net, options.out, options.channels, options.mean, options.std, options.overwrite, options.without
-    )
+    normalization = options.mean, options.std
+    net, name = parse_network(options.net), options.net
+    weights.port(options.file, net, name, options.out, options.channels, *normalization, options.overwrite, options.without)
     return 0

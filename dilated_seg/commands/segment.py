@@ -38,17 +38,15 @@ def main(args: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
     options = parser.parse_args(args)
-    from dilated_seg.crf import DenseCRF
-    from dilated_seg.inference import strategies
+    from dilated_seg.commands import text
     from dilated_seg.inference.folder import segment_files
-    from dilated_seg.models import build
 
     return segment_files(
         options.pictures,
         options.checkpoint,
         options.out,
-        strategies.from_text(options.inference) if options.inference is not None else None,
-        build.one_of(options.crf, "CRF", "DenseCRF(w1=5)", [DenseCRF]) if options.crf is not None else None,
+        text.parse_strategy(options.inference) if options.inference is not None else None,
+        text.parse_crf(options.crf) if options.crf is not None else None,
         probabilities=options.probabilities,
         submission=options.submission,
         overwrite=options.overwrite,

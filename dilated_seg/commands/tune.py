@@ -19,10 +19,10 @@ def main(args: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an overlay that is there")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
     options = parser.parse_args(args)
-    from dilated_seg.inference import strategies
+    from dilated_seg.commands import text
     from dilated_seg.inference import tune_crf as search
 
-    how = strategies.from_text(options.inference) if options.inference is not None else None
+    how = text.parse_strategy(options.inference) if options.inference is not None else None
     checkpoint, overwrite = options.checkpoint, options.overwrite
     search.tune(options.run, options.out, options.split, options.images, checkpoint, how, options.device, overwrite)
     return 0

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from dilated_seg import models
 from dilated_seg.errors import UserError, describe_error
 from dilated_seg.inference.load import CARD, CONFIG, WEIGHTS
+from dilated_seg.models.build import format_call
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.run import commit
 from dilated_seg.storage import write_text
@@ -117,7 +118,7 @@ def card(segmenter: Segmenter, name: str, licence: str | None = None) -> str:
     """The model card: what it is, what it was trained on and how it was measured; nothing that nobody wrote down."""
     head = [f"license: {licence}"] if licence else []
     head += ["library_name: dilated_seg", "pipeline_tag: image-segmentation", "tags: [semantic-segmentation]"]
-    call = "{}({})".format(segmenter.built[0], ", ".join(f"{k}={v!r}" for k, v in segmenter.built[1].items()))  # type: ignore[index]
+    call = format_call(segmenter.built[0], **segmenter.built[1])  # type: ignore[index]
     use = USE.format(name=name.replace("\\", "/").replace('"', "'"))
     return "\n".join(["---", *head, "---", "", f"# {plain(name)}", "", *body(segmenter, call, licence), "", use])
 
@@ -158,9 +159,9 @@ def body(segmenter: Segmenter, call: str, licence: str | None) -> Iterator[str]:
 
 def numbers(record: dict[str, Any]) -> Iterator[str]:
     """The scores of an evaluation, and the protocol that they were measured by."""
-    from dilated_seg.metrics.confusion import scores
+    from dilated_seg.metrics.confusion import compute_metrics
 
-    values = scores(torch.tensor(record["matrix"]))
+    values = compute_metrics(torch.tensor(record["matrix"]))
     row = [values["mean_iou"], values["pixel_accuracy"], *values["iou"]]
     yield f"| {' | '.join(['mean IoU', 'pixel acc.', *map(plain, record['classes'])])} |"
     yield f"|{'---:|' * len(row)}"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dilated_seg.errors import UserError
-from dilated_seg.models import DilatedNet, build
+from dilated_seg.models import DilatedNet
 from dilated_seg.models.dilatednet import MARGIN
 from dilated_seg.models.layers import Upsample, mirrored, promote
 from dilated_seg.models.segmenter import MAX_CLASSES
@@ -242,15 +242,6 @@ class MultiScale(Inference):
     def __str__(self) -> str:
         sizes = ", ".join(f"{scale:g}" for scale in self.scales)
         return f"scales {sizes}{', each mirrored too' if self.flip else ''}, probabilities averaged; each: {self.each}"
-
-
-def from_text(text: str) -> Inference:
-    """The protocol that a text calls, such as ``Tiles(size=(512, 512), overlap=64)``.
-
-    Raises:
-        UserError: It is none, or has other options.
-    """
-    return build.one_of(text, "protocol of inference", "Tiles(overlap=64)", (Whole, Tiles, MultiScale, ReflectedTiles))
 
 
 def whole(inference: Inference, model: Model, image: Tensor) -> Logits:

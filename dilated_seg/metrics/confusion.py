@@ -1,4 +1,4 @@
-"""The confusion matrix of a split, and every score that is read from it."""
+"""The confusion matrix of a split and the metrics computed from it."""
 
 import math
 from typing import Any
@@ -11,24 +11,24 @@ from dilated_seg.tensors import Logits, Mask, predict
 
 
 def confusion_matrices(prediction: Mask, mask: Mask, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """One confusion matrix an image: int64 (B, C, C), entry [i, t, p] counts pixels of class t predicted as p.
+    """Return one confusion matrix per image: int64 (B, C, C), whose entry [i, t, p] counts pixels of class t predicted as p.
 
     Raises:
-        ValueError: A mask holds a value that is neither a class nor ``ignore_index``, or a prediction no class.
+        ValueError: A mask holds a value that is neither a class nor ``ignore_index``, or a prediction one that is not a class.
     """
     if mask.dtype != torch.uint8:
         outside = ((mask < 0) | (mask > 255)) & (mask != ignore_index)
         if outside.any():
             raise ValueError(f"a mask holds {int(mask[outside][0])}, which is none of {num_classes} classes")
-        if not 0 <= ignore_index <= 255:  # a value of its own among those that a byte has
+        if not 0 <= ignore_index <= 255:  # map it to a value that a byte has
             mask, ignore_index = torch.where(mask == ignore_index, 255, mask), 255
     for extreme in prediction.aminmax() if prediction.numel() else ():
         if not 0 <= extreme < num_classes:
             raise ValueError(f"a prediction holds {int(extreme)}, which is none of {num_classes} classes")
-    # One count over (value of the mask, class predicted), in the smallest integers that hold it: void and values that should
-    # not be there have rows of their own, so no pass over the pixels is spent on them.
-    kind = torch.int16 if 256 * num_classes < 2**15 else torch.int32
-    index = mask.to(kind) * num_classes + prediction.to(kind)
+    # One count over (mask value, predicted class), in the smallest integers that hold it. Ignored pixels and invalid values
+    # have rows of their own, which saves a pass over the pixels for each.
+    dtype = torch.int16 if 256 * num_classes < 2**15 else torch.int32
+    index = mask.to(dtype) * num_classes + prediction.to(dtype)
     counts = torch.stack([torch.bincount(image.flatten(), minlength=256 * num_classes) for image in index])
     counts = counts.view(len(mask), 256, num_classes)
     counts[:, ignore_index] = 0
@@ -37,40 +37,40 @@ def confusion_matrices(prediction: Mask, mask: Mask, num_classes: int, ignore_in
     return counts[:, :num_classes]
 
 
-def scores(matrix: Tensor) -> dict[str, Tensor]:
-    """Every score of one (C, C) confusion matrix, in float64 and as a fraction of 1.
+def compute_metrics(matrix: Tensor) -> dict[str, Tensor]:
+    """Compute all metrics of one (C, C) confusion matrix, in float64, as fractions of 1.
 
-    ``iou`` and ``accuracy`` are by class. A class absent from both masks and predictions has no IoU (NaN) and is left out of
-    the mean; a class only predicted has 0. Accuracies leave out the classes absent from the masks.
+    ``iou`` and ``accuracy`` have one value per class. A class absent from both masks and predictions has IoU NaN and is left
+    out of the mean; a class that is only predicted has 0. Accuracies leave out classes absent from the masks.
     """
     matrix = matrix.double()
-    hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-    iou = hits / (truth + predicted - hits)  # 0 / 0 is NaN: absent
-    accuracy = hits / truth
-    share = truth / truth.sum()
+    true_positives, labelled, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+    iou = true_positives / (labelled + predicted - true_positives)  # TP / (TP + FN + FP); 0 / 0 is NaN: absent
+    accuracy = true_positives / labelled
+    frequency = labelled / labelled.sum()
     return {
-        "pixel_accuracy": hits.sum() / truth.sum(),
+        "pixel_accuracy": true_positives.sum() / labelled.sum(),
         "mean_accuracy": accuracy.nanmean(),
         "mean_iou": iou.nanmean(),
-        "frequency_weighted_iou": (share * iou.nan_to_num()).sum(),
+        "frequency_weighted_iou": (frequency * iou.nan_to_num()).sum(),
         "iou": iou,
         "accuracy": accuracy,
     }
 
 
 class SegmentationMetrics(Metric):
-    """All scores of a split from one int64 confusion matrix over its pixels, the same on any number of processes.
+    """All metrics of a split, computed from one int64 confusion matrix: the same on any number of processes.
 
-    Never a mean over batches or images: on two images of unequal content those are other numbers.
+    They are never means over batches or images, which differ from the metrics of the split where images differ.
 
     Args:
         num_classes: C, not counting the ignored label.
-        ignore_index: The mask value that no score sees.
+        ignore_index: The mask value of pixels that are not counted.
     """
 
     full_state_update = False
     matrix: Tensor
-    images: Tensor  # the confusion matrices (B, C, C) of the batch counted last
+    images: Tensor  # the confusion matrices (B, C, C) of the last batch
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         super().__init__()
@@ -93,10 +93,10 @@ class SegmentationMetrics(Metric):
         self.matrix += self.images.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores of everything counted so far: see ``scores``."""
-        return scores(self.matrix)
+        """Return the metrics of all batches counted so far; see `compute_metrics`."""
+        return compute_metrics(self.matrix)
 
 
 def percent(value: Any) -> str:  # noqa: ANN401 - a float or a tensor of one
-    """A fraction as a percentage with one decimal; a dash for a class that does not occur."""
+    """Return a fraction as a percentage with one decimal, or a dash if it is NaN."""
     return "-" if math.isnan(float(value)) else f"{100 * float(value):.1f}"

@@ -11,12 +11,13 @@ collect the statistics in a pass of their own over the training set.
 
 from collections import OrderedDict
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, require, scaled
+from dilated_seg.models.release import ILSVRC_MEAN, PublishedNames, Release
 from dilated_seg.tensors import Image, Logits
 
 # Table 2, lower half: channels of each deconvolution, stage 5 to 1.
@@ -35,6 +36,11 @@ class DeconvNet(nn.Module):
     """
 
     output_stride = 1
+    releases: ClassVar[tuple[Release, ...]] = (Release(r"bnfc6", ILSVRC_MEAN),)
+    published_names: ClassVar[PublishedNames] = (
+        (r"^seg-score.*", "score"),
+        (r"^conv(\d_\d)_bn$", r"bn\1"),  # torchvision's VGG-16 with batch norm
+    )
 
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
         check_arguments(DeconvNet, locals())
@@ -68,14 +74,14 @@ class DeconvNet(nn.Module):
 
     def forward(self, image: Image) -> Logits:
         require(image, self.smallest, "DeconvNet in its authors' form")
-        maps, taken = image, []
+        maps, pool_indices = image, []
         for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):
             maps = stage(maps)
             size = maps.shape[-2:]
             maps, indices = pool(maps)
-            taken.append((indices, size))
+            pool_indices.append((indices, size))
         maps = self.bottleneck(maps)
         for stage, unpool in zip(self.decoder, self.unpools.values(), strict=True):
-            indices, size = taken.pop()
+            indices, size = pool_indices.pop()
             maps = stage(unpool(maps, indices, output_size=size))
         return self.score(maps)

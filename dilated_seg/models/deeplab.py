@@ -11,13 +11,14 @@ the authors compare them with every eighth pixel of the labels.
 """
 
 from collections import OrderedDict
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Upsample, check_arguments, crop, initialise, scaled
+from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 3.1: the last two poolings keep the size, and stage 5 is dilated instead; so is fc6, over fewer taps.
@@ -46,6 +47,10 @@ class DeepLabV1(nn.Module):
     """
 
     output_stride = 8
+    variants: ClassVar[Variants] = ({}, {"msc": True})
+    releases: ClassVar[tuple[Release, ...]] = (Release(r"fc8_.*", (122.675, 116.669, 104.008)),)
+    published_names: ClassVar[PublishedNames] = ((r"^fc8_.*", "fc8"),)
+    image_layers: ClassVar[tuple[str, ...]] = ("conv1_1", "image_ms1")
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ front end says, and both can be trained from nothing together (HEADROOM).
 """
 
 from collections import OrderedDict
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from dilated_seg.models.layers import (
     require,
     scaled,
 )
+from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 4: pool4 and pool5 go; for each pooling gone, what follows is dilated by 2 more.
@@ -54,6 +55,19 @@ COLUMN = {"basic": 2, "large": 3}
 # The appendix: KITTI's frames are too low for dilation 16, Cityscapes' have room for two more.
 LEFT_OUT = {7: ("ctx_conv5_1", "ctx_conv6_1", "ctx_conv7_1"), 8: ("ctx_conv6_1", "ctx_conv7_1"), 10: ()}
 
+# Names of the context module's layers in published files. The mean of a release is that of its dataset, which the numbers of
+# classes and of context layers tell.
+CONTEXT_LAYERS = r"ctx?_(conv|fc|final).*"
+RELEASES = tuple(
+    Release(r"(fc-)?final", mean, num_classes, (CONTEXT_LAYERS, layers))
+    for mean, num_classes, layers in (
+        ((116.52, 111.36, 102.93), 21, 8),  # VOC
+        ((105.41212523, 108.77808759, 110.70313206), 11, 8),  # CamVid
+        ((91.34692262, 95.55136972, 96.19429688), 11, 7),  # KITTI
+        ((73.16, 82.91, 72.39), 19, 10),  # Cityscapes
+    )
+)
+
 NOISE = 0.01  # standard deviation around the Large module's identity in its first two layers; later over their width
 
 # Every score of the front end starts this far above zero. Softmax does not see it. The ReLUs of a context module do, whether
@@ -80,6 +94,14 @@ class DilatedNet(nn.Module):
     """
 
     output_stride = 8
+    variants: ClassVar[Variants] = (
+        {"context": None},
+        {"context": "basic"},
+        {"context": "large"},
+        {"context": "large", "padding": "reflect"},
+        {"context": "basic", "resnet": 50},
+    )
+    releases: ClassVar[tuple[Release, ...]] = RELEASES
 
     def __init__(
         self,
@@ -134,6 +156,8 @@ class FrontEnd(nn.Module):
     """
 
     output_stride = 8
+    variants: ClassVar[Variants] = ()  # a part of DilatedNet
+    published_names: ClassVar[PublishedNames] = ((r"^fc-final$", "final"),)
 
     def __init__(
         self,
@@ -192,6 +216,11 @@ class ContextModule(nn.Module):
             for 8 layers) around the first layer's, as the released Large module has it; or "valid", none: n cells give n - 66.
         dilated: False sets every dilation to 1: same layers and weights, receptive field 15 x 15.
     """
+
+    variants: ClassVar[Variants] = ()  # a part of DilatedNet
+    published_names: ClassVar[PublishedNames] = ((r"^ct_", "ctx_"),)
+    image_layers: ClassVar[tuple[str, ...]] = ()
+    indivisible: ClassVar[str] = CONTEXT_LAYERS
 
     def __init__(
         self,

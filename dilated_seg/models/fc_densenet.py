@@ -9,13 +9,14 @@ image with a side under 32 pixels, which five halvings would leave nothing of, i
 """
 
 from collections import OrderedDict
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models.layers import BatchNorm, check_arguments, crop, initialise, scaled
+from dilated_seg.models.release import ENCODER_LAYERS, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 4.1 and Table 2.       layers of the blocks down, of the bottleneck, of the blocks up; growth: new maps a layer
@@ -41,6 +42,8 @@ class FCDenseNet(nn.Module):
     """
 
     output_stride = 1
+    variants: ClassVar[Variants] = ({"depth": 56}, {"depth": 67}, {"depth": 103})
+    indivisible: ClassVar[str] = ENCODER_LAYERS
 
     def __init__(
         self,
@@ -56,17 +59,17 @@ class FCDenseNet(nn.Module):
         down, middle, up, growth = DEPTHS[depth]
         channels, growth = scaled(FIRST, width), scaled(growth, width)
         self.first = nn.Conv2d(3, channels, 3, padding=1)
-        handed = []
+        skips = []
         for level, layers in enumerate(down):
             self.add_module(f"down{level}", DenseBlock(channels, layers, growth, dropout))
             channels += layers * growth
-            handed.append(channels)
+            skips.append(channels)
             self.add_module(f"td{level}", nn.Sequential(bn_relu_conv(channels, channels, 1, dropout)))
             self.add_module(f"pool{level}", nn.MaxPool2d(2, 2))
         self.mid = DenseBlock(channels, middle, growth, dropout)
         for level, (layers, before) in enumerate(zip(up, (middle, *up), strict=False)):
             self.add_module(f"tu{level}", nn.ConvTranspose2d(before * growth, before * growth, 3, 2))
-            channels = before * growth + handed.pop()
+            channels = before * growth + skips.pop()
             self.add_module(f"up{level}", DenseBlock(channels, layers, growth, dropout))
         self.score = nn.Conv2d(channels + up[-1] * growth, num_classes, 1)
         initialise(self, uniform=True)
@@ -76,15 +79,15 @@ class FCDenseNet(nn.Module):
 
     def forward(self, image: Image) -> Logits:
         height, width = image.shape[-2:]
-        maps, handed = self.first(F.pad(image, (0, max(0, 32 - width), 0, max(0, 32 - height)))), []
+        maps, skips = self.first(F.pad(image, (0, max(0, 32 - width), 0, max(0, 32 - height)))), []
         for level in range(5):
             maps = torch.cat([maps, self.get_submodule(f"down{level}")(maps)], dim=1)
-            handed.append(maps)
+            skips.append(maps)
             maps = self.get_submodule(f"pool{level}")(self.get_submodule(f"td{level}")(maps))
         new = self.mid(maps)
         for level in range(5):
-            across = handed.pop()  # Section 3.1: only what the last block made new goes up, not its input
-            maps = torch.cat([crop(self.get_submodule(f"tu{level}")(new), 0, across), across], dim=1)
+            skip = skips.pop()  # Section 3.1: only the new maps of the last block go up, not its input
+            maps = torch.cat([crop(self.get_submodule(f"tu{level}")(new), 0, skip), skip], dim=1)
             new = self.get_submodule(f"up{level}")(maps)
         return crop(self.score(torch.cat([maps, new], dim=1)), 0, image)
 

@@ -9,24 +9,29 @@ layers and weights without the 100 pixels of border and without the fading that 
 """
 
 from collections import OrderedDict
-from typing import Literal
+from collections.abc import Collection
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from dilated_seg.models import resnet, vgg
 from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, check_arguments, crop, initialise, scaled
-from dilated_seg.tensors import Image, Logits
+from dilated_seg.models.release import ENCODER_LAYERS, ILSVRC_MEAN, PublishedNames, Release, Variants
+from dilated_seg.tensors import Image, Logits, Maps
 
-# Figure 3, coarse to fine, by the stride of the last scores.  What is upsampled is added to the scores of a pooling; the
-# offset is where the released Crop layer begins.
-#    upsampling,     pooling, scores of it,  its offset
-POOL4 = ("upscore2",       4, "score_pool4", 5)  # fmt: skip
-POOL3 = ("upscore_pool4",  3, "score_pool3", 9)  # fmt: skip
-SKIPS = {32: (), 16: (POOL4,), 8: (POOL4, POOL3)}
-LAST = {32: ("upscore", 19), 16: ("upscore16", 27), 8: ("upscore8", 31)}
+# Figure 3, coarse to fine, by the stride of the last scores: upsampling, and the pooling whose scores are added to it.
+SKIPS = {32: (), 16: (("upscore2", "pool4"),), 8: (("upscore2", "pool4"), ("upscore_pool4", "pool3"))}
+LAST = {32: "upscore", 16: "upscore16", 8: "upscore8"}
 
-# The at-once release shrinks what it adds by fixed factors, so that training starts from the coarse scores alone.
-AT_ONCE = {4: 0.01, 3: 0.0001}
+# Where the released Crop layers begin: of the scores of a pooling, and of the last upsampling.
+CROP = {"pool4": 5, "pool3": 9, "upscore": 19, "upscore16": 27, "upscore8": 31}
+
+# The at-once release scales the poolings by fixed factors, so that training starts from the coarse scores alone.
+AT_ONCE = {"pool4": 0.01, "pool3": 0.0001}
+
+# The releases by their scores. For VOC's 21 classes the mean is known, for those of other datasets it is not.
+RELEASES = (Release(r"score[_-]fr", ILSVRC_MEAN, num_classes=21),)
+PUBLISHED_NAMES = ((r"^score-fr$", "score_fr"),)
 
 BORDER = 100  # pixels that the first released convolution pads by
 
@@ -56,6 +61,9 @@ class FCN(nn.Module):
     """
 
     output_stride = 32
+    variants: ClassVar[Variants] = ({"stride": 32}, {"stride": 16}, {"stride": 8}, {"stride": 8, "resnet": 50})
+    releases: ClassVar[tuple[Release, ...]] = RELEASES
+    published_names: ClassVar[PublishedNames] = PUBLISHED_NAMES
 
     def __init__(
         self,
@@ -70,33 +78,51 @@ class FCN(nn.Module):
     ) -> None:
         check_arguments(FCN, locals())
         super().__init__()
-        authors = form == "authors"
         self.output_stride = stride
-        self.encoder, self.classifier, fc = encoder_and_classifier(width, dropout, authors, resnet)
+        self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
+        self.encoder, self.classifier, fc = encoder_and_classifier(width, dropout, form == "authors", resnet)
         initialise(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
-        self.skips = SKIPS[stride]
         self.decoder = nn.ModuleDict()
-        for upsampling, number, name, _ in self.skips:
-            self.decoder[upsampling] = enlarge(num_classes, 2, form, corners=resnet is not None)
-            if at_once:
-                self.decoder[f"scale_pool{number}"] = Scale(self.encoder.channels[number - 1], AT_ONCE[number])
-            self.decoder[name] = nn.Conv2d(self.encoder.channels[number - 1], num_classes, 1)
-        self.decoder[LAST[stride][0]] = enlarge(num_classes, stride, form, corners=resnet is not None)
-        self.offsets = [skip[3] * authors for skip in self.skips] + [LAST[stride][1] * authors]
-        for score in (self.score_fr, *(self.decoder[skip[2]] for skip in self.skips)):
+        for upsampling, pool in SKIPS[stride]:
+            channels = self.encoder.channels[int(pool[-1]) - 1]
+            self.decoder[upsampling] = upsample(num_classes, 2, form, corners=resnet is not None)
+            self.decoder[f"scale_{pool}"] = Scale(channels, AT_ONCE[pool]) if at_once else nn.Identity()
+            self.decoder[f"score_{pool}"] = nn.Conv2d(channels, num_classes, 1)
+        self.decoder[LAST[stride]] = upsample(num_classes, stride, form, corners=resnet is not None)
+        for score in (self.score_fr, *(self.decoder[f"score_{pool}"] for _, pool in SKIPS[stride])):
             nn.init.zeros_(score.get_parameter("weight"))  # Section 4.3: zero, so the sum starts as the coarse scores
             nn.init.zeros_(score.get_parameter("bias"))
 
     def forward(self, image: Image) -> Logits:
-        pooled = self.encoder(image)
-        scores = self.score_fr(self.classifier(pooled[4]))
-        for (upsampling, number, name, _), offset in zip(self.skips, self.offsets, strict=False):
-            scores = self.decoder[upsampling](scores)
-            scale = self.decoder[f"scale_pool{number}"] if f"scale_pool{number}" in self.decoder else nn.Identity()
-            finer = crop(self.decoder[name](scale(pooled[number - 1])), offset, scores)
-            scores = crop(scores, 0, finer) + finer
-        return crop(self.decoder[LAST[self.output_stride][0]](scores), self.offsets[-1], image)
+        _, _, pool3, pool4, pool5 = self.encoder(image)
+        scores = self.score_fr(self.classifier(pool5))
+        if self.output_stride <= 16:
+            scores = self.add_skip("upscore2", scores, "pool4", pool4)
+        if self.output_stride == 8:
+            scores = self.add_skip("upscore_pool4", scores, "pool3", pool3)
+        last = LAST[self.output_stride]
+        return crop(self.decoder[last](scores), self.crop[last], image)
+
+    def add_skip(self, upsampling: str, scores: Maps, pool: str, pooled: Maps) -> Maps:
+        """Upsample scores by 2 and add those of an earlier pooling (Figure 3)."""
+        scores = self.decoder[upsampling](scores)
+        finer = self.decoder[f"score_{pool}"](self.decoder[f"scale_{pool}"](pooled))
+        finer = crop(finer, self.crop[pool], scores)
+        return crop(scores, 0, finer) + finer
+
+    def check_weights(self, in_file: Collection[str], loaded: Collection[str]) -> str | None:
+        """Return why a file's weights are those of another form, or None.
+
+        Args:
+            in_file: Names of the file's layers.
+            loaded: Names of our layers that the file has weights for.
+        """
+        ours = any(isinstance(layer, Scale) for layer in self.decoder.values())
+        theirs = any(name.startswith("scale_pool") for name in in_file)
+        if ours == theirs or not any(name.startswith("score_pool") for name in loaded):
+            return None
+        return f"was trained {'with' if theirs else 'without'} fixed scales: say at_once={theirs}"
 
 
 def encoder_and_classifier(
@@ -114,7 +140,7 @@ def encoder_and_classifier(
     return residual, nn.Sequential(OrderedDict(drop=nn.Dropout(dropout))), residual.channels[4]
 
 
-def enlarge(num_classes: int, stride: int, form: str, corners: bool = False) -> nn.Module:
+def upsample(num_classes: int, stride: int, form: str, corners: bool = False) -> nn.Module:
     """Bilinear upsampling of scores: interpolation, or the released deconvolution from every class to every class."""
     return bilinear_deconvolution(num_classes, 2 * stride, stride) if form == "authors" else Upsample(stride, corners)
 
@@ -131,6 +157,9 @@ class FCNAlexNet(nn.Module):
     """
 
     output_stride = 32
+    releases: ClassVar[tuple[Release, ...]] = (*RELEASES, Release(r"conv1", ILSVRC_MEAN))  # the second is CaffeNet, its start
+    published_names: ClassVar[PublishedNames] = PUBLISHED_NAMES
+    indivisible: ClassVar[str] = ENCODER_LAYERS
 
     def __init__(
         self,
@@ -144,6 +173,7 @@ class FCNAlexNet(nn.Module):
         check_arguments(FCNAlexNet, locals())
         super().__init__()
         authors = form == "authors"
+        self.imagenet = "AlexNet_Weights.IMAGENET1K_V1" if one_tower else None
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         in_channels = 3
         for (name, kernel, stride, channels, groups, pooled), single in zip(ALEXNET, ONE_TOWER, strict=True):

@@ -7,12 +7,13 @@ Names and layout are torchvision's, so its weights load by name: a bottleneck's 
 paper has it in the first 1x1.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models.layers import BatchNorm, check_arguments, scaled
+from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.tensors import Image, Maps
 
 Depth = Literal[18, 34, 50, 101, 152]
@@ -31,6 +32,8 @@ class Encoder(nn.Module):
         output_stride: 32, or 8 to dilate the last two stages by 2 and 4 instead of halving.
     """
 
+    indivisible: ClassVar[str] = ENCODER_LAYERS
+
     def __init__(self, depth: Depth, width: float = 1.0, output_stride: Literal[32, 8] = 32) -> None:
         check_arguments(Encoder, locals())
         super().__init__()
@@ -40,7 +43,7 @@ class Encoder(nn.Module):
         self.bn1 = BatchNorm(in_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.depth = depth
+        self.imagenet = f"ResNet{depth}_Weights.IMAGENET1K_V1"
         self.channels = [in_channels, in_channels]
         stride, dilation = 4, 1
         for stage, (blocks, channels) in enumerate(zip(BLOCKS[depth], CHANNELS, strict=True), start=1):

@@ -13,16 +13,20 @@ for CamVid, which is the one meant here, has not.
 
 from collections import OrderedDict
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, scaled
+from dilated_seg.models.release import ENCODER_LAYERS, Release
 from dilated_seg.tensors import Image, Logits
 
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64,))
+
+# The releases subtract nothing: both normalize by batch norm, and SegNet-Basic the image too.
+RELEASES = (Release(r"conv1(_1)?_bn", (0.0, 0.0, 0.0)),)
 
 BASIC = 64  # channels of all of SegNet-Basic's convolutions (Section 4), four down and four up, 7 x 7 each
 
@@ -37,6 +41,8 @@ class SegNet(nn.Module):
     """
 
     output_stride = 1
+    releases: ClassVar[tuple[Release, ...]] = RELEASES
+    imagenet: ClassVar[str] = "VGG16_Weights.IMAGENET1K_FEATURES"  # the authors' own convolutions, without a classifier
 
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
         check_arguments(SegNet, locals())
@@ -59,14 +65,14 @@ class SegNet(nn.Module):
             as_in_caffe(self)
 
     def forward(self, image: Image) -> Logits:
-        maps, taken = image, []
+        maps, pool_indices = image, []
         for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):
             maps = stage(maps)
             size = maps.shape[-2:]
             maps, indices = pool(maps)
-            taken.append((indices, size))
+            pool_indices.append((indices, size))
         for stage, unpool in zip(self.decoder, self.unpools.values(), strict=True):
-            indices, size = taken.pop()
+            indices, size = pool_indices.pop()
             maps = stage(unpool(maps, indices, output_size=size))
         return self.conv1_1_D(maps)
 
@@ -81,6 +87,8 @@ class SegNetBasic(nn.Module):
     """
 
     output_stride = 1
+    releases: ClassVar[tuple[Release, ...]] = RELEASES
+    indivisible: ClassVar[str] = ENCODER_LAYERS
 
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
         check_arguments(SegNetBasic, locals())
@@ -102,13 +110,13 @@ class SegNetBasic(nn.Module):
             as_in_caffe(self)
 
     def forward(self, image: Image) -> Logits:
-        maps, taken = self.norm(image), []
+        maps, pool_indices = self.norm(image), []
         for stage, pool in zip(self.encoder, self.pools.values(), strict=True):
             maps = stage(maps)
             size = maps.shape[-2:]
             maps, indices = pool(maps)
-            taken.append((indices, size))
+            pool_indices.append((indices, size))
         for stage, unpool in zip(self.decoder, self.unpools.values(), strict=True):
-            indices, size = taken.pop()
+            indices, size = pool_indices.pop()
             maps = stage(unpool(maps, indices, output_size=size))
         return self.conv_classifier(maps)

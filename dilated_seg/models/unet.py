@@ -1,24 +1,23 @@
-"""U-Net: four halvings down and four doublings up, each level handed over to the way back.
+"""U-Net: four halvings down and four doublings up, with a skip connection at each level.
 
 Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
 https://arxiv.org/abs/1505.04597.
 
-``form="authors"`` is Figure 1: no convolution pads, what is handed over is cropped in the middle, and logits are smaller than
-the image by 184 pixels (572 gives 388). ``form="release"`` is the network in the authors' archive as two independent ports
-report it (the archive itself was not at hand): the same with ReLU after each up-convolution, dropout at the two
-lowest levels, and 128 channels out of the last up-convolution. ``form="any_size"`` pads every convolution, so that logits
-have the image's size; a level of odd size is rounded up and cut on the way back.
+``form="authors"`` is Figure 1: no convolution pads, skip connections are cropped in the middle, and logits are smaller than the
+image by 184 pixels (572 gives 388). ``form="any_size"`` pads every convolution, so that logits have the image's size; a level
+of odd size is rounded up and cropped on the way up.
 """
 
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from dilated_seg.errors import UserError
 from dilated_seg.models.layers import check_arguments, conv_relu, crop, initialise, scaled
+from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.tensors import Maps, Planes
 
 # Figure 1: channels at each level, top to bottom.
@@ -32,25 +31,26 @@ class UNet(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
-        form: Figure 1 to the letter, the network of the authors' archive, or padded so that any size goes in; see the module.
+        form: Figure 1, or padded so that any size goes in; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        in_channels: Of the image; the authors' microscope pictures have 1.
+        in_channels: Of the image; the authors' microscope images have 1.
     """
 
     output_stride = 1
+    indivisible: ClassVar[str] = ENCODER_LAYERS
 
     def __init__(
         self,
         num_classes: int,
-        form: Literal["any_size", "authors", "release"] = "any_size",
+        form: Literal["any_size", "authors"] = "any_size",
         width: float = 1.0,
         *,
         in_channels: int = 3,
     ) -> None:
         check_arguments(UNet, locals())
         super().__init__()
-        self.valid, self.in_channels = form != "any_size", in_channels
-        padding, release = 0 if self.valid else 1, form == "release"
+        self.valid, self.in_channels = form == "authors", in_channels
+        padding = 0 if self.valid else 1
         channels = [scaled(c, width) for c in LEVELS]
         self.down, self.pools, self.up = nn.ModuleList(), nn.ModuleDict(), nn.ModuleList()
         for level, (above, here) in enumerate(pairwise((in_channels, *channels))):
@@ -58,18 +58,12 @@ class UNet(nn.Module):
                 self.pools[f"pool_d{level - 1}c-{level}a"] = nn.MaxPool2d(2, 2, ceil_mode=not self.valid)
             layers = conv_relu(f"conv_d{level}a-b", above, here, padding=padding)
             layers |= conv_relu(f"conv_d{level}b-c", here, here, padding=padding)
-            if release and level >= 3:
-                layers[f"drop_d{level}c"] = nn.Dropout(0.5)
             self.down.append(nn.Sequential(layers))
         for level in (3, 2, 1, 0):
             below, here = channels[level + 1], channels[level]
-            out_channels = below if release and level == 0 else here
             name = f"upconv_d4c_u{level}a" if level == 3 else f"upconv_u{level + 1}d_u{level}a"
-            layers = OrderedDict({name: nn.ConvTranspose2d(below, out_channels, 2, 2)})
-            if release:
-                layers[f"{name}_relu"] = nn.ReLU(inplace=True)
-            enlarge = nn.Sequential(layers)
-            layers = conv_relu(f"conv_u{level}b-c", out_channels + here, here, padding=padding)
+            enlarge = nn.Sequential(OrderedDict({name: nn.ConvTranspose2d(below, here, 2, 2)}))
+            layers = conv_relu(f"conv_u{level}b-c", 2 * here, here, padding=padding)
             layers |= conv_relu(f"conv_u{level}c-d", here, here, padding=padding)
             self.up.append(Up(enlarge, nn.Sequential(layers), centred=self.valid))
         self.add_module("conv_u0d-score", nn.Conv2d(channels[0], num_classes, 1))
@@ -77,31 +71,31 @@ class UNet(nn.Module):
 
     def forward(self, image: Planes) -> Maps:
         if self.valid:
-            refuse_odd(image)
-        maps, handed = self.down[0](image), []
+            check_size(image)
+        maps, skips = self.down[0](image), []
         for pool, stage in zip(self.pools.values(), self.down[1:], strict=True):
-            handed.append(maps)
+            skips.append(maps)
             maps = stage(pool(maps))
         for stage in self.up:
-            maps = stage(maps, handed.pop())
+            maps = stage(maps, skips.pop())
         return self.get_submodule("conv_u0d-score")(maps)
 
 
 class Up(nn.Module):
-    """A level of the way back: what comes from below, enlarged, beside what was handed over, cut to the same size."""
+    """A level of the way up: the maps from below, upsampled, beside those of the skip connection, cropped to the same size."""
 
     def __init__(self, enlarge: nn.Module, join: nn.Module, centred: bool) -> None:
         super().__init__()
         self.enlarge, self.join, self.centred = enlarge, join, centred
 
-    def forward(self, below: Maps, across: Maps) -> Maps:
+    def forward(self, below: Maps, skip: Maps) -> Maps:
         below = self.enlarge(below)
-        across = crop(across, (across.shape[-1] - below.shape[-1]) // 2 if self.centred else 0, below)
-        return self.join(torch.cat([crop(below, 0, across), across], dim=1))
+        skip = crop(skip, (skip.shape[-1] - below.shape[-1]) // 2 if self.centred else 0, below)
+        return self.join(torch.cat([crop(below, 0, skip), skip], dim=1))
 
 
-def refuse_odd(image: torch.Tensor) -> None:
-    """Refuse an image that leaves an odd side before one of the four unpadded poolings.
+def check_size(image: torch.Tensor) -> None:
+    """Require an image whose sides are even before each of the four unpadded poolings.
 
     Raises:
         UserError: A side is not 16 n + 12 with n > 10.

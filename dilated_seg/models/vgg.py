@@ -6,10 +6,12 @@ https://arxiv.org/abs/1409.1556.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from torch import nn
 
 from dilated_seg.models.layers import conv_relu, scaled
+from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.tensors import Image, Maps
 
 # Table 1, column D, one pair a stage: channels, 3x3 convolutions.  A pooling follows each stage.
@@ -35,6 +37,9 @@ class Encoder(nn.Module):
         padding: Of every convolution; None keeps the size.
         border: Padding of the very first convolution, if it is another.
     """
+
+    indivisible: ClassVar[str] = ENCODER_LAYERS
+    imagenet: ClassVar[str] = "VGG16_Weights.IMAGENET1K_V1"
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dilated_seg.errors import UserError
-from dilated_seg.metrics.stratified import SIZES, WIDTH
+from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
 
 KEYS = ("says", "better", "worse", "classes", "objects", "boundary")
 
@@ -67,7 +67,7 @@ def claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> Claim
         not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes)
     ):
         raise UserError(f"{file} has a claim about classes {classes}: give a list of their names")
-    for key, values in (("objects", SIZES), ("boundary", range(1, WIDTH + 1))):
+    for key, values in (("objects", SIZES), ("boundary", range(1, MAX_BOUNDARY_DISTANCE + 1))):
         if entry.get(key) is not None and entry[key] not in values:
             raise UserError(
                 f"{file} has a claim with {key}: {entry[key]}, which was not counted apart: choose from {some(values)}"

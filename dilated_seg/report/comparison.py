@@ -10,13 +10,13 @@ from dilated_seg.analysis.bootstrap import Bootstrap
 from dilated_seg.analysis.intervals import MIN_SEEDS, Difference, Interval, find_cliques
 from dilated_seg.analysis.resampling import Counts, count_pixels
 from dilated_seg.errors import UserError
-from dilated_seg.metrics.stratified import SIZES, WIDTH
+from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
 from dilated_seg.report.claims import Claim, refuse_other_classes
 from dilated_seg.runs.results import Result, by_name, same_split
 from dilated_seg.runs.strata import Strata, difficulty
 
 RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for numbers, and for the bands of plots
-WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, WIDTH)  # of the trimaps that are drawn, in pixels
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # of the trimaps that are drawn, in pixels
 LEAST = 5  # images that have objects of a size, for an interval to mean anything
 GROUPS = 5  # of images, from easy to hard
 
@@ -177,7 +177,7 @@ def near(result: Result, width: int) -> Counts:
 
 def far(result: Result, width: int) -> Counts:
     """Pixels farther from it, of the classes that have any."""
-    return occurring(strata(result).band(width + 1, WIDTH + 1))
+    return occurring(strata(result).band(width + 1, MAX_BOUNDARY_DISTANCE + 1))
 
 
 def occurring(counted: Counts) -> Counts:

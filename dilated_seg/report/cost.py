@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from dilated_seg import models
-from dilated_seg.analysis.summary import describe
+from dilated_seg.analysis.summary import summarize
+from dilated_seg.models import build
 from dilated_seg.report.blocks import ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.runs.results import Result
@@ -99,6 +100,6 @@ def described(result: Result) -> tuple[int, int] | None:
     if not module.startswith("dilated_seg.models") or name not in models.__all__:
         return None  # nothing is imported because a file names it
     given = {**(net.get("init_args") or {}), "num_classes": len(result.record["classes"])}
-    call = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
-    found = describe(call, tuple(measured["size"]))
-    return found.multiply_adds, found.bytes
+    call = build.format_call(name, **given)
+    summary = summarize(build.construct(name, (), given, call), call, tuple(measured["size"]))
+    return summary.multiply_adds, summary.bytes

@@ -8,7 +8,7 @@ import torch
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGES, Difference, Interval
 from dilated_seg.errors import UserError, format_command
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.report import cost, gallery, receptive_fields, stratified, variance
 from dilated_seg.report.blocks import Commands, Plot, ReportTable, Section
 from dilated_seg.report.claims import Claim
@@ -71,7 +71,7 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         size = f"{group[0].record['parameters']:,}"
         rows.append([name, size, str(len(group)), percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])
     name, matrix = majority(comparison.results)
-    values = scores(matrix)
+    values = compute_metrics(matrix)
     baseline = [f"({name} everywhere)", "0", "-", percent(values["mean_iou"]), *([""] if several else [])]
     rows.append([*baseline, percent(values["pixel_accuracy"]), *(percent(v) for v in values["iou"])])
     return header, rows

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from dilated_seg.data.classes import describe_labels
 from dilated_seg.errors import open_console
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.metrics.confusion import percent as percent
-from dilated_seg.metrics.confusion import scores
 from dilated_seg.runs.results import name_partial, protocol
 
 
@@ -26,7 +26,7 @@ def show_evaluation(record: dict[str, Any], refined: dict[str, Any] | None = Non
     for _, after in zip(records, ("", ", CRF"), strict=False):
         table.add_column(f"IoU %{after}", justify="right")
         table.add_column(f"accuracy %{after}", justify="right")
-    values = [scores(torch.tensor(one["matrix"])) for one in records]
+    values = [compute_metrics(torch.tensor(one["matrix"])) for one in records]
     for k, name in enumerate(record["classes"]):
         table.add_row(name, *(percent(one[score][k]) for one in values for score in ("iou", "accuracy")))
     table.add_section()

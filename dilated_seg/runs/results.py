@@ -17,7 +17,7 @@ import yaml
 
 from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError, format_command
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.runs import strata
 from dilated_seg.runs.strata import Strata
 
@@ -35,8 +35,8 @@ class Result:
 
     @cached_property
     def scores(self) -> dict[str, torch.Tensor]:
-        """Everything that its confusion matrix says: see ``metrics.scores``."""
-        return scores(torch.tensor(self.record["matrix"]))
+        """Everything that its confusion matrix says: see `metrics.confusion.compute_metrics`."""
+        return compute_metrics(torch.tensor(self.record["matrix"]))
 
     @property
     def file(self) -> Path:

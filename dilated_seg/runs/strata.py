@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dilated_seg.errors import UserError
-from dilated_seg.metrics.stratified import BOTH, DIAGONAL, PREDICTION, SIZES, STRATA, TRUTH, WIDTH, strata
+from dilated_seg.metrics.stratified import BOTH, DIAGONAL, MAX_BOUNDARY_DISTANCE, PREDICTION, SIZES, STRATA, TRUTH, count_strata
 
 SUFFIX = ".strata.parquet"
 
@@ -123,7 +123,7 @@ def counted(batch: dict[str, Any], prediction: np.ndarray, num_classes: int, ign
     while len(found) < len(masks):
         first, (height, width) = len(found), sizes[len(found)]
         some = slice(first, first + max(1, PIXELS // max(1, height * width)) if len(set(sizes)) == 1 else first + 1)
-        counts = strata(prediction[some, :height, :width], masks[some, :height, :width], num_classes, ignore_index)
+        counts = count_strata(prediction[some, :height, :width], masks[some, :height, :width], num_classes, ignore_index)
         found += [{name: sparse(counts[name][i]) for name in STRATA} for i in range(len(masks[some]))]
     return found
 
@@ -152,7 +152,7 @@ def write_strata(file: Path, ids: list[str], rows: list[Counts], facts: dict[str
         "num_classes": len(facts["classes"]),
         "cells": "(stratum * num_classes + class) * num_classes + class predicted",
         "sizes": SIZES,
-        "width": WIDTH,
+        "width": MAX_BOUNDARY_DISTANCE,
         "d": f"max(1, round({DIAGONAL} * diagonal)) pixels",
         "strata": STRATA,
     }

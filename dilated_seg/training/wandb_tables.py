@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from wandb.data_types import Classes
 
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.training.lightning_internals import logged_step
 from dilated_seg.training.loggers import Wandb
 
@@ -86,7 +86,7 @@ def images(pictures: Sequence[Picture], classes: Sequence[str], ignore_index: in
             what: {"mask_data": ids, "class_labels": names}
             for what, ids in (("truth", picture.truth), ("prediction", picture.prediction))
         }
-        values = scores(torch.from_numpy(picture.matrix))
+        values = compute_metrics(torch.from_numpy(picture.matrix))
         shown = wandb.Image(picture.image, masks=masks, classes=known)
         rows.append([picture.name, shown, float(values["mean_iou"]), float(values["pixel_accuracy"])])
     return wandb.Table(["id", "image", "mean_iou", "pixel_accuracy"], rows)

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dilated_seg.errors import UserError, format_error
-from dilated_seg.models import build
 from dilated_seg.storage import digest
 from dilated_seg.weights.download import local
 from dilated_seg.weights.mapping import Report, fit
@@ -43,7 +42,8 @@ def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tup
 
 def port(
     source: str,
-    network: str,
+    net: nn.Module,
+    name: str,
     out: str,
     channels: str | None = None,
     mean: Sequence[float] | None = None,
@@ -52,6 +52,17 @@ def port(
     without: Sequence[str] = (),
 ) -> Report:
     """Write the weights of a file as a safetensors file for one of our networks, and print what became of every tensor.
+
+    Args:
+        source: The file, or its address.
+        net: The network, which may be on the meta device.
+        name: What the network is called in the file that is written.
+        out: The safetensors file.
+        channels: "bgr" or "rgb", which the first convolution of the file's network takes; if None, known by the file's names.
+        mean: Subtracted from the image (RGB, 0 to 255); if None, known by what is in the file.
+        std: What the image is then divided by.
+        overwrite: Whether to replace an existing file.
+        without: Layers or parts of the network that are not to be loaded.
 
     Raises:
         UserError: As `load`; or ``out`` exists, cannot be written, or nobody knows what the weights expect of the image.
@@ -63,15 +74,17 @@ def port(
         raise UserError(f"--out {out} exists: name another file, or replace it with --overwrite")
     if not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}; make it first")
-    for name, numbers, least in (("mean", mean or (), -math.inf), ("std", std or (), 0.0)):
+    for option, numbers, least in (("mean", mean or (), -math.inf), ("std", std or (), 0.0)):
         if not all(math.isfinite(n) and n > least for n in numbers):
-            raise UserError(f"--{name} {' '.join(map(str, numbers))}: three finite numbers are needed, the deviations above 0")
-    net, file = build.network(network), read(source)
+            raise UserError(
+                f"--{option} {' '.join(map(str, numbers))}: three finite numbers are needed, the deviations above 0"
+            )
+    file = read(source)
     state, report = fit(file, net, channels, without)
     known_mean, known_std = normalisation(file)
     use_mean, use_std = tuple(mean) if mean else known_mean, tuple(std) if std else known_std or (ONE if mean else None)
     facts = {
-        "net": network,
+        "net": name,
         "source": f"{file.path.name} sha256:{digest(file.path)}",
         "missing": " ".join(name for name, _ in report.missing),
     }

@@ -6,7 +6,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dilated_seg.errors import UserError
-from dilated_seg.models import FCNAlexNet, resnet, vgg
 from dilated_seg.storage import digest
 from dilated_seg.weights.download import cache, have
 from dilated_seg.weights.readers import Weights
@@ -112,18 +111,11 @@ def imagenet(net: nn.Module) -> Path:
     """
     import torchvision.models as published
 
-    encoders = [layer for layer in net.modules() if isinstance(layer, vgg.Encoder | resnet.Encoder)]
-    if isinstance(net, FCNAlexNet) and not any(isinstance(layer, nn.LocalResponseNorm) for layer in net.modules()):
-        chosen = published.AlexNet_Weights.IMAGENET1K_V1
-    elif not encoders:
+    weights = next((name for part in net.modules() if (name := getattr(part, "imagenet", None))), None)
+    if not weights:
         raise UserError(
             f"model.weights: there are no ImageNet weights for {type(net).__name__} in torchvision; remove it, or name a file"
         )
-    elif isinstance(encoders[0], resnet.Encoder):
-        chosen = published.get_model_weights(f"resnet{encoders[0].depth}").IMAGENET1K_V1
-    elif any(name.endswith("fc6") for name, _ in net.named_modules()):
-        chosen = published.VGG16_Weights.IMAGENET1K_V1
-    else:  # the authors' own convolutions; torchvision has their classifier not
-        chosen = published.VGG16_Weights.IMAGENET1K_FEATURES
-    name = chosen.url.rpartition("/")[2]
-    return have(chosen.url, cache() / name, CHECKSUMS[name])
+    url = published.get_weight(weights).url
+    name = url.rpartition("/")[2]
+    return have(url, cache() / name, CHECKSUMS[name])

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dilated_seg.analysis.summary import FAMILY
+from dilated_seg.analysis.summary import list_family
+from dilated_seg.commands.text import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.export.program import Plain, write
-from dilated_seg.models import build
 from dilated_seg.models.segmenter import Segmenter
 
 AUTHORS = (
@@ -30,14 +30,14 @@ AUTHORS = (
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--width", type=float, default=1 / 16)
-    parser.add_argument("--networks", nargs="+", default=(*FAMILY, *AUTHORS))
+    parser.add_argument("--networks", nargs="+", default=(*list_family(), *AUTHORS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| network | pt2: CPU seconds, MB | ONNX: CPU seconds, MB | checked on |\n|---|---:|---:|---|")
     for call in options.networks:
         torch.manual_seed(0)
         width = max(options.width, 1 / 8) if call.startswith("FCDenseNet") else options.width  # or a layer adds a single map
-        net = build.network(f"{call[:-1]}, width={width})", "cpu")
+        net = parse_network(f"{call[:-1]}, width={width})", "cpu")
         for parameter in net.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.1)  # scores that start from zero would all tie

@@ -104,12 +104,12 @@ def record_evaluations(place):
 def record_ports(place):
     """Return the checksum of every tensor that ``port`` makes of the tests' .caffemodel files."""
     from tests.support.caffe_writer import caffemodel
-    from tests.weights.test_weights import NARROW, network, published_blobs
+    from tests.weights.test_weights import NARROW, parse_network, published_blobs
 
     found = {}
     for name in ("fcn32s_voc", "dilation8_voc_large", "dilation8_camvid_basic"):
         source, target = place / f"{name}.caffemodel", place / f"{name}.safetensors"
-        source.write_bytes(caffemodel(published_blobs(name, network(NARROW[name], "cpu"))[0]))
+        source.write_bytes(caffemodel(published_blobs(name, parse_network(NARROW[name], "cpu"))[0]))
         call("port", source, "--net", NARROW[name], "--out", target)
         found[name] = {key: digest(value.tobytes()) for key, value in sorted(load_file(target).items())}
     return found

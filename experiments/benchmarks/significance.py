@@ -12,7 +12,7 @@ import torch
 
 from dilated_seg.analysis.bootstrap import Bootstrap
 from dilated_seg.analysis.resampling import count_pixels
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 
 IMAGES, CLASSES, RESAMPLES, FEW = 1449, 21, 10_000, 200
 
@@ -23,7 +23,7 @@ def loop(networks, resamples):
     for _ in range(resamples):
         drawn = rng.integers(0, IMAGES, IMAGES)
         for matrices in networks:
-            scores(torch.from_numpy(matrices[drawn].sum(0)))["mean_iou"]
+            compute_metrics(torch.from_numpy(matrices[drawn].sum(0)))["mean_iou"]
 
 
 def seconds(work):

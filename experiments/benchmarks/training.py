@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dilated_seg.models.build import network
+from dilated_seg.commands.text import parse_network
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.processes import keep_memory
 
@@ -95,7 +95,7 @@ def main():
         for way, (memory_format, bfloat16, compiled) in WAYS.items():
             if compiled and not options.compile:
                 continue
-            net = network(f"{name}(11, width={options.width})", device.type)
+            net = parse_network(f"{name}(11, width={options.width})", device.type)
             work = step(net, memory_format, bfloat16, image, mask)
             with FlopCounterMode(display=False) as counter:
                 work()

@@ -13,7 +13,7 @@ from dilated_seg.analysis.bootstrap import Bootstrap
 from dilated_seg.analysis.intervals import NEW_TRAININGS, OTHER_IMAGES, Difference, Interval, adjust_holm, find_cliques
 from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.errors import UserError
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.report.wording import describe_pairs, format_points
 from tests.conftest import ROOT
 
@@ -212,7 +212,9 @@ def test_a_network_that_is_better_on_every_image_beats_the_other():
 def test_the_mean_iou_is_that_of_the_metrics():
     matrices = np.random.default_rng(3).integers(0, 9, (7, 5, 5))
     matrices[:, 2], matrices[:, :, 2] = 0, 0  # absent
-    assert mean_iou(count_pixels(matrices).sum(0)) == pytest.approx(float(scores(torch.tensor(matrices.sum(0)))["mean_iou"]))
+    assert mean_iou(count_pixels(matrices).sum(0)) == pytest.approx(
+        float(compute_metrics(torch.tensor(matrices.sum(0)))["mean_iou"])
+    )
 
 
 def test_the_bootstrap_of_a_mean_has_the_standard_error_of_a_mean():

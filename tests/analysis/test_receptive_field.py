@@ -15,9 +15,9 @@ from dilated_seg.analysis.intervals import Interval
 from dilated_seg.analysis.receptive_field import grey
 from dilated_seg.analysis.receptive_field import plots as field_plots
 from dilated_seg.analysis.receptive_field.trace import NOTHING
+from dilated_seg.commands.text import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
-from dilated_seg.models.build import network
 from dilated_seg.models.layers import Upsample
 from dilated_seg.models.segmenter import Segmenter
 from tests.cli.test_cli import run  # noqa: F401 - a finished run
@@ -105,7 +105,7 @@ def reached(maps, image, column):
     ],
 )  # fmt: skip
 def test_every_cell_sees_what_its_gradient_reaches(call, height, width):
-    net = network(call, "cpu").double().eval()
+    net = parse_network(call, "cpu").double().eval()
     names = [name for name, layer in net.named_modules() if isinstance(layer, MOVERS)]
     image = torch.empty(1, 3, height, width, device="meta")
     with torch.no_grad(), receptive_field.Trace(image) as trace:
@@ -137,13 +137,13 @@ def test_every_cell_sees_what_its_gradient_reaches(call, height, width):
     ],
 )
 def test_fields_lie_where_kernels_strides_and_borders_put_them(call, layer, stride, side, centre):
-    found = {row.name: row for row in summary.describe(call).layers}[layer]
+    found = {row.name: row for row in summary.summarize(parse_network(call), call).layers}[layer]
     assert (found.output_stride, found.receptive_field, found.centre) == (stride, side, centre)
 
 
-@pytest.mark.parametrize("call", summary.FAMILY)
+@pytest.mark.parametrize("call", summary.list_family())
 def test_a_pixels_logits_look_at_that_pixel_from_the_middle(call):
-    field = receptive_field.of_logits(network(call).eval(), 5004)
+    field = receptive_field.of_logits(parse_network(call).eval(), 5004)
     shifted = {
         "padding='reflect'": 3.5,
         "FCDenseNet": -15.5,

@@ -8,9 +8,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dilated_seg import models
 from dilated_seg.__main__ import main
-from dilated_seg.analysis import summary
-from dilated_seg.models.build import network
+from dilated_seg.analysis.summary import Summary, find_citation, list_family, summarize
+from dilated_seg.commands.describe import format_citation
+from dilated_seg.commands.text import parse_network
 from tests.conftest import ROOT
+
+
+def describe(call: str, size: tuple[int, int] = (500, 500)) -> Summary:
+    """Return the summary of the network that a call builds."""
+    return summarize(parse_network(call), call, size)
 
 
 @pytest.mark.parametrize(
@@ -29,19 +35,19 @@ from tests.conftest import ROOT
     ],
 )
 def test_receptive_fields_that_the_papers_state(call, published):
-    assert summary.describe(call).receptive_field == published
+    assert describe(call).receptive_field == published
 
 
 def test_the_receptive_field_of_the_context_module_grows_as_table_1_says():
-    convolutions = [layer for layer in summary.describe("ContextModule(2)").layers if layer.type == "conv"]
+    convolutions = [layer for layer in describe("ContextModule(2)").layers if layer.type == "conv"]
     assert [layer.receptive_field for layer in convolutions] == [3, 5, 9, 17, 33, 65, 67, 67]
 
 
 def test_strides_are_image_pixels_a_cell():
-    layers = {layer.name.rpartition(".")[2]: layer.output_stride for layer in summary.describe("SegNet(3, width=0.02)").layers}
+    layers = {layer.name.rpartition(".")[2]: layer.output_stride for layer in describe("SegNet(3, width=0.02)").layers}
     assert [layers[f"pool{n}"] for n in (1, 2, 3, 4, 5)] == [2, 4, 8, 16, 32]
     assert [layers[f"upsample{n}"] for n in (5, 4, 3, 2, 1)] == [16, 8, 4, 2, 1]
-    reflected = summary.describe("DilatedNet(3, padding='reflect', width=0.02)").layers
+    reflected = describe("DilatedNet(3, padding='reflect', width=0.02)").layers
     assert reflected[0].output_stride == 1
     assert [layer.output_stride for layer in reflected if layer.name.endswith("ctx_final")] == [8]
 
@@ -49,21 +55,21 @@ def test_strides_are_image_pixels_a_cell():
 @pytest.mark.parametrize("call", ["FCN(21, stride=8)", "SegNet(21)", "DeepLabV1(21)", "FCDenseNet(11, depth=56)"])
 def test_multiply_adds_are_half_of_torchs_count_of_operations(call):
     with torch.device("meta"), torch.no_grad():
-        net, image = network(call).eval(), torch.empty(1, 3, 97, 130)
+        net, image = parse_network(call).eval(), torch.empty(1, 3, 97, 130)
         with FlopCounterMode(display=False) as counter:
             net(image)
-    assert 2 * summary.describe(call, (97, 130)).multiply_adds == counter.get_total_flops()
+    assert 2 * describe(call, (97, 130)).multiply_adds == counter.get_total_flops()
 
 
 def test_multiply_adds_of_a_deconvolution_are_its_inputs_times_its_taps():
-    layer = next(row for row in summary.describe("UNet(2)", (64, 64)).layers if row.type == "deconv")
+    layer = next(row for row in describe("UNet(2)", (64, 64)).layers if row.type == "deconv")
     assert (layer.multiply_adds, layer.size) == (4 * 4 * 1024 * 512 * 4, (8, 8))
 
 
 def test_memory_counts_every_map_once():
-    maps = summary.describe("ContextModule(3)", (10, 20))
+    maps = describe("ContextModule(3)", (10, 20))
     assert maps.bytes == 8 * 3 * 10 * 20 * 4  # eight convolutions; ReLU works in place
-    pooled = next(row for row in summary.describe("SegNetBasic(2, width=1/64)", (10, 20)).layers if row.type == "maxpool")
+    pooled = next(row for row in describe("SegNetBasic(2, width=1/64)", (10, 20)).layers if row.type == "maxpool")
     assert pooled.bytes == 5 * 10 * (4 + 8)  # a float and the position it came from
 
 
@@ -89,11 +95,13 @@ def test_the_page_of_the_family_is_what_describe_writes(capsys):
 
 
 def test_every_exported_network_is_one_of_the_family():
-    assert {call.partition("(")[0] for call in summary.FAMILY} == set(models.__all__) - {"FrontEnd", "ContextModule"}
+    calls = list_family()
+    assert {call.partition("(")[0] for call in calls} == set(models.__all__) - {"FrontEnd", "ContextModule"}
+    assert calls[:2] == ["FCNAlexNet(21)", "FCN(21, stride=32)"] and calls[-1] == "FCDenseNet(21, depth=103)"
 
 
 def test_every_network_of_the_family_cites_its_paper():
-    assert all(summary.short(summary.paper(network(call))) for call in summary.FAMILY)
+    assert all(format_citation(find_citation(parse_network(call))) for call in list_family())
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,7 @@ def test_every_network_of_the_family_cites_its_paper():
         ("FCN(21, stide=8)", "unexpected keyword argument 'stide'"),
         ("FCN(21", "write its class and its arguments"),
         ("FCN(open('x'))", "write its class and its arguments"),
-        ("__import__('os').system('true')", "is no network"),
+        ("__import__('os').system('true')", "cannot parse network"),
         ("FCN(0)", "num_classes=0 is no whole number"),
         ("FCN(-1)", "num_classes=-1 is no whole number"),
         ("FCN(a)", "num_classes='a' is no whole number"),
@@ -115,7 +123,7 @@ def test_every_network_of_the_family_cites_its_paper():
         ("torch.nn.Linear(3, 4)", "Linear has no convolution"),
         ("dilated_seg.models.vgg.Encoder()", "Encoder gives no logits"),
         ("dilated_seg.task.SegmentationTask(3, 4)", "SegmentationTask"),
-        ("", "is no network"),
+        ("", "cannot parse network"),
         ("nowhere.Net(3)", "there is no module nowhere"),
         ("torch.nn.functional.relu(3)", "there is no network"),
         ("DilatedNet(21, context='huge')", "context='huge' is not one of 'basic', 'large'"),

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs.strata import read
 from dilated_seg.task import SegmentationTask
@@ -76,7 +76,7 @@ def test_validate_prints_one_table_with_classes_mean_and_protocol(run):
     result = dilated_seg("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt")
     assert result.returncode == 0, result.stderr
     record = json.loads((run / "evaluations/val-best.json").read_text())
-    mean = 100 * scores(torch.tensor(record["matrix"]))["mean_iou"]
+    mean = 100 * compute_metrics(torch.tensor(record["matrix"]))["mean_iou"]
     for text in ("night hill", "IoU %", f"{mean:.1f}", "images: 3", "whole image", "checkpoint: best"):
         assert text in result.stdout
     assert (run / "metrics.csv").is_file()
@@ -130,7 +130,7 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
     for stem, record in zip(stems, (plain, refined), strict=True):
         strata = read(tmp_path / f"evaluations/{stem}.strata.parquet")
         assert strata.matrices().sum(0).tolist() == record["matrix"] and strata.protocol == record["protocol"]
-        assert f"{100 * scores(torch.tensor(record['matrix']))['mean_iou']:.1f}" in result.stdout
+        assert f"{100 * compute_metrics(torch.tensor(record['matrix']))['mean_iou']:.1f}" in result.stdout
 
 
 def test_a_protocol_that_does_not_fit_the_network_is_said_in_one_sentence(run, tmp_path):

@@ -8,7 +8,7 @@ import yaml
 from wandb.sdk.launch.sweeps import utils as sweeps
 
 from dilated_seg.cli import Resolve
-from dilated_seg.metrics.confusion import scores
+from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.training.loggers import wandb_id
 from tests.conftest import ROOT
 from tests.experiments.test_experiments import EXPERIMENTS
@@ -82,7 +82,7 @@ def test_a_sweep_begins_from_an_experiment_and_looks_at_a_score_that_is_logged(f
     assert ROOT / config.removeprefix("--config=") in EXPERIMENTS
     assert sweep["command"].index(config) < sweep["command"].index("${args}")
     split, _, score = sweep["metric"]["name"].partition("/")
-    assert split == "val" and score in scores(torch.eye(2))
+    assert split == "val" and score in compute_metrics(torch.eye(2))
     assert sweep["metric"]["goal"] == "maximize"
     assert f"wandb sweep experiments/sweeps/{file.name}" in file.read_text()
 

@@ -460,11 +460,11 @@ def test_voc_submissions_lie_where_the_server_wants_them(trained, tmp_path, caps
     ("options", "sentence"),
     [
         (["--inference", "Tiles(overlap=500)"], "do not go together"),
-        (["--inference", "tiles"], "there is no protocol of inference tiles"),
+        (["--inference", "tiles"], "there is no inference strategy tiles"),
         (["--inference", "Tiles(overlap=64, sizes=3)"], "sizes"),
         (["--crf", "DenseCRF(w9=3)"], "w9"),
         (["--crf", "CRF"], "there is no CRF CRF"),
-        (["--inference", ""], "is no protocol of inference"),
+        (["--inference", ""], "cannot parse inference strategy"),
         (["--inference", "Tiles(size=512)"], "Tiles(size=512)"),
         (["--inference", "Tiles(size=(512,))"], "Tiles(size"),
         (["--inference", "Tiles(size=(512.5, 512.0))"], "Tiles(size"),

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from dilated_seg.metrics import SegmentationMetrics
-from dilated_seg.metrics.confusion import confusion_matrices, scores
+from dilated_seg.metrics.confusion import compute_metrics, confusion_matrices
 from dilated_seg.tensors import predict
 
 
@@ -48,13 +48,13 @@ def test_mean_iou_is_of_the_split_not_the_mean_of_images():
     mask[0, 0, 0] = 1
     prediction = torch.zeros_like(mask)
     prediction[1, 0, 0] = 1
-    values = scores(confusion_matrices(prediction, mask, 2).sum(0))
+    values = compute_metrics(confusion_matrices(prediction, mask, 2).sum(0))
     assert values["mean_iou"].item() == pytest.approx((198 / 200 + 0 / 2) / 2)
 
 
 def test_an_absent_class_is_left_out_and_a_class_only_predicted_counts_zero():
     mask, prediction = torch.tensor([[[0, 0, 0, 0]]]), torch.tensor([[[0, 0, 0, 2]]])
-    values = scores(confusion_matrices(prediction, mask, 4).sum(0))
+    values = compute_metrics(confusion_matrices(prediction, mask, 4).sum(0))
     assert values["iou"].isnan().tolist() == [False, True, False, True]
     assert values["iou"][[0, 2]].tolist() == [0.75, 0.0]
     assert values["mean_iou"].item() == 0.375
@@ -62,7 +62,7 @@ def test_an_absent_class_is_left_out_and_a_class_only_predicted_counts_zero():
 
 
 def test_all_scores_of_a_matrix_worked_out_by_hand():
-    values = scores(torch.tensor([[6, 2], [1, 11]]))
+    values = compute_metrics(torch.tensor([[6, 2], [1, 11]]))
     assert values["pixel_accuracy"].item() == pytest.approx(17 / 20)
     assert values["mean_accuracy"].item() == pytest.approx((6 / 8 + 11 / 12) / 2)
     assert values["mean_iou"].item() == pytest.approx((6 / 9 + 11 / 14) / 2)

@@ -14,7 +14,7 @@ from scipy.ndimage import binary_erosion, label
 
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.confusion import confusion_matrices
-from dilated_seg.metrics.stratified import SIZES, STRATA, WIDTH, band_width, distances, strata
+from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES, STRATA, band_width, boundary_distance, count_strata
 from dilated_seg.runs.strata import counted, difficulty, read, write_strata
 
 CLASSES = 3
@@ -50,7 +50,7 @@ def slowly(prediction, mask):
     near_truth, near_prediction = to_another_value(mask) <= d, to_another_value(prediction) <= d
     found = {
         "size": np.digitize(sizes(mask), SIZES),
-        "boundary": np.minimum(to_another_value(mask), WIDTH + 1),
+        "boundary": np.minimum(to_another_value(mask), MAX_BOUNDARY_DISTANCE + 1),
         "boundary_iou": near_truth + 2 * near_prediction,
     }
     counts = {name: np.zeros((number, CLASSES, CLASSES), int) for name, number in STRATA.items()}
@@ -70,7 +70,7 @@ def blobs(height, width, seed, void=True):
 
 
 def one(prediction, mask):
-    return {name: counts[0] for name, counts in strata(prediction[None], mask[None], CLASSES).items()}
+    return {name: counts[0] for name, counts in count_strata(prediction[None], mask[None], CLASSES).items()}
 
 
 def iou(counts):
@@ -120,7 +120,7 @@ def test_distances_from_one_pixel_are_exact_up_to_the_furthest(furthest, place):
     edges = np.zeros((70, 130), bool)
     edges[place] = True
     expected = 1 + np.abs(np.indices(edges.shape) - np.reshape(place, (2, 1, 1))).max(0)
-    assert np.array_equal(distances(edges, furthest), np.minimum(expected, furthest + 1))
+    assert np.array_equal(boundary_distance(edges, furthest), np.minimum(expected, furthest + 1))
 
 
 @settings(max_examples=50, deadline=None)
@@ -141,7 +141,7 @@ def test_a_square_that_is_seen_one_pixel_further_right_is_as_drawn_by_hand(writt
     assert found.size(2, 2)[0].tolist() == [[69, 0, 0], [72, 0, 0], [72, 0, 0]]  # the background's 72 pixels
     assert found.trimap(1)[0, :, 1].tolist() == [5, 8, 8]  # all but the square's centre touch the boundary
     assert found.boundary_iou()[0, :, 1].tolist() == [4, 8, 8]  # d is 1: two rings of 8 pixels have 4 in common
-    assert found.band(4, WIDTH + 1).sum() == 0  # and no pixel is further than 3 from the square
+    assert found.band(4, MAX_BOUNDARY_DISTANCE + 1).sum() == 0  # and no pixel is further than 3 from the square
 
 
 @pytest.mark.parametrize("seed", [2, 3, 4])
@@ -160,7 +160,7 @@ def test_a_perfect_prediction_has_all_scores_1_where_a_class_occurs(written):
     file, _ = written(pairs)
     found = read(file)
     counts = [found.size(low, low) for low in range(len(SIZES) + 1)]
-    counts += [found.trimap(width) for width in (1, 5, WIDTH)] + [found.band(3, 9), found.boundary_iou()]
+    counts += [found.trimap(width) for width in (1, 5, MAX_BOUNDARY_DISTANCE)] + [found.band(3, 9), found.boundary_iou()]
     for each in counts:
         values = iou(each)
         assert np.array_equal(np.isnan(values), each.sum((0, 1)) == 0)
@@ -174,7 +174,8 @@ def test_what_is_read_adds_up_over_sizes_and_widths_to_the_plain_counts(written)
     assert np.array_equal(found.matrices(), matrices)
     assert np.array_equal(found.size(0, len(SIZES)), plain)
     assert np.allclose(sum(found.size(low, low) for low in range(len(SIZES) + 1)), plain)
-    assert np.array_equal(found.trimap(WIDTH) + found.band(WIDTH + 1, WIDTH + 1), plain)
+    beyond = MAX_BOUNDARY_DISTANCE + 1
+    assert np.array_equal(found.trimap(MAX_BOUNDARY_DISTANCE) + found.band(beyond, beyond), plain)
     assert found.ids == [f"image {i}" for i in range(5)] and found.classes == ["a", "b", "c"] and found.sizes == SIZES
 
 
@@ -204,7 +205,7 @@ def test_images_that_are_counted_in_parts_count_as_at_once(monkeypatch):
 def test_many_classes_and_another_ignored_label_count_as_few():
     prediction, mask = blobs(40, 50, 4)
     other = np.where(mask == 255, -1, mask.astype(int) + 297)
-    few, many = one(prediction, mask), strata(prediction[None] + 297, other[None], 300, -1)
+    few, many = one(prediction, mask), count_strata(prediction[None] + 297, other[None], 300, -1)
     for name in STRATA:
         assert np.array_equal(many[name][0][:, 297:, 297:], few[name]) and many[name].sum() == few[name].sum()
 

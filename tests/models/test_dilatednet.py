@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from dilated_seg.commands.text import parse_network
 from dilated_seg.models import ContextModule, DilatedNet, FrontEnd
-from dilated_seg.models.build import network
 from dilated_seg.models.layers import reflect
 from tests.support.released_layers import AUTHORS, PUBLISHED, rows
 
@@ -89,7 +89,7 @@ def test_the_context_module_starts_without_changing_what_the_front_end_predicts(
 @pytest.mark.parametrize("name", ["context_basic_c21", "context_large_c21", "context_basic7_c11", "context_basic10_c19"])
 def test_centre_taps_start_as_the_released_filler_sets_them(name):
     call, _ = PUBLISHED[name]
-    module = network(call, "cpu")
+    module = parse_network(call, "cpu")
     classes = AUTHORS[name]["num_classes"]
     for layer, row in zip((c for c in module.layers if isinstance(c, nn.Conv2d)), rows(name), strict=True):
         centre = layer.weight[:, :, layer.kernel_size[0] // 2, layer.kernel_size[0] // 2]
@@ -101,7 +101,7 @@ def test_centre_taps_start_as_the_released_filler_sets_them(name):
 
 
 def test_noise_of_the_large_module_is_the_release_rule():
-    module = network("ContextModule(21, 'large')", "cpu")
+    module = parse_network("ContextModule(21, 'large')", "cpu")
     convolutions = [c for c in module.layers if isinstance(c, nn.Conv2d)]
     expected = [0.01, 0.01, 0.01 / 4, 0.01 / 8, 0.01 / 16, 0.01 / 32, 0.01 / 32, 0.01 / 32]
     for layer, std in zip(convolutions, expected, strict=True):

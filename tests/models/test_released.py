@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dilated_seg.analysis import summary
+from dilated_seg.commands.text import parse_network
 from dilated_seg.models import ContextModule, FrontEnd
-from dilated_seg.models.build import network
 from tests.support.released_layers import AUTHORS, PUBLISHED, rows
 
 # What each kind of layer is compared by; the rest has no meaning there.
@@ -43,7 +43,7 @@ def ours(layer, names):
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_layers_in_order_and_parameters_are_the_authors(name):
     call, margin = PUBLISHED[name]
-    net, facts, theirs = network(call).eval(), AUTHORS[name], [published(row) for row in rows(name)]
+    net, facts, theirs = parse_network(call).eval(), AUTHORS[name], [published(row) for row in rows(name)]
     layers, _, _ = summary.run(net, tuple(side - margin for side in facts["native_input_hw"]))
     names = [row[0] for row in theirs]
     assert [ours(layer, names) for layer in layers if layer.type in FACTS] == theirs
@@ -56,7 +56,7 @@ def test_layers_in_order_and_parameters_are_the_authors(name):
 )
 def test_scores_have_the_published_sizes(name, size, expected):
     call, margin = PUBLISHED[name]
-    layers, _, output = summary.run(network(call).eval(), tuple(side - margin for side in size))
+    layers, _, output = summary.run(parse_network(call).eval(), tuple(side - margin for side in size))
     scores = [layer for layer in layers if layer.type in ("conv", "deconv")][-1]
     cropped = name.startswith("fcn")
     assert (list(output.shape[-2:]) if cropped else list(scores.size)) == expected
@@ -90,8 +90,8 @@ def test_padding_once_is_the_unpadded_module_on_padded_maps(layers, border):
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in ("fcn8s_voc", "segnet_vgg16_voc")])
 def test_dropout_is_where_the_authors_have_it(name):
     call, margin = PUBLISHED[name]
-    layers, _, _ = summary.run(network(call).eval(), tuple(side - margin for side in AUTHORS[name]["native_input_hw"]))
-    net, names = network(call), [row["name"] for row in rows(name)]
+    layers, _, _ = summary.run(parse_network(call).eval(), tuple(side - margin for side in AUTHORS[name]["native_input_hw"]))
+    net, names = parse_network(call), [row["name"] for row in rows(name)]
     found = []
     for before, layer in pairwise([row for row in layers if row.type in ("conv", "deconv", "dropout", "maxpool")]):
         if layer.type == "dropout":

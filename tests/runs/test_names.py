@@ -17,7 +17,8 @@ from PIL import Image
 from dilated_seg.__main__ import main
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.intervals import Interval
-from dilated_seg.analysis.summary import Description, show_family
+from dilated_seg.analysis.summary import Summary
+from dilated_seg.commands.describe import print_family
 from dilated_seg.errors import format_command, open_console
 from dilated_seg.report import markdown
 from dilated_seg.report.blocks import ImageGrid, Plot, ReportTable, Section
@@ -186,9 +187,9 @@ def test_drawings_show_any_name(some):
 
 def test_describe_shows_a_network_as_it_was_called(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    facts = dict.fromkeys(field.name for field in dataclasses.fields(Description)) | {"size": (8, 8), "layers": []}
+    facts = dict.fromkeys(field.name for field in dataclasses.fields(Summary)) | {"size": (8, 8), "layers": []}
     numbers = dict.fromkeys(("output_stride", "parameters", "learnt", "multiply_adds", "bytes", "receptive_field"), 1)
-    show_family([Description(**facts | numbers | {"network": "Net(['a'], [/b])", "paper": "", "output": (8, 8)})])
+    print_family([Summary(**facts | numbers | {"network": "Net(['a'], [/b])", "paper": "", "output": (8, 8)})])
     assert "Net(['a'], [/b])" in capsys.readouterr().out
 
 

@@ -33,7 +33,6 @@ PUBLISHED = {
     "fc_densenet67": ("FCDenseNet(11, 67)", 0),
     "fc_densenet103": ("FCDenseNet(11, 103)", 0),
     "unet_paper": ("UNet(2, 'authors', in_channels=1)", 0),
-    "unet_release": ("UNet(2, 'release', in_channels=1)", 0),
 }
 
 

@@ -18,10 +18,10 @@ from lightning import Trainer
 
 from dilated_seg import weights
 from dilated_seg.__main__ import main
+from dilated_seg.commands.text import parse_network
 from dilated_seg.data import Shapes
 from dilated_seg.data.shards import mapped_raw
 from dilated_seg.errors import UserError
-from dilated_seg.models.build import network
 from dilated_seg.storage import digest
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.checkpoint_io import SafeCheckpointIO
@@ -79,7 +79,7 @@ def server(tmp_path, monkeypatch):
 
 
 def task(**options):
-    return SegmentationTask(network(TINY, "cpu"), CLASSES, **options)
+    return SegmentationTask(parse_network(TINY, "cpu"), CLASSES, **options)
 
 
 def checkpoint(**more):
@@ -100,10 +100,12 @@ FORMS = {
     "pickle": lambda content, path: path.write_bytes(pickle.dumps(content, 2)),
 }
 LOADS = {
-    "weights": lambda file: weights.load(network(TINY, "cpu"), str(file)),
-    "port": lambda file: weights.port(str(file), TINY, str(file) + ".safetensors"),
-    "load_from_checkpoint": lambda file: SegmentationTask.load_from_checkpoint(str(file), net=network(TINY, "cpu")),
-    "told to execute": lambda file: SegmentationTask.load_from_checkpoint(file, net=network(TINY, "cpu"), weights_only=False),
+    "weights": lambda file: weights.load(parse_network(TINY, "cpu"), str(file)),
+    "port": lambda file: weights.port(str(file), parse_network(TINY), TINY, str(file) + ".safetensors"),
+    "load_from_checkpoint": lambda file: SegmentationTask.load_from_checkpoint(str(file), net=parse_network(TINY, "cpu")),
+    "told to execute": lambda file: SegmentationTask.load_from_checkpoint(
+        file, net=parse_network(TINY, "cpu"), weights_only=False
+    ),
     "a Trainer": lambda file: trainer(file.parent).validate(task(), Shapes(), ckpt_path=str(file), weights_only=False),
     "a Trainer that trains": lambda file: trainer(file.parent, max_steps=1).fit(task(), Shapes(), ckpt_path=str(file)),
     "the command line's": lambda file: SafeCheckpointIO().load_checkpoint(file, weights_only=False),
@@ -131,7 +133,7 @@ def test_a_checkpoint_behind_an_address_is_not_loaded(load, scheme, tmp_path, se
     folder, address = server
     torch.save(checkpoint(extra=Harmful(tmp_path / "harm")), folder / "harmful.ckpt")
     loads = {
-        "load_from_checkpoint": lambda url: SegmentationTask.load_from_checkpoint(url, net=network(TINY, "cpu")),
+        "load_from_checkpoint": lambda url: SegmentationTask.load_from_checkpoint(url, net=parse_network(TINY, "cpu")),
         "a Trainer": lambda url: trainer(tmp_path).validate(task(), Shapes(), ckpt_path=url),
         "a Trainer that trains": lambda url: trainer(tmp_path, max_steps=1).fit(task(), Shapes(), ckpt_path=url),
         "the command line's": lambda url: SafeCheckpointIO().load_checkpoint(url),
@@ -254,21 +256,21 @@ def test_a_trainer_of_python_continues_from_what_it_saved(tmp_path, environment)
 def published(server):
     """Weights on a server: their folder, address with checksum, and where they are kept."""
     folder, address = server
-    torch.save(network(TINY, "cpu").state_dict(), folder / "w.pth")
+    torch.save(parse_network(TINY, "cpu").state_dict(), folder / "w.pth")
     checksum = digest(folder / "w.pth")
     return folder, f"{address}/w.pth#sha256={checksum}", folder.parent / f"torch/hub/checkpoints/{checksum[:16]}-w.pth"
 
 
 def test_weights_are_fetched_by_address_and_checksum_once(published, tmp_path):
     folder, source, kept = published
-    report, _, _ = weights.load(network(TINY, "cpu"), source)
+    report, _, _ = weights.load(parse_network(TINY, "cpu"), source)
     assert not report.missing and kept.read_bytes() == (folder / "w.pth").read_bytes()
     (folder / "w.pth").unlink()
-    assert not weights.load(network(TINY, "cpu"), source.replace("w.pth", "w.pth?x=1/w.pth"))[0].missing
+    assert not weights.load(parse_network(TINY, "cpu"), source.replace("w.pth", "w.pth?x=1/w.pth"))[0].missing
     assert main(["port", source, "--net", TINY, "--out", str(tmp_path / "o.safetensors"), "--mean", "1", "2", "3"]) == 0
     kept.write_bytes(b"damaged")
     with pytest.raises(UserError, match=rf"{kept} is another file than http.*: remove it"):
-        weights.load(network(TINY, "cpu"), source)
+        weights.load(parse_network(TINY, "cpu"), source)
 
 
 def test_an_experiment_starts_from_an_address(published, tmp_path):
@@ -285,7 +287,7 @@ def test_the_hub_is_an_address(published, monkeypatch):
         (folder / f"owner/name/resolve/{revision}").mkdir(parents=True)
         shutil.copy(folder / "w.pth", folder / f"owner/name/resolve/{revision}/{revision}.pth")
         monkeypatch.setenv("HF_ENDPOINT", address)
-        assert not weights.load(network(TINY, "cpu"), f"hf://owner/name{written}/{revision}.pth{checksum}")[0].missing
+        assert not weights.load(parse_network(TINY, "cpu"), f"hf://owner/name{written}/{revision}.pth{checksum}")[0].missing
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_what_is_fetched_is_not_executed_either(server, tmp_path, environment):
     folder, address = server
     torch.save({"state_dict": Harmful(tmp_path / "harm")}, folder / "w.pth")
     with pytest.raises(UserError, match="would have to be executed"):
-        weights.load(network(TINY, "cpu"), f"{address}/w.pth#sha256={digest(folder / 'w.pth')}")
+        weights.load(parse_network(TINY, "cpu"), f"{address}/w.pth#sha256={digest(folder / 'w.pth')}")
     assert not (tmp_path / "harm").exists()
 
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from dilated_seg import weights
 from dilated_seg.__main__ import main
+from dilated_seg.commands.text import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.models import FCN, DeepLabV1, DilatedNet, FCNAlexNet, SegNet
-from dilated_seg.models.build import network
 from dilated_seg.storage import digest
 from dilated_seg.weights import download, published
 from tests.support.caffe_writer import caffemodel, chunk
@@ -56,7 +56,7 @@ def port(file, net, out, *options):
     + [("context_basic_c11", "v2", False), ("segnet_basic_camvid", "v1", False)],
 )
 def test_a_caffemodel_goes_through_port_bit_for_bit(name, form, packed, tmp_path, capsys):
-    net = network(NARROW[name], "cpu")
+    net = parse_network(NARROW[name], "cpu")
     blobs, expected = published_blobs(name, net)
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(blobs, form, packed))
     known = ("--mean", "0", "0", "0") if "unet" in name else ()
@@ -97,7 +97,7 @@ def flat(net, blobs):
 @pytest.mark.parametrize("pattern", ["{}/0 {}/1", "{}.weight {}.bias", "{}_weights {}_biases", "{}:0 {}:1", "{}/w {}/b"])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_names_a_layer_and_a_part(pattern, save, tmp_path):
-    net = network(NARROW["dilation8_voc_large"], "cpu")
+    net = parse_network(NARROW["dilation8_voc_large"], "cpu")
     blobs, expected = published_blobs("dilation8_voc_large", net)
     first, second = pattern.split()
     arrays = {form.format(name): v for name, b in blobs.items() for form, v in zip((first, second), b, strict=True)}
@@ -110,7 +110,7 @@ def test_npz_names_a_layer_and_a_part(pattern, save, tmp_path):
 
 
 def test_npz_of_a_dense_network_with_statistics(tmp_path):
-    net = network("FCDenseNet(3, 56, width=1/12)", "cpu")
+    net = parse_network("FCDenseNet(3, 56, width=1/12)", "cpu")
     arrays = {key: np.random.rand(*v.shape).astype(np.float32) for key, v in net.state_dict().items() if "tracked" not in key}
     np.savez(tmp_path / "dense.npz", **arrays)
     report, mean, std = weights.load(net, tmp_path / "dense.npz")
@@ -128,49 +128,49 @@ MEANS = {
 
 @pytest.mark.parametrize("name", [name for name in NARROW if name.startswith("dilat") and "frontend" not in name])
 def test_released_means_are_those_of_the_data_set(name, tmp_path):
-    net = network(NARROW[name], "cpu")
+    net = parse_network(NARROW[name], "cpu")
     (tmp_path / "d.caffemodel").write_bytes(caffemodel(published_blobs(name, net)[0]))
     assert weights.load(net, tmp_path / "d.caffemodel")[1:] == (MEANS[name.split("_")[1]], (1.0, 1.0, 1.0))
 
 
 def test_a_front_end_brings_its_own_mean_into_the_next_stage(tmp_path):
     """Stage two of the paper: the context module is new, and the front end is VOC's, not ImageNet's."""
-    front_end = network(NARROW["dilated_frontend_voc"], "cpu")
+    front_end = parse_network(NARROW["dilated_frontend_voc"], "cpu")
     (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs("dilated_frontend_voc", front_end)[0]))
-    report, mean, _ = weights.load(network(NARROW["dilation8_voc_large"], "cpu"), tmp_path / "f.caffemodel")
+    report, mean, _ = weights.load(parse_network(NARROW["dilation8_voc_large"], "cpu"), tmp_path / "f.caffemodel")
     assert mean == MEANS["voc"] and len(report.missing) == 16
 
 
 def test_staged_scores_bring_fcns_mean_into_the_next_stage(tmp_path):
-    net = network(NARROW["fcn32s_voc"], "cpu")
+    net = parse_network(NARROW["fcn32s_voc"], "cpu")
     (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs("fcn32s_voc", net)[0]))
-    report, mean, _ = weights.load(network(NARROW["fcn16s_voc"], "cpu"), tmp_path / "f.caffemodel")
+    report, mean, _ = weights.load(parse_network(NARROW["fcn16s_voc"], "cpu"), tmp_path / "f.caffemodel")
     assert mean == published.ILSVRC
     assert [name for name, _ in report.missing] == ["decoder.score_pool4.weight", "decoder.score_pool4.bias"]
 
 
 def test_staged_and_at_once_are_not_taken_for_each_other(tmp_path):
     for name, other in (("fcn8s_voc", "fcn8s_atonce_voc"), ("fcn8s_atonce_voc", "fcn8s_voc")):
-        (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs(name, network(NARROW[name], "cpu"))[0]))
+        (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs(name, parse_network(NARROW[name], "cpu"))[0]))
         with pytest.raises(UserError, match=f"say at_once={'atonce' in name}"):
-            weights.load(network(NARROW[other], "cpu"), tmp_path / "f.caffemodel")
+            weights.load(parse_network(NARROW[other], "cpu"), tmp_path / "f.caffemodel")
 
 
 def test_a_context_module_of_other_layers_is_refused(tmp_path):
-    net = network(NARROW["dilation8_camvid_basic"], "cpu")
+    net = parse_network(NARROW["dilation8_camvid_basic"], "cpu")
     (tmp_path / "d.caffemodel").write_bytes(caffemodel(published_blobs("dilation8_camvid_basic", net)[0]))
     with pytest.raises(UserError, match=r"has ctx_conv5_1 beside context\.layers\.ctx_conv1_1"):
-        weights.load(network(NARROW["dilation7_kitti_basic"], "cpu"), tmp_path / "d.caffemodel")
+        weights.load(parse_network(NARROW["dilation7_kitti_basic"], "cpu"), tmp_path / "d.caffemodel")
     with pytest.raises(UserError, match=r"and no context\.layers\.ctx_conv6_1"):
-        weights.load(network("DilatedNet(11, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
-    report, _, _ = weights.load(network("DilatedNet(11, context=None, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
+        weights.load(parse_network("DilatedNet(11, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
+    report, _, _ = weights.load(parse_network("DilatedNet(11, context=None, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
     assert not report.missing and len(report.left_over) == 16
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "ckpt", "npz"])
 @pytest.mark.parametrize("name", list(NARROW))
 def test_every_network_reads_its_own_file(name, suffix, tmp_path):
-    net, again = network(NARROW[name], "cpu"), network(NARROW[name], "cpu")
+    net, again = parse_network(NARROW[name], "cpu"), parse_network(NARROW[name], "cpu")
     state = {key: value.contiguous() for key, value in net.state_dict().items()}
     if suffix == "npz":
         np.savez(tmp_path / "own.npz", **state)
@@ -199,9 +199,9 @@ def test_every_network_reads_its_own_file(name, suffix, tmp_path):
     ],
 )
 def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, tmp_path):
-    torch.save(network(theirs, "cpu").state_dict(), tmp_path / "theirs.pth")
+    torch.save(parse_network(theirs, "cpu").state_dict(), tmp_path / "theirs.pth")
     with pytest.raises(UserError, match=sentence):
-        weights.load(network(ours, "cpu"), tmp_path / "theirs.pth")
+        weights.load(parse_network(ours, "cpu"), tmp_path / "theirs.pth")
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, t
     ],
 )
 def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_path):
-    torch.save(network(call.format(5), "cpu").state_dict(), tmp_path / "five.pth")
-    net = network(call.format(3), "cpu")
+    torch.save(parse_network(call.format(5), "cpu").state_dict(), tmp_path / "five.pth")
+    net = parse_network(call.format(3), "cpu")
     with pytest.raises(UserError, match=r"is to start anew, as for other classes, name it in model\.weights_without"):
         weights.load(net, tmp_path / "five.pth")
     report, _, _ = weights.load(net, tmp_path / "five.pth", without)
@@ -222,27 +222,29 @@ def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_p
 
 
 def test_the_release_for_cityscapes_goes_into_the_padded_form_without_its_upsampling(tmp_path):
-    net = network(NARROW["dilation10_cityscapes_basic"], "cpu")
+    net = parse_network(NARROW["dilation10_cityscapes_basic"], "cpu")
     (tmp_path / "d.caffemodel").write_bytes(caffemodel(published_blobs("dilation10_cityscapes_basic", net)[0]))
-    report, mean, _ = weights.load(network("DilatedNet(19, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
+    report, mean, _ = weights.load(
+        parse_network("DilatedNet(19, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel"
+    )
     assert [name for name, _ in report.left_over] == ["ctx_upsample/0"] and mean == MEANS["cityscapes"]
 
 
 @pytest.mark.parametrize(("classes", "names"), [(11, {}), (5, {}), (40, {"final": "score_fr"})])
 def test_a_release_of_unknown_data_has_no_mean(classes, names, tmp_path):
-    net = network(f"FrontEnd({classes}, padding=valid, width=1/64)", "cpu")
+    net = parse_network(f"FrontEnd({classes}, padding=valid, width=1/64)", "cpu")
     blobs, _ = published_blobs("dilated_frontend_voc", net)
     layers = {names.get("final", "final") if name == "fc-final" else name: b for name, b in blobs.items()}
     (tmp_path / "d.caffemodel").write_bytes(caffemodel(layers))
-    target = network(f"FCN({classes}, form=authors, width=1/64)", "cpu") if names else net
+    target = parse_network(f"FCN({classes}, form=authors, width=1/64)", "cpu") if names else net
     assert weights.load(target, tmp_path / "d.caffemodel")[1:] == (None, None)
 
 
 @pytest.mark.parametrize("wrap", [lambda s: {"model": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()}])
 def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
-    net = network(TINY, "cpu")
+    net = parse_network(TINY, "cpu")
     torch.save(wrap(net.state_dict()), tmp_path / "wrapped.pth")
-    report, _, _ = weights.load(network(TINY, "cpu"), tmp_path / "wrapped.pth")
+    report, _, _ = weights.load(parse_network(TINY, "cpu"), tmp_path / "wrapped.pth")
     assert not report.missing and not report.left_over
 
 
@@ -258,7 +260,7 @@ def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
     ],
 )
 def test_what_held_a_network_is_taken_off_the_names_of_its_tensors_and_said(prefix, beside, said, tmp_path):
-    net, again = network(TINY, "cpu"), network(TINY, "cpu")
+    net, again = parse_network(TINY, "cpu"), parse_network(TINY, "cpu")
     torch.save({f"{prefix}{k}": v for k, v in net.state_dict().items()} | beside, tmp_path / "wrapped.pth")
     report, _, _ = weights.load(again, tmp_path / "wrapped.pth")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
@@ -267,10 +269,10 @@ def test_what_held_a_network_is_taken_off_the_names_of_its_tensors_and_said(pref
 
 
 def test_a_compiled_network_inside_a_task_keeps_what_is_subtracted_from_the_image(tmp_path):
-    state = {f"model.net._orig_mod.{key}": value for key, value in network(TINY, "cpu").state_dict().items()}
+    state = {f"model.net._orig_mod.{key}": value for key, value in parse_network(TINY, "cpu").state_dict().items()}
     numbers = {"model.mean": torch.tensor([1.0, 2.0, 3.0]), "model.std": torch.ones(3)}
     torch.save({"state_dict": state | numbers}, tmp_path / "task.ckpt")
-    report, mean, std = weights.load(network(TINY, "cpu"), tmp_path / "task.ckpt")
+    report, mean, std = weights.load(parse_network(TINY, "cpu"), tmp_path / "task.ckpt")
     assert not report.missing and not report.left_over and (mean, std) == ((1, 2, 3), (1, 1, 1))
 
 
@@ -292,11 +294,11 @@ def test_a_prefix_that_the_network_itself_has_stays(tmp_path):
     [("module.", r"has layers below module\. and model\."), ("", r"has .* and model\."), ("model._orig_mod.", "same name")],
 )
 def test_two_networks_in_one_file_are_refused(other, sentence, tmp_path):
-    state = network(TINY, "cpu").state_dict()
+    state = parse_network(TINY, "cpu").state_dict()
     both = {f"model.{key}": value for key, value in state.items()} | {f"{other}{key}": value for key, value in state.items()}
     torch.save(both, tmp_path / "two.pth")
     with pytest.raises(UserError, match=sentence):
-        weights.load(network(TINY, "cpu"), tmp_path / "two.pth")
+        weights.load(parse_network(TINY, "cpu"), tmp_path / "two.pth")
 
 
 def test_torchvisions_names_alone_prove_nothing(tmp_path):
@@ -306,16 +308,16 @@ def test_torchvisions_names_alone_prove_nothing(tmp_path):
 
 
 def test_our_own_arrays_are_rgb_and_come_back_as_they_went(tmp_path):
-    net = network(TINY, "cpu")
+    net = parse_network(TINY, "cpu")
     np.savez(tmp_path / "own.npz", **net.state_dict())
-    again = network(TINY, "cpu")
+    again = parse_network(TINY, "cpu")
     _, mean, std = weights.load(again, tmp_path / "own.npz")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
     assert (mean, std) == (None, None)
 
 
 def test_caffes_names_in_torchs_file_go_by_what_port_is_told(tmp_path):
-    net = network(TINY, "cpu")
+    net = parse_network(TINY, "cpu")
     state = {".".join(key.split(".")[-2:]): value for key, value in net.state_dict().items()}
     torch.save(state, tmp_path / "converted.pth")
     for order in ("bgr", "rgb"):
@@ -333,7 +335,7 @@ def test_features_of_unknown_origin_have_no_mean(tmp_path):
 
 
 def test_tied_tensors_and_names_with_brackets_are_written(tmp_path, capsys):
-    net = network("ContextModule(2)", "cpu")
+    net = parse_network("ContextModule(2)", "cpu")
     state = net.state_dict()
     state["layers.ctx_conv1_2.weight"] = state["layers.ctx_conv1_1.weight"]
     torch.save(state | {"[/red].weight": torch.ones(3)}, tmp_path / "tied.pth")
@@ -422,7 +424,7 @@ def test_vgg_with_batch_norm_starts_segnet_and_deconvnet(tmp_path):
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_mean.normal_()
     torch.save(theirs.state_dict(), tmp_path / "vgg16_bn.pth")
-    for net, second in ((SegNet(3, width=1 / 32), "conv1_2_bn"), (network("DeconvNet(3, width=1/32)", "cpu"), "bn1_2")):
+    for net, second in ((SegNet(3, width=1 / 32), "conv1_2_bn"), (parse_network("DeconvNet(3, width=1/32)", "cpu"), "bn1_2")):
         weights.load(net, tmp_path / "vgg16_bn.pth")
         stage = net.encoder.stages[0]
         assert torch.equal(stage.conv1_2.weight, theirs.features[3].weight)
@@ -478,7 +480,7 @@ def test_torchvisions_alexnet_starts_the_one_tower_form_and_is_refused_by_the_ot
 
 
 def test_what_port_writes_is_read_again_with_its_mean(tmp_path):
-    net = network(NARROW["segnet_basic_camvid"], "cpu")
+    net = parse_network(NARROW["segnet_basic_camvid"], "cpu")
     blobs, _ = published_blobs("segnet_basic_camvid", net)
     (tmp_path / "a.caffemodel").write_bytes(caffemodel(blobs))
     out = tmp_path / "a.safetensors"
@@ -495,7 +497,7 @@ def test_what_port_writes_is_read_again_with_its_mean(tmp_path):
 
 
 def test_a_classifier_leaves_new_layers_to_start_by_themselves(tmp_path, capsys):
-    net = network("FCN(5, 8, authors, width=1/64)", "cpu")
+    net = parse_network("FCN(5, 8, authors, width=1/64)", "cpu")
     blobs, _ = published_blobs("fcn8s_voc", net)
     scores = ("score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8")
     start = {name: b for name, b in blobs.items() if name not in scores} | {"fc8": [np.zeros((1000, 64)), np.zeros(1000)]}
@@ -511,7 +513,7 @@ def test_a_classifier_leaves_new_layers_to_start_by_themselves(tmp_path, capsys)
 TINY = "FCN(2, width=1/64)"
 GOOD = {
     key.split(".")[-2]: [np.ones(v.shape), np.ones(v.shape[:1])]
-    for key, v in network(TINY).state_dict().items()
+    for key, v in parse_network(TINY).state_dict().items()
     if "encoder" in key and key.endswith("weight")
 }
 
@@ -653,7 +655,7 @@ def test_a_wrong_order_to_port_is_one_sentence(net, out, sentence, tmp_path, cap
 
 
 def test_weights_that_nobody_knows_the_mean_of_need_to_be_told(tmp_path, capsys):
-    net = network("UNet(2, width=1/64)", "cpu")
+    net = parse_network("UNet(2, width=1/64)", "cpu")
     np.savez(tmp_path / "u.npz", **net.state_dict())
     assert port(tmp_path / "u.npz", "UNet(2, width=1/64)", tmp_path / "u.safetensors") == 2
     assert "say --mean R G B" in capsys.readouterr().err
@@ -670,7 +672,7 @@ def test_weights_that_nobody_knows_the_mean_of_need_to_be_told(tmp_path, capsys)
 
 def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_path):
     rng, file = np.random.default_rng(0), tmp_path / "w"
-    net = network(TINY)
+    net = parse_network(TINY)
     state = {key: torch.ones(v.shape) for key, v in net.state_dict().items() if "encoder" in key}
     save_file(state, file)
     good = [caffemodel(GOOD, "v1"), caffemodel(GOOD), caffemodel(GOOD, packed=False), file.read_bytes(), torch_saved(state)]
@@ -708,15 +710,15 @@ def test_each_network_has_its_file_in_torchs_cache(call, name, tmp_path, monkeyp
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints" / name).write_bytes(b"not what its name says")
     with pytest.raises(UserError, match=rf"{name} is another file than https://download.pytorch.org/.*: remove it"):
-        weights.imagenet(network(call))
+        weights.imagenet(parse_network(call))
     monkeypatch.setitem(published.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
-    assert weights.imagenet(network(call)) == tmp_path / "hub/checkpoints" / name
+    assert weights.imagenet(parse_network(call)) == tmp_path / "hub/checkpoints" / name
 
 
 @pytest.mark.parametrize("call", ["UNet(3)", "SegNetBasic(3)", "FCDenseNet(3, 56)", "FCNAlexNet(3)"])
 def test_networks_without_published_encoder_say_so(call):
     with pytest.raises(UserError, match=f"no ImageNet weights for {call.partition('(')[0]} in torchvision"):
-        weights.imagenet(network(call))
+        weights.imagenet(parse_network(call))
 
 
 def test_offline_it_says_how_to_fetch_it(tmp_path, monkeypatch):
@@ -725,7 +727,7 @@ def test_offline_it_says_how_to_fetch_it(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"vgg16-397923af.pth .*put it into .*hub/checkpoints as vgg16-397923af.pth, or name a file"
     ):
-        weights.imagenet(network("FCN(3)"))
+        weights.imagenet(parse_network("FCN(3)"))
     assert not list((tmp_path / "hub/checkpoints").iterdir())
 
 
@@ -737,7 +739,7 @@ def test_a_download_of_another_content_is_refused_and_leaves_nothing(tmp_path):
 
 
 def test_a_file_that_shares_a_few_names_only_is_of_another_network(tmp_path):
-    net = network("FCN(2, resnet=18, width=1/16)", "cpu")
+    net = parse_network("FCN(2, resnet=18, width=1/16)", "cpu")
     blocks = {f"res2{block}_branch2{part}": [np.ones((4, 4, 3, 3))] for block in "abcdef" for part in "abc"}
     stem = net.state_dict()["encoder.conv1.weight"].numpy()
     (tmp_path / "resnet.caffemodel").write_bytes(caffemodel({"conv1": [stem]} | blocks))
@@ -749,7 +751,7 @@ def test_a_file_that_shares_a_few_names_only_is_of_another_network(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_become_single(dtype, tmp_path, capsys):
-    net = network("DilatedNet(2, context=None, width=1/64)", "cpu")
+    net = parse_network("DilatedNet(2, context=None, width=1/64)", "cpu")
     state = {key: value.to(dtype) for key, value in net.state_dict().items()}
     torch.save(state, tmp_path / "half.pth")
     assert (

@@ -15,6 +15,7 @@ from dilated_seg.analysis.receptive_field.record import read as read
 from dilated_seg.analysis.receptive_field.record import write as write
 from dilated_seg.analysis.receptive_field.theory import WIDEST as WIDEST
 from dilated_seg.analysis.receptive_field.theory import centre as centre
+from dilated_seg.analysis.receptive_field.theory import format_side as format_side
 from dilated_seg.analysis.receptive_field.theory import logits_box as logits_box
 from dilated_seg.analysis.receptive_field.theory import logits_side as logits_side
 from dilated_seg.analysis.receptive_field.theory import of_logits as of_logits

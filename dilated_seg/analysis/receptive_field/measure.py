@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dilated_seg.analysis import receptive_field, summary
+from dilated_seg.analysis import receptive_field
 from dilated_seg.errors import UserError
 from dilated_seg.inference.image import chosen
 from dilated_seg.runs.results import common_evaluation, expand
@@ -116,6 +116,5 @@ def said(measured: receptive_field.Measured) -> str:
     sides = ", ".join(f"{share:.0%} in {side} pixels" for share, side in measured.sides().items())
     radii = ["whole" if radius is None else str(radius) for radius in measured.context.radii]
     accuracy = " ".join(f"{r}: {100 * a:.0f}" for r, a in zip(radii, measured.context.accuracy(), strict=True))
-    return (
-        f"field {summary.field(measured.theory['side'])} by theory, effectively {sides}; % right within a radius of {accuracy}"
-    )
+    field = receptive_field.format_side(measured.theory["side"])
+    return f"field {field} by theory, effectively {sides}; % right within a radius of {accuracy}"

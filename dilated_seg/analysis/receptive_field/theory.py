@@ -36,6 +36,11 @@ def side(field: Field) -> int | None:
     return int((last - first).max()) + 1
 
 
+def format_side(side: int | None) -> str:
+    """Return a receptive field as text, or a lower bound if no image was wide enough for it."""
+    return f"{side:,}" if side is not None else f"over {WIDEST:,}"
+
+
 def stride(field: Field) -> float | None:
     """Image columns a column of a map, in its middle; None if the map is too narrow to have one."""
     step = line(field)

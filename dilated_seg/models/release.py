@@ -1,0 +1,46 @@
+"""What the class of a network may state about itself, for `describe` and for published weights.
+
+Each is a class attribute, and optional. Those marked * may also be stated by a part of a network, such as its encoder.
+
+- ``variants``: the keyword arguments of each form that `describe` lists; one form without arguments by default.
+- ``releases``: the files of weights that its authors released.
+- ``published_names`` *: pairs of a regular expression and our name, for layers that published files name differently.
+- ``image_layers`` *: names of the convolutions whose input channels are the image's colors; the first convolution by default.
+- ``indivisible`` *: a regular expression of layer names. Weights of the part are loaded as a whole or not at all, and only from
+  a file that has no further layers of such names.
+- ``imagenet`` *: the name of torchvision's weights that it can start from.
+- ``check_weights`` (a method): see `FCN`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RGB = tuple[float, float, float]
+Variants = tuple[Mapping[str, Any], ...]
+PublishedNames = tuple[tuple[str, str], ...]
+
+# Means of ImageNet's images (RGB, 0 to 255), as the authors of the released networks wrote them down.
+VGG_MEAN: RGB = (123.68, 116.779, 103.939)
+ILSVRC_MEAN: RGB = (122.67892, 116.66877, 104.00699)
+
+# Names of layers of the published encoders: VGG's and AlexNet's, Caffe's and torchvision's.
+ENCODER_LAYERS = r"(conv|bn)\d+(_\d+)?(_bn)?|features\.\d+|layer\d\..*|(res|bn|scale)\d[a-z].*|(bn|scale)_conv\d"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A file of weights that a network's authors released: how it is recognized, and the mean of its images.
+
+    Args:
+        layer: Regular expression of the name of a layer that only this network's files have.
+        mean: RGB, 0 to 255, subtracted from the image.
+        num_classes: Number of classes that the layer scores, where the mean depends on the dataset.
+        layers: A regular expression of names and the number of layers that have such a name, where the mean depends on that;
+            a file without any of them is of a front end that may belong to it.
+    """
+
+    layer: str
+    mean: RGB
+    num_classes: int | None = None
+    layers: tuple[str, int] | None = None
