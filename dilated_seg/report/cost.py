@@ -15,7 +15,7 @@ from dilated_seg.runs.results import Result
 FEW = 5  # timed batches, below which a median says little
 
 
-def section(comparison: Comparison) -> Section:
+def build_section(comparison: Comparison) -> Section:
     """What each network costs."""
     rows, numbers = [], []
     for name, group in comparison.groups.items():

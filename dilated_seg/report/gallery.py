@@ -27,7 +27,7 @@ IMAGES = 3  # of each kind
 SHEET = 4  # in one picture
 
 
-def section(comparison: Comparison) -> Section | None:
+def build_section(comparison: Comparison) -> Section | None:
     """Images with their truth and the predictions of each network's first seed, which are made if they are missing."""
     first = [group[0] for group in comparison.groups.values()]
     names = comparison.results[0].images[0]

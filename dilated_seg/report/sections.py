@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGES, Difference, Interval
-from dilated_seg.errors import UserError, format_command
+from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGES, Interval
+from dilated_seg.errors import format_command
 from dilated_seg.metrics.confusion import compute_metrics
-from dilated_seg.report import cost, gallery, receptive_fields, stratified, variance
+from dilated_seg.report import cost, differences, gallery, receptive_fields, stratified, variance, verdicts
 from dilated_seg.report.blocks import Commands, Plot, ReportTable, Section
 from dilated_seg.report.claims import Claim
-from dilated_seg.report.comparison import Comparison, Verdict, seeds
+from dilated_seg.report.comparison import Comparison, seeds
 from dilated_seg.report.tables import percent
-from dilated_seg.report.wording import describe_pairs, explain_seeds, format_ends, format_points, join_names
+from dilated_seg.report.wording import explain_seeds, format_points, join_names
 from dilated_seg.runs.results import Result, different, majority, name_partial, shared_protocol
 from dilated_seg.runs.run import Run
 
@@ -41,17 +41,17 @@ def all_of(
     """The report."""
     made = [
         result(comparison, missing),
-        arguments(comparison, claims),
-        differences(comparison),
-        variance.section(comparison),
+        verdicts.build_section(comparison, claims),
+        differences.build_section(comparison),
+        variance.build_section(comparison),
         classes(comparison),
-        stratified.objects(comparison),
-        stratified.boundaries(comparison),
-        stratified.images(comparison),
+        stratified.build_object_section(comparison),
+        stratified.build_boundary_section(comparison),
+        stratified.build_difficulty_section(comparison),
         receptive_fields.build_section(comparison, claims),
-        cost.section(comparison),
+        cost.build_section(comparison),
         training(comparison),
-        gallery.section(comparison),
+        gallery.build_section(comparison),
     ]
     return [section for section in made if section and section.blocks] + [measured(comparison, commands)]
 
@@ -130,145 +130,6 @@ def cells(interval: Interval | None, value: str, kind: str) -> list[str]:
     if interval is None or np.isnan(interval.low):
         return [value, "", "", ""]
     return [*(f"{100 * number:.2f}" for number in (interval.value, interval.low, interval.high)), kind]
-
-
-def arguments(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
-    """Test each claim of the ablation."""
-    if not claims:
-        return None
-    rows, numbers, said = [], [], []
-    for claim in claims:
-        try:
-            if gone := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
-                raise UserError(f"{join_names(gone)} is not in this comparison")
-            found = comparison.verdict(claim)
-        except UserError as error:
-            said.append(f"**{claim.says}: not measured.** {str(error)[0].upper()}{str(error)[1:]}.")
-            continue
-        here, elsewhere, verdict = found.here, found.elsewhere, judge_claim(found)
-        rest = format_points(elsewhere) if elsewhere else "-"
-        pair, seeds = f"{claim.better} - {claim.worse}", str(here.seeds)
-        rows.append([claim.says, pair, claim.measure, seeds, format_points(here), format_ends(here.new), rest, verdict])
-        low_high = [f"{100 * v:.2f}" for v in (here.value, here.low, here.high)]
-        new = [f"{100 * v:.2f}" for v in (here.new.low, here.new.high)]
-        words = [claim.says, claim.better, claim.worse, claim.measure, seeds]
-        numbers.append([*words, *low_high, here.kind, *new, f"{here.p:.4f}", rest, verdict])
-        said.append(f"**{claim.says}: {verdict}.** {in_words(claim, found)}")
-    kind = f"({comparison.kind})"
-    header = [
-        "argument", "networks", "measure", "seeds", f"difference {kind}", "one new training of each", f"elsewhere {kind}",
-        "verdict",
-    ]  # fmt: skip
-    full = [
-        "argument", "better", "worse", "measure", "seeds", "difference", "low", "high", "interval", "new low", "new high", "p",
-        "elsewhere", "verdict",
-    ]  # fmt: skip
-    table: list[str | ReportTable] = [ReportTable("claims", header, rows, csv=(full, numbers)), explain_verdicts(comparison)]
-    return Section("The arguments, measured", [*said, *(table if rows else [])])
-
-
-def explain_verdicts(comparison: Comparison) -> str:
-    """Say what the verdicts on claims mean, those that this report can have."""
-    few = (
-        'An argument is "observed in these runs" if the 95 % interval of the difference lies above zero; to say more of the '
-        f"networks takes at least {MIN_SEEDS} seeds of each. "
-    )
-    enough = (
-        "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
-        'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
-        f"smaller. With fewer than {MIN_SEEDS} seeds of one of the networks, it is observed in these runs or it is not. "
-    )
-    return (enough if comparison.enough else few) + (
-        "Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
-        "classes, or on the other classes. What is tested is the difference, not its cause: networks may differ in more than "
-        "what an argument names."
-    )
-
-
-def judge_claim(found: Verdict) -> str:
-    """Say whether a claim is supported, and whether by more than elsewhere; of runs only if there are few seeds."""
-    here, more = found.here, found.more
-    if np.isnan(here.low):
-        return "not measured"
-    if here.seeds < MIN_SEEDS:
-        return "observed in these runs" if here.low > 0 else "not observed in these runs"
-    if here.low > 0:
-        return "holds, not only here" if more is not None and not np.isnan(more.low) and more.low <= 0 else "holds"
-    return "does not hold" if here.high < 0 else "is open"
-
-
-def in_words(claim: Claim, found: Verdict) -> str:
-    """A claim's measurement as a sentence."""
-    said = f"{claim.better} minus {claim.worse}: {format_points(found.here)} points of {claim.measure}"
-    if np.isnan(found.here.low):
-        return f"{said}; they differ on too few images to tell."
-    said = f"{said} ({found.here.kind})"
-    if found.here.seeds < MIN_SEEDS:
-        rest = f"; elsewhere the difference is {format_points(found.elsewhere)}" if found.elsewhere else ""
-        return f"{said}{rest}; at least {MIN_SEEDS} seeds of each are needed to say more than what these runs show."
-    if not found.elsewhere or not found.more or np.isnan(found.more.low) or np.isnan(found.elsewhere.low):
-        return f"{said}."
-    there = format_points(found.elsewhere)
-    if found.here.low <= 0:
-        behind = f", so {claim.better} is the worse one" if found.here.high < 0 else ""
-        return f"{said}{behind}; elsewhere the difference is {there}."
-    if found.more.low > 0:
-        return f"{said}; more than elsewhere, where it is {there}."
-    less = "less than" if found.more.high < 0 else "not distinguishable from"
-    return f"{said}; {less} the difference elsewhere, {there}: the gain is not specific to what the argument names."
-
-
-def differences(comparison: Comparison) -> Section | None:
-    """List all pairs of networks, the one with the higher mean first."""
-    pairs = comparison.pairs
-    if not pairs:
-        return None
-    rows = [
-        [
-            f"{pair.better} - {pair.worse}", str(pair.seeds), format_points(pair), format_ends(pair.repeat),
-            format_ends(pair.new), p_value(pair.p), p_value(pair.adjusted), say_apart(pair),
-        ]
-        for pair in pairs
-    ]  # fmt: skip
-    numbers = [
-        [
-            pair.better, pair.worse, pair.seeds,
-            *(f"{100 * v:.3f}" for v in (pair.value, pair.low, pair.high)), pair.kind,
-            *(f"{100 * v:.3f}" for v in (pair.repeat.low, pair.repeat.high, pair.new.low, pair.new.high)),
-            pair.p, pair.adjusted, say_apart(pair),
-        ]
-        for pair in pairs
-    ]  # fmt: skip
-    full = [
-        "better", "worse", "seeds", "difference", "low", "high", "interval", "repeat low", "repeat high", "new low", "new high",
-        "p", "p adjusted", "told apart",
-    ]  # fmt: skip
-    header = [
-        "pair", "seeds", f"difference in mean IoU ({comparison.kind})", "as many new trainings", "one new training of each",
-        "p", "p, Holm", "told apart",
-    ]  # fmt: skip
-    how = (
-        "Each interval and p is of its pair alone (two-sided); p, Holm is adjusted for all pairs. So an interval may exclude 0 "
-        "beside a no. No means not shown to differ, not equal."
-    )
-    if comparison.kind == NEW_TRAININGS:
-        how += (
-            " The first interval is meant to cover the mean difference over all trainings; the next two, what will be measured "
-            "when each network is trained again as often as here, and once: 95 % prediction intervals."
-        )
-    table = ReportTable("pairs", header, rows, csv=(full, numbers))
-    title = "Differences between networks" if comparison.enough else "Differences between these runs"
-    return Section(title, [*describe_pairs(pairs), table, how])
-
-
-def say_apart(pair: Difference) -> str:
-    """Say whether two networks are told apart, or that they have too few seeds for it."""
-    return f"{pair.seeds} of {MIN_SEEDS} seeds" if pair.seeds < MIN_SEEDS else "yes" if pair.told_apart else "no"
-
-
-def p_value(p: float) -> str:
-    """A p-value as it is printed."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def classes(comparison: Comparison) -> Section:

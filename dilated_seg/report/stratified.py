@@ -9,16 +9,20 @@ from dilated_seg.report.blocks import Plot, ReportTable, Section
 from dilated_seg.report.comparison import LEAST, RESAMPLES_OF_PLOTS, WIDTHS, Comparison
 from dilated_seg.report.wording import format_points
 
+TICKS = (1, 2, 3, 5, 10, 20, 40)  # widths of bands that plot and table name, in pixels
 
-def objects(comparison: Comparison) -> Section | None:
-    """Small objects and large ones."""
+
+def build_object_section(comparison: Comparison) -> Section | None:
+    """Build the section on small and large objects; None if no run has stratified counts of enough objects."""
     if not comparison.has_strata:
         return None
     bins, found = comparison.by_size()
     if not bins:
         return None
-    labels = [size(k) for k in bins]
-    figure = plots.draw_steps([start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %")
+    labels = [describe_bin(k) for k in bins]
+    figure = plots.draw_steps(
+        [format_bin_start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %"
+    )
     how = (
         "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
         "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
@@ -26,34 +30,34 @@ def objects(comparison: Comparison) -> Section | None:
         "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
         f"Lines: 95 % intervals ({comparison.kind}) from {RESAMPLES_OF_PLOTS:,} resamples."
     )
-    says = "Mean IoU by the size of objects, a line for each network"
-    table = interval_table("objects", "network", labels, found)
-    return Section("Small and large objects", [Plot("objects", says, figure), table, how])
+    alt = "Mean IoU by the size of objects, a line for each network"
+    table = tabulate_intervals("objects", labels, found)
+    return Section("Small and large objects", [Plot("objects", alt, figure), table, how])
 
 
-def start(k: int) -> str:
-    """The least pixels of a bin of object sizes, shortly."""
+def format_bin_start(k: int) -> str:
+    """Format the least pixels of a bin of object sizes, as 256 or 1k."""
     low = (1, *SIZES)[k]
     return f"{low // 1024}k" if low >= 1024 else str(low)
 
 
-def size(k: int) -> str:
-    """A bin of object sizes in words."""
+def describe_bin(k: int) -> str:
+    """Describe a bin of object sizes."""
     low, high = (0, *SIZES)[k], (*SIZES, None)[k]
     return f"< {high}" if not low else f"≥ {low}" if high is None else f"{low} to {high - 1}"
 
 
-def boundaries(comparison: Comparison) -> Section | None:
-    """How sharp the boundaries are."""
+def build_boundary_section(comparison: Comparison) -> Section | None:
+    """Build the section on errors near boundaries; None if a run lacks stratified counts."""
     if not comparison.has_strata:
         return None
     found = comparison.by_width()
     figure = plots.draw_lines(
         WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
-        {w: str(w) for w in (1, 2, 3, 5, 10, 20, 40)},
+        {w: str(w) for w in TICKS},
     )  # fmt: skip
-    band = {name: [one] for name, one in comparison.boundary_iou().items()}
-    chosen = [w for w in WIDTHS if w in (1, 2, 3, 5, 10, 20, 40)]
+    band = {name: [interval] for name, interval in comparison.boundary_iou().items()}
+    chosen = [w for w in WIDTHS if w in TICKS]
     table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
     how = (
         "A band is the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
@@ -63,14 +67,12 @@ def boundaries(comparison: Comparison) -> Section | None:
         f"Bands and brackets: 95 % intervals ({comparison.kind})."
     )
     header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
-    says = "Mean IoU within bands around the true boundaries, a line for each network"
-    return Section(
-        "Boundaries", [Plot("boundaries", says, figure), interval_table("boundaries", "network", header, table), how]
-    )
+    alt = "Mean IoU within bands around the true boundaries, a line for each network"
+    return Section("Boundaries", [Plot("boundaries", alt, figure), tabulate_intervals("boundaries", header, table), how])
 
 
-def images(comparison: Comparison) -> Section | None:
-    """Easy images and hard ones."""
+def build_difficulty_section(comparison: Comparison) -> Section | None:
+    """Build the section on easy and hard images; None if there are too few to group."""
     groups, found = comparison.by_difficulty()
     if groups < 2:
         return None
@@ -81,19 +83,17 @@ def images(comparison: Comparison) -> Section | None:
         "equal size. Groups contain different classes as well, so their means are not over the same ones. "
         f"Lines and brackets: 95 % intervals ({comparison.kind})."
     )
-    table = interval_table(
-        "difficulty", "network", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], found
-    )
-    says = "Mean IoU on easy and on hard images, a line for each network"
-    return Section("Easy and hard images", [Plot("difficulty", says, figure), table, how])
+    table = tabulate_intervals("difficulty", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], found)
+    alt = "Mean IoU on easy and on hard images, a line for each network"
+    return Section("Easy and hard images", [Plot("difficulty", alt, figure), table, how])
 
 
-def interval_table(name: str, first: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> ReportTable:
-    """Intervals by network (rows); the CSV has their ends in columns of their own."""
+def tabulate_intervals(name: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> ReportTable:
+    """Tabulate intervals by network (rows); the CSV has their ends in columns of their own."""
     rows = [[network, *map(format_points, intervals)] for network, intervals in found.items()]
     numbers = [
         [network, column, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
         for network, intervals in found.items()
         for column, one in zip(header, intervals, strict=True)
     ]
-    return ReportTable(name, [first, *header], rows, csv=([first, "where", "mean IoU", "low", "high"], numbers))
+    return ReportTable(name, ["network", *header], rows, csv=(["network", "where", "mean IoU", "low", "high"], numbers))

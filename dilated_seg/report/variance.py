@@ -5,11 +5,11 @@ from dilated_seg.report.blocks import ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.wording import format_ends
 
-SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
+PLANNED_SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
 
 
-def section(comparison: Comparison) -> Section | None:
-    """Tables of variances and of detectable differences; a sentence if no network has two seeds."""
+def build_section(comparison: Comparison) -> Section | None:
+    """Build the section of variances and of detectable differences; a sentence if no network has two seeds."""
     if not comparison.pairs:
         return None
     if comparison.kind != NEW_TRAININGS:
@@ -29,7 +29,7 @@ def section(comparison: Comparison) -> Section | None:
 
 
 def tabulate_variances(comparison: Comparison) -> ReportTable:
-    """One row a network: its standard deviations over images and over seeds, and the share of the latter's variance."""
+    """Tabulate each network: its standard deviations over images and over seeds, and the share of the latter's variance."""
     header = ["network", "seeds", "over images", "over seeds, measured", "over seeds, estimated", "share of seeds, %"]
     full = [
         "network", "seeds", "over images", "over seeds measured", "over seeds estimated", "low", "high", "share of seeds",
@@ -58,13 +58,13 @@ def explain_widths(comparison: Comparison) -> str:
 
 
 def tabulate_detectable(comparison: Comparison) -> ReportTable:
-    """One row a pair: the difference measured, and those that more seeds would tell apart."""
+    """Tabulate each pair: the difference measured, and those that more seeds would tell apart."""
     rows = [
         [
             f"{pair.better} - {pair.worse}",
             f"{100 * pair.value:.1f}",
-            *(f"{100 * comparison.all_pixels.find_detectable(pair.better, pair.worse, seeds):.1f}" for seeds in SEEDS),
+            *(f"{100 * comparison.all_pixels.find_detectable(pair.better, pair.worse, seeds):.1f}" for seeds in PLANNED_SEEDS),
         ]
         for pair in comparison.pairs
     ]
-    return ReportTable("power", ["pair", "measured", *(f"with {seeds} seeds" for seeds in SEEDS)], rows)
+    return ReportTable("power", ["pair", "measured", *(f"with {seeds} seeds" for seeds in PLANNED_SEEDS)], rows)
