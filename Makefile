@@ -3,17 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-processors lint notebooks clean
+.PHONY: quickstart test test-slow test-processors lint notebooks clean
 
 quickstart: $(VENV)/installed  ## train seven networks on pictures drawn by code, compare them (5 minutes on 2 cores)
 	$(BIN)/dilated-seg ablate experiments/quickstart.yaml
 
-test: $(VENV)/installed  ## everything CI runs
-	$(BIN)/python -m pytest -n 2
+# Two workers take neighbouring tests, which share fixtures. Without bytecode, every process would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+FAST := $(PYTEST) -m "not slow"
 
-test-processors: $(VENV)/installed  ## the tests with the kernels of older processors, whose sums round differently
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n 2
+test: $(VENV)/installed  ## what guards a change (8 minutes on 2 cores)
+	$(FAST)
+
+test-slow: $(VENV)/installed  ## the rest: repeated kills, simulations, every notebook, every experiment's steps
+	$(PYTEST) -m slow
+
+test-processors: $(VENV)/installed  ## the tests of `make test` on simulated processors and with two threads, which round differently
+	ONEDNN_MAX_CPU_ISA=AVX2 $(FAST)
+	ATEN_CPU_CAPABILITY=default $(FAST)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default $(FAST)
+	DILATED_SEG_TEST_THREADS=2 $(FAST)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

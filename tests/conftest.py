@@ -1,26 +1,61 @@
-"""Fixed seeds, one thread a test process, no network; small real files made on the fly.
+"""Fixed seeds, no network, small real files made by code, and the trained runs that several files need, once a session.
 
-W&B is as users without a key have it: on, and offline. "disabled" would hide what it does to the process and its workers.
+One thread a test process, or DILATED_SEG_TEST_THREADS of them. W&B is as users without a key have it: on, and offline.
+"disabled" would hide what it does to the process and its workers.
 """
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
+
+from tests.support.commands import ROOT as ROOT
+from tests.support.commands import TINY, run_command
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("DILATED_SEG_RUN_DIR", None)
-torch.set_num_threads(1)
-
-ROOT = Path(__file__).parents[1]
+torch.set_num_threads(int(os.environ.get("DILATED_SEG_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a directory that is built once a session, also if several processes run the tests; nobody changes it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # which the processes share
+    folder, built = base / name, base / f"{name}.built"
+    with FileLock(base / f"{name}.lock"):
+        if not built.exists():
+            folder.mkdir()
+            build(folder)
+            built.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A run of twelve steps that has finished. A test that writes into its run takes ``run``."""
+
+    def train(folder: Path) -> None:
+        result = run_command("fit", *TINY, "--run_dir", folder / "run")
+        assert result.returncode == 0, result.stderr
+
+    return build_once(tmp_path_factory, "finished", train) / "run"
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory) -> Path:
+    """A copy of the finished run, for the tests of a file."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 OLDER = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
@@ -18,6 +20,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_delicate_comparisons_hold_with_the_kernels_of_an_older_processor():
     command = [sys.executable, "-c", CODE, *DELICATE]
     result = subprocess.run(command, cwd=ROOT, env={**os.environ, **OLDER}, capture_output=True, text=True)

@@ -3,8 +3,6 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +15,7 @@ from dilated_seg.report.sections import measured
 from dilated_seg.runs import results as report
 from dilated_seg.runs.run import Run, newest_checkpoint
 from dilated_seg.training import checkpoint_io
-from tests.cli.test_cli import KILL, dilated_seg, fails_in_one_sentence
-from tests.conftest import ROOT
+from tests.support.commands import KILL, ROOT, fails_in_one_sentence, run_command, run_process
 
 FILE = """
 experiments: {front end: EXPERIMENTS/shapes/frontend.yaml, SegNet: EXPERIMENTS/shapes/segnet.yaml}
@@ -39,7 +36,7 @@ def study(tmp_path_factory):
     """An ablation that ran through."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.yaml").write_text(FILE.replace("EXPERIMENTS", str(ROOT / "experiments")))
-    result = dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out")
+    result = run_command("ablate", folder / "study.yaml", "--out", folder / "out")
     assert result.returncode == 0, result.stderr
     return folder, result.stdout
 
@@ -70,30 +67,28 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
     assert "**unpooling helps: " in markdown and f"dilated-seg ablate {folder}/study.yaml" in markdown
 
 
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_path, kind, code):
     folder, _ = study
     # every run passes step 3; the first one is finished and the second is killed there
     stop = KILL.replace(
         "if self.global_step == {step}", "if self.global_step == {step} and 'seed1' in str(self.trainer.default_root_dir)"
     )
-    command = [
-        sys.executable,
-        "-c",
-        stop.format(step=3, signal=int(kind)),
-        "ablate",
-        folder / "study.yaml",
-        "--out",
-        tmp_path / "out",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    stopped = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = ["ablate", folder / "study.yaml", "--out", tmp_path / "out"]
+    stopped = run_process(*command, code=stop.format(step=3, signal=int(kind)))
     assert stopped.returncode == code, stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not (tmp_path / "out" / "report.md").exists()
     finished = tmp_path / "out" / "front_end" / "seed0" / "checkpoints" / "last.ckpt"
     written = finished.stat().st_mtime_ns
-    again = dilated_seg("ablate", folder / "study.yaml", "--out", tmp_path / "out")
+    again = run_command("ablate", folder / "study.yaml", "--out", tmp_path / "out")
     assert again.returncode == 0, again.stderr
     assert finished.stat().st_mtime_ns == written
     assert results(tmp_path / "out").equals(results(folder / "out"))
@@ -103,32 +98,32 @@ def test_a_finished_ablation_only_reports(study):
     folder, _ = study
     weights = list((folder / "out").glob("*/*/checkpoints/last.ckpt"))
     before = [path.stat().st_mtime_ns for path in weights]
-    assert dilated_seg("ablate", folder / "study.yaml", "--out", folder / "out").returncode == 0
+    assert run_command("ablate", folder / "study.yaml", "--out", folder / "out").returncode == 0
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
 def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_path):
     folder, _ = study
     file = folder / "study.yaml"
-    printed = dilated_seg("ablate", file, "--out", tmp_path / "out", "--dry_run")
+    printed = run_command("ablate", file, "--out", tmp_path / "out", "--dry_run")
     assert printed.returncode == 0, printed.stderr
     commands = [shlex.split(line) for line in printed.stdout.splitlines()]
     assert len(commands) == 4 and all(command[:2] == ["dilated-seg", "fit"] for command in commands)
-    first = dilated_seg(*commands[0][1:])
+    first = run_command(*commands[0][1:])
     assert first.returncode == 0, first.stderr
-    status = dilated_seg("ablate", file, "--out", tmp_path / "out", "--status").stdout.splitlines()
+    status = run_command("ablate", file, "--out", tmp_path / "out", "--status").stdout.splitlines()
     assert [" ".join(line.split()[:4]) for line in status[1:3]] == ["front end 0 finished", "front end 1 not"]
-    assert dilated_seg("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
+    assert run_command("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
 
 
 def test_a_rehearsal_takes_a_few_steps_of_every_run_in_a_folder_of_its_own(study, tmp_path):
     folder, _ = study
     expanded = ablation.read(folder / "study.yaml", max_steps=2)
     assert all(str(one.folder).startswith("runs/study-rehearsal/") for one in expanded.runs)
-    result = dilated_seg("ablate", folder / "study.yaml", "--max_steps=2", "--out", tmp_path / "out")
+    result = run_command("ablate", folder / "study.yaml", "--max_steps=2", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert {(run / "finished").read_text() for run in (tmp_path / "out").glob("*/seed*")} == {"after step 2\n"}
-    assert fails_in_one_sentence(dilated_seg("ablate", folder / "study.yaml", "--max_steps=0"), "at least one step")
+    assert fails_in_one_sentence(run_command("ablate", folder / "study.yaml", "--max_steps=0"), "at least one step")
 
 
 STAGED = """
@@ -146,15 +141,13 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     (tmp_path / "study.yaml").write_text(STAGED.replace("EXPERIMENTS", str(ROOT / "experiments")))
     stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")
     code = stop.format(step=3, signal=int(signal.SIGKILL))
-    command = [sys.executable, "-c", code, "ablate", tmp_path / "study.yaml", "--out", tmp_path / "out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    killed = run_process("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out", code=code)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     first, second = (tmp_path / f"out/DilatedNet/seed0/stage{k}" for k in (1, 2))
     (said,) = (line for line in killed.stdout.splitlines() if line.startswith(f"{first}/checkpoints/last.ckpt: "))
     assert "0 left over, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
     written = (first / "checkpoints/last.ckpt").stat().st_mtime_ns
-    again = dilated_seg("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    again = run_command("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out")
     assert again.returncode == 0, again.stderr
     assert "1 of 3: DilatedNet, seed 0, stage 1 of 2 is finished" in again.stdout
     assert f"continuing {second}" in again.stdout
@@ -222,7 +215,7 @@ def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
     folder, _ = study
     changed = (folder / "study.yaml").read_text().replace("width: 0.02", "width: 0.03")
     (tmp_path / "changed.yaml").write_text(changed)
-    result = dilated_seg("ablate", tmp_path / "changed.yaml", "--out", folder / "out")
+    result = run_command("ablate", tmp_path / "changed.yaml", "--out", folder / "out")
     assert fails_in_one_sentence(result, "another configuration")
 
 

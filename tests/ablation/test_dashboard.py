@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, run_process
 from tests.support.wandb_log import sessions
 from tests.support.wandb_server import Server
-from tests.training.test_wandb import call, nobody, somebody
+from tests.training.test_wandb import nobody, somebody
 
 FILE = """
 experiments: {front end: EXPERIMENTS/shapes/frontend.yaml}
@@ -27,7 +27,7 @@ def study(tmp_path_factory):
     with Server() as anywhere:
         listens = {"WANDB_BASE_URL": anywhere.url, "http_proxy": anywhere.url, "https_proxy": anywhere.url}
         command = ["ablate", folder / "study.yaml", "--out", folder / "out", "--dashboard"]
-        result = call(*command, **nobody(folder), **listens)
+        result = run_process(*command, **nobody(folder), **listens)
     assert result.returncode == 0, result.stderr
     return folder, result.stdout, anywhere.seen
 
@@ -112,7 +112,7 @@ dashboard.publish(study)
 def test_with_a_server_both_are_saved_there_and_change_when_published_again(study):
     folder, _, _ = study
     with Server() as server:
-        result = call(folder / "study.yaml", folder / "out", code=PUBLISH, **somebody(folder, server.url))
+        result = run_process(folder / "study.yaml", folder / "out", code=PUBLISH, **somebody(folder, server.url))
     assert result.returncode == 0, result.stderr
     saved = [values for what, values in server.seen if what.lower().startswith("upsertview")]
     assert [view.get("id") for view in saved] == [None, None, "view1", "view2"]

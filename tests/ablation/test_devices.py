@@ -73,6 +73,7 @@ def scores(out):
     return {str(file.relative_to(out)): pq.read_table(file).to_pydict() for file in sorted(out.rglob("test-last.parquet"))}
 
 
+@pytest.mark.slow
 def test_runs_on_two_processes_end_as_those_on_one_and_a_killed_one_is_named_and_tried_again(folder, tmp_path, capfd):
     study = str(folder / "study.yaml")
     assert main(["ablate", study, "--out", str(tmp_path / "one")]) == 0

@@ -187,6 +187,7 @@ def test_each_process_gets_one_device_and_its_share_of_the_threads(folder, tmp_p
     assert Local(ablation, None).environment(0) == {"OMP_NUM_THREADS": "8"}
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path, capsys):
     out = tmp_path / "out"
     (folder / "order").write_text(f"{int(signal.SIGINT)} {os.getpid()}")
@@ -203,6 +204,7 @@ def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path,
     assert frontend(out).equals(frontend(serial))
 
 
+@pytest.mark.slow
 def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folder, serial, tmp_path, capsys, monkeypatch):
     cluster, out = tmp_path / "cluster", tmp_path / "out"
     cluster.mkdir()

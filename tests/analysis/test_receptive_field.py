@@ -20,7 +20,6 @@ from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.layers import Upsample
 from dilated_seg.models.segmenter import Segmenter
-from tests.cli.test_cli import run  # noqa: F401 - a finished run
 
 MOVERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, Upsample)  # other layers move no column
 
@@ -226,7 +225,7 @@ def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(distance, upr
     assert found.predicted.shape == (40, 4)
 
 
-def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, capsys):  # noqa: F811
+def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, capsys):
     folder = shutil.copytree(run, tmp_path / "run")
     asked = ["probe", str(tmp_path), "--evaluation", "val", "--images", "2", "--pixels", "16"]
     assert main(asked) == 0
@@ -268,7 +267,7 @@ def test_pictures_show_what_was_measured():
     assert [label.get_text() for label in accuracy_axes.get_xticklabels()] == ["4", "whole"]
 
 
-def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):  # noqa: F811
+def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):
     for asked, sentence in (
         ([str(tmp_path)], "holds no evaluated run"),
         ([str(run), "--evaluation", "val-first"], "has no first.ckpt"),

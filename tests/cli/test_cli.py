@@ -1,7 +1,6 @@
-"""The command as a user calls it, in a process of its own."""
+"""The command as a user calls it."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -17,40 +16,7 @@ from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs.strata import read
 from dilated_seg.task import SegmentationTask
-from tests.conftest import ROOT
-
-# One network, few and small pictures, two validations.
-TINY = [
-    "--config", "experiments/shapes/frontend.yaml",
-    "--data.init_args.images=[16,3,2]", "--data.init_args.size=[32,64]", "--data.init_args.batch_size=2",
-    "--model.net.init_args.width=0.02", "--model.net.init_args.dropout=0.5",
-    "--trainer.max_steps=12", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1",
-]  # fmt: skip
-
-
-def dilated_seg(*args, **env):
-    command = [sys.executable, "-m", "dilated_seg", *map(str, args)]
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def fails_in_one_sentence(result, *words):
-    assert result.returncode != 0
-    assert "Traceback" not in result.stdout + result.stderr
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("dilated-seg: ")
-    for word in words:
-        assert word in message
-    return True
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    result = dilated_seg("fit", *TINY, "--run_dir", folder)
-    assert result.returncode == 0, result.stderr
-    return folder
+from tests.support.commands import ROOT, TINY, fails_in_one_sentence, run_command, run_process
 
 
 def test_a_run_folder_holds_configuration_checkpoints_metrics_and_evaluation(run):
@@ -73,7 +39,7 @@ def test_the_per_image_matrices_add_up_to_the_split(run):
 
 
 def test_validate_prints_one_table_with_classes_mean_and_protocol(run):
-    result = dilated_seg("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt")
+    result = run_command("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt")
     assert result.returncode == 0, result.stderr
     record = json.loads((run / "evaluations/val-best.json").read_text())
     mean = 100 * compute_metrics(torch.tensor(record["matrix"]))["mean_iou"]
@@ -84,7 +50,7 @@ def test_validate_prints_one_table_with_classes_mean_and_protocol(run):
 
 def test_test_and_predict_write_into_the_run_of_their_checkpoint(run):
     for verb in ("test", "predict"):
-        result = dilated_seg(verb, "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt")
+        result = run_command(verb, "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt")
         assert result.returncode == 0, result.stderr
     assert (run / "evaluations/test-last.json").is_file()
     assert len(list((run / "predictions").glob("*.png"))) == 3
@@ -93,7 +59,7 @@ def test_test_and_predict_write_into_the_run_of_their_checkpoint(run):
 def test_predictions_by_another_protocol_lie_in_a_folder_of_their_own_and_say_how_they_were_made(run, tmp_path):
     arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
     protocol = ["--inference=MultiScale", "--inference.scales=[0.5,1.0]", "--crf.iterations=2"]
-    result = dilated_seg("predict", *arguments, *protocol)
+    result = run_command("predict", *arguments, *protocol)
     assert result.returncode == 0, result.stderr
     (folder,) = tmp_path.glob("predictions*")
     assert folder.name == "predictions-scales-0.5-1-flip-crf-iterations_2"
@@ -116,7 +82,7 @@ def test_a_checkpoint_rebuilds_its_network_without_further_arguments(run):
 def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_files(run, tmp_path):
     tiles = ["--inference", "Tiles", "--inference.size", "[64,64]", "--inference.overlap", "32", "--crf"]
     arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
-    result = dilated_seg("validate", *arguments, *tiles)
+    result = run_command("validate", *arguments, *tiles)
     assert result.returncode == 0, result.stderr
     for text in ("IoU %, CRF", "tiles of 64 x 64, 32 pixels of overlap blended", "w1 10, theta_alpha 80"):
         assert text in result.stdout
@@ -135,9 +101,9 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
 
 def test_a_protocol_that_does_not_fit_the_network_is_said_in_one_sentence(run, tmp_path):
     arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
-    assert fails_in_one_sentence(dilated_seg("validate", *arguments, "--inference=ReflectedTiles"), "padding: reflect")
-    assert fails_in_one_sentence(dilated_seg("validate", *arguments, "--inference=Tilse"), "Tilse")
-    assert fails_in_one_sentence(dilated_seg("validate", *arguments, "--crf.w3=1"), "w3")
+    assert fails_in_one_sentence(run_command("validate", *arguments, "--inference=ReflectedTiles"), "padding: reflect")
+    assert fails_in_one_sentence(run_command("validate", *arguments, "--inference=Tilse"), "Tilse")
+    assert fails_in_one_sentence(run_command("validate", *arguments, "--crf.w3=1"), "w3")
 
 
 def test_batch_size_and_workers_change_no_integer(run):
@@ -147,36 +113,23 @@ def test_batch_size_and_workers_change_no_integer(run):
         ["--data.init_args.eval_batch_size=2", "--data.init_args.num_workers=2"],
     ):
         args = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", *flags]
-        assert dilated_seg("validate", *args).returncode == 0
+        assert run_command("validate", *args).returncode == 0
         records.append(json.loads((run / "evaluations/val-last.json").read_text()))
     assert records[0]["matrix"] == records[1]["matrix"] == json.loads((run / "evaluations/val.json").read_text())["matrix"]
 
 
+@pytest.mark.slow
 def test_two_processes_count_the_same_integers_as_one(run):
     args = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt"]
-    assert dilated_seg("validate", *args).returncode == 0
+    assert run_command("validate", *args).returncode == 0
     one = json.loads((run / "evaluations/val-last.json").read_text())
     two_processes = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    result = dilated_seg("validate", *args, *two_processes)
+    result = run_process("validate", *args, *two_processes)
     assert result.returncode == 0, result.stderr
     two = json.loads((run / "evaluations/val-last.json").read_text())
     assert two["matrix"] == one["matrix"]
     assert pq.read_table(run / "evaluations/val-last.parquet")["id"].to_pylist() == ["val000000", "val000001", "val000002"]
     assert two["protocol"]["images"] == 3
-
-
-# Runs the command, and kills the process without warning when a step is done.
-KILL = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from dilated_seg.__main__ import main
-from dilated_seg.task import SegmentationTask
-def die(self, *args):
-    if self.global_step == {step}:
-        os.kill(os.getpid(), {signal})
-SegmentationTask.on_train_batch_start = die
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.mark.parametrize(
@@ -185,18 +138,18 @@ sys.exit(main(sys.argv[1:]))
 )  # fmt: skip
 def test_lightnings_own_flags_work(tmp_path, flag):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
-    result = dilated_seg("fit", *TINY, *short, flag, "--run_dir", tmp_path / "run")
+    result = run_command("fit", *TINY, *short, flag, "--run_dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
 
 
 def test_a_checkpoint_of_another_network_is_refused(run):
     last = run / "checkpoints/last.ckpt"
-    result = dilated_seg("validate", "--config", run / "config.yaml", "--model.net.init_args.width=0.05", "--ckpt_path", last)
+    result = run_command("validate", "--config", run / "config.yaml", "--model.net.init_args.width=0.05", "--ckpt_path", last)
     assert fails_in_one_sentence(result, "does not fit the network")
 
 
 def test_a_folder_of_another_configuration_is_refused(run):
-    result = dilated_seg("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
+    result = run_command("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
     assert fails_in_one_sentence(result, "another configuration")
 
 
@@ -228,7 +181,7 @@ def test_help_and_our_verbs_do_not_import_torch():
 def test_a_mistake_on_the_command_line_is_one_sentence(args, words, tmp_path):
     if args[0] == "fit":
         args = [*args, "--run_dir", tmp_path / "run"]
-    assert fails_in_one_sentence(dilated_seg(*args), *words)
+    assert fails_in_one_sentence(run_command(*args), *words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,15 +189,15 @@ def test_a_mistake_on_the_command_line_is_one_sentence(args, words, tmp_path):
 def test_a_mistake_in_the_data_is_one_sentence(camvid, tmp_path, workers):
     experiment = ["--config", "experiments/camvid/dilatednet_narrow.yaml", "--run_dir", tmp_path / "run"]
     small = ["--data.init_args.batch_size=2", f"--data.init_args.num_workers={workers}", "--trainer.max_steps=4"]
-    result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid / "nowhere"))
+    result = run_command("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid / "nowhere"))
     assert fails_in_one_sentence(result, "nowhere")
     assert not (tmp_path / "run").exists()
     label = camvid / "trainannot" / "train_0.png"
     label.write_bytes(b"no picture")
-    assert fails_in_one_sentence(dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid)), str(label))
+    assert fails_in_one_sentence(run_command("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid)), str(label))
     assert not (tmp_path / "run").exists()
     Image.fromarray(np.full((48, 64), 77, np.uint8)).save(label)  # found when the classes are counted; later: test_lost_work.py
-    result = dilated_seg("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid))
+    result = run_command("fit", *experiment, *small, DILATED_SEG_CAMVID=str(camvid))
     assert fails_in_one_sentence(result, str(label), "77")
     assert not (tmp_path / "run").exists()
 
@@ -257,7 +210,7 @@ def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
     overlay.write_text(
         yaml.safe_dump({"trainer": {"callbacks+": [freeze]}, "model": {"weights": str(tmp_path / "start.safetensors")}})
     )
-    result = dilated_seg("fit", *TINY, "--config", overlay, "--run_dir", tmp_path / "run")
+    result = run_command("fit", *TINY, "--config", overlay, "--run_dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     assert "26 tensors taken, 0 left over, 6 missing" in result.stdout
     assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
@@ -266,7 +219,7 @@ def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
     assert trained["model.mean"].flatten().tolist() == [100, 110, 120]
     # the run goes on, and is evaluated, without the file
     (tmp_path / "start.safetensors").unlink()
-    evaluated = dilated_seg(
+    evaluated = run_command(
         "validate", "--config", tmp_path / "run/config.yaml", "--ckpt_path", tmp_path / "run/checkpoints/last.ckpt"
     )
     assert evaluated.returncode == 0, evaluated.stderr
@@ -276,14 +229,14 @@ def test_ported_weights_are_evaluated_without_a_checkpoint(tmp_path):
     state = {key: value.contiguous() for key, value in DilatedNet(8, None, width=0.02).state_dict().items()}
     save_file(state, tmp_path / "published.safetensors", {"mean": "0 0 0", "std": "255 255 255"})
     folder = tmp_path / "run"
-    result = dilated_seg("validate", *TINY, "--model.weights", tmp_path / "published.safetensors", "--run_dir", folder)
+    result = run_command("validate", *TINY, "--model.weights", tmp_path / "published.safetensors", "--run_dir", folder)
     assert result.returncode == 0, result.stderr
     assert "checkpoint: published" in result.stdout
     assert (folder / "evaluations/val-published.json").is_file()
 
 
 def test_imagenet_weights_that_cannot_be_had_are_one_sentence_and_no_run(tmp_path):
-    result = dilated_seg(
+    result = run_command(
         "fit", *TINY, "--model.weights=imagenet", "--run_dir", tmp_path / "run",
         TORCH_HOME=str(tmp_path / "torch"), https_proxy="http://127.0.0.1:9",
     )  # fmt: skip
@@ -293,7 +246,7 @@ def test_imagenet_weights_that_cannot_be_had_are_one_sentence_and_no_run(tmp_pat
 
 def test_weights_that_do_not_fit_are_one_sentence_and_no_run(tmp_path):
     (tmp_path / "a.caffemodel").write_bytes(b"no model")
-    result = dilated_seg("fit", *TINY, "--model.weights", tmp_path / "a.caffemodel", "--run_dir", tmp_path / "run")
+    result = run_command("fit", *TINY, "--model.weights", tmp_path / "a.caffemodel", "--run_dir", tmp_path / "run")
     assert fails_in_one_sentence(result, "a.caffemodel is damaged or no")
     assert not (tmp_path / "run").exists()
 

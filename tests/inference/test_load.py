@@ -20,16 +20,15 @@ from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs import Checkpoint
 from dilated_seg.task import SegmentationTask
-from tests.cli.test_cli import run  # noqa: F401 - a finished run
 from tests.conftest import ROOT
 
 IMAGE = torch.randint(0, 256, (1, 3, 33, 47), dtype=torch.uint8)
 
 
 @pytest.fixture
-def checkpoint(run, tmp_path):  # noqa: F811
+def checkpoint(finished_run, tmp_path):
     """A finished run's last checkpoint, to be changed."""
-    return shutil.copytree(run, tmp_path / "run") / "checkpoints/last.ckpt"
+    return shutil.copytree(finished_run, tmp_path / "run") / "checkpoints/last.ckpt"
 
 
 def rewrite(path, change):
@@ -46,7 +45,7 @@ def logits(segmenter, image=IMAGE):
         return segmenter(image)
 
 
-def test_a_segmenter_says_what_the_task_says(run):  # noqa: F811
+def test_a_segmenter_says_what_the_task_says(run):
     task = SegmentationTask.load_from_checkpoint(run / "checkpoints/last.ckpt", map_location="cpu").eval()
     for source in (run, str(run.parent), run / "checkpoints/last.ckpt"):
         segmenter = load(source)
@@ -55,7 +54,7 @@ def test_a_segmenter_says_what_the_task_says(run):  # noqa: F811
         assert torch.equal(logits(segmenter, IMAGE.float()), logits(task))
 
 
-def test_a_segmenter_knows_its_data_and_where_it_comes_from(run):  # noqa: F811
+def test_a_segmenter_knows_its_data_and_where_it_comes_from(run):
     segmenter, data = load(run), Shapes()
     assert segmenter.classes == list(data.classes)
     assert segmenter.palette == list(data.palette)

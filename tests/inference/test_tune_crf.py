@@ -8,7 +8,7 @@ import yaml
 
 from dilated_seg.__main__ import main
 from dilated_seg.inference.tune_crf import START, search
-from tests.cli.test_cli import dilated_seg, run  # noqa: F401 - a finished run
+from tests.support.commands import run_command
 
 
 def test_the_search_comes_within_a_fine_step_of_the_best():
@@ -34,7 +34,7 @@ def test_the_search_tries_nothing_twice_and_does_not_run_after_chance():
     assert len(tried[:-1]) == len(set(tried[:-1])) == 1 + 6 + 6
 
 
-def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_path, capsys):  # noqa: F811
+def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_path, capsys):
     overlay = tmp_path / "crf.yaml"
     assert main(["tune", str(run), "--images", "2", "--out", str(overlay)]) == 0
     said = capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_pat
     assert "2 images of Shapes's train" in overlay.read_text()
     checkpoint = ["--ckpt_path", str(run / "checkpoints/last.ckpt")]
     overlays = ["--config", str(run / "config.yaml"), "--config", str(overlay), "--run_dir", str(tmp_path / "evaluated")]
-    evaluated = dilated_seg("validate", *overlays, *checkpoint)
+    evaluated = run_command("validate", *overlays, *checkpoint)
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads(next((tmp_path / "evaluated/evaluations").glob("*crf*.json")).read_text())
     assert f"theta_alpha {written['init_args']['theta_alpha']:g}" in record["protocol"]["inference"]
@@ -55,13 +55,13 @@ def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_pat
     ("options", "sentence"),
     [(["--images", "0"], "at least one"), (["--images", "9999999"], "has"), (["--split", "nowhere"], "nowhere")],
 )
-def test_images_that_are_not_there_are_said_in_one_sentence(options, sentence, run, tmp_path, capsys):  # noqa: F811
+def test_images_that_are_not_there_are_said_in_one_sentence(options, sentence, run, tmp_path, capsys):
     assert main(["tune", str(run), *options, "--out", str(tmp_path / "crf.yaml")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "crf.yaml").exists()
 
 
-def test_an_overlay_that_is_there_or_cannot_be_written_is_said_before_the_search(run, tmp_path, capsys):  # noqa: F811
+def test_an_overlay_that_is_there_or_cannot_be_written_is_said_before_the_search(run, tmp_path, capsys):
     (tmp_path / "crf.yaml").write_text("mine")
     for out in (tmp_path / "crf.yaml", tmp_path, tmp_path / "nowhere/crf.yaml", tmp_path / "crf.yaml/below.yaml"):
         assert main(["tune", str(run), "--images", "1", "--out", str(out)]) == 2

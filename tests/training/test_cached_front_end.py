@@ -202,6 +202,7 @@ def test_the_key_covers_the_image_decoder_and_the_augmentation():
     assert {read_image.__module__, ScaleAndCrop.__module__, Stored.__module__} <= {module.__name__ for module in READING}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     run = ["--run_dir", str(tmp_path / "run")]

@@ -74,6 +74,7 @@ def test_averaged_weights_are_those_that_are_evaluated_and_saved(plain, tmp_path
     assert rows(tmp_path, "val/loss") != rows(plain, "val/loss")
 
 
+@pytest.mark.slow
 def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path):
     code = (
         "import os, sys; from tests.support.interrupted import at_step, main; "

@@ -101,6 +101,7 @@ def test_a_strategy_that_this_machine_cannot_run_is_refused_in_one_sentence(tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_accumulation_of_two_processes_that_was_killed_ends_with_the_same_weights(tmp_path):
     """A validation after 5 of an epoch's 6 batches falls into the second step of three, and the kill comes before its end."""
     half = ["--data.init_args.images=[24,3,3]", "--trainer.accumulate_grad_batches=3", "--data.init_args.global_batch_size=12"]
@@ -161,7 +162,7 @@ def lose(tmp_path, rank, number, *flags):
                 os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_run_whose_process_is_killed_ends_before_the_others_have_waited_long(tmp_path, rank):
     said, status, seconds = lose(tmp_path, rank, signal.SIGKILL)
     assert status != 0
@@ -169,6 +170,7 @@ def test_a_run_whose_process_is_killed_ends_before_the_others_have_waited_long(t
     assert "another process of this run has ended" in said
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_hangs_ends_when_the_others_have_waited_long_enough(tmp_path):
     said, status, seconds = lose(tmp_path, 1, signal.SIGSTOP, "--process_timeout=10")
     assert status == 2, said

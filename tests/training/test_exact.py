@@ -16,9 +16,8 @@ from dilated_seg.data import Folder
 from dilated_seg.data.prepare import write
 from dilated_seg.metrics.stratified import STRATA
 from dilated_seg.models import DilatedNet
-from tests.cli.test_cli import TINY, dilated_seg
-from tests.conftest import ROOT
 from tests.support import fake_datasets, tolerance
+from tests.support.commands import ROOT, TINY, run_command, run_process
 from tests.training.test_resume import EXPERIMENT, environment
 
 # Processes, workers, batch size, and how the images are read; the first is what the others are compared with.
@@ -88,6 +87,7 @@ def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp
         assert other == first, way
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_of_two_processes_are_those_of_one_on_both_batches(tmp_path):
     """Pictures have unequal numbers of valid pixels: the mean of two processes' means would be another number."""
     steps = [
@@ -110,7 +110,8 @@ def test_loss_and_gradient_of_two_processes_are_those_of_one_on_both_batches(tmp
     }
     weights, losses = {}, {}
     for name, flags in ways.items():
-        result = dilated_seg("fit", *TINY, *steps, *plain, *flags, "--run_dir", tmp_path / name)
+        call = run_command if name == "one" else run_process
+        result = call("fit", *TINY, *steps, *plain, *flags, "--run_dir", tmp_path / name)
         assert result.returncode == 0, result.stderr
         weights[name] = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         with (tmp_path / name / "metrics.csv").open() as file:

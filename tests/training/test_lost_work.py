@@ -248,6 +248,7 @@ def test_a_disk_that_is_full_does_not_hide_the_first_error(tmp_path, monkeypatch
     assert Checkpoint(tmp_path / "checkpoints" / LAST).is_intact()
 
 
+@pytest.mark.slow
 def test_of_two_processes_the_first_saves_by_itself_when_the_second_fails(tmp_path):
     script = tmp_path / "second_fails.py"
     script.write_text(

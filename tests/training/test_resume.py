@@ -69,6 +69,7 @@ def other_filesystem(path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mapped", "streamed"])
 def test_ten_interrupted_runs_of_ten_end_with_the_same_weights(shards, tmp_path, kind):
     """With 0, 1 and 3 workers while W&B is offline; mapped as the folders they were made of, streamed with TMPDIR elsewhere."""
@@ -210,7 +211,7 @@ def test_what_the_disk_does_not_give_back_is_no_checkpoint(tmp_path, monkeypatch
     assert step_of(tmp_path / LAST) == 1
 
 
-@pytest.mark.parametrize("scontrol", ["there", "missing"])
+@pytest.mark.parametrize("scontrol", ["there", pytest.param("missing", marks=pytest.mark.slow)])
 def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
     if scontrol == "there":
         (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")
@@ -229,6 +230,7 @@ def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
     assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 6
 
 
+@pytest.mark.slow
 def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
     """A validation after 3 of an epoch's 4 batches falls between the halves of a step of two."""
     kill = f"at_batch(4, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)}))"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -14,8 +13,7 @@ from PIL import Image
 
 from dilated_seg.cli import CLI
 from dilated_seg.training import loggers
-from tests.cli.test_cli import KILL
-from tests.conftest import ROOT
+from tests.support.commands import KILL, ROOT, run_command, run_process
 from tests.support.wandb_log import sessions
 from tests.support.wandb_server import BlackHole, Server
 
@@ -40,13 +38,6 @@ def somebody(folder, url):
     return nobody(folder) | key
 
 
-def call(*args, code=None, **env):
-    """The command, or ``code`` in its place, in a process of its own; None takes a variable out of its environment."""
-    environment = {key: value for key, value in {**os.environ, "OMP_NUM_THREADS": "1", **env}.items() if value is not None}
-    command = [sys.executable, *(["-c", code] if code else ["-m", "dilated_seg"]), *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 def weights(run):
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
@@ -59,7 +50,7 @@ def equal(one, other):
 def alone(tmp_path_factory):
     """A run without W&B."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    assert call("fit", *TINY, "--run_dir", folder, WANDB_MODE="disabled").returncode == 0
+    assert run_command("fit", *TINY, "--run_dir", folder, WANDB_MODE="disabled").returncode == 0
     return folder
 
 
@@ -68,9 +59,11 @@ def offline(tmp_path_factory):
     """A run that was ended after step 4, and continued."""
     folder = tmp_path_factory.mktemp("offline")
     environment = nobody(folder) | {"WANDB_RUN_GROUP": "a study"}
-    ended = call("fit", *TINY, "--run_dir", folder / "run", code=KILL.format(step=3, signal=int(signal.SIGTERM)), **environment)
+    ended = run_process(
+        "fit", *TINY, "--run_dir", folder / "run", code=KILL.format(step=3, signal=int(signal.SIGTERM)), **environment
+    )
     assert ended.returncode == 143, ended.stderr
-    again = call("fit", *TINY, "--run_dir", folder / "run", **environment)
+    again = run_command("fit", *TINY, "--run_dir", folder / "run", **environment)
     assert again.returncode == 0, again.stderr
     return folder / "run"
 
@@ -139,9 +132,10 @@ def test_every_evaluation_holds_a_table_of_the_same_images_with_truth_and_predic
     check_images(offline)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_with_the_same_images(offline, tmp_path):
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1"]
-    result = call("fit", *TINY, *two, "--trainer.max_steps=2", "--run_dir", tmp_path / "run", **nobody(tmp_path))
+    result = run_process("fit", *TINY, *two, "--trainer.max_steps=2", "--run_dir", tmp_path / "run", **nobody(tmp_path))
     assert result.returncode == 0, result.stderr
     assert len(sessions(tmp_path / "run")) == 1
     ours, theirs = check_images(tmp_path / "run"), check_images(offline)
@@ -152,7 +146,7 @@ def test_two_processes_are_one_run_with_the_same_images(offline, tmp_path):
 
 def test_a_checkpoint_that_is_evaluated_by_itself_is_a_run_of_its_own(offline):
     args = ["--config", offline / "config.yaml", "--ckpt_path", offline / "checkpoints/best.ckpt"]
-    result = call("test", *args, "--run_dir", offline.parent / "test", **nobody(offline.parent))
+    result = run_command("test", *args, "--run_dir", offline.parent / "test", **nobody(offline.parent))
     assert result.returncode == 0, result.stderr
     (session,) = sessions(offline.parent / "test")
     assert session.job_type == "test"
@@ -186,7 +180,9 @@ KILL_WANDB = (
 def test_a_server_that_goes_away_in_mid_run_changes_nothing_and_what_it_missed_is_on_disk(alone, tmp_path):
     with Server() as server:
         environment = somebody(tmp_path, server.url)
-        result = call("fit", *TINY, "--run_dir", tmp_path / "run", code=AT_STEP_3.format(trouble=STOP_SERVER), **environment)
+        result = run_process(
+            "fit", *TINY, "--run_dir", tmp_path / "run", code=AT_STEP_3.format(trouble=STOP_SERVER), **environment
+        )
     assert result.returncode == 0, result.stderr
     assert {"UpsertBucket"} <= {what for what, _ in server.seen}  # it was online
     (said,) = [line for line in result.stderr.splitlines() if line.startswith("W&B has not got everything")]
@@ -199,7 +195,9 @@ def test_a_server_that_goes_away_in_mid_run_changes_nothing_and_what_it_missed_i
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_training_goes_on_when_wandbs_own_process_dies(alone, tmp_path):
-    result = call("fit", *TINY, "--run_dir", tmp_path / "run", code=AT_STEP_3.format(trouble=KILL_WANDB), **nobody(tmp_path))
+    result = run_process(
+        "fit", *TINY, "--run_dir", tmp_path / "run", code=AT_STEP_3.format(trouble=KILL_WANDB), **nobody(tmp_path)
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("W&B has failed, the run goes on without it") == 1
     assert equal(weights(alone), weights(tmp_path / "run"))
@@ -207,7 +205,7 @@ def test_training_goes_on_when_wandbs_own_process_dies(alone, tmp_path):
 
 def test_the_best_checkpoint_is_an_artifact_and_a_server_that_refuses_it_is_no_harm(alone, tmp_path):
     with Server() as server:
-        result = call("fit", *TINY, "--run_dir", tmp_path / "run", **somebody(tmp_path, server.url))
+        result = run_process("fit", *TINY, "--run_dir", tmp_path / "run", **somebody(tmp_path, server.url))
     assert result.returncode == 0, result.stderr
     asked = [values["input"] for what, values in server.seen if what == "CreateArtifact"]
     name = f"best-{(tmp_path / 'run/wandb_id').read_text()}"
@@ -240,7 +238,7 @@ finish()
 def test_a_server_that_falls_silent_while_the_run_begins_is_left_out(tmp_path):
     with BlackHole() as hole:
         environment = somebody(tmp_path, hole.url) | {"WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "1"}
-        result = call(tmp_path, code=BEGIN, **environment)
+        result = run_process(tmp_path, code=BEGIN, **environment)
     assert result.returncode == 0, result.stderr
     (said,) = [line for line in result.stderr.splitlines() if line.startswith("W&B")]
     assert said.startswith("W&B is offline: ") and said.endswith("; `wandb sync` later")

@@ -337,12 +337,13 @@ def test_what_is_fetched_is_not_executed_either(server, tmp_path, environment):
 # The Caffe reader
 
 
-def test_ten_thousand_damaged_caffe_models_are_read_or_refused_within_their_size(tmp_path):
-    command = [sys.executable, "-m", "tests.support.fuzz", "10000", "0", str(tmp_path)]
+@pytest.mark.parametrize("files", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damaged_caffe_models_are_read_or_refused_within_their_size(files, tmp_path):
+    command = [sys.executable, "-m", "tests.support.fuzz", str(files), "0", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     read, refused = map(int, re.findall(r"\d+", done.stdout))
-    assert read + refused == 10_000 and read > 300
+    assert read + refused == files and read > 0.03 * files
 
 
 # Shards
