@@ -2,6 +2,7 @@
 
 import errno
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,11 @@ def format_error(error: object) -> str:
 def describe_error(error: BaseException) -> str:
     """Return an error's type and text in one line."""
     return f"{type(error).__name__}: {format_error(error)}"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Return the first three of many names, and the number of the others."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def explain_system_error(name: object, error: BaseException) -> UserError | None:

@@ -1,21 +1,26 @@
-"""Files: whole or not at all, their SHA-256, and text from a path or a URL."""
+"""Atomic writes, SHA-256, downloads, and text from a path or a URL."""
 
 import hashlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request
 
 from dilated_seg.errors import UserError, explain_url_error, format_error
+
+TIMEOUT = 20.0  # seconds without a byte, after which a download fails
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, which replaces it when the block ends and is removed if the block fails.
+    """Yield a temporary path in the same directory, which replaces ``path`` when the block ends; if it fails, it is removed.
 
-    So a file is whole or not there, whatever ends the process. Of two processes that write it at once, the last one wins.
-    The temporary name keeps the suffix, from which libraries tell the format, and is short whatever ``path`` is called.
+    So a file is complete or absent, whatever ends the process. Of two processes that write it at once, the last one wins. The
+    temporary name keeps the suffix, from which libraries tell the format, and is short whatever the name of ``path``.
     """
     partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix[:16]}")
     try:
@@ -33,17 +38,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_url(root: str) -> bool:
-    """Whether data lie behind a URL (hf://, s3://, https://) and not in a folder."""
+    """Return whether data are behind a URL (hf://, s3://, https://), not in a directory."""
     return "://" in root
 
 
 def join(root: str, name: str) -> str:
-    """A file's place below a folder or URL."""
+    """Return the path of a file in a directory or below a URL."""
     return f"{root.rstrip('/')}/{name}"
 
 
 def read_text(root: str, name: str) -> str:
-    """A small text file in a folder or behind a URL.
+    """Read a small text file in a directory or behind a URL.
 
     Raises:
         UserError: It cannot be read.
@@ -68,7 +73,27 @@ def read_text(root: str, name: str) -> str:
         raise
 
 
+def download(url: str, path: Path, checksum: str) -> None:
+    """Download a file, whose SHA-256 is ``checksum`` or begins with it; it appears only when it is complete.
+
+    Raises:
+        OSError: It cannot be downloaded, or is another file.
+    """
+    from torch.hub import download_url_to_file
+
+    timeout = socket.getdefaulttimeout()
+    try:
+        Request(url)  # torch would create a file before it finds that an address is not one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(TIMEOUT)
+        download_url_to_file(url, str(path), checksum, progress=True)
+    except (OSError, HTTPException, RuntimeError, ValueError) as error:
+        raise OSError(format_error(error)) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
 def digest(path: Path) -> str:
-    """A file's SHA-256."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

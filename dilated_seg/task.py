@@ -21,6 +21,7 @@ from dilated_seg.inference.strategies import Inference, Whole, whole
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models.layers import promote
+from dilated_seg.models.release import RGB, VGG_MEAN
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask, predict
 from dilated_seg.training.checkpoint_io import SafeCheckpointIO, open_checkpoint
@@ -29,9 +30,9 @@ from dilated_seg.training.initial_weights import fetch_initial_weights, find_cla
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.lightning_internals import are_hyperparameters_given
 from dilated_seg.training.param_groups import build_optimizer
-from dilated_seg.weights.fill import refuse_misfit
-from dilated_seg.weights.published import IMAGENET_STD, RGB, VGG_MEAN
-from dilated_seg.weights.readers import names_in
+from dilated_seg.weights.check import check_shapes
+from dilated_seg.weights.normalization import IMAGENET_STD
+from dilated_seg.weights.readers import find_class_names
 
 # A step's loss is the sum over the valid pixels of all its batches, divided by their number N, which is known only
 # after the last batch. So each batch is divided by SCALE, which keeps it in the range of 16-bit floats, and before the
@@ -288,13 +289,13 @@ class SegmentationTask(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or of another network, by the first parameters that do not fit."""
-        if difference := find_class_difference(self, names_in(checkpoint)):
+        if difference := find_class_difference(self, find_class_names(checkpoint)):
             raise UserError(
                 f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
                 "weights with model.weights, without the layers in model.weights_without that score classes"
             )
         state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-        refuse_misfit(state, self.model.state_dict(), "the checkpoint")
+        check_shapes(state, self.model.state_dict(), "the checkpoint")
         self.trained_steps, self.started = checkpoint["global_step"], True
         self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])
 

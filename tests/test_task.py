@@ -204,7 +204,7 @@ DATA = {"images": (8, 2, 1), "size": (32, 48), "batch_size": 2, "num_workers": 0
 def test_weights_bring_their_own_mean_and_a_checkpoint_keeps_it(start, tmp_path, capsys):
     task, fitter = segnet(str(start)), trainer(max_steps=1, limit_val_batches=0)
     fitter.fit(task, Shapes(**DATA))
-    assert "26 tensors taken, 0 left over, 126 missing" in capsys.readouterr().out
+    assert "26 tensors loaded, 0 unexpected, 126 missing" in capsys.readouterr().out
     assert (task.model.mean.flatten().tolist(), task.model.std.flatten().tolist()) == ([1, 2, 3], [4, 5, 6])
     fitter.save_checkpoint(tmp_path / "a.ckpt")
     start.unlink()  # from here on nobody needs it

@@ -14,7 +14,7 @@ from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import Checkpoint
 from dilated_seg.runs.run import newest_checkpoint
 from dilated_seg.runs.segmenter import build_crf, build_segmenter
-from dilated_seg.weights.fill import rebuilt
+from dilated_seg.weights.check import rebuild
 
 # The files of an exported directory.
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -63,7 +63,7 @@ def of_folder(folder: Path) -> Segmenter:
         if arguments.get("num_classes", len(names)) != len(names):
             raise ValueError(f"there are {len(names)} names of classes, but the network has {arguments['num_classes']}")
         weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
-        net = rebuilt(name, arguments, weights, str(folder / WEIGHTS))
+        net = rebuild(name, arguments, weights, str(folder / WEIGHTS))
         crf = build_crf(config.get("crf"), len(config["classes"]), state)
         fields = ("palette", "ignore_index", "submitted", "dataset", "facts")
         return Segmenter(

@@ -157,7 +157,7 @@ class FCNAlexNet(nn.Module):
     """
 
     output_stride = 32
-    releases: ClassVar[tuple[Release, ...]] = (*RELEASES, Release(r"conv1", ILSVRC_MEAN))  # the second is CaffeNet, its start
+    releases: ClassVar[tuple[Release, ...]] = RELEASES
     published_names: ClassVar[PublishedNames] = PUBLISHED_NAMES
     indivisible: ClassVar[str] = ENCODER_LAYERS
 

@@ -5,7 +5,7 @@ Each is a class attribute, and optional. Those marked * may also be stated by a 
 - ``variants``: the keyword arguments of each form that `describe` lists; one form without arguments by default.
 - ``releases``: the files of weights that its authors released.
 - ``published_names`` *: pairs of a regular expression and our name, for layers that published files name differently.
-- ``image_layers`` *: names of the convolutions whose input channels are the image's colors; the first convolution by default.
+- ``image_layers``: names of the convolutions whose input channels are the image's colors; the first convolution by default.
 - ``indivisible`` *: a regular expression of layer names. Weights of the part are loaded as a whole or not at all, and only from
   a file that has no further layers of such names.
 - ``imagenet`` *: the name of torchvision's weights that it can start from.

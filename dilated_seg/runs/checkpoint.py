@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dilated_seg.errors import CorruptError, UserError
 from dilated_seg.storage import digest, is_url
-from dilated_seg.weights.readers import load_torch, tensors
+from dilated_seg.weights.torch_file import check_state_dict, load_torch
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -118,7 +118,7 @@ def read_checkpoint(file: BinaryIO, name: Any, map_location: Any = "cpu") -> dic
     if not isinstance(content, dict) or "global_step" not in content:
         raise UserError(f"{name} {NO_CHECKPOINT}")
     try:
-        return dict(content) | {"state_dict": tensors(content.get("state_dict"))}
+        return dict(content) | {"state_dict": check_state_dict(content.get("state_dict"))}
     except CorruptError as error:
         raise UserError(f"{name} {NO_CHECKPOINT} ({error})") from error
 

@@ -14,7 +14,7 @@ from dilated_seg.errors import UserError, describe_error
 from dilated_seg.models import build
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import NO_CHECKPOINT, Checkpoint
-from dilated_seg.weights.fill import fill, rebuilt, refuse_misfit
+from dilated_seg.weights.check import assign_weights, check_shapes, rebuild
 
 
 def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Segmenter:
@@ -40,9 +40,9 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Seg
         mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
         classes = dataset.get("classes") or arguments["classes"] or [str(k) for k in range(arguments["num_classes"])]
         if built:
-            net = rebuilt(*built, weights, str(path), "meta" if built[0] in models.__all__ else "cpu")
+            net = rebuild(*built, weights, str(path), "meta" if built[0] in models.__all__ else "cpu")
         elif net is not None:
-            fill(net, weights, str(path))
+            assign_weights(net, weights, str(path))
         return Segmenter(
             net,  # type: ignore[arg-type] # built or given
             classes,
@@ -75,7 +75,7 @@ def build_crf(given: Mapping[str, Any] | None, num_classes: int, state: Mapping[
     crf = DenseCRF(**arguments)
     if crf.learnable:
         crf.learn(num_classes)
-    refuse_misfit(learnt, crf.state_dict(), "its CRF")
+    check_shapes(learnt, crf.state_dict(), "its CRF")
     crf.load_state_dict(learnt)
     return crf
 

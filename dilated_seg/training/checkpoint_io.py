@@ -16,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.runs.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, require_known_classes
 from dilated_seg.storage import digest
-from dilated_seg.weights.readers import without
+from dilated_seg.weights.torch_file import without_variable
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -83,7 +83,7 @@ def open_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Binar
         name = getattr(file, "name", "the checkpoint")
         require_known_classes(read_checkpoint(file, name), name)
         file.seek(0)
-        stack.enter_context(without("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"))
+        stack.enter_context(without_variable("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"))
         yield file
 
 

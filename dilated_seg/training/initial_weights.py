@@ -10,15 +10,15 @@ from lightning import LightningModule
 from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs.run import newest_checkpoint
-from dilated_seg.weights import Report, imagenet, load, local, summary
+from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
 
 
 def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask, which stands above this package
     """Download the initial weights if they are not on this machine yet."""
     if task.weights == "imagenet":
-        imagenet(task.model.net)
+        fetch_imagenet(task.model.net)
     elif task.weights:
-        local(task.weights)
+        fetch(task.weights)
 
 
 def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a SegmentationTask
@@ -28,15 +28,15 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
         UserError: The weights are of other classes, do not fill a network that is evaluated, or have an unknown normalization.
     """
     file = newest_checkpoint(task.weights).path if Path(task.weights).is_dir() else task.weights
-    report, mean, std = load(task.model.net, file, task.weights_without)
-    check_classes_of_weights(task, report, str(file))
-    if report.missing and stage != "fit":
+    result, mean, std = load(task.model.net, file, task.weights_without)
+    check_classes_of_weights(task, result, str(file))
+    if result.missing and stage != "fit":
         raise UserError(
-            f"model.weights {task.weights} leaves {len(report.missing)} tensors of the network untrained, such as "
-            f"{report.missing[0][0]}: evaluate a trained checkpoint with --ckpt_path"
+            f"model.weights {task.weights} leaves {len(result.missing)} tensors of the network untrained, such as "
+            f"{result.missing[0][0]}: evaluate a trained checkpoint with --ckpt_path"
         )
     given_mean, given_std = task.normalization
-    if report.on_the_image and None in (mean or given_mean, std or given_std):
+    if result.reads_image and None in (mean or given_mean, std or given_std):
         raise UserError(
             f"model.weights {task.weights}: nobody wrote down what these weights subtract from the image: "
             "say model.mean and model.std (RGB, 0 to 255), or port the file with --mean"
@@ -45,12 +45,12 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
         if theirs and not given:
             ours.copy_(torch.tensor(theirs).view(3, 1, 1))
     if task.trainer.is_global_zero:
-        print(f"{file}: {summary(report)}", flush=True)
+        print(f"{file}: {result}", flush=True)
         mean, std = (tuple(round(n, 3) for n in values.flatten().tolist()) for values in (task.model.mean, task.model.std))
         print(f"input: RGB from 0 to 255, minus {mean}, over {std}", flush=True)
 
 
-def check_classes_of_weights(task: Any, report: Report, file: str) -> None:  # noqa: ANN401 - a SegmentationTask
+def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None:  # noqa: ANN401 - a SegmentationTask
     """Require the data's classes of weights that fill a layer which scores classes.
 
     Such a layer has as many channels as there are classes. If ``weights_without`` leaves any out, other classes are intended.
@@ -59,10 +59,10 @@ def check_classes_of_weights(task: Any, report: Report, file: str) -> None:  # n
         UserError: The file says that its classes are others.
     """
     channels = {name: tuple(tensor.shape[:1]) for name, tensor in task.model.net.state_dict().items()}
-    scoring = [ours for _, _, ours, _ in report.taken if channels[ours] == (task.num_classes,)]
-    missing = [name for name, _ in report.missing if channels[name] == (task.num_classes,)]
+    scoring = [ours for _, _, ours, _ in result.loaded if channels[ours] == (task.num_classes,)]
+    missing = [name for name, _ in result.missing if channels[name] == (task.num_classes,)]
     intended = any(not set(name.split(".")).isdisjoint(task.weights_without) for name in missing)
-    if scoring and not intended and (difference := find_class_difference(task, report.classes, file)):
+    if scoring and not intended and (difference := find_class_difference(task, result.classes, file)):
         layer = scoring[-1].split(".")[-2]
         raise UserError(
             f"model.weights: {difference}: name {layer} in model.weights_without if its scores are to start anew for other "

@@ -212,7 +212,7 @@ def test_weights_start_a_run_and_frozen_layers_thaw(tmp_path):
     )
     result = run_command("fit", *TINY, "--config", overlay, "--run_dir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
-    assert "26 tensors taken, 0 left over, 6 missing" in result.stdout
+    assert "26 tensors loaded, 0 unexpected, 6 missing" in result.stdout
     assert (tmp_path / "run/checkpoints/best.ckpt").is_file()
     trained = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(trained[f"model.net.{key}"], value) for key, value in state.items())

@@ -6,6 +6,7 @@ import torch
 
 from dilated_seg.crf import DenseCRF
 from dilated_seg.crf.dense_crf import DEEPLAB, appearance, smoothness
+from dilated_seg.crf.permutohedral import Coding, elevate, find_remainder_0, find_simplices
 from dilated_seg.errors import UserError
 from tests.support import crf_marginals
 from tests.support.tolerance import assert_equal_but_for_rounding
@@ -131,11 +132,25 @@ def test_gradients_of_probabilities_weights_and_compatibility_pass_gradcheck():
     assert torch.autograd.gradcheck(marginals, inputs)
 
 
+def test_the_simplex_of_the_example_in_the_documentation():
+    x = torch.tensor([[1.2], [0.0], [-1.2]])
+    y, rank = find_remainder_0(x)
+    assert y.flatten().tolist() == [0, 0, 0] and rank.flatten().tolist() == [0, 1, 2]
+    features = torch.tensor([[1.2], [0.6]])  # x_0 = p_1 + p_2, x_1 = p_2 - p_1, x_2 = -2 p_2
+    coding = Coding([0, -5, -5], [-12, 1, 11], torch.int64)
+    codes, weights = torch.empty(1, 3, dtype=torch.int64), torch.empty(1, 3)
+    torch.testing.assert_close(elevate(features, [0.5, 1.0]), x)
+    find_simplices(features, [0.5, 1.0], coding, codes, weights)
+    torch.testing.assert_close(weights, torch.tensor([[0.2, 0.4, 0.4]]))
+    vertices = [(0, 0, 0), (1, 1, -2), (2, -1, -1)]
+    assert codes[0].tolist() == [(v[1] - v[0]) // 3 + 5 + ((v[2] - v[0]) // 3 + 5) * 11 for v in vertices]
+
+
 def test_the_backward_of_a_kernel_is_its_transpose_though_the_blurs_do_not_commute():
     _, image = drawn((9, 11), 1)
     kernel = appearance(image[0], 4.0, 20.0)
     identity = torch.eye(99, dtype=torch.float64, requires_grad=True)
-    matrix = kernel.spread(kernel.gather(identity))
+    matrix = kernel.slice(kernel.splat_and_blur(identity))
     left = torch.randn(99, 99, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((matrix * left).sum(), identity)
     torch.testing.assert_close(gradient, matrix.detach().T @ left)
@@ -152,7 +167,7 @@ def test_the_free_energy_does_not_rise_but_for_the_lattices_asymmetry():
     kernels = ((10.0, appearance(image[0], 80.0, 13.0)), (3.0, smoothness(60, 80, 3.0, image.device)))
 
     def energy(marginals):
-        heard = sum(weight * kernel.spread(kernel.gather(marginals)) for weight, kernel in kernels)
+        heard = sum(weight * kernel.slice(kernel.splat_and_blur(marginals)) for weight, kernel in kernels)
         return (torch.special.xlogy(marginals, marginals) - marginals * (own + heard / 2)).sum()
 
     steps = [DenseCRF(n)(probabilities, image)[0].flatten(1).T.contiguous() for n in range(1, 16)]

@@ -1,5 +1,6 @@
 """The contract that every network keeps."""
 
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import nn
+from torchvision.models import get_weight
 
 from dilated_seg import models
 from dilated_seg.errors import UserError
@@ -23,7 +25,9 @@ from dilated_seg.models import (
     SegNet,
     SegNetBasic,
     UNet,
+    build,
 )
+from dilated_seg.weights.normalization import CHECKSUMS
 from tests.conftest import ROOT
 from tests.support.tolerance import assert_equal_but_for_rounding
 
@@ -207,3 +211,18 @@ def test_a_value_that_a_network_does_not_take_is_a_value_error_that_lists_those_
     result = subprocess.run([sys.executable, "-c", WRONG], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 200
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_what_a_class_states_about_itself_is_true(name):
+    network = getattr(models, name)
+    for kwargs in getattr(network, "variants", ({},)):
+        net = build.construct(name, [3], {"width": 1 / 64} | kwargs, name)
+        paths = [path.rpartition(".")[2] for path, _ in net.named_modules()]
+        assert set(getattr(net, "image_layers", ())) <= {*paths, "image_ms1"}
+        stated = [value for part in net.modules() if (value := getattr(part, "imagenet", None))]
+        assert all(get_weight(value).url.rpartition("/")[2] in CHECKSUMS for value in stated)
+        published = [ours for part in net.modules() for _, ours in getattr(part, "published_names", ())]
+        assert all(any(ours in path or "\\" in ours or ours == "ctx_" for path in paths) for ours in published)
+    patterns = [release.layer for release in getattr(network, "releases", ())]
+    assert all(re.compile(pattern) for pattern in patterns)

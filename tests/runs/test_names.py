@@ -27,8 +27,7 @@ from dilated_seg.report.render import draw_svg, render_page
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.training.loggers import finish
 from dilated_seg.training.wandb_tables import confusion, draw
-from dilated_seg.weights.mapping import Report
-from dilated_seg.weights.report import show
+from dilated_seg.weights import LoadResult
 from tests.conftest import ROOT
 from tests.support import fake_datasets
 
@@ -85,9 +84,9 @@ def check_terminal(some, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert all(name in shown for name in some)
     assert f"checkpoint: {some[0]}" in shown and f"CRF: {some[1]}" in shown
-    show(Report([(some[0], (1, 2), some[1], some[2])], [(some[1], (3,))], [(some[2], (4,))]))
+    LoadResult([(some[0], (1, 2), some[1], some[2])], [(some[1], (3,))], [(some[2], (4,))]).print()
     shown = capsys.readouterr().out
-    assert all(name in shown for name in some) and "left over" in shown
+    assert all(name in shown for name in some) and "unexpected" in shown
 
 
 def test_the_terminal_shows_every_name(capsys, monkeypatch):

@@ -263,8 +263,8 @@ def published(server):
 
 def test_weights_are_fetched_by_address_and_checksum_once(published, tmp_path):
     folder, source, kept = published
-    report, _, _ = weights.load(parse_network(TINY, "cpu"), source)
-    assert not report.missing and kept.read_bytes() == (folder / "w.pth").read_bytes()
+    result, _, _ = weights.load(parse_network(TINY, "cpu"), source)
+    assert not result.missing and kept.read_bytes() == (folder / "w.pth").read_bytes()
     (folder / "w.pth").unlink()
     assert not weights.load(parse_network(TINY, "cpu"), source.replace("w.pth", "w.pth?x=1/w.pth"))[0].missing
     assert main(["port", source, "--net", TINY, "--out", str(tmp_path / "o.safetensors"), "--mean", "1", "2", "3"]) == 0

@@ -20,8 +20,9 @@ from dilated_seg.__main__ import main
 from dilated_seg.commands.text import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.models import FCN, DeepLabV1, DilatedNet, FCNAlexNet, SegNet
+from dilated_seg.models.release import ILSVRC_MEAN
 from dilated_seg.storage import digest
-from dilated_seg.weights import download, published
+from dilated_seg.weights import download, normalization
 from tests.support.caffe_writer import caffemodel, chunk
 from tests.support.released_layers import PUBLISHED, rows
 from tests.support.tolerance import assert_equal_but_for_rounding
@@ -68,7 +69,7 @@ def test_a_caffemodel_goes_through_port_bit_for_bit(name, form, packed, tmp_path
     assert all(key.endswith(("running_mean", "running_var")) for key in ported)
     assert all(torch.equal(v, torch.full_like(v, float(key.endswith("var")))) for key, v in ported.items())
     printed = capsys.readouterr().out
-    assert "0 left over" in printed and "0 missing" in printed
+    assert "0 unexpected" in printed and "0 missing" in printed
     assert all(row["name"] in printed for row in rows(name) if row["params"])
 
 
@@ -81,8 +82,8 @@ def test_the_ported_network_sees_in_rgb_what_the_released_one_saw_in_bgr(tmp_pat
     with torch.no_grad():
         expected = net(picture - torch.tensor([104.00699, 116.66877, 122.67892]).double().view(3, 1, 1))
     ours = FCN(21, 8, "authors", 1 / 64).eval()
-    report, mean, std = weights.load(ours, tmp_path / "fcn.caffemodel")
-    assert not report.missing and std == (1.0, 1.0, 1.0)
+    result, mean, std = weights.load(ours, tmp_path / "fcn.caffemodel")
+    assert not result.missing and std == (1.0, 1.0, 1.0)
     with torch.no_grad():
         got = ours.double()(picture.flip(1) - torch.tensor(mean).double().view(3, 1, 1))
     assert_equal_but_for_rounding(got, expected)
@@ -102,8 +103,8 @@ def test_npz_names_a_layer_and_a_part(pattern, save, tmp_path):
     first, second = pattern.split()
     arrays = {form.format(name): v for name, b in blobs.items() for form, v in zip((first, second), b, strict=True)}
     save(tmp_path / "net.npz", **arrays)
-    report, mean, _ = weights.load(net, tmp_path / "net.npz")
-    assert (len(report.taken), report.left_over, report.missing) == (len(expected), [], [])
+    result, mean, _ = weights.load(net, tmp_path / "net.npz")
+    assert (len(result.loaded), result.unexpected, result.missing) == (len(expected), [], [])
     assert mean == (116.52, 111.36, 102.93)
     for key, values in net.state_dict().items():
         assert torch.equal(values, expected[key].flip(1) if key.endswith(".conv1_1.weight") else expected[key])
@@ -113,8 +114,8 @@ def test_npz_of_a_dense_network_with_statistics(tmp_path):
     net = parse_network("FCDenseNet(3, 56, width=1/12)", "cpu")
     arrays = {key: np.random.rand(*v.shape).astype(np.float32) for key, v in net.state_dict().items() if "tracked" not in key}
     np.savez(tmp_path / "dense.npz", **arrays)
-    report, mean, std = weights.load(net, tmp_path / "dense.npz")
-    assert not report.missing and not report.left_over
+    result, mean, std = weights.load(net, tmp_path / "dense.npz")
+    assert not result.missing and not result.unexpected
     assert (mean, std) == (None, None)
     assert torch.equal(net.first.weight.detach(), torch.from_numpy(arrays["first.weight"]))
     assert torch.equal(net.mid[2].bn.running_var, torch.from_numpy(arrays["mid.2.bn.running_var"]))
@@ -137,16 +138,16 @@ def test_a_front_end_brings_its_own_mean_into_the_next_stage(tmp_path):
     """Stage two of the paper: the context module is new, and the front end is VOC's, not ImageNet's."""
     front_end = parse_network(NARROW["dilated_frontend_voc"], "cpu")
     (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs("dilated_frontend_voc", front_end)[0]))
-    report, mean, _ = weights.load(parse_network(NARROW["dilation8_voc_large"], "cpu"), tmp_path / "f.caffemodel")
-    assert mean == MEANS["voc"] and len(report.missing) == 16
+    result, mean, _ = weights.load(parse_network(NARROW["dilation8_voc_large"], "cpu"), tmp_path / "f.caffemodel")
+    assert mean == MEANS["voc"] and len(result.missing) == 16
 
 
 def test_staged_scores_bring_fcns_mean_into_the_next_stage(tmp_path):
     net = parse_network(NARROW["fcn32s_voc"], "cpu")
     (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs("fcn32s_voc", net)[0]))
-    report, mean, _ = weights.load(parse_network(NARROW["fcn16s_voc"], "cpu"), tmp_path / "f.caffemodel")
-    assert mean == published.ILSVRC
-    assert [name for name, _ in report.missing] == ["decoder.score_pool4.weight", "decoder.score_pool4.bias"]
+    result, mean, _ = weights.load(parse_network(NARROW["fcn16s_voc"], "cpu"), tmp_path / "f.caffemodel")
+    assert mean == ILSVRC_MEAN
+    assert [name for name, _ in result.missing] == ["decoder.score_pool4.weight", "decoder.score_pool4.bias"]
 
 
 def test_staged_and_at_once_are_not_taken_for_each_other(tmp_path):
@@ -163,8 +164,8 @@ def test_a_context_module_of_other_layers_is_refused(tmp_path):
         weights.load(parse_network(NARROW["dilation7_kitti_basic"], "cpu"), tmp_path / "d.caffemodel")
     with pytest.raises(UserError, match=r"and no context\.layers\.ctx_conv6_1"):
         weights.load(parse_network("DilatedNet(11, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
-    report, _, _ = weights.load(parse_network("DilatedNet(11, context=None, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
-    assert not report.missing and len(report.left_over) == 16
+    result, _, _ = weights.load(parse_network("DilatedNet(11, context=None, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
+    assert not result.missing and len(result.unexpected) == 16
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "ckpt", "npz"])
@@ -179,8 +180,8 @@ def test_every_network_reads_its_own_file(name, suffix, tmp_path):
     else:
         whole = {"state_dict": {f"model.net.{key}": value for key, value in state.items()}} if suffix == "ckpt" else state
         torch.save(whole, tmp_path / f"own.{suffix}")
-    report, _, _ = weights.load(again, tmp_path / f"own.{suffix}")
-    assert not report.missing and not report.left_over
+    result, _, _ = weights.load(again, tmp_path / f"own.{suffix}")
+    assert not result.missing and not result.unexpected
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in state.items() if "tracked" not in key)
 
 
@@ -217,17 +218,17 @@ def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_p
     net = parse_network(call.format(3), "cpu")
     with pytest.raises(UserError, match=r"is to start anew, as for other classes, name it in model\.weights_without"):
         weights.load(net, tmp_path / "five.pth")
-    report, _, _ = weights.load(net, tmp_path / "five.pth", without)
-    assert report.missing and all(any(w in name for w in without) for name, _ in report.missing)
+    result, _, _ = weights.load(net, tmp_path / "five.pth", without)
+    assert result.missing and all(any(w in name for w in without) for name, _ in result.missing)
 
 
 def test_the_release_for_cityscapes_goes_into_the_padded_form_without_its_upsampling(tmp_path):
     net = parse_network(NARROW["dilation10_cityscapes_basic"], "cpu")
     (tmp_path / "d.caffemodel").write_bytes(caffemodel(published_blobs("dilation10_cityscapes_basic", net)[0]))
-    report, mean, _ = weights.load(
+    result, mean, _ = weights.load(
         parse_network("DilatedNet(19, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel"
     )
-    assert [name for name, _ in report.left_over] == ["ctx_upsample/0"] and mean == MEANS["cityscapes"]
+    assert [name for name, _ in result.unexpected] == ["ctx_upsample/0"] and mean == MEANS["cityscapes"]
 
 
 @pytest.mark.parametrize(("classes", "names"), [(11, {}), (5, {}), (40, {"final": "score_fr"})])
@@ -244,8 +245,8 @@ def test_a_release_of_unknown_data_has_no_mean(classes, names, tmp_path):
 def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
     net = parse_network(TINY, "cpu")
     torch.save(wrap(net.state_dict()), tmp_path / "wrapped.pth")
-    report, _, _ = weights.load(parse_network(TINY, "cpu"), tmp_path / "wrapped.pth")
-    assert not report.missing and not report.left_over
+    result, _, _ = weights.load(parse_network(TINY, "cpu"), tmp_path / "wrapped.pth")
+    assert not result.missing and not result.unexpected
 
 
 @pytest.mark.parametrize(
@@ -262,18 +263,18 @@ def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
 def test_what_held_a_network_is_taken_off_the_names_of_its_tensors_and_said(prefix, beside, said, tmp_path):
     net, again = parse_network(TINY, "cpu"), parse_network(TINY, "cpu")
     torch.save({f"{prefix}{k}": v for k, v in net.state_dict().items()} | beside, tmp_path / "wrapped.pth")
-    report, _, _ = weights.load(again, tmp_path / "wrapped.pth")
+    result, _, _ = weights.load(again, tmp_path / "wrapped.pth")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
-    assert not report.missing and len(report.left_over) == len([name for name in beside if name != "n_averaged"])
-    assert weights.summary(report).endswith(f"; names without their prefix {said}")
+    assert not result.missing and len(result.unexpected) == len([name for name in beside if name != "n_averaged"])
+    assert str(result).endswith(f"; names without their prefix {said}")
 
 
 def test_a_compiled_network_inside_a_task_keeps_what_is_subtracted_from_the_image(tmp_path):
     state = {f"model.net._orig_mod.{key}": value for key, value in parse_network(TINY, "cpu").state_dict().items()}
     numbers = {"model.mean": torch.tensor([1.0, 2.0, 3.0]), "model.std": torch.ones(3)}
     torch.save({"state_dict": state | numbers}, tmp_path / "task.ckpt")
-    report, mean, std = weights.load(parse_network(TINY, "cpu"), tmp_path / "task.ckpt")
-    assert not report.missing and not report.left_over and (mean, std) == ((1, 2, 3), (1, 1, 1))
+    result, mean, std = weights.load(parse_network(TINY, "cpu"), tmp_path / "task.ckpt")
+    assert not result.missing and not result.unexpected and (mean, std) == ((1, 2, 3), (1, 1, 1))
 
 
 def test_a_prefix_that_the_network_itself_has_stays(tmp_path):
@@ -284,9 +285,9 @@ def test_a_prefix_that_the_network_itself_has_stays(tmp_path):
 
     theirs, ours = Mine(), Mine()
     torch.save(theirs.state_dict(), tmp_path / "mine.pth")
-    report, _, _ = weights.load(ours, tmp_path / "mine.pth")
+    result, _, _ = weights.load(ours, tmp_path / "mine.pth")
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
-    assert not report.stripped
+    assert not result.stripped
 
 
 @pytest.mark.parametrize(
@@ -379,7 +380,7 @@ def cache(tmp_path, monkeypatch):
 
     def put(state, name):
         torch.save(state, tmp_path / "hub/checkpoints" / name)
-        monkeypatch.setitem(published.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
+        monkeypatch.setitem(normalization.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
 
     return put
 
@@ -388,11 +389,11 @@ def test_torchvisions_vgg_classifies_as_the_middle_of_our_convolutions(cache):
     theirs = Vgg(1 / 32).eval()
     cache(theirs.state_dict(), "vgg16-397923af.pth")
     net = FCN(4, width=1 / 32).eval()
-    report, mean, std = weights.load(net, "imagenet")
-    assert len(report.taken) == 30
-    assert [name for name, _ in report.left_over] == ["classifier.6.weight", "classifier.6.bias"]
-    assert [name for name, _ in report.missing] == ["score_fr.weight", "score_fr.bias"]
-    assert (mean, std) == published.TORCHVISION
+    result, mean, std = weights.load(net, "imagenet")
+    assert len(result.loaded) == 30
+    assert [name for name, _ in result.unexpected] == ["classifier.6.weight", "classifier.6.bias"]
+    assert [name for name, _ in result.missing] == ["score_fr.weight", "score_fr.bias"]
+    assert (mean, std) == normalization.TORCHVISION
     image = torch.randn(1, 3, 224, 224, dtype=torch.float64)
     theirs, net = theirs.double(), net.double()
     with torch.no_grad():
@@ -405,8 +406,8 @@ def test_large_field_of_view_is_vggs_fc6_with_two_taps_of_three_left_out(tmp_pat
     theirs = Vgg(1 / 32)
     torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
     net = DeepLabV1(4, width=1 / 32)
-    report, _, _ = weights.load(net, tmp_path / "vgg16.pth")
-    assert [name for name, _ in report.missing] == ["fc8.weight", "fc8.bias"]
+    result, _, _ = weights.load(net, tmp_path / "vgg16.pth")
+    assert [name for name, _ in result.missing] == ["fc8.weight", "fc8.bias"]
     full = theirs.classifier[0].weight.detach().view(128, 16, 7, 7)[::4].double()
     taps = torch.zeros(7)
     taps[::3] = 1
@@ -436,10 +437,10 @@ def test_features_without_a_classifier_are_the_authors_own(cache):
     state = {key: torch.full_like(v, torch.nan) if key.startswith("classifier") else v for key, v in state.items()}
     cache(state, "vgg16-397923af.pth")
     net = FCN(4, width=1 / 32)
-    report, mean, std = weights.load(net, "imagenet")
+    result, mean, std = weights.load(net, "imagenet")
     assert (mean, std) == ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
-    assert "classifier.fc6.weight" in [name for name, _ in report.missing]
-    assert "classifier.0.weight" in [name for name, _ in report.left_over]
+    assert "classifier.fc6.weight" in [name for name, _ in result.missing]
+    assert "classifier.0.weight" in [name for name, _ in result.unexpected]
     assert torch.isfinite(net.classifier.fc6.weight).all()
 
 
@@ -448,12 +449,12 @@ def test_torchvisions_resnet_starts_ours(build, cache):
     theirs = torchvision.models.resnet18()
     cache(theirs.state_dict(), "resnet18-f37072fd.pth")
     net = build()
-    report, mean, std = weights.load(net, "imagenet")
+    result, mean, std = weights.load(net, "imagenet")
     encoder = net.encoder if isinstance(net, FCN) else net.front_end.encoder
     state = theirs.state_dict()
     assert all(torch.equal(v, state[key]) for key, v in encoder.state_dict().items() if "tracked" not in key)
-    assert [name for name, _ in report.left_over] == ["fc.weight", "fc.bias"]
-    assert (mean, std) == published.TORCHVISION
+    assert [name for name, _ in result.unexpected] == ["fc.weight", "fc.bias"]
+    assert (mean, std) == normalization.TORCHVISION
 
 
 class Alex(nn.Module):
@@ -471,10 +472,10 @@ def test_torchvisions_alexnet_starts_the_one_tower_form_and_is_refused_by_the_ot
     theirs = Alex()
     torch.save(theirs.state_dict(), tmp_path / "alexnet.pth")
     net = FCNAlexNet(3, width=1 / 32, one_tower=True)
-    report, _, _ = weights.load(net, tmp_path / "alexnet.pth")
+    result, _, _ = weights.load(net, tmp_path / "alexnet.pth")
     assert torch.equal(net.layers.conv4.weight, theirs.features["8"].weight)
     assert torch.equal(net.layers.fc6.weight.flatten(1), theirs.classifier["1"].weight)
-    assert [name for name, _ in report.missing] == ["score_fr.weight", "score_fr.bias"]
+    assert [name for name, _ in result.missing] == ["score_fr.weight", "score_fr.bias"]
     with pytest.raises(UserError, match=r"does not fit the network: features.0.weight is 2 x 3 x 11 x 11 there"):
         weights.load(FCNAlexNet(3, width=1 / 32), tmp_path / "alexnet.pth")
 
@@ -488,8 +489,8 @@ def test_what_port_writes_is_read_again_with_its_mean(tmp_path):
         port(tmp_path / "a.caffemodel", NARROW["segnet_basic_camvid"], out, "--mean", "1", "2.5", "3", "--std", "4", "5", "6")
         == 0
     )
-    report, mean, std = weights.load(net, out)
-    assert (mean, std, report.missing) == ((1.0, 2.5, 3.0), (4.0, 5.0, 6.0), [])
+    result, mean, std = weights.load(net, out)
+    assert (mean, std, result.missing) == ((1.0, 2.5, 3.0), (4.0, 5.0, 6.0), [])
     with safe_open(out, "pt") as content:
         facts = content.metadata()
     assert facts["net"] == NARROW["segnet_basic_camvid"]
@@ -505,7 +506,7 @@ def test_a_classifier_leaves_new_layers_to_start_by_themselves(tmp_path, capsys)
     (tmp_path / "vgg.caffemodel").write_bytes(caffemodel(start, "v1"))
     assert port(tmp_path / "vgg.caffemodel", "FCN(5, 8, authors, width=1/64)", tmp_path / "o.safetensors") == 0
     printed = capsys.readouterr().out
-    assert "30 tensors taken, 2 left over (fc8), 6 missing" in printed
+    assert "30 tensors loaded, 2 unexpected (fc8), 6 missing" in printed
     assert "minus (123.68, 116.779, 103.939)" in printed
     assert torch.equal(load_file(tmp_path / "o.safetensors")["classifier.fc6.weight"], torch.from_numpy(blobs["fc6"][0]))
 
@@ -685,7 +686,7 @@ def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_pat
             content[rng.integers(len(content))] = rng.integers(256)
         file.write_bytes(content[: rng.integers(1, len(content) + 1)] if trial % 3 == 0 else content)
         try:
-            weights.fit(weights.read(file), net)
+            weights.map_tensors(weights.read(file), net)
             outcomes["read"] += 1
         except UserError:
             outcomes["refused"] += 1
@@ -710,15 +711,15 @@ def test_each_network_has_its_file_in_torchs_cache(call, name, tmp_path, monkeyp
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     (tmp_path / "hub/checkpoints" / name).write_bytes(b"not what its name says")
     with pytest.raises(UserError, match=rf"{name} is another file than https://download.pytorch.org/.*: remove it"):
-        weights.imagenet(parse_network(call))
-    monkeypatch.setitem(published.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
-    assert weights.imagenet(parse_network(call)) == tmp_path / "hub/checkpoints" / name
+        weights.fetch_imagenet(parse_network(call))
+    monkeypatch.setitem(normalization.CHECKSUMS, name, digest(tmp_path / "hub/checkpoints" / name))
+    assert weights.fetch_imagenet(parse_network(call)) == tmp_path / "hub/checkpoints" / name
 
 
 @pytest.mark.parametrize("call", ["UNet(3)", "SegNetBasic(3)", "FCDenseNet(3, 56)", "FCNAlexNet(3)"])
 def test_networks_without_published_encoder_say_so(call):
     with pytest.raises(UserError, match=f"no ImageNet weights for {call.partition('(')[0]} in torchvision"):
-        weights.imagenet(parse_network(call))
+        weights.fetch_imagenet(parse_network(call))
 
 
 def test_offline_it_says_how_to_fetch_it(tmp_path, monkeypatch):
@@ -727,14 +728,14 @@ def test_offline_it_says_how_to_fetch_it(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"vgg16-397923af.pth .*put it into .*hub/checkpoints as vgg16-397923af.pth, or name a file"
     ):
-        weights.imagenet(parse_network("FCN(3)"))
+        weights.fetch_imagenet(parse_network("FCN(3)"))
     assert not list((tmp_path / "hub/checkpoints").iterdir())
 
 
 def test_a_download_of_another_content_is_refused_and_leaves_nothing(tmp_path):
     (tmp_path / "served.pth").write_bytes(b"not what its checksum says")
     with pytest.raises(UserError, match="invalid hash value"):
-        download.download((tmp_path / "served.pth").as_uri(), tmp_path / "to/served.pth", "0" * 64)
+        download.ensure_downloaded((tmp_path / "served.pth").as_uri(), tmp_path / "to/served.pth", "0" * 64)
     assert not list((tmp_path / "to").iterdir())
 
 
