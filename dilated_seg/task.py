@@ -1,6 +1,5 @@
 """The task: a network, its loss, its metrics and its optimizer, on any dataset."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,9 +8,7 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from dilated_seg.crf import DenseCRF
@@ -24,15 +21,13 @@ from dilated_seg.models.layers import promote
 from dilated_seg.models.release import RGB, VGG_MEAN
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask, predict
-from dilated_seg.training.checkpoint_io import SafeCheckpointIO, open_checkpoint
-from dilated_seg.training.checks import check_class_weights, check_monitor, check_parameters, check_values
-from dilated_seg.training.initial_weights import fetch_initial_weights, find_class_difference, load_initial_weights
+from dilated_seg.training.checkpoint_io import SafeCheckpointIO, describe_dataset, open_checkpoint
+from dilated_seg.training.checks import check_class_weights, check_gradient, check_parameters, check_values
+from dilated_seg.training.initial_weights import check_classes_of_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
-from dilated_seg.training.lightning_internals import are_hyperparameters_given
-from dilated_seg.training.param_groups import build_optimizer
+from dilated_seg.training.param_groups import build_optimizer, schedule, step_on_plateau
 from dilated_seg.weights.check import check_shapes
 from dilated_seg.weights.normalization import IMAGENET_STD
-from dilated_seg.weights.readers import find_class_names
 
 # A step's loss is the sum over the valid pixels of all its batches, divided by their number N, which is known only
 # after the last batch. So each batch is divided by SCALE, which keeps it in the range of 16-bit floats, and before the
@@ -90,9 +85,9 @@ class SegmentationTask(LightningModule):
         std: RGB | None = None,
     ) -> None:
         super().__init__()
-        # The command line gives YAML to save, from which load_from_checkpoint rebuilds everything. Objects built in Python
-        # are no hyperparameters: a checkpoint that held them could only be loaded by executing a pickle.
-        self.save_hyperparameters(ignore=[] if are_hyperparameters_given() else ["net", "optimizer", "lr_scheduler", "crf"])
+        # Objects are no hyperparameters: a checkpoint that held them could only be loaded by executing a pickle. The command
+        # line saves the YAML that they were built from.
+        self.save_hyperparameters(ignore=["net", "optimizer", "lr_scheduler", "crf"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
         if class_weights is not None:
@@ -100,9 +95,8 @@ class SegmentationTask(LightningModule):
         check_values(lr_factors or {}, mean, std)
         if crf and crf.learnable and crf.num_classes is None:
             crf.learn(num_classes)
-        self.model = Segmenter(
-            net, self.classes, mean or VGG_MEAN, std or IMAGENET_STD, ignore_index=ignore_index, crf=crf
-        )  # fmt: skip
+        mean_std = mean or VGG_MEAN, std or IMAGENET_STD
+        self.model = Segmenter(net, self.classes, *mean_std, ignore_index=ignore_index, crf=crf)
         if compile:
             net.compile()  # in place: the names in a checkpoint stay as they are
         self.fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
@@ -181,11 +175,7 @@ class SegmentationTask(LightningModule):
         return total * self.trainer.accumulate_grad_batches / SCALE  # Lightning divides by their number
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped, and end the run before a step that would break the weights.
-
-        Raises:
-            UserError: The gradient is infinite or NaN; with 16-bit floats, whose scaler leaves out such steps, never.
-        """
+        """Log the norm of the gradient before it is clipped, and end the run before a step that would break the weights."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if self.trainer.accumulate_grad_batches > 1:  # now the valid pixels of all its batches are known
             for gradient in gradients:
@@ -194,11 +184,8 @@ class SegmentationTask(LightningModule):
         self.accumulating = False
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log("train/gradient_norm", norm)
-        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
-            raise UserError(
-                f"the gradient is not finite at step {self.global_step + 1}, images {', '.join(self.seen)}: lower "
-                "model.optimizer's learning rate or set trainer.gradient_clip_val; the checkpoints before it are whole"
-            )
+        if self.trainer.precision != "16-mixed":  # whose scaler leaves out steps with such gradients
+            check_gradient(norm, self.global_step + 1, self.seen)
         self.updating = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
@@ -240,7 +227,7 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")
-        self.step_on_plateau()
+        step_on_plateau(self)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
@@ -280,20 +267,11 @@ class SegmentationTask(LightningModule):
         checkpoint["accumulated"] = self.accumulated
         if crf := self.model.crf:
             checkpoint["crf"] = {"init_args": crf.start | {"learnable": crf.learnable}}
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "palette"):  # for those who use the network without it
-            checkpoint["dataset"] = {
-                "name": type(data).__name__, "classes": list(data.classes), "palette": [tuple(c) for c in data.palette],
-                "ignore_index": data.ignore_index, "submitted": list(data.submitted) if data.submitted else None,
-            }  # fmt: skip
+        checkpoint |= describe_dataset(getattr(self.trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or of another network, by the first parameters that do not fit."""
-        if difference := find_class_difference(self, find_class_names(checkpoint)):
-            raise UserError(
-                f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
-                "weights with model.weights, without the layers in model.weights_without that score classes"
-            )
+        check_classes_of_checkpoint(self, checkpoint)
         state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
         check_shapes(state, self.model.state_dict(), "the checkpoint")
         self.trained_steps, self.started = checkpoint["global_step"], True
@@ -303,21 +281,7 @@ class SegmentationTask(LightningModule):
         optimizer = build_optimizer(self.optimizer, self.model, self.lr_factors, self.fixed)
         if self.lr_scheduler is None:
             return {"optimizer": optimizer}
-        scheduler = self.lr_scheduler(optimizer)
-        scheme: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, ReduceLROnPlateau):  # steps by what a validation finds: step_on_plateau
-            monitor = getattr(scheduler, "monitor", "val/loss")
-            check_monitor("ReduceLROnPlateau", monitor, scheduler.mode, self.metric_names("val"))
-            scheme |= {"monitor": monitor, "frequency": sys.maxsize}
-        return {"optimizer": optimizer, "lr_scheduler": scheme}
-
-    def step_on_plateau(self) -> None:
-        """Let a scheduler that watches a metric see what the validation found, before a checkpoint is saved."""
-        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
-            return
-        for scheme in self.trainer.lr_scheduler_configs:
-            if scheme.reduce_on_plateau and scheme.monitor in self.trainer.callback_metrics:
-                self.lr_scheduler_step(scheme.scheduler, self.trainer.callback_metrics[scheme.monitor])
+        return {"optimizer": optimizer, "lr_scheduler": schedule(self.lr_scheduler(optimizer), self.metric_names("val"))}
 
 
 def split_by_size(batch: dict[str, Any]) -> Iterator[tuple[slice, Tensor]]:

@@ -1,5 +1,6 @@
 """What keeps the repository simple: imports point one way, importing costs nothing, every path says what is in it."""
 
+import re
 import subprocess
 import sys
 
@@ -20,3 +21,29 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_no_path_is_called_utils_common_core_helpers_or_misc():
     vague = {"utils", "common", "core", "helpers", "misc"}
     assert not [p for p in (ROOT / "dilated_seg").rglob("*") if p.stem in vague]
+
+
+# The files that may use private names of other libraries, and these names.
+INTERNALS = ("training/lightning_internals.py", "models/torch_internals.py")
+ATTRIBUTE = re.compile(r"(?<!self)(?<!cls)(?<!super\(\))\.(_(?!_)[a-zA-Z]\w*)")
+IMPORT = re.compile(r"^\s*from [\w.]+ import .*?\b(_[a-zA-Z]\w*)|^\s*(?:from|import) [\w.]*\.(_[a-zA-Z]\w*)", re.M)
+
+
+def private_names(path):
+    """The names with an underscore that a file takes from elsewhere; its own classes' are self._name, or defined in it."""
+    code = re.sub(r'"""[\s\S]*?"""|#.*', "", path.read_text())
+    own = set(re.findall(r"self\.(_\w+)\b.*?=|def (_\w+)", code))
+    names = [*ATTRIBUTE.findall(code), *(name for pair in IMPORT.findall(code) for name in pair if name)]
+    return {name for name in names if name not in {part for pair in own for part in pair}}
+
+
+def test_private_names_of_other_libraries_are_in_two_files():
+    package = ROOT / "dilated_seg"
+    elsewhere = {
+        str(path.relative_to(package)): names
+        for path in package.rglob("*.py")
+        if str(path.relative_to(package)) not in INTERNALS and (names := private_names(path))
+    }
+    assert not elsewhere
+    names = set.union(*(private_names(package / file) for file in INTERNALS))
+    assert "_should_check_val_fx" in names and len(names) + len({"_get_train_description"}) <= 12

@@ -16,7 +16,7 @@ import yaml
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
-from dilated_seg.runs.run import EXPERIMENTS, Run
+from dilated_seg.runs.run import EXPERIMENTS, Run, build_dataset
 
 FAILED = "failed"  # a file in the folder of a run that failed, which says why
 OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
@@ -228,12 +228,11 @@ def layer(ablation: Path, value: str | Mapping[str, Any]) -> str:
 
 def check(ablation: Ablation) -> None:
     """Parse every run and look at its data before the first is trained; refuse folders with other runs in them."""
-    from dilated_seg.cli import Resolve
+    from dilated_seg.cli.parser import resolve_experiment
 
     looked_at = []
     for one in ablation.runs:
-        resolve = Resolve(one.arguments)
-        text, saved = resolve.text, one.folder / "config.yaml"
+        text, saved = resolve_experiment(one.arguments[1:]), Run(one.folder).config_file
         if saved.is_file() and saved.read_text() != text:
             learnt = (one.folder / "checkpoints").exists() and not ablation.rehearsal
             if learnt:
@@ -244,9 +243,9 @@ def check(ablation: Ablation) -> None:
         start = settings["model"]["weights"]
         if start and start != "imagenet" and one.before is None and not Path(start).exists():
             raise UserError(f"{one.name} starts from {start}, which is not there: {how_to_get(start)}")
-        if resolve.data not in looked_at:
-            looked_at.append(resolve.data)
-            data = resolve.dataset()
+        if settings["data"] not in looked_at:
+            looked_at.append(settings["data"])
+            data = build_dataset(settings["data"])
             claims.refuse_other_classes(ablation.claims, data.classes)
             for split in (data.train_split, "val", ablation.split):
                 data.opened(split)

@@ -26,6 +26,7 @@ from dilated_seg.errors import UserError, describe_error
 from dilated_seg.export import hub
 from dilated_seg.inference.load import load
 from dilated_seg.models.segmenter import Segmenter, normalize
+from dilated_seg.models.torch_internals import trace_with_free_sizes
 from dilated_seg.runs.run import commit
 
 Format = Literal["onnx", "pt2", "hub"]
@@ -138,7 +139,7 @@ def traced(plain: Plain, size: tuple[int, int] | None = None) -> ExportedProgram
         image = picture(*example)
         try:
             # Else torch takes what is true of this size, such as that nothing is left to be cropped, to be true of all.
-            with quiet(), torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            with quiet(), torch.no_grad(), trace_with_free_sizes():
                 plain(image)
                 return torch.export.export(plain, (image,), dynamic_shapes=(axes,))
         except Exception as error:  # torch.export passes on whatever a network raises

@@ -13,7 +13,7 @@ from dilated_seg.runs.checkpoint import Checkpoint
 from dilated_seg.runs.results import name_partial
 from dilated_seg.runs.run import Run
 from dilated_seg.training.evaluation import records
-from dilated_seg.training.loggers import Wandb
+from dilated_seg.training.loggers import SafeWandbLogger
 from dilated_seg.training.progress import find_best
 
 
@@ -34,7 +34,7 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
     for command in list_commands(run_dir, checkpoint, found[0] if found else None):
         print(f"  {command}")
     for logger in trainer.loggers:
-        if isinstance(logger, Wandb) and (logger.lost or logger.experiment.offline):
+        if isinstance(logger, SafeWandbLogger) and (logger.lost or logger.experiment.offline):
             print(f"  {format_command('wandb', 'sync', shorten(Path(logger.experiment.settings.sync_dir)))}", flush=True)
 
 

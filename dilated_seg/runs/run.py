@@ -1,8 +1,11 @@
 """A run: the directory that ``fit`` makes of an experiment, and everything that is read from it."""
 
 import csv
+import os
 import shutil
 import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,6 +18,7 @@ import dilated_seg
 from dilated_seg.errors import UserError
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import LAST, Checkpoint
+from dilated_seg.runs.differences import find_differences
 from dilated_seg.runs.segmenter import build_segmenter
 from dilated_seg.storage import write_text
 
@@ -114,6 +118,23 @@ class Run:
         return max(finished, key=lambda run: run.finished_file.stat().st_mtime_ns)
 
     @classmethod
+    def create(cls, parent: Path) -> "Run":
+        """Make a new directory for a run below ``parent``, named by the time.
+
+        Raises:
+            UserError: There are 999 of this second.
+        """
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for number in range(1, 1000):
+            run = cls(parent / (stamp if number == 1 else f"{stamp}-{number}"))
+            try:
+                run.path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return run
+        raise UserError(f"{parent} holds 999 runs of this second: name the run's folder with --run_dir")
+
+    @classmethod
     def containing(cls, checkpoint: Path) -> "Run | None":
         """Return the run that a checkpoint file belongs to; None if it is in no directory of checkpoints."""
         return cls(checkpoint.parents[1]) if checkpoint.absolute().parent.name == CHECKPOINTS else None
@@ -200,16 +221,69 @@ class Run:
         )
         return [Checkpoint(file) for file in files]
 
+    def newest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint that is as it was written; None if there is none. Print which ones are skipped.
+
+        Raises:
+            UserError: There are checkpoints, and none of them is as it was written.
+        """
+        checkpoints = self.checkpoints()
+        for checkpoint in checkpoints:
+            if checkpoint.is_intact():
+                return checkpoint.path
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                missing = f"there is no {checkpoint.checksum_file.name} beside it"
+                why = "its checksum differs" if checkpoint.recorded_checksums() else missing
+                print(f"skipped {checkpoint.path}: {why}", file=sys.stderr)
+        if checkpoints:
+            raise UserError(
+                f"no checkpoint in {self.checkpoint_dir} is as it was written: remove the run's folder to start anew, "
+                "or name one with --ckpt_path if you trust it"
+            )
+        return None
+
+    def resume(self, config: str, checkpoint: str | None) -> Path | None:
+        """Return this run's checkpoint from which a training continues; None if it begins, or continues another run's.
+
+        How a run continues, from the command to the same weights as if it had never been interrupted:
+
+        1. ``fit`` in a directory without config.yaml begins a run. With ``checkpoint`` (``--ckpt_path``) it continues another
+           run's training here: `training.recipe.Recipe` compares the recipes, takes what may change and refuses the rest.
+        2. In a directory with config.yaml it continues the run, if the configurations differ in nothing but options that
+           change no weight (`runs.differences.FREE`).
+        3. It continues from last.ckpt, or from the newest checkpoint whose checksum fits (`newest_checkpoint`);
+           `training.checkpoint_io` writes them so that at every moment there is one, and reads them without executing anything.
+        4. The checkpoint holds parameters, the optimizer, the schedule, Lightning's loops, the state of callbacks, the sums of
+           an accumulation (`SegmentationTask.accumulated`) and its gradients (`training.resume.KeepGradients`).
+        5. Nothing else is random: dropout is seeded by the step (`training.resume.SeedEveryStep`), and order and augmentation
+           of the images are a function of seed and position (`data.samplers`), so the data module skips what has been seen.
+        6. `training.signals.StopOnSignal` and `training.resume.SaveOnError` write last.ckpt after a whole step when a signal or
+           an error ends a session.
+        7. An earlier session's metrics.csv becomes metrics-N.csv (`keep_history`); W&B goes on with the id in wandb_id.
+        8. A run that is finished (`mark_finished`) loads its weights and trains no more.
+
+        Args:
+            config: The resolved configuration of the training, YAML.
+            checkpoint: The checkpoint that is to be continued, if one is named.
+
+        Raises:
+            UserError: The directory holds a run of another configuration, or no checkpoint is as it was written.
+        """
+        if not self.is_run:
+            return None
+        if change := next(find_differences(self.config_file.read_text(), config), None):
+            name, before, now = change
+            raise UserError(
+                f"{self} holds a run of another configuration: name another folder or remove it "
+                f"({name} is {before} there and {now} here; --ckpt_path continues it with that in another folder)"
+            )
+        if checkpoint and Path(checkpoint).resolve().parent == self.checkpoint_dir.resolve():
+            return None  # one of its own is named
+        return self.newest_checkpoint()  # though it may once have begun from another run's checkpoint
+
     def dataset(self) -> "SegmentationDataModule":
         """Return the data module that the run was trained on, with the same arguments."""
-        from jsonargparse import ArgumentParser
-
-        from dilated_seg.data.datamodule import SegmentationDataModule  # imports Lightning
-
-        data = {"class_path": self.config.data.class_path, "init_args": self.config.data.init_args}
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(SegmentationDataModule, "data")
-        return parser.instantiate_classes(parser.parse_object({"data": data})).data
+        return build_dataset({"class_path": self.config.data.class_path, "init_args": self.config.data.init_args})
 
     def model(self, checkpoint: str = "last", net: nn.Module | None = None) -> Segmenter:
         """Return the trained network with normalization, class names and colors, in evaluation mode, on the CPU.
@@ -240,6 +314,17 @@ class Run:
             shutil.move(self.metrics_file, self.path / f"metrics-{number}.csv")
 
 
+def build_dataset(data: dict[str, Any]) -> "SegmentationDataModule":
+    """Build the data module that a configuration names by ``class_path`` and ``init_args``."""
+    from jsonargparse import ArgumentParser
+
+    from dilated_seg.data.datamodule import SegmentationDataModule  # imports Lightning
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentationDataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+
+
 def newest_checkpoint(directory: str | Path) -> Checkpoint:
     """Return the last checkpoint of the newest finished run in a directory: see `Run.newest`.
 
@@ -259,7 +344,7 @@ def experiment_name(config: Any) -> Path:  # noqa: ANN401
         if file.is_file():
             inside = EXPERIMENTS in file.parents
             return file.relative_to(EXPERIMENTS).with_suffix("") if inside else Path(file.stem)
-    return Path(config.data.class_path.rpartition(".")[2].lower())
+    return Path(config["data"]["class_path"].rpartition(".")[2].lower())
 
 
 @cache

@@ -5,9 +5,11 @@ from dilated_seg.training.evaluation import EvaluationRecord
 from dilated_seg.training.freeze import Freeze
 from dilated_seg.training.gallery import Gallery, PredictionWriter
 from dilated_seg.training.labels import NothingToLearnError, RequireLabels
+from dilated_seg.training.processes import ProcessTimeout
 from dilated_seg.training.progress import Progress, Throughput, ValidationLines
 from dilated_seg.training.recipe import Recipe
-from dilated_seg.training.resume import KeepGradients, ProcessTimeout, SaveOnError, SeedEveryStep, StopOnSignal
+from dilated_seg.training.resume import KeepGradients, SaveOnError, SeedEveryStep
+from dilated_seg.training.signals import StopOnSignal
 
 __all__ = [
     "CachedFrontEnd",

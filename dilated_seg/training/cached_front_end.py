@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning import LightningModule, Trainer
-from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from rich.progress import track
 from torch.utils.data import DataLoader
 
@@ -25,7 +24,8 @@ from dilated_seg.data.feature_cache import ROWS, StoredScores
 from dilated_seg.errors import UserError
 from dilated_seg.storage import write_text
 from dilated_seg.training.freeze import Freeze
-from dilated_seg.training.resume import StopOnSignal
+from dilated_seg.training.lightning_internals import wait_without_timeout
+from dilated_seg.training.signals import StopOnSignal
 
 # The modules that decide the tensors of a training image: finding, decoding, seeding and augmenting it.
 READING = (decode, collate, pairs, samplers, shards, transforms)
@@ -83,7 +83,7 @@ class CachedFrontEnd(Freeze):
         scores = StoredScores(folder, len(data.training_images()), data.variants)
         missing: list[tuple[int, int]] = []
         with ExitStack() as stack:
-            with _InfiniteBarrier():  # checksums of many gigabytes, or another run, take their time
+            with wait_without_timeout():  # checksums of many gigabytes, or another run, take their time
                 if trainer.is_global_zero:
                     stack.enter_context(claimed(folder))
                     for begun in folder.glob("*.partial"):  # of a run that was killed
@@ -93,7 +93,7 @@ class CachedFrontEnd(Freeze):
             missing = trainer.strategy.broadcast(missing)
             if not (folder / "key.json").is_file():
                 raise UserError(f"{folder} is not seen by every process: name a folder that all machines share")
-            with _InfiniteBarrier():
+            with wait_without_timeout():
                 self.compute(trainer, pl_module, scores, missing)
         for path in folder.glob("*-*-*.safetensors"):
             scores.add(path)

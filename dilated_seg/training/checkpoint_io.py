@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedIOBase
@@ -87,6 +86,15 @@ def open_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Binar
         yield file
 
 
+def describe_dataset(data: Any) -> dict[str, Any]:  # noqa: ANN401 - any data module
+    """Return what a checkpoint says of its dataset, for those who use the network without the data."""
+    if not hasattr(data, "palette"):
+        return {}
+    submitted = list(data.submitted) if data.submitted else None
+    colors = {"classes": list(data.classes), "palette": [tuple(color) for color in data.palette]}
+    return {"dataset": {"name": type(data).__name__, **colors, "ignore_index": data.ignore_index, "submitted": submitted}}
+
+
 class Hashing:
     """A file that is hashed as it is written."""
 
@@ -140,26 +148,3 @@ def note(path: Path, found: list[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(Checkpoint(path).checksum_file)
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint from which a run continues: the newest that is as it was written; says which it skipped.
-
-    Raises:
-        UserError: There are checkpoints, and none of them is as it was written.
-    """
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: (path.name == LAST, path.stat().st_mtime_ns), reverse=True)
-    for path in found:
-        if Checkpoint(path).is_intact():
-            return path
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            checkpoint = Checkpoint(path)
-            sidecar = checkpoint.checksum_file.name
-            why = "its checksum differs" if checkpoint.recorded_checksums() else f"there is no {sidecar} beside it"
-            print(f"skipped {path}: {why}", file=sys.stderr)
-    if found:
-        raise UserError(
-            f"no checkpoint in {folder} is as it was written: remove the run's folder to start anew, "
-            "or name one with --ckpt_path if you trust it"
-        )
-    return None

@@ -84,6 +84,19 @@ def check_values(
         raise UserError(f"model.std {list(std)}: three finite numbers above 0 are needed (RGB, 0 to 255)")
 
 
+def check_gradient(norm: torch.Tensor, step: int, images: Sequence[str]) -> None:
+    """Require a finite gradient.
+
+    Raises:
+        UserError: The norm is infinite or NaN at this step, with these images.
+    """
+    if not torch.isfinite(norm):
+        raise UserError(
+            f"the gradient is not finite at step {step}, images {', '.join(images)}: lower model.optimizer's learning rate "
+            "or set trainer.gradient_clip_val; the checkpoints before it are whole"
+        )
+
+
 def check_parameters(model: nn.Module, step: int) -> None:
     """Require finite parameters.
 

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import BaseFinetuning
 
 from dilated_seg.errors import UserError
 
+NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
+
 
 class Freeze(BaseFinetuning):
     """Leaves parts of the task as they are for the first steps, so that new layers learn first, and then thaws them.
@@ -28,13 +30,13 @@ class Freeze(BaseFinetuning):
             raise UserError("Freeze: name at least one of its layers, such as net.encoder")
         self.layers, self.until = layers, until
         self.frozen: list[torch.nn.Parameter] = []
-        self.norms: dict[torch.nn.modules.batchnorm._BatchNorm, bool] = {}  # and whether they track statistics
+        self.norms: dict[Any, bool] = {}  # and whether they track statistics
         self.drops_gradients = False
 
     @property
     def state_key(self) -> str:
         """Tells several of these callbacks apart."""
-        return self._generate_state_key(layers=self.layers, until=self.until)
+        return f"Freeze{(self.layers, self.until)}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -59,7 +61,7 @@ class Freeze(BaseFinetuning):
             if id(parameter) in inside and not parameter.requires_grad and name not in fixed:
                 raise UserError(f"Freeze: {name} is frozen by another Freeze already: name each layer once")
         self.frozen = [p for part in parts for p in part.parameters() if p.requires_grad]
-        self.norms = {norm: norm.track_running_stats for norm in norms(parts)}
+        self.norms = {norm: norm.track_running_stats for norm in list_norms(parts)}
         self.freeze(parts, train_bn=False)
         if not any(p.requires_grad for p in pl_module.parameters()):
             raise UserError(f"Freeze: {', '.join(self.layers)} leave nothing to learn: name fewer layers")
@@ -75,7 +77,7 @@ class Freeze(BaseFinetuning):
 
         Lightning would put back the optimiser's groups as they were stored here: all of ours are there from the start.
         """
-        self.norms = dict(zip(norms(self.parts(pl_module)), self.norms.values(), strict=True))
+        self.norms = dict(zip(list_norms(self.parts(pl_module)), self.norms.values(), strict=True))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         if self.frozen and self.until is not None and trainer.global_step >= self.until:
@@ -103,7 +105,6 @@ class Freeze(BaseFinetuning):
         self.thaw()
 
 
-def norms(parts: list[torch.nn.Module]) -> list[torch.nn.modules.batchnorm._BatchNorm]:
-    """The batch norms in some parts, in their order."""
-    layers = (layer for part in parts for layer in part.modules())
-    return [layer for layer in layers if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+def list_norms(parts: list[torch.nn.Module]) -> list[Any]:
+    """Return the batch norms in some parts, in their order."""
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, NORMS)]

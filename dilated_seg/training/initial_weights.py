@@ -11,6 +11,7 @@ from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs.run import newest_checkpoint
 from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
+from dilated_seg.weights.readers import find_class_names
 
 
 def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask, which stands above this package
@@ -67,6 +68,19 @@ def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None: 
         raise UserError(
             f"model.weights: {difference}: name {layer} in model.weights_without if its scores are to start anew for other "
             "classes, or give the data the names and the order of those weights"
+        )
+
+
+def check_classes_of_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ANN401 - a SegmentationTask
+    """Require the data's classes of a checkpoint that is evaluated or continued.
+
+    Raises:
+        UserError: The checkpoint says that its classes are others.
+    """
+    if difference := find_class_difference(task, find_class_names(checkpoint)):
+        raise UserError(
+            f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
+            "weights with model.weights, without the layers in model.weights_without that score classes"
         )
 
 

@@ -45,14 +45,7 @@ class RequireLabels(Callback):
         self.occurs.index_fill_(0, ids.flatten(), True)
         self.crops += len(mask) * trainer.world_size
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
         if self.occurs is not None and self.crops >= CROPS:
             self.judge(trainer, f"the first {self.crops:,} training crops", enough=True)
 

@@ -4,15 +4,12 @@ Private names may change in any release: setup.cfg bounds the versions, and test
 a name is gone.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-
-
-def are_hyperparameters_given() -> bool:
-    """Return whether Lightning's command line builds the module: it then gives YAML values for the checkpoint to hold."""
-    return _given_hyperparameters.get() is not None
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
+from lightning.pytorch.callbacks import RichProgressBar
 
 
 def is_validation_due(trainer: Trainer) -> bool:
@@ -33,6 +30,18 @@ def set_logged_step(trainer: Trainer, step: int) -> None:
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Return the checkpoint that Trainer.save_checkpoint would write, without waiting for other processes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def wait_without_timeout() -> AbstractContextManager[Any]:
+    """Return a context at whose end all processes wait for each other, however long that takes."""
+    return _InfiniteBarrier()
+
+
+class EpochProgressBar(RichProgressBar):
+    """Lightning's progress bar without the number of epochs, which nobody sets where training is counted in steps."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Training, epoch {current_epoch}"
 
 
 def dump_wandb_view(view: Any) -> str:  # noqa: ANN401 - a Workspace or Report of wandb_workspaces, which have no class in common

@@ -1,4 +1,4 @@
-"""Who logs a run: metrics.csv, and W&B, which may fall silent at any time without training noticing."""
+"""The loggers of a run: metrics.csv, and W&B, which may fail at any time without stopping the training."""
 
 import atexit
 import netrc
@@ -8,7 +8,7 @@ import shlex
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from dilated_seg.data.workers import remove_import_hooks
 from dilated_seg.errors import format_error
-from dilated_seg.runs.run import experiment_name
+from dilated_seg.runs.run import Run, experiment_name
 from dilated_seg.storage import write_text
 
 PROBE, UPLOAD = 4, 300  # seconds that W&B has to answer at all, and to take a checkpoint
@@ -39,92 +39,102 @@ DEFAULTS = {
 }
 
 
-def loggers(run_dir: Path, verb: str, tags: Sequence[str], wandb: bool = True) -> list[Any]:
-    """metrics.csv in the run that is trained, and W&B, unless WANDB_MODE is "disabled" or it is not wanted.
+def build_loggers(run: Run, verb: str, tags: Sequence[str] | None) -> list[Logger]:
+    """Return metrics.csv of a run that is trained, and W&B unless WANDB_MODE is "disabled".
 
     W&B is offline unless it has a key and answers, or WANDB_MODE says otherwise. A run that is trained keeps its id at W&B
     when it continues, and so its curves; an evaluation by itself is a run of its own there.
 
     Args:
-        run_dir: The run's folder.
+        run: The run.
         verb: What is done: W&B's job type.
-        tags: Of the run at W&B.
-        wandb: Whether W&B is wanted.
+        tags: Of the run at W&B; None without W&B.
     """
-    chosen: list[Any] = [CSVLogger(run_dir, name="", version="")] if verb == "fit" else []
-    if wandb and os.environ.get("WANDB_MODE") != "disabled":
+    loggers: list[Logger] = [CSVLogger(run.path, name="", version="")] if verb == "fit" else []
+    if tags is not None and os.environ.get("WANDB_MODE") != "disabled":
         for variable, value in DEFAULTS.items():
             os.environ.setdefault(variable, value)
-        known: dict[str, Any] = {"job_type": os.environ.get("WANDB_JOB_TYPE", verb), "tags": [tag[:64] for tag in tags]}
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the process that logs
-            known["offline"] = not online()
-            if verb == "fit":
-                known["id"] = wandb_id(run_dir)
-        project = os.environ.get("WANDB_PROJECT", "dilated_seg")
-        name = os.environ.get("WANDB_NAME", str(run_dir))
-        chosen.append(Wandb(name=name, save_dir=run_dir, project=project, **known))
-    return chosen
+        settings: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", "dilated_seg"),
+            "name": os.environ.get("WANDB_NAME", str(run)),
+            "job_type": os.environ.get("WANDB_JOB_TYPE", verb),
+            "tags": [tag[:64] for tag in tags],
+        }
+        logs = rank_zero_only.rank == 0  # type: ignore[attr-defined] # of several processes the first
+        if logs and verb == "fit":
+            settings["id"] = wandb_id(run.path)
+        loggers.append(SafeWandbLogger(run.path, offline=logs and not online(), **settings))
+    return loggers
 
 
-def tags(config: Any) -> list[str]:  # noqa: ANN401
-    """What a run is found by at W&B: dataset, network, experiment."""
-    classes = (part.class_path.rpartition(".")[2] for part in (config.data, config.model.net))
+def list_tags(config: Mapping[str, Any]) -> list[str]:
+    """Return what a run is found by at W&B: dataset, network, experiment."""
+    classes = (part["class_path"].rpartition(".")[2] for part in (config["data"], config["model"]["net"]))
     return list(dict.fromkeys([*classes, str(experiment_name(config))]))
 
 
-class Wandb(WandbLogger):
-    """A run at W&B. What goes wrong there is said once and then left out; it neither stops nor changes training."""
+class SafeWandbLogger(WandbLogger):
+    """A run at W&B. A failure there is printed once and then left out; it neither stops nor changes training.
 
-    lost = False
-    joined = False  # whether the run at W&B is the caller's, begun before this logger
-    best: ModelCheckpoint | None = None
+    Args:
+        directory: Where the run's files are written, in ``wandb/``.
+        offline: Whether they wait for ``wandb sync``.
+        settings: Other arguments of ``wandb.init``.
+    """
+
+    def __init__(self, directory: Path, offline: bool = False, **settings: Any) -> None:  # noqa: ANN401 - as wandb's
+        super().__init__(save_dir=directory, **settings)
+        self.directory, self.starts_offline = Path(directory), offline
+        self.settings = {"dir": str(directory), "resume": "allow", **settings}
+        self.run: Any = None  # until something is logged
+        self.joined = False  # whether the run at W&B is the caller's, begun before this logger
+        self.lost = False  # whether W&B has failed
+        self.best: ModelCheckpoint | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:  # noqa: ANN401
-        """W&B's run: begun when first asked for; offline if that does not succeed online."""
-        if self._experiment is None:
-            self._wandb_init.pop("anonymous", None)  # Lightning passes it on, and wandb warns that it is obsolete
-            # The pictures of tables wait here for their upload; for an offline run, in the home directory, for ever.
-            os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(Path(self._wandb_init["dir"]).absolute() / "wandb")
-            mode = os.environ.get("WANDB_MODE")
+        """W&B's run: begun when first asked for."""
+        if self.run is None:
             self.joined = wandb.run is not None
+            # The pictures of tables wait here for their upload; for an offline run, in the home directory, for ever.
+            os.environ["WANDB_DATA_DIR"] = DATA_DIR or str(self.directory.absolute() / "wandb")
             if os.environ.get(SERVICE) == INHERITED_SERVICE:
                 os.environ.pop(SERVICE, None)
-            try:
-                self._begin()
-            except Exception as error:
-                self.lost = True
-                print(f"W&B cannot begin, the run goes on without it: {format_error(error)}", file=sys.stderr)
-                self._experiment = wandb.init(mode="disabled")
+            self.run = wandb.run if self.joined else self.begin()
             remove_import_hooks()
-            if mode is None:
-                os.environ.pop("WANDB_MODE", None)  # Lightning's "dryrun" is for this run, not for the next in this process
             atexit.unregister(finish)
             atexit.register(finish)  # before wandb's own, which is silent and has been registered by now
-        return self._experiment
+        return self.run
 
-    def _begin(self) -> None:
-        """Begin W&B's run online, or offline if that does not succeed."""
+    def begin(self) -> Any:  # noqa: ANN401
+        """Begin a run: online, or offline if that does not succeed, or without W&B."""
         try:
-            _ = super().experiment
+            try:
+                run = wandb.init(mode="offline" if self.starts_offline else None, **self.settings)
+            except Exception as error:
+                if self.starts_offline:
+                    raise
+                say_offline(error)
+                wandb.teardown()  # it would hold on to the run's id
+                run = wandb.init(mode="offline", **self.settings)
         except Exception as error:
-            if self._offline:
-                raise
-            say_offline(error)
-            wandb.teardown()  # it would hold on to the run's id
-            self._offline = True
-            _ = super().experiment
+            self.lost = True
+            print(f"W&B cannot begin, the run goes on without it: {format_error(error)}", file=sys.stderr)
+            return wandb.init(mode="disabled")
+        run.define_metric("trainer/global_step")  # the x axis of every chart, as WandbLogger logs it
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers, tables, pictures."""
-        self._try(lambda: super(Wandb, self).log_metrics(metrics, step))
+        """Log metrics, tables and images."""
+        self.attempt(lambda: super(SafeWandbLogger, self).log_metrics(metrics, step))
 
     @rank_zero_only
     def log_config(self, config: dict[str, Any]) -> None:
         """Log the resolved experiment, by which runs are grouped."""
-        self._try(lambda: self.experiment.config.update(config, allow_val_change=True))
+        self.attempt(lambda: self.experiment.config.update(config, allow_val_change=True))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """The task's own arguments are part of the experiment, which has them already."""
@@ -143,18 +153,19 @@ class Wandb(WandbLogger):
             finish(exit_code=1)
         elif best and os.environ.get("WANDB_LOG_MODEL", "").lower() != "false":
             try:
-                self._upload(best)
+                self.upload(best)
             except Exception as error:
                 print(f"W&B has not got {best.best_model_path}: {format_error(error)}", file=sys.stderr)
 
     def end(self) -> None:
         """End the run at W&B, unless it is the caller's: otherwise the next run of this process would be logged to it."""
-        if self._experiment is not None and not self.joined:
+        if self.run is not None and not self.joined:
             finish()
             if DATA_DIR is None:  # of this run, which no process that is started later should inherit
                 os.environ.pop("WANDB_DATA_DIR", None)
 
-    def _upload(self, best: ModelCheckpoint) -> None:
+    def upload(self, best: ModelCheckpoint) -> None:
+        """Upload the best checkpoint as an artifact, if W&B is online."""
         run = self.experiment
         if self.lost or run.offline:
             return
@@ -165,7 +176,8 @@ class Wandb(WandbLogger):
         artifact.add_file(best.best_model_path, policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=["best"]).wait(UPLOAD)
 
-    def _try(self, action: Any) -> None:  # noqa: ANN401
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do something at W&B, unless it has failed before."""
         if self.lost:
             return
         try:
@@ -187,7 +199,7 @@ def finish(exit_code: int = 0) -> None:
 
 
 def wandb_id(run_dir: Path) -> str:
-    """What the run is called at W&B: as a sweep says (WANDB_RUN_ID), or drawn when it begins; kept in its folder."""
+    """Return the run's id at W&B: WANDB_RUN_ID, as sweeps set it, or drawn when the run begins and kept in its directory."""
     path = run_dir / "wandb_id"
     given = os.environ.get("WANDB_RUN_ID")
     if given or not path.is_file():
@@ -196,7 +208,7 @@ def wandb_id(run_dir: Path) -> str:
 
 
 def online() -> bool:
-    """Whether W&B is to be logged to directly: WANDB_MODE says so, or nothing, and there is a key and an answer."""
+    """Return whether to log to W&B directly: WANDB_MODE says so, or it is not set, and there is a key and an answer."""
     mode = os.environ.get("WANDB_MODE")
     if mode or not has_wandb_key():
         return bool(mode) and mode not in ("offline", "dryrun", "disabled")
@@ -206,17 +218,17 @@ def online() -> bool:
 
 
 def say_offline(problem: object) -> None:
-    """One line."""
+    """Print why W&B is offline."""
     print(f"W&B is offline: {format_error(problem)}; `wandb sync` later", file=sys.stderr)
 
 
 def wandb_server() -> SplitResult:
-    """Where W&B is."""
+    """Return the address of W&B."""
     return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
 
 
 def silence() -> str:
-    """Why W&B's server does not answer at all; nothing if it does, whatever it says."""
+    """Return why W&B's server does not answer at all; "" if it does, whatever it says."""
     try:
         urllib.request.urlopen(wandb_server().geturl(), timeout=PROBE).close()
     except urllib.error.HTTPError:
@@ -227,7 +239,7 @@ def silence() -> str:
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B would find a key: in the environment, or in ~/.netrc as ``wandb login`` leaves it."""
+    """Return whether W&B would find a key: in the environment, or in ~/.netrc as ``wandb login`` leaves it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -1,12 +1,16 @@
-"""Parameter groups of the optimizer, with the learning rates of the papers' Caffe solvers."""
+"""Parameter groups of the optimizer, with the learning rates of the papers' Caffe solvers, and the steps of schedulers."""
 
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dilated_seg.errors import UserError
+from dilated_seg.training.checks import check_monitor
 
 # The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
 BIAS_RATE = 2.0
@@ -43,3 +47,25 @@ def build_optimizer(
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] *= rate
     return optimizer
+
+
+def schedule(scheduler: LRScheduler, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return when a scheduler steps, as Lightning wants it: once an iteration, or on a plateau by `step_on_plateau`.
+
+    Raises:
+        UserError: It watches none of the metrics of a validation.
+    """
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        return {"scheduler": scheduler, "interval": "step"}
+    monitor = getattr(scheduler, "monitor", "val/loss")
+    check_monitor("ReduceLROnPlateau", monitor, scheduler.mode, metrics)
+    return {"scheduler": scheduler, "interval": "step", "monitor": monitor, "frequency": sys.maxsize}
+
+
+def step_on_plateau(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask
+    """Let a scheduler that watches a metric see what the validation found, before a checkpoint is saved."""
+    if task.trainer.state.fn != TrainerFn.FITTING or task.trainer.sanity_checking:
+        return
+    for scheme in task.trainer.lr_scheduler_configs:
+        if scheme.reduce_on_plateau and scheme.monitor in task.trainer.callback_metrics:
+            task.lr_scheduler_step(scheme.scheduler, task.trainer.callback_metrics[scheme.monitor])

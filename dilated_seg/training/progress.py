@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -15,6 +15,7 @@ from dilated_seg.data import SegmentationDataModule
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.runs.results import name_partial
 from dilated_seg.training.evaluation import records
+from dilated_seg.training.lightning_internals import EpochProgressBar
 
 try:
     import resource
@@ -46,26 +47,18 @@ class Throughput(Callback):
             rate = trainer.optimizers[0].defaults["lr"]
             print(f"{at_once * world * passes} images a step{how}{unused}, learning rate {rate:g}", flush=True)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def on_train_batch_start(self, *args: Any) -> None:  # noqa: ANN401
         if not self.started:
             self.started = time.perf_counter()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        task: Any = pl_module
+    def on_train_batch_end(self, trainer: Trainer, task: Any, outputs: Any, batch: Any, *args: Any) -> None:  # noqa: ANN401
         self.batches += 1
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0 and not task.accumulating:
             now = time.perf_counter()
             images = len(batch["id"]) * trainer.world_size
             self.rate = images * self.batches / (now - self.started)
-            pl_module.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory(pl_module.device)})
+            task.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory(task.device)})
             self.started, self.batches = now, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,7 +108,7 @@ def memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-class Progress(RichProgressBar):
+class Progress(EpochProgressBar):
     """Lightning's progress bar, without a number of epochs that nobody set, with images a second and the time that is left."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as Lightning's
@@ -129,9 +122,6 @@ class Progress(RichProgressBar):
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Lightning's, without batches a second: images a second are said, and a line has 80 columns."""
         return [column for column in super().configure_columns(trainer) if not isinstance(column, ProcessingSpeedColumn)]
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"Training, epoch {current_epoch}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""

@@ -1,18 +1,19 @@
 """The recipe of a run, in its checkpoints: one that is continued with another recipe follows the new one, or is refused."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.errors import UserError
+from dilated_seg.runs.differences import find_differences, is_part
+from dilated_seg.runs.run import Run
 from dilated_seg.storage import write_text
+from dilated_seg.training.loggers import SafeWandbLogger
 
 # What a checkpoint holds, or what its place in the data depends on: another value would not be what is trained.
 FIXED = (
@@ -20,12 +21,6 @@ FIXED = (
     "model.lr_factors", "model.optimizer.class_path", "data.class_path", "data.init_args.batch_size",
     "data.init_args.global_batch_size", "data.init_args.streaming", "data.init_args.variants",
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches",
-)  # fmt: skip
-# What belongs to a call or to what is written, and changes no weight.
-FREE = (
-    "config", "run_dir", "process_timeout", "evaluate", "ckpt_path", "weights_only", "wandb", "trainer.logger",
-    "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary",
-    "data.init_args.num_workers", "data.init_args.eval_batch_size", "data.init_args.predict_split",
 )  # fmt: skip
 REMEDY = "give it that value, or start a training of its own from these weights with --model.weights instead of --ckpt_path"
 
@@ -38,11 +33,24 @@ class Recipe(Callback):
     What a checkpoint cannot be given is refused. The run's config.yaml says from where it was continued and what changed.
 
     Args:
-        text: The resolved configuration.
+        text: The resolved configuration, YAML.
+        config: The same for W&B, which groups runs by it.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, config: dict[str, Any]) -> None:
+        self.text, self.config = text, config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the configuration into the directory of a run that is trained, and into W&B."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if stage == "fit":
+            file = Run(trainer.default_root_dir).config_file
+            before = file.read_text() if file.is_file() else ""
+            write_text(file, before.partition(self.text[:10])[0] + self.text)  # where it was continued from stays at the top
+        for logger in trainer.loggers:
+            if isinstance(logger, SafeWandbLogger):
+                logger.log_config(self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = {"config": self.text, "images_per_step": images_per_step(trainer)}
@@ -56,17 +64,22 @@ class Recipe(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         path = Path(str(trainer.ckpt_path))
-        recipe = checkpoint.get("recipe") or {"config": recipe_beside(path), "images_per_step": None}
-        changes = list(differences(recipe["config"], self.text))
+        recipe = checkpoint.get("recipe")
+        if not recipe:
+            raise UserError(
+                f"{path} does not hold the recipe it was trained with, so it cannot be continued exactly: start from its "
+                "weights with --model.weights instead of --ckpt_path"
+            )
+        changes = list(find_differences(recipe["config"], self.text))
         for name, before, now in changes:
-            if under(name, FIXED):
+            if is_part(name, FIXED):
                 raise UserError(f"{path} was trained with {name} {before}, and not {now}: {REMEDY}")
         images, now = recipe["images_per_step"], images_per_step(trainer)
         if images and now and images != now:
             raise UserError(f"{path} was trained with {images} images a step, and not {now}, in all processes: {REMEDY}")
-        if any(under(name, ("model.optimizer", "model.lr_scheduler")) for name, _, _ in changes):
+        if any(is_part(name, ("model.optimizer", "model.lr_scheduler")) for name, _, _ in changes):
             follow(pl_module, checkpoint, path)
-        folder = Path(trainer.default_root_dir) / "checkpoints"
+        folder = Run(trainer.default_root_dir).checkpoint_dir
         if own := path.parent.resolve() == folder.resolve():
             move(checkpoint, folder)
         ends = trainer.max_steps == checkpoint["global_step"]
@@ -79,13 +92,13 @@ class Recipe(Callback):
             origin = [f"continued from {path}, after step {checkpoint['global_step']}"]
             origin += [f"{name}: {before} before, {now} since" for name, before, now in changes]
             print(*origin, sep="\n", flush=True)
-            write_text(Path(trainer.default_root_dir) / "config.yaml", "".join(f"# {line}\n" for line in origin) + self.text)
+            write_text(Run(trainer.default_root_dir).config_file, "".join(f"# {line}\n" for line in origin) + self.text)
 
 
 def move(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Tell the callbacks in a run's checkpoint where their files lie now, or how that folder is spelled now.
+    """Tell the callbacks in a run's checkpoint where their files are now, or how that directory is spelled now.
 
-    Lightning forgets the best score if the folder is another, and a worse checkpoint would take the place of the best.
+    Lightning forgets the best score if the directory is another, and a worse checkpoint would take the place of the best.
     """
     for state in checkpoint["callbacks"].values():
         if isinstance(state, dict) and Path(str(state.get("dirpath"))).name == folder.name:
@@ -101,43 +114,6 @@ def images_per_step(trainer: Trainer) -> list[int] | None:
     if not isinstance(data, SegmentationDataModule):
         return None
     return [data.images_at_once() * trainer.world_size * data.passes, data.passes]
-
-
-def recipe_beside(path: Path) -> str:
-    """Return the configuration of the run whose checkpoint this is, for one written before checkpoints held it.
-
-    Raises:
-        UserError: There is none.
-    """
-    config = path.resolve().parents[1] / "config.yaml"
-    if path.parent.name != "checkpoints" or not config.is_file():
-        raise UserError(
-            f"{path} does not hold the recipe it was trained with, so it cannot be continued exactly: start from its "
-            "weights with --model.weights instead of --ckpt_path"
-        )
-    return config.read_text()
-
-
-def differences(before: str, now: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name and both values of each option in which two configurations differ, but for those that are free."""
-    one, other = (dict(flatten(yaml.safe_load(text))) for text in (before, now))
-    for name in dict.fromkeys([*one, *other]):
-        if one.get(name) != other.get(name) and not under(name, FREE):
-            yield name, one.get(name), other.get(name)
-
-
-def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Yield the names of options, with dots, and their values."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from flatten(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def under(name: str, options: tuple[str, ...]) -> bool:
-    """Return whether an option is one of some, or a part of one."""
-    return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
 def follow(task: Any, checkpoint: dict[str, Any], path: Path) -> None:  # noqa: ANN401

@@ -1,12 +1,7 @@
-"""What lets a run be interrupted and end as if it had not been: random numbers, gradients kept, errors, signals."""
+"""What lets a run be interrupted and end as if it had not been: seeds of steps, gradients in checkpoints, saving on errors."""
 
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import threading
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,7 @@ from dilated_seg.data.samplers import mix, run_seed
 from dilated_seg.errors import format_error
 from dilated_seg.runs.run import Run
 from dilated_seg.training.labels import NothingToLearnError
-from dilated_seg.training.lightning_internals import dump_checkpoint, is_validation_due, set_logged_step
+from dilated_seg.training.lightning_internals import dump_checkpoint, set_logged_step
 
 BATCHES, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"  # in the state of Lightning's loops
 # Lightning runs a validation again, from its first batch on, if one had been started and none completed.
@@ -31,7 +26,7 @@ ONE_BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 class SeedEveryStep(Callback):
     """Seeds dropout from the run's seed, the batch's number and the process: what a resumed run needs to draw the same."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
         seed = mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank)
         torch.manual_seed(seed)
 
@@ -92,16 +87,9 @@ class SaveOnError(Callback):
             for counts in (self.loops[BATCHES]["total"], self.loops[BATCHES]["current"]):
                 counts["ready"] = counts["completed"]  # this batch has been read and has changed nothing
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: Any,  # noqa: ANN401
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        if pl_module.updating:
-            self.stepped, self.validated, self.loops, pl_module.updating = True, False, None, False
+    def on_train_batch_end(self, trainer: Trainer, task: Any, *args: Any) -> None:  # noqa: ANN401
+        if task.updating:
+            self.stepped, self.validated, self.loops, task.updating = True, False, None, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated = True
@@ -113,14 +101,14 @@ class SaveOnError(Callback):
         if trainer.state.fn != TrainerFn.FITTING or rehearsal or ended:
             return
         try:
-            if self._is_whole(trainer, pl_module):
-                self._save(trainer, pl_module)
+            if self.is_whole(trainer, pl_module):
+                self.save(trainer, pl_module)
         except Exception as error:  # such as a full disk, or a device that does not answer: the first error counts
             print(f"step {trainer.global_step} cannot be saved ({format_error(error)})", file=sys.stderr)
         if trainer.is_global_zero and last_checkpoint(trainer).is_file():
             print(how_to_continue(trainer), file=sys.stderr)
 
-    def _is_whole(self, trainer: Trainer, task: Any) -> bool:  # noqa: ANN401
+    def is_whole(self, trainer: Trainer, task: Any) -> bool:  # noqa: ANN401
         """Whether the parameters are those of the last step, and this process can save them by itself."""
         if task.updating or not (self.stepped or self.loops) or not trainer.global_step:
             return False
@@ -131,7 +119,7 @@ class SaveOnError(Callback):
         return all(bool(torch.isfinite(parameter).all()) for parameter in task.parameters())
 
     @torch.no_grad()
-    def _save(self, trainer: Trainer, task: Any) -> None:  # noqa: ANN401
+    def save(self, trainer: Trainer, task: Any) -> None:  # noqa: ANN401
         if self.loops:
             task.accumulated = [0.0, 0.0]
             for name, buffer in task.named_buffers():
@@ -147,103 +135,6 @@ class SaveOnError(Callback):
         print(f"step {checkpoint['global_step']} is saved", file=sys.stderr)
 
 
-class StopOnSignal(Callback):
-    """SIGTERM, SIGUSR1 and Ctrl-C end training when the step is done, with a checkpoint from which it can be continued.
-
-    The exit status is 143, and 130 after Ctrl-C; a second Ctrl-C does not wait for the step. Under SLURM, SIGUSR1
-    (``sbatch --signal=SIGUSR1@90``) queues the job again. A signal just before or during a validation waits until it has
-    ended, so that none is lost: give it that much time.
-    """
-
-    signals = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.saved = False
-        self.first = True  # of several processes
-        self.task: Any = None
-        self.before: Any = None  # who took SIGINT before training
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen. Lightning, whose own handler does not save, comes after this, and puts back what was there when it ends."""
-        if threading.current_thread() is threading.main_thread():
-            for number in self.signals:
-                signal.signal(number, self._note)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen again, as Lightning's handlers have taken these places meanwhile, and for Ctrl-C."""
-        self.on_fit_start(trainer, pl_module)
-        self.task, self.first = pl_module, trainer.is_global_zero
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            self.before = signal.signal(signal.SIGINT, self._interrupt)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.before and signal.getsignal(signal.SIGINT) == self._interrupt:
-            signal.signal(signal.SIGINT, self.before)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
-    def before_training(self, trainer: Trainer) -> None:
-        """End this process if it was told to stop while something long goes on before the first step."""
-        if self.received is not None:
-            self._leave(trainer)
-
-    def _note(self, number: int, frame: Any) -> None:  # noqa: ANN401
-        self.received = number
-
-    def _interrupt(self, number: int, frame: Any) -> None:  # noqa: ANN401
-        if self.received is not None and not self.task.updating:
-            raise KeyboardInterrupt
-        self.received = number
-        if self.first:  # print is not safe here
-            os.write(2, b"\nstopping when this step, or the validation, is done; Ctrl-C again: at once\n")
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        task: Any = pl_module
-        if not self._anywhere(trainer) or trainer.global_step >= trainer.max_steps > 0 or task.accumulating:
-            return
-        if is_validation_due(trainer):
-            return  # until the end of the validation that comes now
-        self._save(trainer)
-        self._leave(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what the validation was of; leaving waits until other callbacks have seen its end as well."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._anywhere(trainer):
-            self._save(trainer)
-            self.saved = True
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        if self.saved:
-            self._leave(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(last_checkpoint(trainer))
-
-    def _anywhere(self, trainer: Trainer) -> bool:
-        """Whether any process of the run was told to stop: all must leave after the same step."""
-        told = self.received is not None
-        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
-
-    def _leave(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            print(f"stopped by a signal after step {trainer.global_step}: {how_to_continue(trainer)}", file=sys.stderr)
-            if self.received == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
-                try:
-                    subprocess.run(["scontrol", "requeue", job], check=True)
-                except (OSError, subprocess.CalledProcessError) as error:
-                    print(f"the job was not queued again: {error}", file=sys.stderr)
-        raise SystemExit(128 + (signal.SIGINT if self.received == signal.SIGINT else signal.SIGTERM))
-
-
 def last_checkpoint(trainer: Trainer) -> Path:
     """Return the path of the checkpoint that a run continues from."""
     return Run(trainer.default_root_dir).last_checkpoint.path
@@ -253,21 +144,3 @@ def how_to_continue(trainer: Trainer) -> str:
     """Return the command that continues a run."""
     folder = trainer.default_root_dir
     return f"continue with: dilated-seg {shlex.join(['fit', '--config', f'{folder}/config.yaml', '--run_dir', folder])}"
-
-
-class ProcessTimeout(Callback):
-    """Ends a run of several processes when one of them hangs: the others wait so long for it and then fail.
-
-    It begins when all of them have started, however long that took.
-
-    Args:
-        seconds: To wait.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            older = torch.distributed.distributed_c10d._set_pg_timeout  # before torch 2.15
-            getattr(torch.distributed, "set_timeout", older)(timedelta(seconds=self.seconds))

@@ -14,7 +14,7 @@ from wandb.data_types import Classes
 
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.training.lightning_internals import logged_step
-from dilated_seg.training.loggers import Wandb
+from dilated_seg.training.loggers import SafeWandbLogger
 
 
 class Picture(NamedTuple):
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 def show_in_wandb(trainer: Trainer, content: Callable[[], dict[str, Any]]) -> None:
     """Log tables and pictures, made only if somebody takes them, beside the numbers of the evaluation that is running."""
     for logger in trainer.loggers:
-        if isinstance(logger, Wandb):
+        if isinstance(logger, SafeWandbLogger):
             logger.log_metrics(content(), logged_step(trainer))
 
 

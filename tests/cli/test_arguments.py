@@ -10,8 +10,8 @@ import yaml
 from torch import nn
 
 from dilated_seg.__main__ import main
-from dilated_seg.cli import Resolve
-from dilated_seg.cli.arguments import USAGE
+from dilated_seg.cli.explain import USAGE
+from dilated_seg.cli.parser import build_parser, parse
 from dilated_seg.errors import UserError
 from tests.conftest import ROOT
 
@@ -25,20 +25,19 @@ SMALL = [
 @pytest.fixture(scope="module")
 def cli():
     """Parsers, made once."""
-    return Resolve(["fit", *EXPERIMENT])
+    return {verb: build_parser(verb) for verb in ("fit", "validate")}
 
 
 def mistake(cli, *args, verb="fit"):
     """What is said of these arguments."""
     with pytest.raises(UserError) as caught:
-        cli.parse_arguments(cli.parser, [verb, *args])
+        parse(cli[verb], verb, args)
     return str(caught.value)
 
 
 def chosen(cli, *args):
     """The configuration that these arguments give."""
-    cli.parse_arguments(cli.parser, ["fit", *EXPERIMENT, *args])
-    return cli.config.fit
+    return parse(cli["fit"], "fit", [*EXPERIMENT, *args])
 
 
 @pytest.mark.parametrize("name", ["FCN", "SegNet", "UNet", "DilatedNet"])

@@ -1,6 +1,7 @@
 """The command as a user calls it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from dilated_seg.__main__ import main
+from dilated_seg.crf import DenseCRF
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs.strata import read
@@ -54,6 +57,25 @@ def test_test_and_predict_write_into_the_run_of_their_checkpoint(run):
         assert result.returncode == 0, result.stderr
     assert (run / "evaluations/test-last.json").is_file()
     assert len(list((run / "predictions").glob("*.png"))) == 3
+
+
+def test_a_run_is_evaluated_by_its_directory_alone(run, tmp_path, capsys):
+    crf = f"val-last-{DenseCRF().name}"
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations", "wandb"))
+    assert main(["validate", str(copy)]) == 0
+    assert main(["test", str(copy), "--checkpoint", "last"]) == 0
+    assert main(["validate", str(copy), f"--checkpoint={copy}/checkpoints/last.ckpt", "--crf"]) == 0
+    assert {path.stem for path in (copy / "evaluations").glob("*.json")} == {"val-best", "test-last", "val-last", crf}
+    assert main(["predict", str(copy), "--checkpoint=last"]) == 0
+    assert len(list((copy / "predictions").glob("**/*.png"))) == 2
+    capsys.readouterr()
+    for args, sentence in (
+        ([str(tmp_path)], f"{tmp_path} is not a run directory"),
+        ([str(copy), "--checkpoint", "first"], "there is no checkpoint first"),
+        ([*TINY, "--checkpoint", "best"], "--checkpoint best is of a run"),
+    ):
+        assert main(["validate", *args]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_predictions_by_another_protocol_lie_in_a_folder_of_their_own_and_say_how_they_were_made(run, tmp_path):

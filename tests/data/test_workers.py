@@ -25,7 +25,7 @@ from dilated_seg.data.decode import read_image
 from dilated_seg.data.prepare import archives, write
 from dilated_seg.data.workers import remove_import_hooks
 from dilated_seg.errors import ResourceError, UserError
-from dilated_seg.training.loggers import Wandb, finish
+from dilated_seg.training.loggers import SafeWandbLogger, finish
 from dilated_seg.weights import read
 from tests.conftest import ROOT
 from tests.data.test_prepare import Ranges
@@ -169,7 +169,7 @@ def test_a_dataset_of_the_users_may_import_what_wandb_watches_in_its_workers(pac
 
 def test_our_logger_leaves_no_hooks_that_would_fail_once_wandbs_process_has_died(run, tmp_path):
     finish()
-    logger = Wandb(save_dir=tmp_path, offline=True, project="workers")
+    logger = SafeWandbLogger(tmp_path, offline=True, project="workers")
     assert logger.experiment.offline
     assert not any(type(finder).__module__.startswith("wandb") for finder in sys.meta_path)
     logger.end()

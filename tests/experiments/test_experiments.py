@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from dilated_seg import ablation, data
-from dilated_seg.cli import CLI, Resolve
+from dilated_seg.cli import CLI
+from dilated_seg.cli.parser import resolve_experiment
 from dilated_seg.crf.dense_crf import DEEPLAB
 from dilated_seg.data import CamVid
 from dilated_seg.errors import UserError
@@ -84,7 +85,7 @@ def test_every_ablation_expands_to_runs_that_parse(file):
     parsed = set()
     for run in expanded.runs:
         if not parsed.issuperset(run.configs):  # each file, overlay and what is common: once is enough
-            assert yaml.safe_load(Resolve(run.arguments).text)["seed_everything"] == run.seed
+            assert yaml.safe_load(resolve_experiment(run.arguments[1:]))["seed_everything"] == run.seed
             parsed |= {*run.configs}
 
 
@@ -94,7 +95,7 @@ def test_architectures_are_compared_under_one_protocol(study):
     content, compared = yaml.safe_load(file.read_text()), ablation.read(file)
     for overlay in content["overlays"].values():
         assert overlay == {"model": {"optimizer": {"init_args": {"lr": overlay["model"]["optimizer"]["init_args"]["lr"]}}}}
-    resolved = [yaml.safe_load(Resolve(run.arguments).text) for run in compared.runs[:: len(content["overlays"])]]
+    resolved = [yaml.safe_load(resolve_experiment(run.arguments[1:])) for run in compared.runs[:: len(content["overlays"])]]
     own = [{key: one["model"].pop(key) for key in ("net", "weights", "lr_factors")} for one in resolved]  # said to be unequal
     assert len({str(network["net"]) for network in own}) == len(own) == len(content["experiments"]) >= 7
     assert all(one == resolved[0] for one in resolved)  # data, optimiser, schedule, loss, trainer, callbacks, seed

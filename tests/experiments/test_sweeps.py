@@ -7,7 +7,7 @@ import torch
 import yaml
 from wandb.sdk.launch.sweeps import utils as sweeps
 
-from dilated_seg.cli import Resolve
+from dilated_seg.cli.parser import resolve_experiment
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.training.loggers import wandb_id
 from tests.conftest import ROOT
@@ -51,7 +51,7 @@ def test_every_parameter_of_a_sweep_is_an_argument_and_takes_its_values(file, mo
     monkeypatch.chdir(ROOT)
     sweep = yaml.safe_load(file.read_text())
     for point in points(sweep):
-        resolved = yaml.safe_load(Resolve(arguments(sweep, point)).text)
+        resolved = yaml.safe_load(resolve_experiment(arguments(sweep, point)[1:]))
         for key, setting in point.items():
             value = setting["value"]
             expected = yaml.safe_load(value) if isinstance(value, str) else value

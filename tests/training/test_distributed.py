@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dilated_seg.cli import CLI, TIMEOUT
+from dilated_seg.cli import CLI
+from dilated_seg.cli.parser import TIMEOUT
 from dilated_seg.data.samplers import TrainingOrder
 from dilated_seg.errors import UserError
 from tests.conftest import ROOT

@@ -8,8 +8,8 @@ import yaml
 from lightning import Callback
 
 from dilated_seg.__main__ import main
+from dilated_seg.runs.differences import find_differences
 from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO
-from dilated_seg.training.recipe import differences
 from tests.support.interrupted import same, state
 from tests.training.test_lost_work import RUN, act_once, crash
 
@@ -113,7 +113,7 @@ def test_the_loss_and_the_crops_of_the_new_recipe_apply(short, tmp_path, capsys)
     assert [step for step, *_ in Rates.taken] == [6, 7]
 
 
-def test_a_checkpoint_without_a_recipe_is_refused_unless_its_run_has_it(short, tmp_path, capsys):
+def test_a_checkpoint_without_a_recipe_is_refused(short, tmp_path, capsys):
     checkpoint = torch.load(short / "checkpoints" / LAST, weights_only=True)
     del checkpoint["recipe"]
     folder = tmp_path / "moved/checkpoints"
@@ -121,9 +121,6 @@ def test_a_checkpoint_without_a_recipe_is_refused_unless_its_run_has_it(short, t
     torch.save(checkpoint, folder / LAST)
     assert continue_from(folder.parent, tmp_path / "run") == 2
     assert "does not hold the recipe it was trained with" in capsys.readouterr().err
-    (folder.parent / "config.yaml").write_text((short / "config.yaml").read_text())
-    assert continue_from(folder.parent, tmp_path / "run", "--seed_everything=1") == 2
-    assert "seed_everything 0, and not 1" in capsys.readouterr().err
 
 
 def test_a_run_s_own_folder_takes_no_other_recipe_and_says_which_option_differs(short, capsys):
@@ -152,4 +149,4 @@ def test_a_run_whose_folder_has_moved_keeps_its_best_score(tmp_path, monkeypatch
 def test_differences_are_named_by_option_and_leave_out_what_changes_no_weight():
     before = {"trainer": {"max_steps": 6, "logger": None}, "model": {"net": {"class_path": "A"}}, "run_dir": "a"}
     now = {"trainer": {"max_steps": 9, "logger": {"class_path": "CSVLogger"}}, "model": {"net": {"class_path": "A"}}}
-    assert list(differences(yaml.safe_dump(before), yaml.safe_dump(now))) == [("trainer.max_steps", 6, 9)]
+    assert list(find_differences(yaml.safe_dump(before), yaml.safe_dump(now))) == [("trainer.max_steps", 6, 9)]

@@ -16,8 +16,9 @@ from dilated_seg.__main__ import main
 from dilated_seg.data.prepare import write
 from dilated_seg.errors import UserError
 from dilated_seg.runs import Checkpoint
+from dilated_seg.runs.run import Run
 from dilated_seg.training import checkpoint_io
-from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO, newest
+from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
 from tests.conftest import ROOT
 from tests.support import fake_datasets
 from tests.support.interrupted import same
@@ -123,11 +124,17 @@ def saved(folder, steps):
         SafeCheckpointIO().save_checkpoint(STATE | {"global_step": step}, folder / LAST)
 
 
+def newest(folder):
+    """The checkpoint in this folder from which a run continues."""
+    return Run(folder.parent).newest_checkpoint()
+
+
 def step_of(path):
     return SafeCheckpointIO().load_checkpoint(path)["global_step"]
 
 
 def test_two_checkpoints_are_kept_and_the_newest_that_is_whole_is_continued(tmp_path, capsys):
+    tmp_path /= "checkpoints"
     saved(tmp_path, [1, 2, 3])
     SafeCheckpointIO().save_checkpoint(STATE | {"global_step": 1}, tmp_path / "best.ckpt")
     assert (step_of(tmp_path / LAST), step_of(tmp_path / PREVIOUS)) == (3, 2)
@@ -145,6 +152,7 @@ def test_two_checkpoints_are_kept_and_the_newest_that_is_whole_is_continued(tmp_
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+    tmp_path /= "checkpoints"
     saved(tmp_path, [1, 2])
     with (tmp_path / LAST).open("r+b") as file:
         file.truncate(500)
@@ -156,6 +164,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
 @pytest.mark.parametrize("call", range(1, 12))
 def test_a_kill_at_any_moment_of_saving_leaves_two_whole_checkpoints(tmp_path, call):
     """Every step of the third save but the writing itself, which the interrupted runs above go through."""
+    tmp_path /= "checkpoints"
     saved(tmp_path, [1, 2])
     count = 0
 
@@ -186,6 +195,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path):
 import resource, signal, torch
 from pathlib import Path
 from dilated_seg.errors import UserError
+from dilated_seg.runs.run import Run
 from dilated_seg.training.checkpoint_io import SafeCheckpointIO
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))

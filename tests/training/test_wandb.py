@@ -227,8 +227,9 @@ def test_a_server_that_takes_connections_and_says_nothing_is_left_out(tmp_path, 
 BEGIN = """
 import sys
 from pathlib import Path
-from dilated_seg.training.loggers import finish, loggers
-wandb = loggers(Path(sys.argv[1]), "fit", [])[1]
+from dilated_seg.runs.run import Run
+from dilated_seg.training.loggers import build_loggers, finish
+wandb = build_loggers(Run(sys.argv[1]), "fit", [])[1]
 wandb.log_metrics({"train/loss": 1.0}, 0)
 assert wandb.experiment.offline
 finish()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dilated_seg.models.layers import mirrored
+from dilated_seg.models.torch_internals import TorchDispatchMode
 
 NOTHING = (1 << 60, -(1 << 60))  # first and last column of a place that sees none
 Field = tuple[np.ndarray, np.ndarray]  # of each column of a map: first and last column of the image that it depends on
@@ -32,7 +33,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         columns = np.arange(image.shape[-1])
         self._fields: dict[int, Field] = {id(image): (columns, columns)}
         self._kept: list[Any] = [image]  # so that no address is used twice
-        self._storages = {image.untyped_storage()._cdata}
+        self._storages = {StorageWeakRef(image.untyped_storage())}  # type: ignore[no-untyped-call]
         self._windows: dict[int, tuple[int, int, int]] = {}
         self.multiply_adds = 0
         self.bytes = 0
@@ -56,7 +57,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for out in outputs:
             if field is not None:
                 self._fields[id(out)] = field
-            storage = out.untyped_storage()._cdata
+            storage = StorageWeakRef(out.untyped_storage())  # type: ignore[no-untyped-call]
             if field is not None and storage not in self._storages:
                 self._storages.add(storage)
                 self.bytes += out.numel() * out.element_size()
