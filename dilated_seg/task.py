@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from dilated_seg.crf import DenseCRF
 from dilated_seg.errors import UserError
 from dilated_seg.inference import strategies
-from dilated_seg.inference.strategies import Inference, Whole, whole
+from dilated_seg.inference.strategies import FullImage, Inference, predict_logits
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models.layers import promote
@@ -113,7 +113,7 @@ class SegmentationTask(LightningModule):
         self.metrics = SegmentationMetrics(num_classes, ignore_index)
         self.refined_metrics = SegmentationMetrics(num_classes, ignore_index)
         self.mean_loss = MeanMetric()
-        self.inference: Inference = Whole()  # the inference strategy of evaluation
+        self.inference: Inference = FullImage()  # the inference strategy of evaluation
         self.refine: DenseCRF | None = None  # the CRF of --crf, which evaluation applies to the logits
 
     @classmethod
@@ -241,7 +241,7 @@ class SegmentationTask(LightningModule):
         for images, image in split_by_size(batch):
             height, width = image.shape[-2:]
             if self.refine:
-                logits = whole(self.inference, self.model, image)
+                logits = predict_logits(self.inference, self.model, image)
                 ids = predict(self.refine(logits.softmax(1), image)).to(torch.uint8)
             else:
                 ids = strategies.predict(self.inference, self.model, image)

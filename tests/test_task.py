@@ -13,7 +13,7 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
 from dilated_seg.data.collate import pad
 from dilated_seg.errors import UserError
-from dilated_seg.inference.strategies import Tiles, Whole
+from dilated_seg.inference.strategies import FullImage, Tiles
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
@@ -422,7 +422,7 @@ def test_tiles_count_the_loss_and_the_pixels_of_the_whole_image():
     task, batch = noisy([(90, 110), (70, 64)])
     task.double()  # tiles may be summed in another order than the image
     losses, matrices = [], []
-    for inference in (Whole(), Tiles((64, 64), 16, 4)):  # the network sees one pixel around each
+    for inference in (FullImage(), Tiles((64, 64), 16, 4)):  # the network sees one pixel around each
         task.inference = inference
         task.metrics.reset()
         task.mean_loss.reset()

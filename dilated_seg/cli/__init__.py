@@ -12,7 +12,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from dilated_seg.cli.explain import EVALUATIONS
 from dilated_seg.cli.parser import TIMEOUT, build_parser, format_config, instantiate, parse
 from dilated_seg.errors import LostProcessError, UserError
-from dilated_seg.inference.strategies import Whole
+from dilated_seg.inference.strategies import FullImage
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.report.training import show_training
 from dilated_seg.runs.checkpoint import Checkpoint
@@ -140,7 +140,7 @@ class CLI:
         """Evaluate a checkpoint by the inference strategy, and the CRF, that the command line names; print the table."""
         self.model.started = bool(self.config.ckpt_path)
         self.require_weights()
-        self.model.inference, self.model.refine = self.built.inference or Whole(), self.built.crf
+        self.model.inference, self.model.refine = self.built.inference or FullImage(), self.built.crf
         if self.model.refine and (self.model.refine.learnable or self.model.refine.num_classes):
             raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
         if self.model.refine and self.model.model.crf:

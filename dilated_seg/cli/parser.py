@@ -89,7 +89,7 @@ def add_options(parser: Parser, verb: str | None) -> None:
         add("--evaluate", Literal["val", "test"] | None, "Score the last weights on this split when training has ended.")
     if verb in EVALUATIONS:
         add("--checkpoint", str | None, "Of the run: best, which it is if not given, last, or a file.")
-        add("--inference", Inference | None, f"The inference strategy: {', '.join(STRATEGIES)}; Whole if not given.")
+        add("--inference", Inference | None, f"The inference strategy: {', '.join(STRATEGIES)}; FullImage if not given.")
         add("--crf", DenseCRF | None, "Refine what the network says by a dense CRF, and score both; --crf.w1 and so on.")
 
 

@@ -21,7 +21,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--inference",
         metavar="PROTOCOL",
-        help="Whole, Tiles, MultiScale or ReflectedTiles, such as 'Tiles(size=(512, 512), overlap=128)'; the whole picture "
+        help="FullImage, Tiles, MultiScale or ReflectedTiles, such as 'Tiles(size=(512, 512), overlap=128)'; the whole picture "
         "if not given, but Tiles above 4 megapixels",
     )
     parser.add_argument(

@@ -11,7 +11,8 @@ from torch import nn
 
 from dilated_seg.crf import DenseCRF
 from dilated_seg.errors import UserError, format_error
-from dilated_seg.inference import strategies
+from dilated_seg.inference import FullImage, MultiScale, ReflectedTiles, Tiles
+from dilated_seg.inference.strategies import Inference
 from dilated_seg.models import build
 
 T = TypeVar("T")
@@ -33,13 +34,13 @@ def parse_network(text: str, device: str = "meta") -> nn.Module:
     return build.construct(path, args if args or kwargs else [NUM_CLASSES], kwargs, text, device)
 
 
-def parse_strategy(text: str) -> strategies.Inference:
+def parse_strategy(text: str) -> Inference:
     """Build an inference strategy, such as ``Tiles(size=(512, 512), overlap=64)``.
 
     Raises:
         UserError: The text is not a strategy, or has other options.
     """
-    kinds = (strategies.Whole, strategies.Tiles, strategies.MultiScale, strategies.ReflectedTiles)
+    kinds = (FullImage, Tiles, MultiScale, ReflectedTiles)
     return parse_object(text, "inference strategy", "Tiles(overlap=64)", kinds)
 
 

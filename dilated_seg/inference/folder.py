@@ -22,7 +22,8 @@ from dilated_seg.errors import UserError, format_error, open_console
 from dilated_seg.inference.find import KINDS, VOC_FOLDER, Found, find
 from dilated_seg.inference.image import LARGE, Segmentation, chosen, segment
 from dilated_seg.inference.load import load
-from dilated_seg.inference.strategies import Inference, ReflectedTiles, Tiles, Whole
+from dilated_seg.inference.reflected_tiles import ReflectedTiles
+from dilated_seg.inference.strategies import FullImage, Inference, Tiles
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.run import commit
 from dilated_seg.storage import write_text
@@ -110,7 +111,7 @@ def segment_files(
     check_submission(submission, model)
     writer = Writer(Path(out), model, probabilities, submission)
     if isinstance(inference, ReflectedTiles):
-        inference.network(model)
+        inference.require_network(model)
     if crf and (crf.learnable or crf.num_classes):
         raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
     pictures = find(sources, writer.out)
@@ -213,7 +214,7 @@ def attempt(
 
 def begin(writer: Writer, inference: Inference | None, crf: DenseCRF | None) -> None:
     """Make the folder and say in it how its results were made; results of another protocol are not mixed with them."""
-    automatic = f"{Whole()}; {Tiles()} above {LARGE // 1_000_000} megapixels"
+    automatic = f"{FullImage()}; {Tiles()} above {LARGE // 1_000_000} megapixels"
     facts = {key: writer.model.facts.get(key) for key in ("checkpoint", "sha256", "step")}
     facts |= {"dataset": writer.model.dataset, "inference": str(inference or automatic), "crf": str(crf) if crf else None}
     facts |= {"classes": writer.model.classes, "palette": [list(colour) for colour in writer.model.palette]}

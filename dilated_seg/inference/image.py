@@ -12,7 +12,7 @@ from torch import Tensor
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data.decode import as_rgb, mask_picture, read_image
 from dilated_seg.errors import UserError, format_error
-from dilated_seg.inference.strategies import Inference, Tiles, Whole, predict, whole
+from dilated_seg.inference.strategies import FullImage, Inference, Tiles, predict, predict_logits
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import predict as best
 
@@ -74,13 +74,13 @@ def segment(
     image = opened(picture)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
         raise UserError(f"a picture is uint8 RGB (3, height, width), not {image.dtype} {tuple(image.shape)}")
-    inference = inference or (Tiles() if image[0].numel() > LARGE else Whole())
+    inference = inference or (Tiles() if image[0].numel() > LARGE else FullImage())
     protocol = f"{inference}, then {crf}" if crf else str(inference)
     found: Tensor | None = None
     with torch.inference_mode():
         batch = image[None].to(model.mean.device)
         if crf or probabilities:
-            found = whole(inference, model, batch).softmax(1)
+            found = predict_logits(inference, model, batch).softmax(1)
             found = crf(found, batch) if crf else found
             ids = best(found)[0].to(torch.uint8)
         else:

@@ -1,8 +1,8 @@
-"""How a trained network looks at an image: as a whole, in tiles, as DilatedNet's authors did, or at several scales.
+"""Inference strategies: the full image, overlapping tiles, the tiles of DilatedNet's authors, or several scales.
 
-A protocol takes a model and a batch of plain RGB images of one size, and gives their logits in bands of rows from top to
-bottom: whoever takes the bands one by one needs no memory for the scores of the whole image. Where scores of several looks
-are averaged these are probabilities, and the logits are their logarithms. The protocol is part of every number measured by it.
+A strategy takes a model and a batch of plain RGB images of one size, and yields their logits in bands of rows from top to
+bottom, so that no memory for the logits of the whole image is needed. Where probabilities are averaged, the logits are their
+logarithms. The strategy is part of the evaluation protocol.
 """
 
 import math
@@ -14,11 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dilated_seg.errors import UserError
-from dilated_seg.models import DilatedNet
-from dilated_seg.models.dilatednet import MARGIN
-from dilated_seg.models.layers import Upsample, mirrored, promote
 from dilated_seg.models.segmenter import MAX_CLASSES
-from dilated_seg.tensors import Logits, Maps
+from dilated_seg.tensors import Logits
 from dilated_seg.tensors import predict as best
 
 GRID = 32  # tiles begin at its multiples, where every network's poolings fall as they do in the whole image
@@ -28,17 +25,17 @@ Bands = Iterator[tuple[slice, Logits]]  # rows of the image, and the logits of t
 
 
 class Inference(ABC):
-    """A protocol: ``name`` goes into the names of files, ``str()`` of it into the numbers' protocol."""
+    """An inference strategy: ``name`` is part of file names, ``str()`` of the evaluation protocol."""
 
     name: str
 
     @abstractmethod
     def __call__(self, model: Model, image: Tensor) -> Bands:
-        """Logits of plain RGB images (B, 3, H, W), 0 to 255, in bands of rows from top to bottom."""
+        """Yield the logits of plain RGB images (B, 3, H, W), 0 to 255, in bands of rows from top to bottom."""
 
 
-class Whole(Inference):
-    """The whole image at once, at its own size."""
+class FullImage(Inference):
+    """The full image at once, at its own size."""
 
     name = ""
 
@@ -50,15 +47,15 @@ class Whole(Inference):
 
 
 class Tiles(Inference):
-    """Tiles that overlap, their probabilities blended from one to the next: memory is bounded by the width and the tile.
+    """Overlapping tiles whose probabilities are blended: memory is bounded by the image's width and the tile's size.
 
-    If ``margin`` is at least as far as the network looks from a pixel, which is half the receptive field of a score and the
-    output stride, or a little more where scores are enlarged in steps, the result is that of the whole image.
+    The result is that of the full image if ``margin`` is at least half the receptive field plus the output stride, or a little
+    more where logits are upsampled in steps.
 
     Args:
         size: (height, width) of a tile; those at the image's far borders may be up to 31 pixels larger.
-        overlap: At least so many pixels are seen by both of two neighbours. Within them one's share falls from 1 to 0.
-        margin: So many pixels inside a tile's border do not count, unless it is the image's border: they see too little.
+        overlap: Pixels that two neighbors have in common, at least. Within them the weight of one falls from 1 to 0.
+        margin: Pixels inside a tile's border that do not count, unless it is the image's border: their context is cut off.
     """
 
     def __init__(self, size: tuple[int, int] = (512, 512), overlap: int = 128, margin: int = 0) -> None:
@@ -77,8 +74,8 @@ class Tiles(Inference):
         self.name = f"tiles-{size[0]}x{size[1]}-{overlap}" + (f"-{margin}" if margin else "")
 
     def __call__(self, model: Model, image: Tensor) -> Bands:
-        rows = self.along(image.shape[-2], self.size[0], image.device)
-        columns = self.along(image.shape[-1], self.size[1], image.device)
+        rows = self.place_tiles(image.shape[-2], self.size[0], image.device)
+        columns = self.place_tiles(image.shape[-1], self.size[1], image.device)
         begun: Tensor | None = None  # rows of which the tiles below have a share too
         for number, (top, heights) in enumerate(rows):
             band = self.row_of_tiles(model, image[..., top : top + len(heights), :], columns).mul_(heights[:, None])
@@ -99,8 +96,8 @@ class Tiles(Inference):
         assert band is not None  # an image has at least one column
         return band
 
-    def along(self, length: int, size: int, device: torch.device) -> list[tuple[int, Tensor]]:
-        """Where the tiles begin along one side of an image, and the share of each pixel of theirs; shares add up to 1."""
+    def place_tiles(self, length: int, size: int, device: torch.device) -> list[tuple[int, Tensor]]:
+        """Return where tiles begin along one side of an image, and the weights of their pixels, which add up to 1."""
         count = max(math.ceil((length - self.overlap) / ((size - self.overlap) // GRID * GRID)), 1) if length > size else 1
         places = [number * (length - size) // max(count - 1, 1) // GRID * GRID for number in range(count)]
         starts = list(dict.fromkeys(places))
@@ -110,15 +107,15 @@ class Tiles(Inference):
             inside = torch.arange(end - start, device=device) + 0.5
             share = torch.ones(end - start, device=device)
             if start > 0:
-                share = torch.minimum(share, self.rise(inside))
+                share = torch.minimum(share, self.ramp(inside))
             if end < length:
-                share = torch.minimum(share, self.rise(inside.flip(0)))
+                share = torch.minimum(share, self.ramp(inside.flip(0)))
             total[start:end] += share
             shares.append(share)
         return [(start, share / total[start : start + len(share)]) for start, share in zip(starts, shares, strict=True)]
 
-    def rise(self, depth: Tensor) -> Tensor:
-        """A pixel's share by how deep in its tile it lies: none in the margin, all beyond the overlap's other margin."""
+    def ramp(self, depth: Tensor) -> Tensor:
+        """Return a pixel's weight by its distance from the tile's border: 0 in the margin, 1 beyond the overlap."""
         return ((depth - self.margin) / max(self.overlap - 2 * self.margin, 1e-6)).clamp(0, 1)
 
     def __str__(self) -> str:
@@ -126,88 +123,15 @@ class Tiles(Inference):
         return text + (f", {self.margin} at their borders left out" if self.margin else "")
 
 
-class ReflectedTiles(Inference):
-    """The authors' protocol of DilatedNet: the image reflected by 186 pixels, cut into tiles of 900 with 66 x 66 scores each.
-
-    Each tile's context ends at its 66 x 66 scores. The probabilities of all tiles side by side are enlarged 8 times, where the
-    network itself enlarges scores; with 10 context layers, for Cityscapes, the network enlarges each tile's scores.
-    For ``DilatedNet(padding="reflect")``, as published weights need it.
-
-    Args:
-        size: Side of a tile with its margins, 372 and a multiple of 8: 900 for VOC and CamVid, 1396 for Cityscapes.
-    """
-
-    def __init__(self, size: int = 900) -> None:
-        if size <= 2 * MARGIN or (size - 2 * MARGIN) % DilatedNet.output_stride:
-            raise UserError(f"inference ReflectedTiles: size {size} is not 372 and a multiple of 8 more, such as 900")
-        self.size = size
-        self.name = f"reflected-tiles-{size}"
-
-    def __call__(self, model: Model, image: Tensor) -> Bands:
-        net = self.network(model)
-        if not isinstance(net.ctx_upsample, Upsample):
-            yield from self.enlarged_by_tile(model, net, image)
-            return
-        step, stride = self.size - 2 * MARGIN, net.output_stride
-        height, width = image.shape[-2:]
-        rows = [torch.cat(self.row_of_tiles(model, net, image, top), 3).softmax(1) for top in range(0, height, step)]
-        cells = torch.cat(rows, 2)
-        for first in range(0, math.ceil(height / stride), step // stride):  # and the first row of the next band
-            band = net.ctx_upsample(cells[:, :, first : first + step // stride + 1])
-            top = first * stride
-            bottom = min(top + step, height)
-            yield slice(top, bottom), logarithm(band[:, :, : bottom - top, :width])
-
-    def network(self, model: Model) -> DilatedNet:
-        """The network that this protocol is for.
-
-        Raises:
-            UserError: The model's is another, or it has a CRF of its own, which works on whole images.
-        """
-        net = getattr(model, "net", None)
-        if not isinstance(net, DilatedNet) or net.margin != MARGIN:
-            raise UserError("inference ReflectedTiles is for DilatedNet with padding: reflect; take Tiles for other networks")
-        if getattr(model, "crf", None):
-            raise UserError("inference ReflectedTiles is for networks alone, and this one was trained with a CRF: take Whole")
-        return net
-
-    def enlarged_by_tile(self, model: Model, net: DilatedNet, image: Tensor) -> Bands:
-        """As for Cityscapes: the network's deconvolution enlarges the scores of each tile."""
-        height, width = image.shape[-2:]
-        step = self.size - 2 * MARGIN
-        for top in range(0, height, step):
-            row = torch.cat([promote(net.ctx_upsample(scores)) for scores in self.row_of_tiles(model, net, image, top)], 3)
-            bottom = min(top + step, height)
-            yield slice(top, bottom), row[:, :, : bottom - top, :width]
-
-    def row_of_tiles(self, model: Model, net: DilatedNet, image: Tensor, top: int) -> list[Maps]:
-        """The scores of every tile of a row, (size - 372) / 8 cells a side."""
-        height, width = image.shape[-2:]
-        rows = image.index_select(2, self.seen(height, top).to(image.device))
-        tiles = (
-            rows.index_select(3, self.seen(width, left).to(image.device)) for left in range(0, width, self.size - 2 * MARGIN)
-        )
-        return [promote(net.context(net.front_end(model.normalize(tile)))) for tile in tiles]  # type: ignore[attr-defined]
-
-    def seen(self, length: int, start: int) -> Tensor:
-        """Which pixels along one side a tile sees; one that is cut short by the reflected image's end mirrors itself there."""
-        here = mirrored(length, MARGIN)[start : start + self.size]
-        short = self.size - len(here)
-        return here[mirrored(len(here), short)[short:]]
-
-    def __str__(self) -> str:
-        return f"image reflected by {MARGIN} pixels, tiles of {self.size}, as DilatedNet's authors"
-
-
 class MultiScale(Inference):
-    """The image at several sizes, and mirrored left to right: the mean of the probabilities, enlarged to the image's size.
+    """The image at several sizes, and mirrored left to right: the mean of the probabilities, resized to the image's size.
 
     This needs memory for the probabilities of the whole image.
 
     Args:
         scales: Factors of height and width.
-        flip: Whether to look at each size mirrored as well.
-        each: How each of them is looked at.
+        flip: Whether to take each size mirrored as well.
+        each: The strategy for each size.
     """
 
     def __init__(
@@ -219,7 +143,7 @@ class MultiScale(Inference):
             )
         if not isinstance(flip, bool) or not isinstance(each, Inference | None):
             raise UserError("inference MultiScale: flip is true or false, and each a protocol such as Tiles(overlap=64)")
-        self.scales, self.flip, self.each = scales, flip, each or Whole()
+        self.scales, self.flip, self.each = scales, flip, each or FullImage()
         sizes = "-".join(f"{scale:g}" for scale in scales)
         self.name = f"scales-{sizes}{'-flip' if flip else ''}{'-' if self.each.name else ''}{self.each.name}"
 
@@ -230,7 +154,7 @@ class MultiScale(Inference):
             scaled_size = [max(round(side * scale), 1) for side in size]
             resized = F.interpolate(image.float(), scaled_size, mode="bilinear", align_corners=False, antialias=True)
             for mirror in (False, True) if self.flip else (False,):
-                logits = whole(self.each, model, resized.flip(3) if mirror else resized)
+                logits = predict_logits(self.each, model, resized.flip(3) if mirror else resized)
                 probabilities = F.interpolate(
                     logits.softmax(1), size, mode="bilinear", align_corners=False, antialias=scale > 1
                 )
@@ -244,22 +168,22 @@ class MultiScale(Inference):
         return f"scales {sizes}{', each mirrored too' if self.flip else ''}, probabilities averaged; each: {self.each}"
 
 
-def whole(inference: Inference, model: Model, image: Tensor) -> Logits:
-    """The logits of whole images: all bands of a protocol."""
+def predict_logits(inference: Inference, model: Model, image: Tensor) -> Logits:
+    """Return the logits of full images: all bands of a strategy."""
     bands = [logits for _, logits in inference(model, image)]
     return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
 
 def predict(inference: Inference, model: Model, image: Tensor) -> Tensor:
-    """Class ids (B, H, W), uint8, of plain RGB images (B, 3, H, W), 0 to 255, in memory for one band of the scores."""
-    found = torch.empty(len(image), *image.shape[-2:], dtype=torch.uint8, device=image.device)
+    """Return class ids (B, H, W), uint8, of plain RGB images (B, 3, H, W), 0 to 255, in memory for one band of logits."""
+    prediction = torch.empty(len(image), *image.shape[-2:], dtype=torch.uint8, device=image.device)
     for rows, logits in inference(model, image):
         if logits.shape[1] > MAX_CLASSES:
             raise UserError(f"class ids are written as bytes, of which 255 says void: {logits.shape[1]} classes are too many")
-        found[:, rows] = best(logits).to(torch.uint8)
-    return found
+        prediction[:, rows] = best(logits).to(torch.uint8)
+    return prediction
 
 
 def logarithm(probabilities: Tensor) -> Logits:
-    """Logits whose softmax gives these probabilities, in their place; of those that underflowed to 0 too they are finite."""
+    """Return logits whose softmax gives these probabilities, computed in place; they are finite where it underflowed to 0."""
     return probabilities.clamp_min_(torch.finfo(probabilities.dtype).tiny).log_()

@@ -10,7 +10,8 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.errors import UserError, format_command
 from dilated_seg.inference.image import chosen
 from dilated_seg.inference.load import load
-from dilated_seg.inference.strategies import Inference, ReflectedTiles, Whole, whole
+from dilated_seg.inference.reflected_tiles import ReflectedTiles
+from dilated_seg.inference.strategies import FullImage, Inference, predict_logits
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.runs.run import Run, commit
 from dilated_seg.runs.samples import open_labelled_split, require_same_classes, sample_evenly
@@ -87,12 +88,12 @@ def tune(
         raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")
-    inference = inference or Whole()
+    inference = inference or FullImage()
     model = load(checkpoint or trained.path).to(chosen(device))
     if model.crf:
         raise UserError(f"{run} was trained with a CRF: there is no other to tune")
     if isinstance(inference, ReflectedTiles):
-        inference.network(model)
+        inference.require_network(model)
     require_same_classes(run, dataset, model.classes)
     opened = open_labelled_split(dataset, split)
     if images > len(opened):
@@ -101,7 +102,7 @@ def tune(
     with torch.inference_mode():
         for sample in sample_evenly(opened, images):
             image = sample["image"][None].to(model.mean.device)
-            probabilities = whole(inference, model, image).softmax(1).half().cpu()
+            probabilities = predict_logits(inference, model, image).softmax(1).half().cpu()
             samples.append((probabilities, image, sample["mask"][None]))
 
         def score(numbers: Numbers) -> float:

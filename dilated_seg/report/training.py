@@ -40,8 +40,7 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
 
 def list_commands(run_dir: Path, checkpoint: Path, record: dict[str, Any] | None) -> list[str]:
     """Return the commands that follow training: evaluate a checkpoint, segment an image with it, make a report."""
-    config, weights = ("--config", run_dir / "config.yaml"), ("--ckpt_path", checkpoint)
-    commands = [format_command("dilated-seg", "validate", *config, *weights)]
+    commands = [format_command("dilated-seg", "validate", run_dir)]
     images = sorted((run_dir / "gallery" / (record["evaluation"] if record else "val")).glob("*.image.png"))
     if images:
         out = ("--checkpoint", checkpoint, "--out", run_dir / "segmented")

@@ -67,7 +67,7 @@ def test_a_run_is_evaluated_by_its_directory_alone(run, tmp_path, capsys):
     assert main(["validate", str(copy), f"--checkpoint={copy}/checkpoints/last.ckpt", "--crf"]) == 0
     assert {path.stem for path in (copy / "evaluations").glob("*.json")} == {"val-best", "test-last", "val-last", crf}
     assert main(["predict", str(copy), "--checkpoint=last"]) == 0
-    assert len(list((copy / "predictions").glob("**/*.png"))) == 2
+    assert len(list((copy / "predictions").glob("**/*.png"))) == 3
     capsys.readouterr()
     for args, sentence in (
         ([str(tmp_path)], f"{tmp_path} is not a run directory"),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dilated_seg.errors import UserError
-from dilated_seg.inference.strategies import MultiScale, ReflectedTiles, Tiles, Whole, predict, whole
+from dilated_seg.inference.reflected_tiles import ReflectedTiles
+from dilated_seg.inference.strategies import FullImage, MultiScale, Tiles, predict, predict_logits
 from dilated_seg.models import FCN, DilatedNet, SegNetBasic, UNet
 from dilated_seg.task import SegmentationTask
 from tests.support.tolerance import SINGLE, assert_equal_but_for_rounding
@@ -48,23 +49,23 @@ def picture(height, width, count=1):
 def test_tiles_whose_margins_hold_the_receptive_field_give_the_whole_image(net, size, margin, image):
     model, image = task(net), picture(*image)
     inference = Tiles(size, 2 * margin, margin)
-    expected, found = model(image).softmax(1), whole(inference, model, image).softmax(1)
+    expected, found = model(image).softmax(1), predict_logits(inference, model, image).softmax(1)
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, atol=SHARES, rtol=0)
-    narrow = whole(Tiles(size, 64, 0), model, image).softmax(1)
+    narrow = predict_logits(Tiles(size, 64, 0), model, image).softmax(1)
     assert (narrow - expected).abs().max() > 1e-4  # the margin is what makes them equal
 
 
 def test_an_image_that_fits_into_one_tile_is_looked_at_whole():
     model, image = task(UNet(5, width=1 / 16)), picture(45, 70)
-    torch.testing.assert_close(whole(Tiles(), model, image), model(image).log_softmax(1), atol=SHARES, rtol=0)
+    torch.testing.assert_close(predict_logits(Tiles(), model, image), model(image).log_softmax(1), atol=SHARES, rtol=0)
 
 
 @given(st.integers(1, 900), st.integers(0, 100), st.integers(0, 50), st.integers(32, 120))
 def test_the_shares_of_all_tiles_add_up_to_one_and_tiles_begin_on_the_grid(length, overlap, margin, more):
     overlap = max(overlap, 2 * margin)
     inference = Tiles((overlap + more, overlap + more), overlap, margin)
-    tiles = inference.along(length, overlap + more, torch.device("cpu"))
+    tiles = inference.place_tiles(length, overlap + more, torch.device("cpu"))
     total = torch.zeros(length)
     for start, share in tiles:
         assert start % 32 == 0
@@ -82,7 +83,7 @@ def test_blended_tiles_fade_from_one_to_the_next():
         left = torch.arange(image.shape[-1]).float().expand(len(image), 1, *image.shape[-2:])
         return torch.cat([left, torch.zeros_like(left)], 1) / 100
 
-    found = whole(Tiles((64, 64), 32, 0), place, picture(8, 96)).softmax(1)[0, 0, 0]
+    found = predict_logits(Tiles((64, 64), 32, 0), place, picture(8, 96)).softmax(1)[0, 0, 0]
     alone = (torch.arange(96) / 100).sigmoid()
     torch.testing.assert_close(found[:32], alone[:32])
     torch.testing.assert_close(found[64:], (torch.arange(32, 64) / 100).sigmoid())
@@ -113,13 +114,15 @@ def by_the_authors(net, image, size):
 def test_reflected_tiles_are_the_authors_protocol(context, height, width):
     net = DilatedNet(3, context, padding="reflect", width=1 / 16)
     model, image = task(net, 3).float(), picture(height, width)
-    found = whole(ReflectedTiles(372 + 96), model, image).softmax(1)
+    found = predict_logits(ReflectedTiles(372 + 96), model, image).softmax(1)
     torch.testing.assert_close(found, by_the_authors(net, model.normalize(image), 372 + 96), **SAME_TILES)
 
 
 def test_one_reflected_tile_differs_from_the_whole_image_only_between_the_scores():
     model, image = task(DilatedNet(3, padding="reflect", width=1 / 16), 3).float(), picture(96, 96)
-    found, expected = (whole(inference, model, image).softmax(1) for inference in (ReflectedTiles(372 + 96), Whole()))
+    found, expected = (
+        predict_logits(inference, model, image).softmax(1) for inference in (ReflectedTiles(372 + 96), FullImage())
+    )
     torch.testing.assert_close(found[..., ::8, ::8], expected[..., ::8, ::8], **SAME_TILES)
     assert (found - expected).abs().max() > 1e-5
 
@@ -127,8 +130,8 @@ def test_one_reflected_tile_differs_from_the_whole_image_only_between_the_scores
 def test_reflected_tiles_of_a_cityscapes_network_are_enlarged_one_by_one():
     net = DilatedNet(3, context_layers=10, padding="reflect", width=1 / 16)
     model, image = task(net, 3).float(), picture(64, 130)
-    found = whole(ReflectedTiles(372 + 64), model, image)
-    one = whole(ReflectedTiles(372 + 64), model, image[..., :64])
+    found = predict_logits(ReflectedTiles(372 + 64), model, image)
+    one = predict_logits(ReflectedTiles(372 + 64), model, image[..., :64])
     assert found.shape == (1, 3, 64, 130)
     assert one.shape == (1, 3, 64, 64)
     torch.testing.assert_close(one, model(image[..., :64]), **RESIZED)  # one tile is the whole image
@@ -137,42 +140,42 @@ def test_reflected_tiles_of_a_cityscapes_network_are_enlarged_one_by_one():
 def test_reflected_tiles_refuse_networks_that_pad_by_themselves():
     for net in (DilatedNet(3, width=1 / 16), UNet(3, width=1 / 16)):
         with pytest.raises(UserError, match="padding: reflect"):
-            whole(ReflectedTiles(), task(net, 3), picture(9, 9))
+            predict_logits(ReflectedTiles(), task(net, 3), picture(9, 9))
 
 
 def test_one_scale_without_mirroring_is_the_whole_image():
     model, image = task(UNet(5, width=1 / 16)), picture(37, 50)
-    found, expected = whole(MultiScale([1.0], False), model, image), model(image).log_softmax(1)
+    found, expected = predict_logits(MultiScale([1.0], False), model, image), model(image).log_softmax(1)
     torch.testing.assert_close(found, expected, **RESIZED)
 
 
 def test_mirrored_looks_make_an_image_and_its_mirror_image_agree():
     model, image = task(UNet(5, width=1 / 16)), picture(40, 64)
-    found = whole(MultiScale([0.5, 1.0]), model, image)
-    torch.testing.assert_close(whole(MultiScale([0.5, 1.0]), model, image.flip(3)).flip(3), found, **RESIZED)
+    found = predict_logits(MultiScale([0.5, 1.0]), model, image)
+    torch.testing.assert_close(predict_logits(MultiScale([0.5, 1.0]), model, image.flip(3)).flip(3), found, **RESIZED)
 
 
 def test_several_scales_are_the_mean_of_each_alone():
     model, image = task(UNet(5, width=1 / 16)), picture(33, 47)
-    alone = [whole(MultiScale([scale]), model, image).softmax(1) for scale in (0.5, 1.0, 1.75)]
-    found = whole(MultiScale([0.5, 1.0, 1.75]), model, image).softmax(1)
+    alone = [predict_logits(MultiScale([scale]), model, image).softmax(1) for scale in (0.5, 1.0, 1.75)]
+    found = predict_logits(MultiScale([0.5, 1.0, 1.75]), model, image).softmax(1)
     assert_equal_but_for_rounding(found, torch.stack(alone).mean(0))
 
 
 def test_scales_can_be_looked_at_in_tiles():
     model, image = task(UNet(5, width=1 / 16)), picture(150, 170)
     tiles = Tiles((96, 96), 32)
-    found = whole(MultiScale([1.0], False, tiles), model, image)
-    torch.testing.assert_close(found, whole(tiles, model, image.float()), **RESIZED)
+    found = predict_logits(MultiScale([1.0], False, tiles), model, image)
+    torch.testing.assert_close(found, predict_logits(tiles, model, image.float()), **RESIZED)
 
 
-@pytest.mark.parametrize("inference", [Whole(), Tiles((64, 64), 16), MultiScale([0.25, 1.0]), ReflectedTiles(372 + 32)])
+@pytest.mark.parametrize("inference", [FullImage(), Tiles((64, 64), 16), MultiScale([0.25, 1.0]), ReflectedTiles(372 + 32)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (77, 3)])
 def test_every_protocol_takes_any_size_and_predicts_what_its_logits_say(inference, size):
     model, image = task(DilatedNet(3, padding="reflect", width=1 / 16), 3).float(), picture(*size)
     found = predict(inference, model, image)
     assert found.dtype == torch.uint8
-    assert found.equal(whole(inference, model, image).max(1).indices.to(torch.uint8))
+    assert found.equal(predict_logits(inference, model, image).max(1).indices.to(torch.uint8))
 
 
 def test_bands_follow_each_other_from_top_to_bottom():
@@ -202,7 +205,7 @@ def test_options_that_make_no_sense_are_refused_in_one_sentence(protocol, option
 
 
 def test_a_protocol_has_a_name_for_files_and_words_for_people():
-    assert (Whole().name, str(Whole())) == ("", "whole image")
+    assert (FullImage().name, str(FullImage())) == ("", "whole image")
     assert Tiles((513, 513), 64, 8).name == "tiles-513x513-64-8"
     assert MultiScale([0.5, 1.0], each=Tiles((512, 512), 64)).name == "scales-0.5-1-flip-tiles-512x512-64"
     assert "186" in str(ReflectedTiles())
