@@ -23,18 +23,17 @@ def test_no_path_is_called_utils_common_core_helpers_or_misc():
     assert not [p for p in (ROOT / "dilated_seg").rglob("*") if p.stem in vague]
 
 
-# The files that may use private names of other libraries, and these names.
+# The files that may use private names of other libraries.
 INTERNALS = ("training/lightning_internals.py", "models/torch_internals.py")
-ATTRIBUTE = re.compile(r"(?<!self)(?<!cls)(?<!super\(\))\.(_(?!_)[a-zA-Z]\w*)")
-IMPORT = re.compile(r"^\s*from [\w.]+ import .*?\b(_[a-zA-Z]\w*)|^\s*(?:from|import) [\w.]*\.(_[a-zA-Z]\w*)", re.M)
+PRIVATE = re.compile(r"\.(_(?!_)[a-zA-Z]\w*)|^\s*from [\w.]+ import .*?\b(_[a-zA-Z]\w*)", re.M)
+OWN = re.compile(r"def (_\w+)|self\.(_\w+)(?::[^=\n]*)? = |^    (_\w+): ", re.M)
 
 
 def private_names(path):
-    """The names with an underscore that a file takes from elsewhere; its own classes' are self._name, or defined in it."""
+    """The names with one underscore that a file uses and does not define."""
     code = re.sub(r'"""[\s\S]*?"""|#.*', "", path.read_text())
-    own = set(re.findall(r"self\.(_\w+)\b.*?=|def (_\w+)", code))
-    names = [*ATTRIBUTE.findall(code), *(name for pair in IMPORT.findall(code) for name in pair if name)]
-    return {name for name in names if name not in {part for pair in own for part in pair}}
+    used, own = ({name for names in pattern.findall(code) for name in names if name} for pattern in (PRIVATE, OWN))
+    return used - own
 
 
 def test_private_names_of_other_libraries_are_in_two_files():

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dilated_seg.cli.explain import EVALUATIONS
 from dilated_seg.cli.parser import TIMEOUT, build_parser, format_config, instantiate, parse
+from dilated_seg.cli.run_directory import RUN_DIR, choose_checkpoint, choose_run
 from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import FullImage
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.report.training import show_training
 from dilated_seg.runs.checkpoint import Checkpoint
-from dilated_seg.runs.run import Run, commit, experiment_name
+from dilated_seg.runs.run import commit
 from dilated_seg.training.checks import check_monitors
 from dilated_seg.training.evaluation import records
 from dilated_seg.training.labels import NothingToLearnError
@@ -24,8 +24,6 @@ from dilated_seg.training.loggers import SafeWandbLogger, finish
 from dilated_seg.training.processes import end_other_processes, find_mistake, keep_memory, lost_process, quiet
 from dilated_seg.training.recipe import Recipe
 from dilated_seg.training.trainer import build_trainer, place_loggers
-
-RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which directory the first one chose
 
 
 class CLI:
@@ -71,25 +69,12 @@ class CLI:
             config.seed_everything = seed_everything(seed, workers=True)
         if self.verb in EVALUATIONS:
             config.ckpt_path = config.ckpt_path or choose_checkpoint(config)
-        self.run = Run(config.run_dir or os.environ.get(RUN_DIR) or self.create_directory())
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined] # the others neither make the directory nor remove it
-            self.created = self.created or (None if self.run.path.exists() else self.run.path)
+        self.run, self.created = choose_run(self.verb, config)
         if config.ckpt_path:
             Checkpoint.at(config.ckpt_path)
         self.text = format_config(self.parser, config)
         if self.verb == "fit" and (checkpoint := self.run.resume(self.text, config.ckpt_path)):
             config.ckpt_path, self.resumed = str(checkpoint), True
-
-    def create_directory(self) -> Path:
-        """Return the run's directory if none is named: the one of the checkpoint that is evaluated, or a new one."""
-        if self.verb is None:
-            return Path("runs")  # nothing is run: nothing is made
-        if self.verb in EVALUATIONS and self.config.ckpt_path and (run := Run.containing(Path(self.config.ckpt_path))):
-            return run.path
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("several processes were started from outside: name the run's folder with --run_dir")
-        self.created = Run.create(Path("runs") / experiment_name(self.config)).path
-        return self.created
 
     def build(self) -> None:
         """Build data module, task and trainer."""
@@ -180,29 +165,3 @@ class CLI:
                 finish()
                 shutil.rmtree(self.created, ignore_errors=True)
             raise (LostProcessError if lost else UserError)(" ".join(str(mistake).split())) from error
-
-
-def choose_checkpoint(config: Any) -> str | None:  # noqa: ANN401
-    """Return the checkpoint that --checkpoint names, or else the best of the run, or its last one if it was never validated.
-
-    The run is the one of --run_dir or of --config RUN/config.yaml. It is left alone if other weights than those that it
-    started from are named with --model.weights.
-    """
-    if config.checkpoint not in (None, "best", "last"):
-        return str(config.checkpoint)
-    configs = [Path(str(path)) for path in config.get("config") or []]
-    runs = [Run(config.run_dir)] if config.run_dir else []
-    runs += [Run(file.parent) for file in reversed(configs) if file.name == "config.yaml"]
-    for run in runs:
-        if not run.is_run or (config.checkpoint is None and run.config.weights != config.model.weights):
-            continue
-        if config.checkpoint:
-            return str(run.checkpoint(config.checkpoint).path)
-        best = run.checkpoint_dir / "best.ckpt"
-        if checkpoint := best if best.is_file() else run.newest_checkpoint():
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-                print(f"no --ckpt_path: evaluating {checkpoint}", flush=True)
-            return str(checkpoint)
-    if config.checkpoint:
-        raise UserError(f"--checkpoint {config.checkpoint} is of a run: name the run first, or a file with --checkpoint FILE")
-    return None

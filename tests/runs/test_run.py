@@ -85,3 +85,18 @@ def test_the_run_of_a_checkpoint_and_the_newest_run_are_found(run, tmp_path):
     run.finished_file.unlink()
     with pytest.raises(UserError, match="holds no finished run"):
         Run.newest(tmp_path)
+
+
+def test_a_run_continues_with_its_own_configuration_from_its_newest_intact_checkpoint(run, tmp_path):
+    config = run.config_file.read_text()
+    assert run.resume(config, None) == run.last_checkpoint.path
+    assert run.resume(config.replace("run_dir: null", "run_dir: elsewhere"), None) == run.last_checkpoint.path
+    assert run.resume(config, str(run.checkpoint("best").path)) is None  # that one is named already
+    assert Run(tmp_path / "new").resume(config, None) is None
+    with pytest.raises(UserError, match=r"another configuration: .* \(trainer.max_steps is 4 there and 5 here"):
+        run.resume(config.replace("max_steps: 4", "max_steps: 5"), None)
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path):
+    paths = [Run.create(tmp_path / "runs").path for _ in range(3)]
+    assert len(set(paths)) == 3 and all(path.is_dir() for path in paths)
