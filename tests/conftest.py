@@ -16,11 +16,11 @@ from filelock import FileLock
 from PIL import Image
 
 from tests.support.commands import ROOT as ROOT
-from tests.support.commands import TINY, run_command
+from tests.support.commands import THREADS, TINY, run_command
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("DILATED_SEG_RUN_DIR", None)
-torch.set_num_threads(int(os.environ.get("DILATED_SEG_TEST_THREADS", "1")))
+torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(autouse=True)

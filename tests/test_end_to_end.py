@@ -15,7 +15,7 @@ import torch
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
 from dilated_seg.metrics.confusion import compute_metrics
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, THREADS
 from tests.support.interrupted import same
 from tests.support.wandb_log import sessions
 
@@ -25,7 +25,7 @@ STEPS = 20
 def environment(home):
     """The environment of a user who has no key for W&B and has set none of its variables."""
     own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return own | {"HOME": str(home), "HF_DATASETS_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return own | {"HOME": str(home), "HF_DATASETS_CACHE": str(home / "cache"), "OMP_NUM_THREADS": THREADS, "COLUMNS": "200"}
 
 
 def start(home, *arguments):

@@ -11,8 +11,8 @@ from dilated_seg.ablation import Local, read
 from dilated_seg.ablation.processes import launch_command
 from dilated_seg.ablation.slurm import request_devices
 from dilated_seg.errors import UserError
-from tests.conftest import ROOT
 from tests.support import tolerance
+from tests.support.commands import ROOT, THREADS
 
 # Two networks without batch norm, which on CPUs is of each process's images: the second starts from the first, and both have
 # layers that learn later.
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def environment(folder, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", THREADS)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
     monkeypatch.syspath_prepend(str(folder))

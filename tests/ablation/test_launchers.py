@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from dilated_seg.__main__ import main
 from dilated_seg.ablation import Local, claimed, read
 from dilated_seg.models import FrontEnd
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, THREADS
 
 STUDY = """
 experiments: {front end: FOLDER/frontend.yaml, late: [FOLDER/late.yaml, FOLDER/frontend.yaml], wrong: FOLDER/wrong.yaml}
@@ -98,7 +98,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def environment(folder, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", THREADS)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
     monkeypatch.syspath_prepend(str(folder))

@@ -13,7 +13,7 @@ from dilated_seg.__main__ import main
 from dilated_seg.cli.explain import USAGE
 from dilated_seg.cli.parser import build_parser, parse
 from dilated_seg.errors import UserError
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, THREADS
 
 EXPERIMENT = ["--config", str(ROOT / "experiments/shapes/frontend.yaml")]
 SMALL = [
@@ -226,7 +226,7 @@ def test_a_class_in_the_current_directory_is_found_and_hides_nothing_that_is_ins
     command = command.replace("--model.net.width=0.02", "--trainer.enable_progress_bar=false")
     command += "print(main(args)); print(main([*args, '--run_dir=other', '--model.net.kernel=4']))\n"
     command += "try: main([*args, '--run_dir=other', '--model.net.kernel=5'])\nexcept KeyError: print('traceback')"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": THREADS}
     result = subprocess.run(
         [sys.executable, "-c", command, "describe"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -244,7 +244,7 @@ def test_a_reader_that_ends_early_ends_the_command_quietly(args, unbuffered):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "dilated_seg", *args.split()]
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, "OMP_NUM_THREADS": THREADS}
     result = subprocess.run(command, cwd=ROOT, env=environment, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (result.returncode, result.stderr) == (141, b"")

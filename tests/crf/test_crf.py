@@ -9,6 +9,7 @@ from dilated_seg.crf.dense_crf import DEEPLAB, appearance, smoothness
 from dilated_seg.crf.permutohedral import Coding, elevate, find_remainder_0, find_simplices
 from dilated_seg.errors import UserError
 from tests.support import crf_marginals
+from tests.support.commands import THREADS
 from tests.support.tolerance import assert_equal_but_for_rounding
 
 
@@ -104,7 +105,7 @@ def test_results_are_the_same_bits_on_any_number_of_threads():
             torch.set_num_threads(threads)
             found.append(DenseCRF(3)(probabilities, image))
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(THREADS))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

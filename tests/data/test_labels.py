@@ -151,6 +151,7 @@ def test_prepared_masks_that_are_ignored_everywhere_are_refused_when_streamed(tm
         Folder(root=str(tmp_path / "shards"), streaming=True).check_labels()
 
 
+@pytest.mark.slow
 def test_one_process_of_two_may_see_no_label(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1), VOID])
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, THREADS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -18,7 +18,11 @@ def test_a_notebook_is_kept_without_outputs(notebook):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(path, marks=[] if path.stem == "06_crf" else pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(notebook):
     command = [
         sys.executable,
@@ -32,6 +36,6 @@ def test_a_notebook_runs(notebook):
         str(notebook),
     ]
     before = set(notebook.parent.iterdir())
-    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": THREADS}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     assert set(notebook.parent.iterdir()) == before

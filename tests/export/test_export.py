@@ -18,14 +18,15 @@ from dilated_seg.export import program as exporting
 from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet, SegNet
 from dilated_seg.models.segmenter import Segmenter
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, run_process
 
 CLASSES = ["sky", "road", "tree", "car"]
 NETWORKS = {
     "segnet": lambda: SegNet(4, width=1 / 16),  # unpooling: sizes and places from the way down
     "reflected": lambda: DilatedNet(4, padding="reflect", width=1 / 16),  # indices computed from the size
 }
-EXPORTS = [("segnet", "onnx"), ("segnet", "pt2"), ("reflected", "onnx")]
+EXPORTS = [("segnet", "onnx"), ("segnet", "pt2")]
+MORE = [("reflected", "onnx"), ("fixed", "onnx")]  # the latter is segnet for one size
 SIZES = [(1, 3, 33, 47), (2, 3, 40, 64), (1, 3, 1, 1)]
 
 # In each, the package cannot be imported.
@@ -67,24 +68,49 @@ def folders(tmp_path_factory):
     return made
 
 
+def export_all(folders, exports):
+    """Export each network in each format by one process; the tests' own checks of shapes would be traced along."""
+    made, calls = {}, []
+    for name, form in exports:
+        source = folders["segnet" if name == "fixed" else name]
+        made[name, form] = source.with_name(f"{name}.{form}")
+        size = ["--size", "33", "47"] if name == "fixed" else []
+        calls.append(["export", str(source), "--format", form, "--out", str(made[name, form]), *size])
+    code = "import sys, json; from dilated_seg.__main__ import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    result = run_process(json.dumps(calls), code=code)
+    assert result.returncode == 0, result.stderr
+    checked = "checked on 33 x 47, 219 x 195, 204 x 220, 188 x 252: the labels are torch's"
+    assert result.stdout.count(checked) == len([name for name, _ in exports if name != "fixed"])
+    assert not result.stderr
+    return made, result.stdout
+
+
 @pytest.fixture(scope="module")
 def files(folders):
-    """Each network in each format, by one process; the tests' own checks of shapes would be traced along."""
-    made = {(name, form): folders[name].with_suffix(f".{form}") for name, form in EXPORTS}
-    calls = [["export", str(folders[name]), "--format", form, "--out", str(out)] for (name, form), out in made.items()]
-    made["fixed"] = folders["segnet"].with_suffix(".fixed.onnx")
-    fixed = ["export", str(folders["segnet"]), "--format", "onnx", "--out", str(made["fixed"]), "--size", "33", "47"]
-    code = "import sys, json; from dilated_seg.__main__ import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
-    result = subprocess.run([sys.executable, "-c", code, json.dumps([*calls, fixed])], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("checked on 33 x 47, 219 x 195, 204 x 220, 188 x 252: the labels are torch's") == len(EXPORTS)
-    assert "image: uint8 RGB (B, 3, 33, 47); logits: float32 (B, 4, 33, 47)" in result.stdout
-    assert not result.stderr
-    return made
+    """One network in each format."""
+    return export_all(folders, EXPORTS)[0]
+
+
+@pytest.fixture(scope="module")
+def more_files(folders):
+    """A network whose indices depend on the size, and one for a single size."""
+    files, printed = export_all(folders, MORE)
+    assert "image: uint8 RGB (B, 3, 33, 47); logits: float32 (B, 4, 33, 47)" in printed
+    return files
+
+
+@pytest.mark.slow
+def test_indices_that_depend_on_the_size_are_exported_too(more_files, folders, tmp_path):
+    check_labels(more_files, folders, tmp_path, "reflected", "onnx")
 
 
 @pytest.mark.parametrize(("name", "form"), EXPORTS)
 def test_a_process_without_the_package_finds_the_same_labels_at_any_size(files, folders, tmp_path, name, form):
+    check_labels(files, folders, tmp_path, name, form)
+
+
+def check_labels(files, folders, tmp_path, name, form):
+    """Check that a process without the package finds the labels that torch finds, at several sizes."""
     images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in SIZES]
     inputs = [str(tmp_path / f"{i}.npy") for i in range(len(SIZES))]
     for image, file in zip(images, inputs, strict=True):
@@ -107,8 +133,9 @@ def test_a_process_without_the_package_finds_the_same_labels_at_any_size(files, 
         assert result.stdout.endswith("[['batch', 3, 'height', 'width']] False\n")
 
 
-def test_a_fixed_size_is_the_only_one_that_a_file_takes(files):
-    run = exporting.read_onnx(files["fixed"])
+@pytest.mark.slow
+def test_a_fixed_size_is_the_only_one_that_a_file_takes(more_files):
+    run = exporting.read_onnx(more_files["fixed", "onnx"])
     assert run(torch.zeros(2, 3, 33, 47, dtype=torch.uint8)).shape == (2, 4, 33, 47)
     with pytest.raises(Exception, match="Got invalid dimensions"):
         run(torch.zeros(1, 3, 40, 47, dtype=torch.uint8))

@@ -22,7 +22,7 @@ from dilated_seg.inference.image import segment
 from dilated_seg.inference.strategies import MultiScale, Tiles
 from dilated_seg.models import UNet
 from dilated_seg.task import SegmentationTask
-from tests.conftest import ROOT
+from tests.support.commands import ROOT, THREADS
 
 COLOURS = [(0, 0, 0), (200, 0, 0), (0, 200, 0)]
 
@@ -513,7 +513,7 @@ idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert segment(model, {str(tmp_path / "large.jpg")!r}).ids.shape == (3648, 5472)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle)
 """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": THREADS}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1_500_000  # kilobytes

@@ -17,6 +17,7 @@ from pathlib import Path
 from dilated_seg.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+THREADS = os.environ.get("DILATED_SEG_TEST_THREADS", "1")  # of the tests' process and of those that it starts
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # One network, few and small images, two validations.
@@ -43,7 +44,7 @@ sys.exit(main(sys.argv[1:]))
 
 def process_environment(**variables: str | None) -> dict[str, str]:
     """Return the environment of a process of its own; a variable that is None is taken out of it."""
-    wanted = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **variables}
+    wanted = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": THREADS, **variables}
     return {name: value for name, value in wanted.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ import torch
 
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI  # noqa: F401 - imported before the forks, not in each of them
+from tests.support.commands import THREADS
 
 
 def free_port():
@@ -50,7 +51,7 @@ def launch(world, arguments, log):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(THREADS))
     found = []
     for number, way in enumerate(json.loads(sys.argv[1])):
         run = Path(way["folder"]) / f"way{number}"

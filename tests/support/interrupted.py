@@ -17,6 +17,7 @@ from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI  # noqa: F401 - imported before the forks, not in each of them
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import checkpoint_io
+from tests.support.commands import THREADS
 
 STEPS = 12
 WORKERS = (0, 1, 3)
@@ -160,6 +161,6 @@ def everything(folder, seed, whole, arguments):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(THREADS))
     given = json.loads(sys.argv[1])
     print(json.dumps(everything(Path(given["folder"]), given["seed"], given["whole"], given["arguments"])))

@@ -21,8 +21,8 @@ from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet, FrontEnd
 from dilated_seg.training.cached_front_end import READING, hash_code
-from tests.conftest import ROOT
 from tests.support import fake_datasets, tolerance
+from tests.support.commands import ROOT, THREADS
 
 STEPS = 10
 LOSS = tolerance.SUM**0.5 * tolerance.SINGLE  # a mean over the pixels of a batch: 1e-5 of it
@@ -207,7 +207,7 @@ def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_pa
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     run = ["--run_dir", str(tmp_path / "run")]
     command = [sys.executable, "-m", "dilated_seg", *STAGE, front_end, cached(tmp_path / "scores"), *two, *run]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": THREADS}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "4 shards to compute" in result.stdout

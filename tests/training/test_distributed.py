@@ -15,8 +15,8 @@ from dilated_seg.cli import CLI
 from dilated_seg.cli.parser import TIMEOUT
 from dilated_seg.data.samplers import TrainingOrder
 from dilated_seg.errors import UserError
-from tests.conftest import ROOT
 from tests.support import tolerance
+from tests.support.commands import ROOT, THREADS
 
 RUN = [
     "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
@@ -29,7 +29,7 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 def environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    return {**os.environ, "OMP_NUM_THREADS": THREADS, **more}
 
 
 def launch(*arguments, script=ROOT / "dilated_seg/__main__.py"):

@@ -19,8 +19,8 @@ from dilated_seg.runs import Checkpoint
 from dilated_seg.runs.run import Run
 from dilated_seg.training import checkpoint_io
 from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
-from tests.conftest import ROOT
 from tests.support import fake_datasets
+from tests.support.commands import ROOT, THREADS
 from tests.support.interrupted import same
 
 STATE = {"state_dict": {"a": torch.arange(1000.0)}, "global_step": 1}
@@ -57,7 +57,7 @@ def arguments(root, folder, streaming=False):
 
 
 def environment(folder):
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    return {**os.environ, "OMP_NUM_THREADS": THREADS, "HF_DATASETS_CACHE": str(folder / "cache")}
 
 
 def other_filesystem(path):
