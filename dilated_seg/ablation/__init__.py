@@ -13,6 +13,7 @@ from dilated_seg.ablation.processes import torchrun_arguments
 from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
 from dilated_seg.ablation.worker import carry_out, claimed, is_claimed
 from dilated_seg.errors import UserError, open_console
+from dilated_seg.runs import Run
 
 
 def run(
@@ -121,6 +122,6 @@ def show_status(ablation: Ablation) -> None:
             elif (why := failure(one, chain)) or trained(one):
                 status = why or "trained"
             else:
-                status = "begun" if (one.folder / "config.yaml").is_file() else "not begun"
+                status = "begun" if Run(one.folder).is_run else "not begun"
             table.add_row(one.name, str(one.seed), one.stage, status, str(one.folder))
     open_console().print(table)

@@ -16,8 +16,9 @@ from dilated_seg.ablation.file import Ablation, finished
 from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.markdown import render_row
+from dilated_seg.report.results import Result, describe_shared_protocol, read_results
 from dilated_seg.report.sections import table_rows
-from dilated_seg.runs.results import Result, read, shared_protocol
+from dilated_seg.runs import Run
 from dilated_seg.storage import write_text
 from dilated_seg.training.lightning_internals import dump_wandb_view, set_workspace_identity, workspace_identity
 from dilated_seg.training.loggers import online
@@ -37,7 +38,7 @@ def publish(ablation: Ablation) -> None:
     if not compared:
         print("no dashboard: no run is finished", file=sys.stderr)
         return
-    results = [read(run.folder, ablation.evaluation, run.name) for run in compared]
+    results = read_results([Run(run.folder) for run in compared], ablation.evaluation, [run.name for run in compared])
     directory = ablation.folder / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
     if online():
@@ -82,7 +83,7 @@ def select_runs(ablation: Ablation) -> list[Any]:
 
 def build_workspace(ablation: Ablation, results: Sequence[Result], entity: str) -> workspaces.Workspace:
     """Build the workspace of an ablation's runs, the seeds of a network as one."""
-    panels = list_panels(ablation.split, results[0].record["classes"])
+    panels = list_panels(ablation.split, results[0].evaluation.classes)
     return workspaces.Workspace(
         entity=entity,
         project=project(),
@@ -101,11 +102,11 @@ def build_report(ablation: Ablation, results: Sequence[Result], entity: str) -> 
     """Build the report of an ablation's runs: their comparison as a table, its protocol, and the panels."""
     header, rows = table_rows(Comparison(results))
     table = "\n".join(map(render_row, [header, ["---"] * len(header), *rows]))
-    protocol = f"{shared_protocol(results)}; in percent."
+    protocol = f"{describe_shared_protocol(results)}; in percent."
     filters = select_runs(ablation)
     runs = reports.Runset(entity=entity, project=project(), name=ablation.name, filters=filters, groupby=["Name"])
     blocks: list[Any] = [reports.MarkdownBlock(table), reports.P(protocol)]
-    for name, section in list_panels(ablation.split, results[0].record["classes"]).items():
+    for name, section in list_panels(ablation.split, results[0].evaluation.classes).items():
         blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=section)]
     return reports.Report(
         entity=entity, project=project(), title=ablation.name[:128], description=protocol, width="fluid", blocks=blocks

@@ -16,7 +16,9 @@ import yaml
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
-from dilated_seg.runs.run import EXPERIMENTS, Run, build_dataset
+from dilated_seg.runs.config import build_dataset
+from dilated_seg.runs.run import Run
+from dilated_seg.runs.version import EXPERIMENTS
 
 FAILED = "failed"  # a file in the folder of a run that failed, which says why
 OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
@@ -232,9 +234,9 @@ def check(ablation: Ablation) -> None:
 
     looked_at = []
     for one in ablation.runs:
-        text, saved = resolve_experiment(one.arguments[1:]), Run(one.folder).config_file
-        if saved.is_file() and saved.read_text() != text:
-            learnt = (one.folder / "checkpoints").exists() and not ablation.rehearsal
+        text, run = resolve_experiment(one.arguments[1:]), Run(one.folder)
+        if run.is_run and run.config_file.read_text() != text:
+            learnt = run.checkpoint_dir.exists() and not ablation.rehearsal
             if learnt:
                 raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
             shutil.rmtree(one.folder)  # it failed before it had learnt anything, or only rehearsed
@@ -283,7 +285,7 @@ def finished(one: PlannedRun, ablation: Ablation) -> bool:
     """Whether the evaluation that ends a run is there; a stage before the last ends with its training."""
     if not one.compared:
         return trained(one)
-    return (one.folder / "evaluations" / f"{ablation.evaluation}.json").is_file()
+    return ablation.evaluation in Run(one.folder).evaluation_names()
 
 
 def trained(one: PlannedRun) -> bool:

@@ -16,9 +16,9 @@ from dilated_seg.inference.strategies import FullImage
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.report.training import show_training
 from dilated_seg.runs.checkpoint import Checkpoint
-from dilated_seg.runs.run import commit
+from dilated_seg.runs.version import commit
 from dilated_seg.training.checks import check_monitors
-from dilated_seg.training.evaluation import records
+from dilated_seg.training.evaluation import written_evaluations
 from dilated_seg.training.labels import NothingToLearnError
 from dilated_seg.training.loggers import SafeWandbLogger, finish
 from dilated_seg.training.processes import end_other_processes, find_mistake, keep_memory, lost_process, quiet
@@ -133,7 +133,7 @@ class CLI:
         self.datamodule.opened({"validate": "val", "test": "test"}.get(verb, self.datamodule.predict_split))
         quiet: dict[str, Any] = {"return_predictions": False} if verb == "predict" else {"verbose": False}
         getattr(self.trainer, verb)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **quiet)
-        if verb != "predict" and (found := records(self.trainer)):
+        if verb != "predict" and (found := written_evaluations(self.trainer)):
             show_evaluation(*found)
 
     def require_weights(self) -> None:

@@ -19,7 +19,8 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import Inference
-from dilated_seg.runs.run import EXPERIMENTS, RunConfig
+from dilated_seg.runs.config import RunConfig
+from dilated_seg.runs.version import EXPERIMENTS
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.processes import find_mistake
 

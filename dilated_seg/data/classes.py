@@ -1,7 +1,6 @@
 """Class names, compared wherever weights meet data, and what to say of classes that do not occur."""
 
 from collections.abc import Sequence
-from typing import Any
 
 
 def first_difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
@@ -69,17 +68,23 @@ def share(pixels: int, total: int) -> str:
     return "under 0.1 %" if percent < 50 else "over 99.9 %"
 
 
-def describe_labels(record: dict[str, Any]) -> list[str]:
-    """Return what the masks of an evaluation do not hold, a sentence each: it bears on what the scores mean."""
-    pixels, classes = [sum(row) for row in record["matrix"]], record["classes"]
+def describe_labels(pixels: Sequence[int], ignored: int, classes: Sequence[str], split: str, ignore_index: int) -> list[str]:
+    """Return what the masks of an evaluation do not hold, a sentence each: it bears on what the scores mean.
+
+    Args:
+        pixels: Of each class.
+        ignored: Pixels that are ignored.
+        classes: Their names.
+        split: That was evaluated.
+        ignore_index: The value of ignored pixels.
+    """
     present = [k for k, number in enumerate(pixels) if number]
-    ignored = record.get("ignored") or {"value": 255, "pixels": 0}  # evaluations of earlier versions did not count these
-    where = f"the masks of {record['protocol']['split']}"
+    where = f"the masks of {split}"
     notes = []
     if len(present) == 1:
         notes.append(
             f"only {listed(present, classes)} has pixels in {where}: these scores do not tell a trained network from one that "
             "predicts this class everywhere"
         )
-    absent = describe_absent(pixels, int(ignored["pixels"]), classes, where, int(ignored["value"]))
+    absent = describe_absent(pixels, ignored, classes, where, ignore_index)
     return notes + ([absent] if absent else [])

@@ -19,7 +19,8 @@ from dilated_seg.errors import UserError, describe_error
 from dilated_seg.inference.load import CARD, CONFIG, WEIGHTS
 from dilated_seg.models.build import format_call
 from dilated_seg.models.segmenter import Segmenter
-from dilated_seg.runs.run import commit
+from dilated_seg.runs import Run
+from dilated_seg.runs.version import commit
 from dilated_seg.storage import write_text
 
 USE = """\
@@ -90,7 +91,7 @@ def refuse_others(folder: Path) -> None:
         ours = config.is_file() and "class" in json.loads(config.read_text("utf-8"))["net"]
     except (ValueError, KeyError, TypeError):
         ours = False
-    if any(folder.iterdir()) and (not ours or (folder / "config.yaml").exists()):
+    if any(folder.iterdir()) and (not ours or Run(folder).is_run):
         raise UserError(f"{folder} holds other files: name a new folder for what goes to the Hub")
 
 

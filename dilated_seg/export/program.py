@@ -27,7 +27,7 @@ from dilated_seg.export import hub
 from dilated_seg.inference.load import load
 from dilated_seg.models.segmenter import Segmenter, normalize
 from dilated_seg.models.torch_internals import trace_with_free_sizes
-from dilated_seg.runs.run import commit
+from dilated_seg.runs.version import commit
 
 Format = Literal["onnx", "pt2", "hub"]
 Size = tuple[int, int, int]  # images, height, width

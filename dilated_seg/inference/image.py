@@ -17,7 +17,6 @@ from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import predict as best
 
 LARGE = 4_000_000  # pixels; a larger picture is looked at in tiles, unless it is said how
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Segmentation:
         return file.getvalue()
 
 
-def segment(
+def segment_image(
     model: Segmenter,
     picture: str | Path | Image.Image | Tensor,
     inference: Inference | None = None,
@@ -71,7 +70,7 @@ def segment(
     Raises:
         UserError: The picture cannot be read, or the network cannot take it.
     """
-    image = opened(picture)
+    image = read_picture(picture)
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
         raise UserError(f"a picture is uint8 RGB (3, height, width), not {image.dtype} {tuple(image.shape)}")
     inference = inference or (Tiles() if image[0].numel() > LARGE else FullImage())
@@ -89,7 +88,7 @@ def segment(
     return Segmentation(image, ids.cpu(), model.classes, model.palette, protocol, kept)
 
 
-def opened(picture: str | Path | Image.Image | Tensor) -> Tensor:
+def read_picture(picture: str | Path | Image.Image | Tensor) -> Tensor:
     """A picture from a file or from Pillow as RGB (3, H, W); a tensor as it is."""
     if isinstance(picture, Tensor):
         return picture
@@ -103,16 +102,3 @@ def opened(picture: str | Path | Image.Image | Tensor) -> Tensor:
     if not Path(picture).is_file():
         raise UserError(f"{picture} is no file" if Path(picture).exists() else f"there is no picture {picture}")
     return read_image(Path(picture))
-
-
-def chosen(device: str | None) -> torch.device:
-    """The device asked for, or a GPU if there is one."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: there is none here ({str(error).splitlines()[0].partition('. ')[0]})") from error
-    if found.type not in DEVICES:
-        raise UserError(f"--device {name}: nothing is computed there, take one of {', '.join(DEVICES)}")
-    return found

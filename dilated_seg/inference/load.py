@@ -12,8 +12,9 @@ from dilated_seg import models
 from dilated_seg.errors import UserError, describe_error
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import Checkpoint
-from dilated_seg.runs.run import newest_checkpoint
-from dilated_seg.runs.segmenter import build_crf, build_segmenter
+from dilated_seg.runs.find import newest_checkpoint
+from dilated_seg.runs.run import load_segmenter
+from dilated_seg.runs.segmenter import build_crf
 from dilated_seg.weights.check import rebuild
 
 # The files of an exported directory.
@@ -21,7 +22,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
-    """A trained network, ready to use: in evaluation mode, on the CPU.
+    """Return a trained network, ready to use: in evaluation mode, on the CPU.
 
     Args:
         source: A finished run's folder or a folder of runs, whose newest counts; a checkpoint; a folder that
@@ -35,11 +36,11 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     if len(str(source)) > 4000 or any(len(part.encode()) > 255 for part in path.parts):
         raise UserError(f"there is no {str(source)[:80]}...: the name is too long for a file")
     if path.is_dir():
-        found = of_folder(path) if (path / CONFIG).is_file() else build_segmenter(newest_checkpoint(path), net)
+        found = load_directory(path) if (path / CONFIG).is_file() else load_segmenter(newest_checkpoint(path), net)
     elif path.is_file():
-        found = build_segmenter(Checkpoint(path), net)
+        found = load_segmenter(Checkpoint(path), net)
     else:
-        found = of_folder(downloaded(str(source)))
+        found = load_directory(download_from_hub(str(source)))
     for name, parameter in found.named_parameters():
         if not parameter.isfinite().all():
             raise UserError(
@@ -48,8 +49,8 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     return found.eval()
 
 
-def of_folder(folder: Path) -> Segmenter:
-    """What `export.hub.save` wrote; its network is one of `dilated_seg.models`."""
+def load_directory(folder: Path) -> Segmenter:
+    """Return the network of a directory that `export.hub.save` wrote, which is one of `dilated_seg.models`."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         name, arguments = config["net"]["class"], dict(config["net"]["arguments"])
@@ -80,8 +81,8 @@ def of_folder(folder: Path) -> Segmenter:
         ) from error
 
 
-def downloaded(source: str) -> Path:
-    """The folder of the Hub's OWNER/NAME in the local cache: configuration and weights alone."""
+def download_from_hub(source: str) -> Path:
+    """Download configuration and weights of OWNER/NAME at the Hub; return their directory in the local cache."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(f"there is no {source}: name a run's folder, a checkpoint, a saved folder, or OWNER/NAME at the Hub")
     from huggingface_hub import snapshot_download

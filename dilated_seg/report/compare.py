@@ -11,22 +11,10 @@ from dilated_seg.report import sections
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.render import write_report
+from dilated_seg.report.results import describe_shared_protocol, name_run, read_results, write_results
 from dilated_seg.report.sections import table_rows
 from dilated_seg.report.wording import describe_pairs
-from dilated_seg.runs.results import (
-    Result,
-    common_evaluation,
-    expand,
-    label,
-    majority,
-    name_partial,
-    read,
-    same_split,
-    shared_protocol,
-    write_results,
-)
-
-__all__ = ["Result", "compare", "label", "majority", "read", "same_split", "shared_protocol", "table_rows"]
+from dilated_seg.runs.find import find_common_evaluation, find_evaluated_runs
 
 
 def compare(
@@ -54,10 +42,9 @@ def compare(
     Raises:
         UserError: A folder is no run, or the runs have no evaluation in common.
     """
-    folders = [folder for run in runs for folder in expand(Path(run))]
-    evaluation = evaluation or common_evaluation(folders)
-    labels = names or [label(folder, folders) for folder in folders]
-    comparison = Comparison([read(folder, evaluation, name) for folder, name in zip(folders, labels, strict=True)])
+    found = [run for directory in runs for run in find_evaluated_runs(directory)]
+    evaluation = evaluation or find_common_evaluation(found)
+    comparison = Comparison(read_results(found, evaluation, names or [name_run(run, found) for run in found]))
     out = Path(out)
     again = shlex.join(["dilated-seg", "report", *map(str, runs), "--out", str(out), "--evaluation", evaluation])
     page = sections.all_of(comparison, missing, claims, [command] if command else [again])
@@ -74,8 +61,8 @@ def list_names(comparison: Comparison, missing: Sequence[str], claims: Sequence[
     """Return what users named: networks, classes, images, directories, values of protocols, claims."""
     names = {*comparison.groups, *comparison.classes, *missing, *(claim.says for claim in claims)}
     for result in comparison.results:
-        values = result.record["protocol"].values()
-        names |= {*result.images[0], str(result.folder), str(result.folder.resolve()), *map(str, values)}
+        ids, values = result.evaluation.images[0], result.evaluation.protocol.describe().values()
+        names |= {*ids, str(result.run), str(result.run.path.resolve()), *values}
     return names
 
 
@@ -83,7 +70,7 @@ def show(comparison: Comparison) -> None:
     """Print the comparison: a row for each network, then a row for each class, which fits on a narrow terminal too."""
     header, rows = table_rows(comparison)
     classes = comparison.classes
-    title = ", ".join(filter(None, ("comparison, in percent", name_partial(comparison.results[0].record))))
+    title = ", ".join(filter(None, ("comparison, in percent", comparison.results[0].evaluation.protocol.partial)))
     means, per_class = Table(title=title), Table(title="IoU of each class, in percent")
     for column in header[: -len(classes)]:
         means.add_column(column, justify="left" if column == "network" else "right", no_wrap=column != "network")
@@ -97,4 +84,4 @@ def show(comparison: Comparison) -> None:
     console.print(means, per_class)
     for sentence in describe_pairs(comparison.pairs):
         console.print(sentence, soft_wrap=True)
-    console.print(shared_protocol(comparison.results), soft_wrap=True)
+    console.print(describe_shared_protocol(comparison.results), soft_wrap=True)

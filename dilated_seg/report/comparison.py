@@ -12,8 +12,8 @@ from dilated_seg.analysis.resampling import Counts, count_pixels
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
 from dilated_seg.report.claims import Claim, refuse_other_classes
-from dilated_seg.runs.results import Result, by_name, same_split
-from dilated_seg.runs.strata import Strata, difficulty
+from dilated_seg.report.results import Result, group_by_name, measure_difficulty, require_same_split
+from dilated_seg.runs.strata import Strata
 
 RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for numbers, and for the bands of plots
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # of the trimaps that are drawn, in pixels
@@ -42,10 +42,10 @@ class Comparison:
     """
 
     def __init__(self, results: Sequence[Result]) -> None:
-        same_split(results)
+        require_same_split(results)
         self.results = results
-        self.classes: list[str] = results[0].record["classes"]
-        self.groups = by_name(results)
+        self.classes: list[str] = results[0].evaluation.classes
+        self.groups = group_by_name(results)
         self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # their colours
 
     def bootstrap(self, counted: Count, resamples: int = RESAMPLES, minus: Count | None = None) -> Bootstrap:
@@ -89,7 +89,7 @@ class Comparison:
     @property
     def has_strata(self) -> bool:
         """Whether all runs say where they erred."""
-        return all(result.strata is not None for result in self.results)
+        return all(result.evaluation.strata is not None for result in self.results)
 
     def by_size(self) -> tuple[list[int], dict[str, list[Interval]]]:
         """Bins of object sizes that ``LEAST`` images have, and each network's mean IoU in them."""
@@ -108,8 +108,8 @@ class Comparison:
 
     def by_difficulty(self) -> tuple[int, dict[str, list[Interval]]]:
         """In how many groups the images are, from those that all networks find easy on, and each network's mean IoU in them."""
-        groups = min(GROUPS, len(self.results[0].images[0]))
-        group = difficulty([result.images[1] for result in self.results], groups)
+        groups = min(GROUPS, len(self.results[0].evaluation.images[0]))
+        group = measure_difficulty([result.evaluation.images[1] for result in self.results], groups)
         return groups, self.curves([partial(plain, images=group == k) for k in range(groups)])
 
     def curves(self, counted: Sequence[Count]) -> dict[str, list[Interval]]:
@@ -166,7 +166,7 @@ def of(result: Result, count: Count, classes: Sequence[int]) -> Counts:
 
 def plain(result: Result, images: np.ndarray | None = None) -> Counts:
     """Every pixel, of all images or of some."""
-    matrices = result.images[1]
+    matrices = result.evaluation.images[1]
     return count_pixels(matrices if images is None else matrices[images])
 
 
@@ -187,18 +187,18 @@ def occurring(counted: Counts) -> Counts:
 
 def strata(result: Result) -> Strata:
     """Where a run erred."""
-    if result.strata is None:
-        raise UserError(f"{result.folder} has no strata of {result.record['evaluation']}: evaluate it again")
-    return result.strata
+    if result.evaluation.strata is None:
+        raise UserError(f"{result.run} has no strata of {result.evaluation.name}: evaluate it again")
+    return result.evaluation.strata
 
 
 def objects(result: Result, low: int, high: int) -> Counts:
     """Objects of these bins of sizes, of the classes that have any; the background is no object."""
     counted = occurring(strata(result).size(low, high))
-    background = [name == BACKGROUND for name in result.record["classes"]]
+    background = [name == BACKGROUND for name in result.evaluation.classes]
     return np.where(background, 0, counted)
 
 
 def seeds(groups: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:
     """The mean IoU of every seed of each network."""
-    return {name: [float(result.scores["mean_iou"]) for result in group] for name, group in groups.items()}
+    return {name: [result.evaluation.mean_iou for result in group] for name, group in groups.items()}

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from dilated_seg import models
 from dilated_seg.analysis.summary import summarize
 from dilated_seg.models import build
 from dilated_seg.report.blocks import ReportTable, Section
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.runs.results import Result
+from dilated_seg.report.results import Result
 
 FEW = 5  # timed batches, below which a median says little
 
@@ -19,18 +17,18 @@ def build_section(comparison: Comparison) -> Section:
     """What each network costs."""
     rows, numbers = [], []
     for name, group in comparison.groups.items():
-        record = group[0].record
-        measured = record.get("cost") or {}
+        evaluation = group[0].evaluation
+        measured = evaluation.cost or {}
         speed, memory = measured.get("images_per_second"), measured.get("memory_gb")
         low, high = measured.get("quartiles") or ("", "")
         facts = described(group[0])
         theirs = [f"{facts[0] / 1e9:.3g}", f"{facts[1] / 1e6:.3g}"] if facts else ["-", "-"]
         shown = [format_speed(measured), f"{memory:.2f}" if memory else "-"]
-        rows.append([name, f"{record['parameters']:,}", *theirs, *shown])
+        rows.append([name, f"{evaluation.parameters:,}", *theirs, *shown])
         numbers.append(
             [
                 name,
-                record["parameters"],
+                evaluation.parameters,
                 *(facts or ("", "")),
                 speed or "",
                 low,
@@ -62,7 +60,7 @@ def build_section(comparison: Comparison) -> Section:
         "device",
         "batch_size",
     ]
-    costs = [group[0].record.get("cost") for group in comparison.groups.values()]
+    costs = [group[0].evaluation.cost for group in comparison.groups.values()]
     places = {f"{one['device']}, {one['batch_size']} at a time" for one in costs if one}
     sizes = {f"{one['size'][0]} x {one['size'][1]}" for one in costs if one}
     if not places:
@@ -92,14 +90,14 @@ def format_speed(measured: Mapping[str, Any]) -> str:
 
 def described(result: Result) -> tuple[int, int] | None:
     """Multiply-adds of the run's network on an image of its evaluation, and the bytes of its maps; None if nobody can tell."""
-    measured, config = result.record.get("cost"), result.folder / "config.yaml"
-    if not measured or not config.is_file():
+    measured = result.evaluation.cost
+    if not measured or not result.run.is_run:
         return None
-    net: dict[str, Any] = yaml.safe_load(config.read_text())["model"]["net"]
-    module, _, name = net["class_path"].rpartition(".")
+    net = result.run.config.net
+    module, _, name = net.class_path.rpartition(".")
     if not module.startswith("dilated_seg.models") or name not in models.__all__:
         return None  # nothing is imported because a file names it
-    given = {**(net.get("init_args") or {}), "num_classes": len(result.record["classes"])}
+    given = net.init_args | {"num_classes": len(result.evaluation.classes)}
     call = build.format_call(name, **given)
     summary = summarize(build.construct(name, (), given, call), call, tuple(measured["size"]))
     return summary.multiply_adds, summary.bytes

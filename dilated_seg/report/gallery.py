@@ -15,12 +15,10 @@ from dilated_seg.analysis import plots
 from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
-from dilated_seg.inference.load import load
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.report.blocks import ImageGrid, Plot, Section
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.runs.results import Result
-from dilated_seg.runs.run import Run
+from dilated_seg.report.results import Result
 from dilated_seg.runs.samples import open_labelled_split
 
 IMAGES = 3  # of each kind
@@ -30,8 +28,8 @@ SHEET = 4  # in one picture
 def build_section(comparison: Comparison) -> Section | None:
     """Images with their truth and the predictions of each network's first seed, which are made if they are missing."""
     first = [group[0] for group in comparison.groups.values()]
-    names = comparison.results[0].images[0]
-    scores = np.array([mean_iou(count_pixels(result.images[1])) for result in first])  # of each network and image
+    names = comparison.results[0].evaluation.images[0]
+    scores = np.array([mean_iou(count_pixels(result.evaluation.images[1])) for result in first])  # of each network and image
     kinds = telling(scores)
     shown = {k for chosen in kinds.values() for k in chosen}
     kinds = {"evenly spread over the split": [k for k in spread(len(names)) if k not in shown][:IMAGES], **kinds}
@@ -70,14 +68,14 @@ def telling(scores: np.ndarray) -> dict[str, list[int]]:
 
 def file(result: Result, name: str, what: str) -> Path:
     """Where a run keeps a picture of an image: itself, its "truth" or its "prediction"."""
-    return result.folder / "gallery" / result.record["evaluation"] / f"{name}.{what}.png"
+    return result.run.gallery_dir(result.evaluation.name) / f"{name}.{what}.png"
 
 
 def fill(results: Sequence[Result], places: Sequence[int]) -> str:
     """Predict these images of the split again for every run without a picture of them; gives what stood in the way, if any."""
     try:
         for result in results:
-            missing = [k for k in places if not file(result, result.images[0][k], "prediction").is_file()]
+            missing = [k for k in places if not file(result, result.evaluation.images[0][k], "prediction").is_file()]
             if missing:
                 predict(result, missing)
     except (UserError, OSError) as error:
@@ -91,18 +89,17 @@ def predict(result: Result, places: Sequence[int]) -> None:
     Raises:
         UserError: The run's dataset or checkpoint is not there, or images were not looked at as a whole.
     """
-    protocol = result.record["protocol"]
-    if not protocol["inference"].startswith("whole image") or ", then " in protocol["inference"]:
-        raise UserError(f"{result.folder} was evaluated by {protocol['inference']}")
-    checkpoint, _, step = protocol["checkpoint"].partition(", step ")
-    model = load(result.folder / "checkpoints" / f"{checkpoint}.ckpt")
-    if str(model.facts["step"]) != step:
-        raise UserError(f"{checkpoint}.ckpt of {result.folder} is of another step than its evaluation")
-    split = open_labelled_split(Run(result.folder).dataset(), protocol["split"])
+    protocol = result.evaluation.protocol
+    if not protocol.is_whole_image:
+        raise UserError(f"{result.run} was evaluated by {protocol.describe()['inference']}")
+    model = result.run.model(protocol.checkpoint)
+    if model.facts["step"] != protocol.step:
+        raise UserError(f"{protocol.checkpoint}.ckpt of {result.run} is of another step than its evaluation")
+    split = open_labelled_split(result.run.dataset(), protocol.split)
     for k in places:
-        sample, name = split[k], result.images[0][k]
+        sample, name = split[k], result.evaluation.images[0][k]
         if sample["id"] != name:
-            raise UserError(f"the dataset of {result.folder} has changed since its evaluation: image {k} is no longer {name}")
+            raise UserError(f"the dataset of {result.run} has changed since its evaluation: image {k} is no longer {name}")
         image, mask = (torch.as_tensor(sample[key]).as_subclass(torch.Tensor) for key in ("image", "mask"))
         write(result, name, image, mask, model)
 

@@ -16,7 +16,7 @@ from dilated_seg.report.blocks import Block, Plot, ReportTable, Section
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import RESAMPLES_OF_PLOTS, Comparison
 from dilated_seg.report.wording import join_names
-from dilated_seg.runs.results import protocol
+from dilated_seg.runs import Evaluation
 
 Measurements = dict[str, list[Measured]]  # of each network, one a seed
 
@@ -55,7 +55,7 @@ def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | 
         far = [names for names in far if set(names) <= set(comparison.classes)]
         for k, classes in enumerate((None, *dict.fromkeys(far)), start=1):
             blocks += compare_context(comparison, networks, classes, "context" if k == 1 else f"context_{k}")
-    return Section("Receptive fields", [*blocks, f"{protocol({'protocol': measured[0].protocol})}."])
+    return Section("Receptive fields", [*blocks, f"{measured[0].protocol}."])
 
 
 def read_measurements(comparison: Comparison) -> tuple[Measurements, list[str]]:
@@ -63,12 +63,18 @@ def read_measurements(comparison: Comparison) -> tuple[Measurements, list[str]]:
     networks: Measurements = {}
     for name, group in comparison.groups.items():
         try:
-            seeds = [receptive_field.read(one.folder, one.record["evaluation"]) for one in group]
+            seeds = [receptive_field.read(one.run, one.evaluation.name) for one in group]
         except UserError:
             continue
-        if all(s.protocol["checkpoint"] == one.record["protocol"]["checkpoint"] for s, one in zip(seeds, group, strict=True)):
+        if all(have_same_weights(measured, one.evaluation) for measured, one in zip(seeds, group, strict=True)):
             networks[name] = seeds
     return networks, [name for name in comparison.groups if name not in networks]
+
+
+def have_same_weights(measured: Measured, evaluation: Evaluation) -> bool:
+    """Return whether receptive fields were measured of the weights that were evaluated."""
+    ours, theirs = measured.protocol, evaluation.protocol
+    return (ours.checkpoint, ours.step) == (theirs.checkpoint, theirs.step)
 
 
 def tabulate_sides(networks: Measurements) -> ReportTable:

@@ -13,10 +13,9 @@ from dilated_seg.report import cost, differences, gallery, receptive_fields, str
 from dilated_seg.report.blocks import Commands, Plot, ReportTable, Section
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, seeds
+from dilated_seg.report.results import Result, describe_shared_protocol, list_differences, predict_majority
 from dilated_seg.report.tables import percent
 from dilated_seg.report.wording import explain_seeds, format_points, join_names
-from dilated_seg.runs.results import Result, different, majority, name_partial, shared_protocol
-from dilated_seg.runs.run import Run
 
 INTERVALS = {
     OTHER_IMAGES: (
@@ -64,13 +63,13 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     header = ["network", "parameters", "seeds", "mean IoU", *seeds, "pixel acc.", *comparison.classes]
     rows = []
     for name, group in groups.items():
-        means = [float(one.scores["mean_iou"]) for one in group]
-        iou = torch.stack([one.scores["iou"] for one in group]).nanmean(0)
-        pixel = np.mean([float(one.scores["pixel_accuracy"]) for one in group])
+        means = [one.evaluation.mean_iou for one in group]
+        iou = torch.stack([one.evaluation.metrics["iou"] for one in group]).nanmean(0)
+        pixel = np.mean([float(one.evaluation.metrics["pixel_accuracy"]) for one in group])
         each = [" ".join(percent(mean) for mean in means)] if several else []
-        size = f"{group[0].record['parameters']:,}"
+        size = f"{group[0].evaluation.parameters:,}"
         rows.append([name, size, str(len(group)), percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])
-    name, matrix = majority(comparison.results)
+    name, matrix = predict_majority(comparison.results)
     values = compute_metrics(matrix)
     baseline = [f"({name} everywhere)", "0", "-", percent(values["mean_iou"]), *([""] if several else [])]
     rows.append([*baseline, percent(values["pixel_accuracy"]), *(percent(v) for v in values["iou"])])
@@ -87,13 +86,14 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
     numbers = [[*row[:at], *cells(known.get(row[0]), row[at], comparison.kind), *row[at + 1 :]] for row in rows]
     wide = [*header[: at + 1], "low", "high", "interval", *header[at + 1 :]]
     header[at] = f"mean IoU ({comparison.kind})"
+    partial = comparison.results[0].evaluation.protocol.partial
     section = Section("Result", [
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
         *([best(comparison)] if comparison.pairs else []),
-        *([f"**This is {partial}, not the whole split.**"] if (partial := name_partial(comparison.results[0].record)) else []),
+        *([f"**This is {partial}, not the whole split.**"] if partial else []),
         ReportTable("networks", header[:-number], ours, csv=(wide, numbers)),
         plot(comparison, "mean_iou"),
-        f"{shared_protocol(comparison.results)}; in percent.",
+        f"{describe_shared_protocol(comparison.results)}; in percent.",
         INTERVALS[comparison.kind],
         BARS,
     ])  # fmt: skip
@@ -136,7 +136,8 @@ def classes(comparison: Comparison) -> Section:
     """IoU of every class and network."""
     names = list(comparison.groups)
     values = np.array([
-        np.asarray(torch.stack([one.scores["iou"] for one in group]).nanmean(0)) for group in comparison.groups.values()
+        np.asarray(torch.stack([one.evaluation.metrics["iou"] for one in group]).nanmean(0))
+        for group in comparison.groups.values()
     ]).T  # fmt: skip
     rows = [[name, *(percent(value) for value in line)] for name, line in zip(comparison.classes, values, strict=True)]
     sheet = Plot("class_iou", "IoU of each class and network", plots.draw_class_map(names, comparison.classes, values))
@@ -145,7 +146,7 @@ def classes(comparison: Comparison) -> Section:
 
 def training(comparison: Comparison) -> Section:
     """How they learnt."""
-    histories = [(one.name, Run(one.folder).history()) for group in comparison.groups.values() for one in group]
+    histories = [(one.name, one.run.history()) for group in comparison.groups.values() for one in group]
     drawn = (
         ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
         ("curve_loss", "Training loss over steps", "train/loss", "training loss", False),
@@ -159,15 +160,15 @@ def training(comparison: Comparison) -> Section:
 
 def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
     """The protocol, the commands, and the folder of every run."""
-    apart = different(comparison.results)
-    facts = {k: v for k, v in comparison.results[0].record["protocol"].items() if k not in apart}
+    apart = list_differences(comparison.results)
+    facts = {k: v for k, v in comparison.results[0].evaluation.protocol.describe().items() if k not in apart}
     runs = []
     for one in comparison.results:
-        own = [str(one.record["protocol"][key]) for key in apart]
-        runs.append([one.name, str(one.seed), *own, str(one.folder)])
+        own = [one.evaluation.protocol.describe()[key] for key in apart]
+        runs.append([one.name, str(one.seed), *own, str(one.run)])
     again = evaluation_again(comparison.results[0])
     return Section("How this was measured", [
-        ReportTable("protocol", ["protocol", ""], [[key, str(value)] for key, value in facts.items()]),
+        ReportTable("protocol", ["protocol", ""], [[key, value] for key, value in facts.items()]),
         *(["These commands make this page, train the first run below again, and evaluate it again."] if again else []),
         Commands([*commands, *again]),
         ReportTable("runs", ["network", "seed", *apart, "folder"], runs),
@@ -178,14 +179,13 @@ def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
 
 
 def evaluation_again(result: Result) -> list[str]:
-    """The commands that train and evaluate a run again, as far as its protocol tells."""
-    facts, folder = result.record["protocol"], result.folder
-    verb = "test" if facts["split"] == "test" else "validate"
-    checkpoint = facts["checkpoint"].partition(",")[0]
-    config, file = folder / "config.yaml", folder / "checkpoints" / f"{checkpoint}.ckpt"
-    if not config.is_file():
+    """Return the commands that train and evaluate a run again, as far as its protocol tells."""
+    protocol, run = result.evaluation.protocol, result.run
+    if not run.is_run:
         return []
-    commands = [format_command("dilated-seg", "fit", "--config", config, "--run_dir", f"{folder}-again")]
-    if facts["inference"] == "whole image" and file.is_file() and not name_partial(result.record):
-        commands.append(format_command("dilated-seg", verb, "--config", config, "--ckpt_path", file))
+    commands = [format_command("dilated-seg", "fit", "--config", run.config_file, "--run_dir", f"{run}-again")]
+    weights = run.checkpoint_dir / f"{protocol.checkpoint}.ckpt"
+    if protocol.is_whole_image and weights.is_file() and not protocol.partial:
+        command = "test" if protocol.split == "test" else "validate"
+        commands.append(format_command("dilated-seg", command, "--config", run.config_file, "--ckpt_path", weights))
     return commands

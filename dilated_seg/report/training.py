@@ -2,27 +2,25 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from lightning import Trainer
 
 from dilated_seg.errors import format_command
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.report.tables import show_evaluation
-from dilated_seg.runs.checkpoint import Checkpoint
-from dilated_seg.runs.results import name_partial
-from dilated_seg.runs.run import Run
-from dilated_seg.training.evaluation import records
+from dilated_seg.runs import Checkpoint, Evaluation, Run
+from dilated_seg.training.evaluation import written_evaluations
 from dilated_seg.training.loggers import SafeWandbLogger
 from dilated_seg.training.progress import find_best
 
 
 def show_training(trainer: Trainer, run_dir: Path) -> None:
     """Print how training ended: the last validation, the best checkpoint, and the commands that come next."""
-    found, best = records(trainer), find_best(trainer)
+    found, best = written_evaluations(trainer), find_best(trainer)
     if found:
         show_evaluation(*found)
-    checkpoint = Run(run_dir).last_checkpoint.path
+    run = Run(run_dir)
+    checkpoint = run.last_checkpoint.path
     if best and best.best_model_path and Path(best.best_model_path).is_file():
         checkpoint = shorten(Path(best.best_model_path))
         step = Checkpoint(checkpoint).step
@@ -31,23 +29,23 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
     else:
         print(f"no validation, so no checkpoint is the best; the last one: {checkpoint}, step {trainer.global_step}")
     print("next:")
-    for command in list_commands(run_dir, checkpoint, found[0] if found else None):
+    for command in list_commands(run, checkpoint, found[0] if found else None):
         print(f"  {command}")
     for logger in trainer.loggers:
         if isinstance(logger, SafeWandbLogger) and (logger.lost or logger.experiment.offline):
             print(f"  {format_command('wandb', 'sync', shorten(Path(logger.experiment.settings.sync_dir)))}", flush=True)
 
 
-def list_commands(run_dir: Path, checkpoint: Path, record: dict[str, Any] | None) -> list[str]:
+def list_commands(run: Run, checkpoint: Path, evaluation: Evaluation | None) -> list[str]:
     """Return the commands that follow training: evaluate a checkpoint, segment an image with it, make a report."""
-    commands = [format_command("dilated-seg", "validate", run_dir)]
-    images = sorted((run_dir / "gallery" / (record["evaluation"] if record else "val")).glob("*.image.png"))
+    commands = [format_command("dilated-seg", "validate", run.path)]
+    images = sorted(run.gallery_dir(evaluation.name if evaluation else "val").glob("*.image.png"))
     if images:
-        out = ("--checkpoint", checkpoint, "--out", run_dir / "segmented")
+        out = ("--checkpoint", checkpoint, "--out", run.path / "segmented")
         commands.append(format_command("dilated-seg", "segment", images[0], *out))
-    evaluation = ("--evaluation", record["evaluation"]) if record and name_partial(record) else ()
-    if record or (run_dir / "evaluations").is_dir():
-        commands.append(format_command("dilated-seg", "report", run_dir, "--out", run_dir / "report", *evaluation))
+    which = ("--evaluation", evaluation.name) if evaluation and evaluation.protocol.partial else ()
+    if evaluation or run.evaluation_dir.is_dir():
+        commands.append(format_command("dilated-seg", "report", run.path, "--out", run.path / "report", *which))
     return commands
 
 

@@ -2,104 +2,34 @@
 
 import csv
 import os
-import shutil
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from functools import cache, cached_property
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from torch import nn
 
-import dilated_seg
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_command
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import LAST, Checkpoint
+from dilated_seg.runs.config import RunConfig, build_dataset
 from dilated_seg.runs.differences import find_differences
+from dilated_seg.runs.evaluation import Evaluation
+from dilated_seg.runs.files import CHECKPOINTS, RunFiles
 from dilated_seg.runs.segmenter import build_segmenter
-from dilated_seg.storage import write_text
 
 if TYPE_CHECKING:
     from dilated_seg.data.datamodule import SegmentationDataModule
 
-EXPERIMENTS = Path(dilated_seg.__file__).parents[1] / "experiments"
 
-CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class Component:
-    """A class that an experiment names, and its arguments."""
-
-    class_path: str
-    init_args: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The resolved experiment of a run, as far as other code than Lightning's CLI reads it.
-
-    Args:
-        text: The whole configuration, YAML.
-        seed: Of the training.
-        net: The network.
-        data: The dataset.
-        weights: What the training started from: ``model.weights``.
-    """
-
-    text: str
-    seed: int
-    net: Component
-    data: Component
-    weights: str | None
-
-    @classmethod
-    def read(cls, file: Path) -> "RunConfig":
-        """Read a run's config.yaml.
-
-        Raises:
-            UserError: There is no such file, or it is not the configuration of a run.
-        """
-        if not file.is_file():
-            raise UserError(
-                f"{file.parent} is not a run directory (no {file.name}): pass the directory that `dilated-seg fit` created"
-            )
-        try:
-            text = file.read_text("utf-8")
-            content = yaml.safe_load(text)
-            net, data = (
-                Component(part["class_path"], dict(part.get("init_args") or {}))
-                for part in (content["model"]["net"], content["data"])
-            )
-            return cls(text, content["seed_everything"], net, data, content["model"]["weights"])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{file} is not the configuration of a run of this version: train the run again with "
-                "`dilated-seg fit`, or name another directory"
-            ) from error
-
-
-class Run:
+class Run(RunFiles):
     """The directory of a training: configuration, checkpoints, logs and evaluations. Nothing is read before it is asked for.
 
     Args:
         path: The directory.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
-
-    def __fspath__(self) -> str:
-        return str(self.path)
 
     @classmethod
     def newest(cls, directory: str | Path) -> "Run":
@@ -139,63 +69,15 @@ class Run:
         """Return the run that a checkpoint file belongs to; None if it is in no directory of checkpoints."""
         return cls(checkpoint.parents[1]) if checkpoint.absolute().parent.name == CHECKPOINTS else None
 
-    @property
-    def config_file(self) -> Path:
-        """The resolved experiment: YAML that ``fit --config`` takes."""
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoint_dir(self) -> Path:
-        """The directory of checkpoints."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def evaluation_dir(self) -> Path:
-        """The directory of evaluations."""
-        return self.path / "evaluations"
-
-    @property
-    def receptive_field_dir(self) -> Path:
-        """The directory of measured receptive fields."""
-        return self.path / "receptive_fields"
-
-    @property
-    def crf_file(self) -> Path:
-        """The CRF parameters that ``tune`` found: an overlay for ``--config``."""
-        return self.path / "crf.yaml"
-
-    @property
-    def finished_file(self) -> Path:
-        """The file that marks a finished training."""
-        return self.path / "finished"
-
-    @property
-    def metrics_file(self) -> Path:
-        """The metrics that the latest session logged."""
-        return self.path / "metrics.csv"
-
-    def gallery_dir(self, evaluation: str) -> Path:
-        """Return the directory of images that an evaluation keeps."""
-        return self.path / "gallery" / evaluation
-
-    @property
-    def is_run(self) -> bool:
-        """Whether ``fit`` has begun a run here."""
-        return self.config_file.is_file()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the training has taken its last step."""
-        return self.finished_file.is_file()
-
-    def mark_finished(self, step: int) -> None:
-        """Note that the training has ended after this step."""
-        write_text(self.finished_file, f"after step {step}\n")
-
     @cached_property
     def config(self) -> RunConfig:
         """The resolved experiment."""
         return RunConfig.read(self.config_file)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training; 0 in a directory that holds only evaluations of published weights."""
+        return self.config.seed if self.is_run else 0
 
     def checkpoint(self, name: str = "last") -> Checkpoint:
         """Return the checkpoint of a name, such as "best" or "last".
@@ -292,7 +174,29 @@ class Run:
             checkpoint: Its name.
             net: The network, if the run was built in Python and the checkpoint does not say how to build it.
         """
-        return build_segmenter(self.checkpoint(checkpoint), net).eval()
+        return load_segmenter(self.checkpoint(checkpoint), net).eval()
+
+    def evaluation_names(self) -> list[str]:
+        """Return the names of all evaluations, sorted."""
+        return sorted(file.stem for file in self.evaluation_dir.glob("*.json"))
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Return all evaluations by name."""
+        return {name: self.evaluation(name) for name in self.evaluation_names()}
+
+    def evaluation(self, name: str) -> Evaluation:
+        """Return the evaluation of a name, such as "test-last".
+
+        Raises:
+            UserError: There is none, or it cannot be read.
+        """
+        file = self.evaluation_dir / f"{name}.json"
+        if not file.is_file():
+            command, checkpoint = "test" if name.startswith("test") else "validate", name.partition("-")[2] or "last"
+            weights = self.checkpoint_dir / f"{checkpoint}.ckpt"
+            again = format_command("dilated-seg", command, "--config", self.config_file, "--ckpt_path", weights)
+            raise UserError(f"{self} has no evaluation {name}: run {again}")
+        return Evaluation.load(file)
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """Return everything that was logged, by name: (step, value), over all sessions."""
@@ -307,57 +211,11 @@ class Run:
                                 logged.setdefault(key, {})[int(row["step"])] = float(value)
         return {key: sorted(values.items()) for key, values in logged.items()}
 
-    def keep_history(self) -> None:
-        """Rename an earlier session's metrics.csv to metrics-N.csv: Lightning's logger would delete it."""
-        if self.metrics_file.exists():
-            number = len(list(self.path.glob("metrics-*.csv"))) + 1
-            shutil.move(self.metrics_file, self.path / f"metrics-{number}.csv")
 
-
-def build_dataset(data: dict[str, Any]) -> "SegmentationDataModule":
-    """Build the data module that a configuration names by ``class_path`` and ``init_args``."""
-    from jsonargparse import ArgumentParser
-
-    from dilated_seg.data.datamodule import SegmentationDataModule  # imports Lightning
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SegmentationDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": data})).data
-
-
-def newest_checkpoint(directory: str | Path) -> Checkpoint:
-    """Return the last checkpoint of the newest finished run in a directory: see `Run.newest`.
-
-    Raises:
-        UserError: No run is finished, or its checkpoint is missing or damaged.
-    """
-    checkpoint = Run.newest(directory).last_checkpoint
-    if not checkpoint.is_intact():
-        raise UserError(f"{checkpoint.path} is missing or damaged: train its run again, or name another file")
-    return checkpoint
-
-
-def experiment_name(config: Any) -> Path:  # noqa: ANN401
-    """Return a run's path below runs/: that of its experiment below experiments/, or the dataset's name."""
-    for path in config.get("config") or []:
-        file = Path(str(path)).resolve()
-        if file.is_file():
-            inside = EXPERIMENTS in file.parents
-            return file.relative_to(EXPERIMENTS).with_suffix("") if inside else Path(file.stem)
-    return Path(config["data"]["class_path"].rpartition(".")[2].lower())
-
-
-@cache
-def commit() -> str:
-    """Return the commit of the running code, marked if files differ from it; the version if there is no checkout.
-
-    It is read once: the checkout may change while a run lasts.
-    """
-    root = EXPERIMENTS.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        if (root / ".git").exists():
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass  # no git: the version will do
-    return dilated_seg.__version__
+def load_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Segmenter:
+    """Return the network of a checkpoint, with the evaluations that its run has of these weights; see `build_segmenter`."""
+    run, evaluations = Run.containing(checkpoint.path), []
+    for name in run.evaluation_names() if run else ():
+        with suppress(UserError):  # the weights are what is asked for
+            evaluations.append(run.evaluation(name))  # type: ignore[union-attr]
+    return build_segmenter(checkpoint, net, evaluations)

@@ -1,8 +1,7 @@
 """Builds the Segmenter of a checkpoint from what the checkpoint says of itself."""
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,17 @@ from dilated_seg.errors import UserError, describe_error
 from dilated_seg.models import build
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import NO_CHECKPOINT, Checkpoint
+from dilated_seg.runs.evaluation import Evaluation
 from dilated_seg.weights.check import assign_weights, check_shapes, rebuild
 
 
-def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Segmenter:
+def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None, evaluations: Sequence[Evaluation] = ()) -> Segmenter:
     """Return the network of a checkpoint, with what the checkpoint records of the data it was trained on.
 
     Args:
         checkpoint: Of a run.
         net: The network, if the checkpoint does not say how to build it.
+        evaluations: Of its run.
 
     Raises:
         UserError: The checkpoint is damaged, lacks something, or does not fit the network.
@@ -35,7 +36,8 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Seg
     try:
         weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
         dataset = content.get("dataset", {})  # a training on data of no SegmentationDataModule has none
-        evaluations = of_these_weights(path, content["global_step"])
+        step = content["global_step"]
+        own = [one for one in evaluations if one.protocol.step == step and not one.protocol.partial]
         built = constructor(arguments, path) if net is None else None
         mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
         classes = dataset.get("classes") or arguments["classes"] or [str(k) for k in range(arguments["num_classes"])]
@@ -51,10 +53,15 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Seg
             palette=dataset.get("palette"),
             ignore_index=dataset.get("ignore_index", arguments["ignore_index"]),
             submitted=dataset.get("submitted"),
-            dataset=dataset.get("name") or next((record["protocol"]["dataset"] for record in evaluations), None),
+            dataset=dataset.get("name") or next((one.protocol.dataset for one in own), None),
             built=built,
             crf=build_crf(content.get("crf") or arguments.get("crf"), len(classes), state),
-            facts={"checkpoint": path.name, "sha256": checksum, "step": content["global_step"], "evaluations": evaluations},
+            facts={
+                "checkpoint": path.name,
+                "sha256": checksum,
+                "step": step,
+                "evaluations": [evaluation.summary() for evaluation in own],
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
@@ -91,19 +98,3 @@ def constructor(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, An
     if module not in sys.modules:  # nothing is imported because a file names it
         raise UserError(f"{path} is of {name}, which is not imported: if it is one of yours, import its module first")
     return (own if build.find(name) is getattr(models, own, None) else name), arguments
-
-
-def of_these_weights(path: Path, step: int) -> list[dict[str, Any]]:
-    """What the run's folder says of evaluations at this step, tests first."""
-    if path.parent.name != "checkpoints":
-        return []
-    found = []
-    for file in sorted(path.parents[1].glob("evaluations/*.json")):
-        try:
-            record = json.loads(file.read_text())
-            whole = isinstance(record["protocol"]["images"], int)  # not of some of the split's images
-            if whole and record["protocol"]["checkpoint"].rpartition(" ")[2] == str(step):
-                found.append({key: record[key] for key in ("evaluation", "protocol", "classes", "matrix")})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # no record: the weights are what is asked for
-    return found

@@ -1,7 +1,6 @@
 """What an evaluation counted in the strata of its images, as the integers that scores and intervals are made of."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import pyarrow.parquet as pq
 
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import BOTH, DIAGONAL, MAX_BOUNDARY_DISTANCE, PREDICTION, SIZES, STRATA, TRUTH, count_strata
+from dilated_seg.runs.protocol import EvaluationProtocol
+from dilated_seg.storage import atomic_path
 
 SUFFIX = ".strata.parquet"
 
@@ -53,7 +54,7 @@ class Strata:
     classes: list[str]
     sizes: tuple[int, ...]
     width: int
-    protocol: dict[str, str | int]
+    protocol: EvaluationProtocol
     cells: dict[str, Cells]
 
     def size(self, low_bin: int, high_bin: int) -> np.ndarray:
@@ -135,33 +136,35 @@ def sparse(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cells.astype(np.int32), flat[cells]
 
 
-def write_strata(file: Path, ids: list[str], rows: list[Counts], facts: dict[str, Any]) -> None:
-    """Write one row an image, whole or not at all.
+def write_strata(file: Path, ids: list[str], rows: list[Counts], protocol: EvaluationProtocol, classes: Sequence[str]) -> None:
+    """Write one row an image, atomically.
 
     Args:
         file: NAME.strata.parquet.
         ids: Of the images.
         rows: What each has in the strata.
-        facts: ``protocol`` and ``classes`` of the evaluation.
+        protocol: Of the evaluation.
+        classes: Class names.
     """
     columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
     for name in STRATA:
         columns[f"{name}_cells"] = pa.array([row[name][0] for row in rows], pa.list_(pa.int32()))
         columns[f"{name}_counts"] = pa.array([row[name][1] for row in rows], pa.list_(pa.int64()))
-    facts = facts | {
-        "num_classes": len(facts["classes"]),
+    facts = {
+        "protocol": protocol.to_json(),
+        "classes": list(classes),
+        "num_classes": len(classes),
         "cells": "(stratum * num_classes + class) * num_classes + class predicted",
         "sizes": SIZES,
         "width": MAX_BOUNDARY_DISTANCE,
         "d": f"max(1, round({DIAGONAL} * diagonal)) pixels",
         "strata": STRATA,
     }
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    pq.write_table(pa.table(columns).replace_schema_metadata({"strata": json.dumps(facts)}), partial)
-    partial.replace(file)
+    with atomic_path(file) as partial:
+        pq.write_table(pa.table(columns).replace_schema_metadata({"strata": json.dumps(facts)}), partial)
 
 
-def read(file: str | Path) -> Strata:
+def read_strata(file: str | Path) -> Strata:
     """The strata of an evaluation, which add up to the confusion matrices beside them.
 
     Args:
@@ -176,9 +179,8 @@ def read(file: str | Path) -> Strata:
         table = pq.read_table(file)
         facts = json.loads(table.schema.metadata[b"strata"])
         cells = {name: unpacked(table, name, facts["strata"][name], len(facts["classes"])) for name in STRATA}
-        found = Strata(
-            table["id"].to_pylist(), facts["classes"], tuple(facts["sizes"]), facts["width"], facts["protocol"], cells
-        )
+        protocol = EvaluationProtocol.from_json(facts["protocol"])
+        found = Strata(table["id"].to_pylist(), facts["classes"], tuple(facts["sizes"]), facts["width"], protocol, cells)
         record = pq.read_table(plain)
         side = len(found.classes)
         ids, matrices = record["id"].to_pylist(), np.array(record["matrix"].to_pylist(), np.int64).reshape(-1, side, side)
@@ -205,21 +207,3 @@ def unpacked(table: pa.Table, name: str, strata: int, num_classes: int) -> Cells
         raise ValueError(f"{name} has other numbers of cells than of counts")
     stratum, truth, predicted = np.unravel_index(index, (strata, num_classes, num_classes))
     return Cells(image, stratum, truth, predicted, count)
-
-
-def difficulty(matrices: Sequence[np.ndarray], groups: int = 5) -> np.ndarray:
-    """The group of each image (N,), 0 the easiest, by the mean over runs of the share of its pixels that are wrong.
-
-    Groups are as equal in size as can be; images of one error keep the split's order. An image without a valid pixel has no
-    error and is among the easiest.
-
-    Args:
-        matrices: The confusion matrices (N, C, C) of the images, by each run.
-        groups: How many.
-    """
-    right = np.stack([np.trace(each, axis1=1, axis2=2) for each in matrices])
-    pixels = np.stack([each.sum((1, 2)) for each in matrices])
-    error = (1 - right / np.maximum(pixels, 1)).mean(0) * (pixels[0] > 0)
-    group = np.empty(len(error), np.int64)
-    group[np.argsort(error, kind="stable")] = np.arange(len(error)) * groups // max(1, len(error))
-    return group

@@ -1,182 +1,168 @@
-"""What an evaluation leaves in its run: integers, scores and protocol."""
+"""The callback that collects an evaluation's integers and writes them into the run and to W&B."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.errors import UserError
-from dilated_seg.runs.results import name_partial
-from dilated_seg.runs.run import commit
-from dilated_seg.runs.strata import Counts, counted, write_strata
-from dilated_seg.storage import write_text
+from dilated_seg.runs import EvaluatedImage, Evaluation, EvaluationProtocol, Run
+from dilated_seg.runs.strata import Counts, counted
+from dilated_seg.runs.version import commit
 from dilated_seg.training.cost import Cost
-from dilated_seg.training.wandb_tables import confusion, draw, show_in_wandb
+from dilated_seg.training.wandb_tables import draw_confusion, show_in_wandb, tabulate_confusion
 
-Row = tuple[int, str, np.ndarray, Counts | None]  # its place in the split, its id, its confusion matrix, its strata if kept
-
-ABSENT = "a class absent from masks and predictions is left out of the mean"
+Row = tuple[int, EvaluatedImage]  # its index in the split, and its counts
+REFINED = "refined_"  # prefix of the task's outputs after the dense CRF
 
 
 class EvaluationRecord(Callback):
-    """Writes what an evaluation found into the run: per-image confusion matrices (Parquet), scores and protocol (JSON).
+    """Writes an evaluation into the run: per-image confusion matrices, metrics and protocol; W&B shows the confusion matrix.
 
-    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT[-PROTOCOL][-crf].*`` after it. These
-    have the images' strata beside them, see ``dilated_seg.metrics.stratified``, and say what the evaluation cost. W&B shows
-    the split's confusion matrix. An evaluation of some of the split's images is called ``...-2of101`` and never replaces one
-    of all.
+    The files are ``evaluations/SPLIT.*`` while training and ``evaluations/SPLIT-CHECKPOINT[-STRATEGY][-crf].*`` after it. The
+    latter hold counts stratified by object size and boundary distance, and throughput and memory. An evaluation of some of
+    the split's images is called ``...-2of101`` and never replaces one of all.
     """
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {}
+        self.rows: dict[str, list[Row]] = {}  # by prefix of the task's outputs
         self.area = 0  # pixels of this process's images, ignored ones too
         self.cost: Cost | None = None  # not while training
-        self.records: list[dict[str, Any]] = []  # what the last evaluation wrote: as the network says, and refined by a CRF
+        self.evaluations: list[Evaluation] = []  # of the latest evaluation: without the dense CRF, and with it
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.records = []
-        self.rows = {kind: [] for kind in ("matrices", *(["refined_matrices"] if pl_module.refine else []))}
+        self.evaluations = []
+        self.rows = {prefix: [] for prefix in ("", *([REFINED] if pl_module.refine else []))}
         self.area = 0
         self.cost = None if trainer.state.fn == TrainerFn.FITTING else Cost(pl_module.device)
 
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_start(self, *args: Any) -> None:  # noqa: ANN401
         if self.cost:
             self.cost.start()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        task: Any = pl_module
+        self, trainer: Trainer, task: Any, outputs: Any, batch: dict[str, Any], *args: Any  # noqa: ANN401
+    ) -> None:  # fmt: skip
         if self.cost:
             self.cost.stop(batch)
         sizes = batch.get("size") or [batch["mask"].shape[-2:]] * len(batch["id"])
         self.area += sum(height * width for (height, width), name in zip(sizes, batch["id"], strict=True) if name)
-        for kind, rows in self.rows.items():
-            strata: Sequence[Counts | None] = [None] * len(batch["id"])
+        for prefix, rows in self.rows.items():
+            counts: Sequence[Counts | None] = [None] * len(batch["id"])
             if self.cost:
-                prediction = outputs[kind.replace("matrices", "prediction")].to(torch.int16).cpu().numpy()
-                strata = counted(batch, prediction, task.num_classes, task.ignore_index)
-            for name, matrix, one in zip(batch["id"], outputs[kind].cpu().numpy(), strata, strict=True):
-                if name:  # a padding image has none
-                    rows.append((len(rows) * trainer.world_size + trainer.global_rank, name, matrix, one))
+                prediction = outputs[f"{prefix}prediction"].to(torch.int16).cpu().numpy()
+                counts = counted(batch, prediction, task.num_classes, task.ignore_index)
+            for name, matrix, strata in zip(batch["id"], outputs[f"{prefix}matrices"].cpu().numpy(), counts, strict=True):
+                if name:  # padding that makes processes equal has none
+                    index = len(rows) * trainer.world_size + trainer.global_rank
+                    rows.append((index, EvaluatedImage(name, matrix, strata)))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, pl_module, "val")
 
     on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_start = on_validation_batch_start
-    on_test_batch_end = on_validation_batch_end
+
+    def on_test_batch_start(self, *args: Any) -> None:  # noqa: ANN401
+        self.on_validation_batch_start(*args)
+
+    def on_test_batch_end(self, *args: Any) -> None:  # noqa: ANN401
+        self.on_validation_batch_end(*args)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
-        area = sum(pixels for _, pixels in gathered(trainer, [(trainer.global_rank, self.area)]))
-        for kind, own in self.rows.items():
-            rows = gathered(trainer, own)
-            if trainer.state.fn != TrainerFn.FITTING and not any(matrix.any() for _, _, matrix, _ in rows):
+        area = sum(pixels for _, pixels in gather(trainer, [(trainer.global_rank, self.area)]))
+        for prefix, rows in self.rows.items():
+            images = [image for _, image in gather(trainer, rows)]
+            if trainer.state.fn != TrainerFn.FITTING and not any(image.matrix.any() for image in images):
                 raise UserError(
-                    f"{split}: the masks of its {len(rows):,} images have no pixel of any class, all {area:,} are ignored "
+                    f"{split}: the masks of its {len(images):,} images have no pixel of any class, all {area:,} are ignored "
                     f"({task.ignore_index}), so there is nothing to score: correct the masks, or what the dataset ignores"
                 )
             if not trainer.sanity_checking and trainer.is_global_zero:
-                last = kind == list(self.rows)[-1]  # the CRF's time is no part of the network's
+                last = prefix == list(self.rows)[-1]  # the CRF's time is no part of the network's
                 cost = self.cost.found(trainer.world_size) if self.cost and last else None
-                self.records.append(write(trainer, task, split, rows, kind != "matrices", cost, area))
+                evaluation = build_evaluation(trainer, task, split, images, bool(prefix), area, cost)
+                if trainer.state.fn != TrainerFn.FITTING:  # while training, the last one counts
+                    evaluation = evaluation.with_free_name(images)
+                evaluation.save(images)
+                show_evaluation_in_wandb(trainer, evaluation, f"{split}/crf" if prefix else split)
+                self.evaluations.append(evaluation)
 
 
-def write(
+def build_evaluation(
     trainer: Trainer,
     task: Any,  # noqa: ANN401
     split: str,
-    rows: list[Row],
+    images: Sequence[EvaluatedImage],
     refined: bool,
-    cost: dict[str, Any] | None,
     area: int,
-) -> dict[str, Any]:
-    """Put the matrices of a split, as the network gave them or refined by the CRF, into the run and W&B; gives the record."""
-    total = np.sum([matrix for _, _, matrix, _ in rows], axis=0)
+    cost: dict[str, Any] | None,
+) -> Evaluation:
+    """Return the evaluation of these images: their sum, and the protocol of the trainer and the task.
+
+    Raises:
+        RuntimeError: An image of the split was left out.
+    """
     available = count_images(trainer)
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_val_batches
-    if len(rows) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
-        raise RuntimeError(f"{len(rows)} of {available} images were evaluated")
-    own = f", with its own {task.model.crf}" if task.model.crf else ""
-    precise = "" if trainer.precision == "32-true" else f", {trainer.precision}"
-    protocol = {
-        "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-        "split": split,
-        "images": len(rows) if len(rows) == available else f"{len(rows)} of {available}, partial",
-        "pixels": int(total.sum()),
-        "resolution": "the mask's own",
-        "inference": f"{task.inference}{own}{precise}" + (f", then {task.refine}" if refined else ""),
-        "absent classes": ABSENT,
-        "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
-        "commit": commit(),
-    }
-    folder = Path(trainer.default_root_dir) / "evaluations"
-    checkpoint = checkpoint_path(trainer)
-    name = evaluation_name(trainer, refined, len(rows))
-    if trainer.state.fn != TrainerFn.FITTING:  # while training, the last one counts
-        name = choose_name(folder, name, checkpoint, rows)
-    record = {
-        "evaluation": name,
-        "checkpoint_path": checkpoint,
-        "protocol": protocol,
-        "classes": task.classes,
-        "parameters": sum(p.numel() for p in task.model.net.parameters()),
-        "cost": cost,
-        "matrix": total.tolist(),
-        "ignored": {"value": task.ignore_index, "pixels": area - int(total.sum())},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"id": [r[1] for r in rows], "matrix": [r[2].ravel() for r in rows]})
-    partial = folder / f"{name}.parquet.{os.getpid()}.partial"
-    pq.write_table(table.replace_schema_metadata({"protocol": json.dumps(protocol)}), partial)
-    partial.replace(folder / f"{name}.parquet")
-    if strata := [row[3] for row in rows if row[3]]:
-        facts = {key: record[key] for key in ("evaluation", "protocol", "classes")}
-        write_strata(folder / f"{name}.strata.parquet", [row[1] for row in rows], strata, facts)
-    write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    section = f"{split}/crf" if refined else split
-    if name_partial(record):
-        show_in_wandb(trainer, lambda: {f"{section}/partial": f"{protocol['images']}"})
-    show_in_wandb(trainer, lambda: {f"{section}/confusion": confusion(total, task.classes)})
+    if len(images) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
+        raise RuntimeError(f"{len(images)} of {available} images were evaluated")
+    matrix = np.sum([image.matrix for image in images], axis=0)
+    pixels = int(matrix.sum())
+    protocol = EvaluationProtocol(
+        dataset=type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+        split=split,
+        images=len(images),
+        available=available,
+        pixels=pixels,
+        inference=str(task.inference),
+        model_crf=str(task.model.crf) if task.model.crf else None,
+        precision=str(trainer.precision),
+        crf=str(task.refine) if refined else None,
+        checkpoint=name_checkpoint(trainer),
+        step=task.trained_steps,
+        commit=commit(),
+    )
+    return Evaluation(
+        directory=Run(trainer.default_root_dir).evaluation_dir,
+        name=name_evaluation(trainer, refined, len(images)),
+        protocol=protocol,
+        classes=list(task.classes),
+        matrix=matrix,
+        parameters=sum(parameter.numel() for parameter in task.model.net.parameters()),
+        ignore_index=task.ignore_index,
+        ignored_pixels=area - pixels,
+        cost=cost,
+        checkpoint_path=locate_checkpoint(trainer),
+    )
+
+
+def show_evaluation_in_wandb(trainer: Trainer, evaluation: Evaluation, section: str) -> None:
+    """Log the confusion matrix, as a table and after training as an image too, and whether the evaluation is partial."""
+    protocol, matrix, classes = evaluation.protocol, evaluation.matrix, evaluation.classes
+    if protocol.partial:
+        show_in_wandb(trainer, lambda: {f"{section}/partial": protocol.describe()["images"]})
+    show_in_wandb(trainer, lambda: {f"{section}/confusion": tabulate_confusion(matrix, classes)})
     if trainer.state.fn != TrainerFn.FITTING:
-        show_in_wandb(trainer, lambda: {f"{section}/confusion_picture": wandb.Image(draw(total, task.classes))})
-    return record
+        show_in_wandb(trainer, lambda: {f"{section}/confusion_picture": wandb.Image(draw_confusion(matrix, classes))})
 
 
-def records(trainer: Trainer) -> list[dict[str, Any]]:
-    """Return what the last evaluation wrote; empty on other processes than the first."""
+def written_evaluations(trainer: Trainer) -> list[Evaluation]:
+    """Return what the latest evaluation wrote; empty on other processes than the first."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [record for callback in callbacks if isinstance(callback, EvaluationRecord) for record in callback.records]
+    return [one for callback in callbacks if isinstance(callback, EvaluationRecord) for one in callback.evaluations]
 
 
-def gathered(trainer: Trainer, rows: list[Any]) -> list[Any]:
-    """What all processes hold, sorted by the first of each row: its place in the split."""
+def gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
+    """Return the rows of all processes, sorted by the first value of each row: its index in the split."""
     if trainer.world_size == 1:
         return rows
     parts: list[Any] = [None] * trainer.world_size
@@ -190,8 +176,8 @@ def count_images(trainer: Trainer) -> int:
     return len(loaders.dataset)
 
 
-def checkpoint_name(trainer: Trainer) -> str:
-    """Which weights are evaluated: a checkpoint's name, those at the end of training, those of a file, or untrained ones."""
+def name_checkpoint(trainer: Trainer) -> str:
+    """Return the name of the evaluated weights: a checkpoint's, "last" at the end of training, a file's, or "untrained"."""
     if trainer.state.fn == TrainerFn.FITTING:
         return "last"
     if trainer.ckpt_path or trainer.global_step:
@@ -199,7 +185,7 @@ def checkpoint_name(trainer: Trainer) -> str:
     return Path(getattr(trainer.lightning_module, "weights", None) or "untrained").stem
 
 
-def checkpoint_path(trainer: Trainer) -> str | None:
+def locate_checkpoint(trainer: Trainer) -> str | None:
     """Return the file of the evaluated weights, relative to the run directory if it is in it; None while training."""
     file = trainer.ckpt_path or (None if trainer.global_step else getattr(trainer.lightning_module, "weights", None))
     if trainer.state.fn == TrainerFn.FITTING or file is None:
@@ -210,47 +196,19 @@ def checkpoint_path(trainer: Trainer) -> str | None:
     return str(path.relative_to(run)) if run in path.parents else str(path)
 
 
-def evaluation_name(trainer: Trainer, refined: bool = False, images: int | None = None) -> str:
-    """What an evaluation's files are called: the split while training, and after it with the checkpoint and the protocol.
+def name_evaluation(trainer: Trainer, refined: bool = False, images: int | None = None) -> str:
+    """Return the name of an evaluation's files: the split while training, and after it with the checkpoint and the protocol.
 
-    A whole image is the protocol that is not named, so: ``val``, ``val-best``, ``val-best-tiles-512x512-128-crf``. If
-    ``images`` is less than the split has, the name ends with both numbers: ``val-best-2of101``.
+    The strategy FullImage is not named, so: ``val``, ``val-best``, ``val-best-tiles-512x512-128-crf``. If ``images`` is less
+    than the split has, the name ends with both numbers: ``val-best-2of101``.
     """
     parts = ["test" if trainer.testing else "val"]
     if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-        parts += [checkpoint_name(trainer), *protocol_names(trainer.lightning_module, refined)]
+        parts += [name_checkpoint(trainer), *name_strategy(trainer.lightning_module, refined)]
     available = count_images(trainer)
     return "-".join([*parts, *([f"{images}of{available}"] if images not in (None, available) else [])])
 
 
-def choose_name(folder: Path, name: str, checkpoint: str | None, rows: list[Row]) -> str:
-    """Return the name, with a digest if the folder has an evaluation of this name of other images, masks or weights.
-
-    So an evaluation is replaced only by one of the same images, masks and checkpoint file.
-    """
-    data = describe_data([row[1] for row in rows], [row[2] for row in rows])
-    try:
-        known = json.loads((folder / f"{name}.json").read_text())
-        table = pq.read_table(folder / f"{name}.parquet")
-        number = len(known["matrix"])
-        matrices = table["matrix"].combine_chunks().flatten().to_numpy().reshape(-1, number, number)
-        same_data = describe_data(table["id"].to_pylist(), matrices) == data
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return name  # there is none that could be read
-    other_weights = None not in (checkpoint, before := known.get("checkpoint_path")) and checkpoint != before
-    if same_data and not other_weights:
-        return name
-    own = f"{name}-{hashlib.sha256(f'{checkpoint} {data}'.encode()).hexdigest()[:8]}"
-    what = "another checkpoint" if same_data else "other images or masks"
-    print(f"{folder / name}.json is an evaluation of {what} and is kept: this one is {own}.json", flush=True)
-    return own
-
-
-def describe_data(names: Sequence[str], matrices: Sequence[np.ndarray] | np.ndarray) -> str:
-    """Return what identifies evaluated images and masks: each image's name and its pixels of every class."""
-    return json.dumps([[name, matrix.sum(1).tolist()] for name, matrix in zip(names, matrices, strict=True)])
-
-
-def protocol_names(task: Any, refined: bool) -> list[str]:  # noqa: ANN401
-    """How images are looked at, as parts of names: none for the whole image alone."""
+def name_strategy(task: Any, refined: bool) -> list[str]:  # noqa: ANN401
+    """Return the inference strategy and the dense CRF as parts of file names: none for the whole image alone."""
     return [name for name in (task.inference.name, task.refine.name if refined else "") if name]

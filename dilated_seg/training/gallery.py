@@ -9,10 +9,11 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from dilated_seg.data.decode import mask_picture
-from dilated_seg.runs.run import commit
+from dilated_seg.runs.run import Run
+from dilated_seg.runs.version import commit
 from dilated_seg.storage import write_text
-from dilated_seg.training.evaluation import checkpoint_name, evaluation_name, gathered, protocol_names, records
-from dilated_seg.training.wandb_tables import Picture, images, show_in_wandb
+from dilated_seg.training.evaluation import gather, name_checkpoint, name_evaluation, name_strategy, written_evaluations
+from dilated_seg.training.wandb_tables import GalleryImage, show_in_wandb, tabulate_images
 
 
 class Gallery(Callback):
@@ -26,7 +27,7 @@ class Gallery(Callback):
 
     def __init__(self, images: int = 6) -> None:
         self.images = images
-        self.kept: list[Picture] = []
+        self.kept: list[GalleryImage] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.kept = []
@@ -49,23 +50,23 @@ class Gallery(Callback):
                 maps = (batch["image"][i].permute(1, 2, 0), batch["mask"][i], outputs["prediction"][i])
                 image, truth, prediction = (m[:height, :width].cpu().numpy().astype(np.uint8) for m in maps)
                 matrix = outputs["matrices"][i].cpu().numpy()
-                self.kept.append(Picture(index, name, image, truth, prediction, matrix))
+                self.kept.append(GalleryImage(index, name, image, truth, prediction, matrix))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pictures = gathered(trainer, self.kept)
+        pictures = gather(trainer, self.kept)
         self.kept = []
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
-        names = [record["evaluation"] for record in records(trainer)] or [evaluation_name(trainer)]
-        folder = Path(trainer.default_root_dir) / "gallery" / names[0]
+        names = [evaluation.name for evaluation in written_evaluations(trainer)] or [name_evaluation(trainer)]
+        folder = Run(trainer.default_root_dir).gallery_dir(names[0])
         folder.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
             Image.fromarray(picture.image).save(folder / f"{picture.name}.image.png")
             mask_picture(picture.truth, dataset.palette).save(folder / f"{picture.name}.truth.png")
             mask_picture(picture.prediction, dataset.palette).save(folder / f"{picture.name}.prediction.png")
         split = "test" if trainer.testing else "val"
-        show_in_wandb(trainer, lambda: {f"{split}/images": images(pictures, dataset.classes, dataset.ignore_index)})
+        show_in_wandb(trainer, lambda: {f"{split}/images": tabulate_images(pictures, dataset.classes, dataset.ignore_index)})
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -94,10 +95,10 @@ class PredictionWriter(Callback):
                 "images": which if finished else f"{which}, not finished",
                 "inference": f"{task.inference}{then}",
                 "precision": trainer.precision,
-                "checkpoint": f"{checkpoint_name(trainer)}, step {task.trained_steps}",
+                "checkpoint": f"{name_checkpoint(trainer)}, step {task.trained_steps}",
                 "commit": commit(),
             }
-            write_text(folders(trainer)[0] / "protocol.json", json.dumps(facts, indent=1) + "\n")
+            write_text(list_prediction_dirs(trainer)[0] / "protocol.json", json.dumps(facts, indent=1) + "\n")
 
     def on_predict_batch_end(
         self,
@@ -109,7 +110,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
-        folder, submission = folders(trainer)
+        folder, submission = list_prediction_dirs(trainer)
         for made in (folder, submission) if dataset.submitted else (folder,):
             made.mkdir(parents=True, exist_ok=True)
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
@@ -122,7 +123,7 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._describe(trainer, finished=True)
         if trainer.is_global_zero:
-            folder, submission = folders(trainer)
+            folder, submission = list_prediction_dirs(trainer)
             print(f"class ids as PNGs: {folder}")
             if trainer.datamodule.submitted:  # type: ignore[attr-defined]
                 print(f"the test server's values: {submission}")
@@ -136,10 +137,9 @@ def count_predicted(trainer: Trainer) -> tuple[int, int]:
     return min(int(trainer.num_predict_batches[0]) * at_once, available), available
 
 
-def folders(trainer: Trainer) -> tuple[Path, Path]:
-    """Where predictions go, and a test server's files; some of the split's images have directories of their own."""
+def list_prediction_dirs(trainer: Trainer) -> tuple[Path, Path]:
+    """Return the directories of predictions and of a test server's files; some of a split's images have their own."""
     task: Any = trainer.lightning_module
     images, available = count_predicted(trainer)
-    names = protocol_names(task, task.refine is not None) + ([f"{images}of{available}"] if images < available else [])
-    predictions, submission = ("-".join([name, *names]) for name in ("predictions", "submission"))
-    return Path(trainer.default_root_dir) / predictions, Path(trainer.default_root_dir) / submission
+    names = name_strategy(task, task.refine is not None) + ([f"{images}of{available}"] if images < available else [])
+    return Run(trainer.default_root_dir).prediction_dirs(names)

@@ -9,7 +9,7 @@ from lightning import LightningModule
 
 from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError
-from dilated_seg.runs.run import newest_checkpoint
+from dilated_seg.runs.find import newest_checkpoint
 from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
 from dilated_seg.weights.readers import find_class_names
 

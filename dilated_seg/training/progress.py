@@ -13,8 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.metrics.confusion import percent
-from dilated_seg.runs.results import name_partial
-from dilated_seg.training.evaluation import records
+from dilated_seg.training.evaluation import written_evaluations
 from dilated_seg.training.lightning_internals import EpochProgressBar
 
 try:
@@ -88,7 +87,7 @@ class ValidationLines(Callback):
             self.best, best = mean_iou, "best so far"
         else:
             best = "no best yet" if self.best is None else f"best so far {percent(self.best)}"
-        partial = "".join(f", {name}" for record in records(trainer)[:1] if (name := name_partial(record)))
+        partial = "".join(f", {one.protocol.partial}" for one in written_evaluations(trainer)[:1] if one.protocol.partial)
         step = f"step {trainer.global_step}"
         print(f"{step}: validation loss {loss:.3f}, mean IoU {percent(mean_iou)} % ({best}){partial}", flush=True)
 

@@ -17,7 +17,7 @@ from dilated_seg.training.lightning_internals import logged_step
 from dilated_seg.training.loggers import SafeWandbLogger
 
 
-class Picture(NamedTuple):
+class GalleryImage(NamedTuple):
     """An image of an evaluation: its place in the split, RGB (H, W, 3), class ids (H, W) and confusion matrix (C, C)."""
 
     place: int
@@ -35,11 +35,11 @@ def show_in_wandb(trainer: Trainer, content: Callable[[], dict[str, Any]]) -> No
             logger.log_metrics(content(), logged_step(trainer))
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Any:  # noqa: ANN401 - wandb's chart
-    """The confusion matrix (C, C; rows are the truth) as a table, one row a pair of classes, and W&B's chart of it."""
+def tabulate_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Any:  # noqa: ANN401 - wandb's chart
+    """Return W&B's chart of a confusion matrix (C, C; rows are the ground truth) and its table: one row a pair of classes."""
     rows = [
         [truth, prediction, int(pixels), percent]
-        for truth, row, shares in zip(classes, matrix, normalised(matrix), strict=True)
+        for truth, row, shares in zip(classes, matrix, to_percent(matrix), strict=True)
         for prediction, pixels, percent in zip(classes, row, shares.tolist(), strict=True)
     ]
     return wandb.plot_table(
@@ -50,14 +50,14 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Any:  # noqa: ANN40
     )
 
 
-def normalised(matrix: np.ndarray) -> np.ndarray:
-    """A confusion matrix in percent of each row; a class absent from the truth has zeros."""
+def to_percent(matrix: np.ndarray) -> np.ndarray:
+    """Return a confusion matrix in percent of each row; a class absent from the truth has zeros."""
     return 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
 
-def draw(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """A picture (H, W, 3) of a confusion matrix (C, C), for readers who are colour-blind too; takes up to half a second."""
-    values, side = normalised(matrix), 2.2 + 0.42 * len(classes)
+def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return an image (H, W, 3) of a confusion matrix (C, C), for color-blind readers too; takes up to half a second."""
+    values, side = to_percent(matrix), 2.2 + 0.42 * len(classes)
     with matplotlib.rc_context({"text.parse_math": False}):  # a class "$" is no formula
         canvas: Any = FigureCanvasAgg(Figure(figsize=(side, side), dpi=100, layout="constrained"))
         axes = canvas.figure.add_subplot()
@@ -76,8 +76,8 @@ def draw(matrix: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def images(pictures: Sequence[Picture], classes: Sequence[str], ignore_index: int) -> wandb.Table:
-    """One row an image: its id, itself with truth and prediction laid over it, and its own scores."""
+def tabulate_images(pictures: Sequence[GalleryImage], classes: Sequence[str], ignore_index: int) -> wandb.Table:
+    """Return a table with one row an image: its id, itself under its ground truth and its prediction, and its metrics."""
     names = {**dict(enumerate(classes)), ignore_index: "not labelled"}
     known = Classes([{"id": number, "name": name} for number, name in names.items()])
     rows = []

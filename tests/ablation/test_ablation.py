@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,9 +12,17 @@ from dilated_seg import ablation
 from dilated_seg.errors import UserError
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.results import (
+    Result,
+    describe_shared_protocol,
+    name_run,
+    predict_majority,
+    read_results,
+    require_same_split,
+)
 from dilated_seg.report.sections import measured
-from dilated_seg.runs import results as report
-from dilated_seg.runs.run import Run, newest_checkpoint
+from dilated_seg.runs.find import newest_checkpoint
+from dilated_seg.runs.run import Run
 from dilated_seg.training import checkpoint_io
 from tests.support.commands import KILL, ROOT, fails_in_one_sentence, run_command, run_process
 
@@ -230,34 +239,39 @@ def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
 
 
 def test_runs_are_named_by_where_their_paths_part(tmp_path):
-    a, b, c = tmp_path / "x" / "net" / "seed0", tmp_path / "y" / "net" / "seed0", tmp_path / "y" / "net" / "seed1"
-    assert [report.label(folder, [a, b, c]) for folder in (a, b, c)] == ["x/net", "y/net", "y/net"]
-    assert report.label(a, [a]) == "net"
+    a, b, c = (Run(tmp_path / name) for name in ("x/net/seed0", "y/net/seed0", "y/net/seed1"))
+    assert [name_run(run, [a, b, c]) for run in (a, b, c)] == ["x/net", "y/net", "y/net"]
+    assert name_run(a, [a]) == "net"
+
+
+def segnet(folder, seed):
+    """A finished run of the study."""
+    return Run(folder / "out" / "SegNet" / f"seed{seed}")
 
 
 def test_what_differs_between_protocols_is_said_to_differ(study):
     folder, _ = study
-    one, other = (report.read(folder / "out" / "SegNet" / f"seed{seed}", "test-last", "a") for seed in (0, 1))
-    other.record["protocol"]["checkpoint"] = "best, step 2"
-    assert "checkpoint: differs" in report.shared_protocol([one, other])
+    one, other = read_results([segnet(folder, 0), segnet(folder, 1)], "test-last", ["a", "a"])
+    best = replace(other.evaluation, protocol=replace(other.evaluation.protocol, checkpoint="best", step=2))
+    other = replace(other, evaluation=best)
+    assert "checkpoint: differs" in describe_shared_protocol([one, other])
     table = measured(Comparison([one, other]), []).blocks[-2]
     assert [row[:3] for row in table.rows] == [["a", "0", "last, step 6"], ["a", "1", "best, step 2"]]
 
 
 def test_numbers_of_different_splits_are_not_compared(study, tmp_path):
     folder, _ = study
-    one = report.read(folder / "out" / "SegNet" / "seed0", "test-last", "a")
-    other = report.read(folder / "out" / "SegNet" / "seed0", "val", "b")
+    run = segnet(folder, 0)
     with pytest.raises(UserError, match="same images"):
-        report.same_split([one, other])
+        require_same_split([Result("a", run, run.evaluation("test-last")), Result("b", run, run.evaluation("val"))])
 
 
 def test_the_majority_baseline_is_worked_out_from_the_truth(study):
     folder, _ = study
-    result = report.read(folder / "out" / "SegNet" / "seed0", "test-last", "a")
-    name, matrix = report.majority([result])
+    (result,) = read_results([segnet(folder, 0)], "test-last", ["a"])
+    name, matrix = predict_majority([result])
     assert name == "background"
-    assert int(matrix.sum()) == result.record["protocol"]["pixels"]
+    assert int(matrix.sum()) == result.evaluation.protocol.pixels
     assert int((matrix > 0).any(0).sum()) == 1
 
 

@@ -20,6 +20,7 @@ from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.layers import Upsample
 from dilated_seg.models.segmenter import Segmenter
+from dilated_seg.runs import Run
 
 MOVERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, Upsample)  # other layers move no column
 
@@ -230,13 +231,13 @@ def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, ca
     asked = ["probe", str(tmp_path), "--evaluation", "val", "--images", "2", "--pixels", "16"]
     assert main(asked) == 0
     assert "field 388 by theory" in capsys.readouterr().out
-    measured = receptive_field.read(folder, "val-last")
-    assert measured.protocol["images"] == "2 of 3"
-    assert measured.protocol["checkpoint"] == "last, step 12"
+    measured = receptive_field.read(Run(folder), "val-last")
+    assert (measured.protocol.images, measured.protocol.available) == (2, 3) and "; images: 2 of 3; " in str(measured.protocol)
+    assert (measured.protocol.checkpoint, measured.protocol.step) == ("last", 12)
     assert measured.theory == {"side": 388, "box": [0, 31, 0, 63]}
     assert measured.effective.shape == (32, 64)
     assert measured.context.ids == ["val000000", "val000002"]
-    assert measured.protocol["pixels"] == len(measured.context.truth) == 12  # no picture has both hills, nor sun and moon
+    assert measured.protocol.pixels == len(measured.context.truth) == 12  # no picture has both hills, nor sun and moon
     file = folder / "receptive_fields/val-last.npz"
     assert json.loads(file.with_suffix(".json").read_text())["accuracy"] == measured.context.accuracy().tolist()
     written = file.stat().st_mtime_ns
@@ -245,9 +246,9 @@ def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, ca
     assert file.stat().st_mtime_ns == written
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UserError, match="does not belong to it"):
-        receptive_field.read(folder, "val-last")
+        receptive_field.read(Run(folder), "val-last")
     assert main(asked) == 0
-    assert np.array_equal(receptive_field.read(folder, "val-last").effective, measured.effective)
+    assert np.array_equal(receptive_field.read(Run(folder), "val-last").effective, measured.effective)
 
 
 def test_pictures_show_what_was_measured():
@@ -285,4 +286,4 @@ def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):
     assert main(["probe", str(folder), "--evaluation", "val-last"]) == 2
     assert "gone" in capsys.readouterr().err
     with pytest.raises(UserError, match="measure them with dilated-seg probe"):
-        receptive_field.read(folder, "val-last")
+        receptive_field.read(Run(folder), "val-last")

@@ -17,7 +17,8 @@ from dilated_seg.__main__ import main
 from dilated_seg.crf import DenseCRF
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import DilatedNet
-from dilated_seg.runs.strata import read
+from dilated_seg.runs import EvaluationProtocol, Run
+from dilated_seg.runs.strata import read_strata
 from dilated_seg.task import SegmentationTask
 from tests.support.commands import ROOT, TINY, fails_in_one_sentence, run_command, run_process
 
@@ -37,8 +38,8 @@ def test_the_per_image_matrices_add_up_to_the_split(run):
     matrices = torch.tensor(table["matrix"].to_pylist()).view(3, 8, 8)
     assert table["id"].to_pylist() == ["val000000", "val000001", "val000002"]
     assert torch.equal(matrices.sum(0), torch.tensor(record["matrix"]))
-    assert record["protocol"]["checkpoint"] == "last, step 12"
-    assert record["protocol"]["images"] == 3
+    protocol = EvaluationProtocol.from_json(record["protocol"])
+    assert (protocol.checkpoint, protocol.step, protocol.images, protocol.available) == ("last", 12, 3, 3)
 
 
 def test_validate_prints_one_table_with_classes_mean_and_protocol(run):
@@ -111,14 +112,14 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
     names = {path.name for path in (tmp_path / "evaluations").iterdir()}
     stems = ("val-last-tiles-64x64-32", "val-last-tiles-64x64-32-crf")
     assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("json", "parquet", "strata.parquet")}
-    plain, refined = (json.loads((tmp_path / f"evaluations/{stem}.json").read_text()) for stem in stems)
-    assert plain["protocol"]["inference"] == "tiles of 64 x 64, 32 pixels of overlap blended"
-    assert refined["protocol"]["inference"].startswith(plain["protocol"]["inference"] + ", then ")
-    assert plain["protocol"]["pixels"] == refined["protocol"]["pixels"]
-    for stem, record in zip(stems, (plain, refined), strict=True):
-        strata = read(tmp_path / f"evaluations/{stem}.strata.parquet")
-        assert strata.matrices().sum(0).tolist() == record["matrix"] and strata.protocol == record["protocol"]
-        assert f"{100 * compute_metrics(torch.tensor(record['matrix']))['mean_iou']:.1f}" in result.stdout
+    plain, refined = (Run(tmp_path).evaluation(stem) for stem in stems)
+    assert plain.protocol.inference == "tiles of 64 x 64, 32 pixels of overlap blended"
+    assert str(refined.protocol).startswith(str(plain.protocol).partition("; absent")[0] + ", then ")
+    assert plain.protocol.pixels == refined.protocol.pixels
+    for stem, evaluation in zip(stems, (plain, refined), strict=True):
+        strata = read_strata(tmp_path / f"evaluations/{stem}.strata.parquet")
+        assert np.array_equal(strata.matrices().sum(0), evaluation.matrix) and strata.protocol == evaluation.protocol
+        assert f"{100 * evaluation.mean_iou:.1f}" in result.stdout
 
 
 def test_a_protocol_that_does_not_fit_the_network_is_said_in_one_sentence(run, tmp_path):

@@ -13,7 +13,7 @@ from dilated_seg.data import VOC, CamVid, Folder, decode
 from dilated_seg.data.decode import mask_picture, read_image, read_mask, values_as
 from dilated_seg.data.prepare import prepare
 from dilated_seg.errors import UserError
-from dilated_seg.inference.image import opened
+from dilated_seg.inference.image import read_picture
 from tests.support import fake_datasets
 
 COLORS = ((0, 0, 0), (128, 64, 128), (0, 0, 142), (220, 20, 60))
@@ -194,7 +194,7 @@ def test_values_of_another_range_are_refused_and_not_shown_black_or_white(values
         read_image(path)
     assert str(caught.value).startswith(str(path)) and "8 bits" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"^the image (has|holds) "):
-        opened(Image.fromarray(values))
+        read_picture(Image.fromarray(values))
 
 
 def test_colors_of_12_bits_in_a_file_of_16_are_refused(tmp_path):

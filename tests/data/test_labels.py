@@ -16,11 +16,12 @@ from PIL import Image
 
 from dilated_seg.__main__ import main
 from dilated_seg.data import CamVid, Folder, SegmentationDataModule, manifest
-from dilated_seg.data.classes import describe_absent, describe_labels, first_difference
+from dilated_seg.data.classes import describe_absent, first_difference
 from dilated_seg.data.labels import count_labels, spread_indices
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
-from dilated_seg.runs.results import read, same_split
+from dilated_seg.report.results import read_results, require_same_split
+from dilated_seg.runs import Run
 from dilated_seg.runs.samples import require_same_classes
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.labels import NothingToLearnError
@@ -263,14 +264,14 @@ def test_binary_masks_of_0_and_255_are_noticed_by_prepare_fit_and_validate(tmp_p
     output = " ".join(capsys.readouterr().out.split())
     assert "only 0 'background' has pixels in the masks of val" in output
     assert "none of the masks of val has a pixel of 1 'object': they hold 0 'background' (75.0 %), 255" in output
-    record = json.loads((tmp_path / "run/evaluations/val-last.json").read_text())
-    assert record["ignored"] == {"value": 255, "pixels": 4 * 96}
+    evaluation = Run(tmp_path / "run").evaluation("val-last")
+    assert (evaluation.ignore_index, evaluation.ignored_pixels) == (255, 4 * 96)
 
 
 def test_masks_that_hold_every_class_are_not_spoken_of(run, capsys):
     Folder(root=str(run / "data")).check_labels()
     assert capsys.readouterr().err == ""
-    assert describe_labels(json.loads((run / "run/evaluations/val.json").read_text())) == []
+    assert Run(run / "run").evaluation("val").describe_labels() == []
 
 
 def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_long(tmp_path):
@@ -438,7 +439,7 @@ def test_runs_of_other_class_names_are_not_compared(run, tmp_path):
     record = json.loads(file.read_text())
     file.write_text(json.dumps(record | {"classes": ["background", "Object"]}))
     with pytest.raises(UserError, match=r"class 1 is 'object' in .*/run and 'Object' in .*/other: only runs"):
-        same_split([read(run / "run", "val", "a"), read(tmp_path / "other", "val", "b")])
+        require_same_split(read_results([Run(run / "run"), Run(tmp_path / "other")], "val", "ab"))
 
 
 def test_a_prepared_copy_whose_classes_were_swapped_is_refused(run, tmp_path):

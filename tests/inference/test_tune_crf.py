@@ -48,7 +48,7 @@ def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_pat
     evaluated = run_command("validate", *overlays, *checkpoint)
     assert evaluated.returncode == 0, evaluated.stderr
     record = json.loads(next((tmp_path / "evaluated/evaluations").glob("*crf*.json")).read_text())
-    assert f"theta_alpha {written['init_args']['theta_alpha']:g}" in record["protocol"]["inference"]
+    assert f"theta_alpha {written['init_args']['theta_alpha']:g}" in record["protocol"]["crf"]
 
 
 @pytest.mark.parametrize(

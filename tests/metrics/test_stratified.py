@@ -15,7 +15,9 @@ from scipy.ndimage import binary_erosion, label
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.confusion import confusion_matrices
 from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES, STRATA, band_width, boundary_distance, count_strata
-from dilated_seg.runs.strata import counted, difficulty, read, write_strata
+from dilated_seg.report.results import measure_difficulty
+from dilated_seg.runs.strata import counted, read_strata, write_strata
+from tests.support.evaluations import make_protocol
 
 CLASSES = 3
 SQUARE = np.ones((3, 3), bool)
@@ -90,8 +92,7 @@ def written(tmp_path):
         ids = [f"image {i}" for i in range(len(pairs))]
         file = tmp_path / "val-last.strata.parquet"
         pq.write_table(pa.table({"id": ids, "matrix": [m.ravel() for m in matrices]}), tmp_path / "val-last.parquet")
-        facts = {"protocol": {"dataset": "Blobs"}, "classes": ["a", "b", "c"]}
-        write_strata(file, ids, counted({"mask": masks}, prediction.numpy(), CLASSES, 255), facts)
+        write_strata(file, ids, counted({"mask": masks}, prediction.numpy(), CLASSES, 255), make_protocol(), ["a", "b", "c"])
         return file, matrices
 
     return write
@@ -136,7 +137,7 @@ def test_a_square_that_is_seen_one_pixel_further_right_is_as_drawn_by_hand(writt
     mask, prediction = np.zeros((2, 9, 9), np.uint8)
     mask[3:6, 3:6] = prediction[3:6, 4:7] = 1
     file, _ = written([(prediction, mask)])
-    found = read(file)
+    found = read_strata(file)
     assert found.size(0, 0)[0, :, 1].tolist() == [6, 9, 9]  # 6 of 9 pixels are hit, 3 missed, 3 seen wrongly
     assert found.size(2, 2)[0].tolist() == [[69, 0, 0], [72, 0, 0], [72, 0, 0]]  # the background's 72 pixels
     assert found.trimap(1)[0, :, 1].tolist() == [5, 8, 8]  # all but the square's centre touch the boundary
@@ -150,7 +151,7 @@ def test_boundary_iou_is_that_of_masks_minus_their_erosion(written, seed):
     file, _ = written(pairs)
     (prediction, mask), d = pairs[0], band_width(80, 95)
     assert d == 2
-    for k, value in enumerate(iou(read(file).boundary_iou())):
+    for k, value in enumerate(iou(read_strata(file).boundary_iou())):
         truth, seen = (ids & ~binary_erosion(ids, SQUARE, iterations=d, border_value=1) for ids in (mask == k, prediction == k))
         assert value == (truth & seen).sum() / (truth | seen).sum()
 
@@ -158,7 +159,7 @@ def test_boundary_iou_is_that_of_masks_minus_their_erosion(written, seed):
 def test_a_perfect_prediction_has_all_scores_1_where_a_class_occurs(written):
     pairs = [(np.where(mask == 255, 1, mask), mask) for _, mask in (blobs(60, 60, seed) for seed in range(6))]
     file, _ = written(pairs)
-    found = read(file)
+    found = read_strata(file)
     counts = [found.size(low, low) for low in range(len(SIZES) + 1)]
     counts += [found.trimap(width) for width in (1, 5, MAX_BOUNDARY_DISTANCE)] + [found.band(3, 9), found.boundary_iou()]
     for each in counts:
@@ -169,7 +170,7 @@ def test_a_perfect_prediction_has_all_scores_1_where_a_class_occurs(written):
 
 def test_what_is_read_adds_up_over_sizes_and_widths_to_the_plain_counts(written):
     file, matrices = written([blobs(48, 70, seed) for seed in range(5)])
-    found = read(file)
+    found = read_strata(file)
     plain = np.stack([matrices.diagonal(axis1=1, axis2=2), matrices.sum(2), matrices.sum(1)], 1)
     assert np.array_equal(found.matrices(), matrices)
     assert np.array_equal(found.size(0, len(SIZES)), plain)
@@ -229,7 +230,7 @@ def test_a_file_that_is_not_of_its_evaluation_is_refused_in_one_sentence(written
         ids = ["image 0", "image 1" if damage == "other counts" else "image 2"]
         pq.write_table(pa.table({"id": ids, "matrix": [m.ravel() for m in matrices]}), plain)
     with pytest.raises(UserError, match=r"val-last\.strata\.parquet .*(run|evaluate)"):
-        read(file)
+        read_strata(file)
 
 
 def test_cells_of_no_class_are_refused(written):
@@ -239,11 +240,11 @@ def test_cells_of_no_class_are_refused(written):
     facts["classes"] = facts["classes"][:1]
     pq.write_table(table.replace_schema_metadata({"strata": json.dumps(facts)}), file)
     with pytest.raises(UserError, match="cannot be read"):
-        read(file)
+        read_strata(file)
 
 
 def test_bins_and_distances_that_nobody_counted_are_refused(written):
-    found = read(written([blobs(20, 30, 1)])[0])
+    found = read_strata(written([blobs(20, 30, 1)])[0])
     for ask in (lambda: found.size(0, 7), lambda: found.size(3, 2), lambda: found.band(0, 4), lambda: found.trimap(42)):
         with pytest.raises(UserError, match=r"bins|distances"):
             ask()
@@ -252,6 +253,6 @@ def test_bins_and_distances_that_nobody_counted_are_refused(written):
 def test_images_are_grouped_by_the_mean_error_of_runs_from_the_easiest_to_the_hardest():
     first = np.array([[[8, 2], [0, 0]], [[10, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 9], [0, 0]]])
     second = np.array([[[4, 6], [0, 0]], [[9, 1], [0, 0]], [[0, 0], [0, 0]], [[2, 8], [0, 0]]])
-    assert difficulty([first, second], groups=2).tolist() == [1, 0, 0, 1]
-    assert difficulty([first, second], groups=4).tolist() == [2, 1, 0, 3]
-    assert np.bincount(difficulty([np.eye(2, dtype=int)[None].repeat(11, 0)])).tolist() == [3, 2, 2, 2, 2]
+    assert measure_difficulty([first, second], groups=2).tolist() == [1, 0, 0, 1]
+    assert measure_difficulty([first, second], groups=4).tolist() == [2, 1, 0, 3]
+    assert np.bincount(measure_difficulty([np.eye(2, dtype=int)[None].repeat(11, 0)])).tolist() == [3, 2, 2, 2, 2]

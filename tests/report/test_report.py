@@ -5,17 +5,17 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dilated_seg.ablation.file import read as read_ablation
 from dilated_seg.analysis import receptive_field
-from dilated_seg.analysis.receptive_field import Context, Measured
+from dilated_seg.analysis.receptive_field import Context, Measured, MeasurementProtocol
 from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
@@ -23,8 +23,10 @@ from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.runs.results import read
-from dilated_seg.runs.strata import counted, write_strata
+from dilated_seg.report.results import read_results
+from dilated_seg.runs import EvaluatedImage, Run
+from dilated_seg.runs.strata import counted
+from tests.support.evaluations import make_evaluation
 
 CLASSES = ["ground", "tree", "<b>car & bus</b>"]
 PALETTE = [(20, 20, 20), (40, 160, 60), (200, 60, 40)]
@@ -54,26 +56,19 @@ def evaluated(folder, prediction, seed=0, strata=True, fields=False, **protocol)
         for t, p in zip(truth, prediction, strict=True)
     ])  # fmt: skip
     names = [f"image{k}" for k in range(IMAGES)]
-    facts = {
-        "dataset": "Made", "split": "test", "images": IMAGES, "pixels": int(matrices.sum()), "resolution": "the mask's own",
-        "inference": "whole image", "absent classes": "left out", "checkpoint": "last, step 9", "commit": "abc",
-    } | protocol  # fmt: skip
-    record = {
-        "evaluation": EVALUATION, "protocol": facts, "classes": CLASSES, "parameters": 1234, "matrix": matrices.sum(0).tolist(),
-        "cost": {"images_per_second": 12.5, "memory_gb": None, "device": "CPU", "batch_size": 2, "size": [HEIGHT, WIDTH]},
-    }  # fmt: skip
-    place = folder / "evaluations"
-    place.mkdir(parents=True)
-    pq.write_table(pa.table({"id": names, "matrix": [m.ravel() for m in matrices]}), place / f"{EVALUATION}.parquet")
-    (place / f"{EVALUATION}.json").write_text(json.dumps(record))
+    counts = [None] * IMAGES
     if strata:
-        rows = [
+        counts = [
             counted({"mask": torch_of(t[None]), "size": [t.shape]}, p[None].astype(np.int16), 3, 255)[0]
             for t, p in zip(truth, prediction, strict=True)
         ]
-        write_strata(place / f"{EVALUATION}.strata.parquet", names, rows, {"protocol": facts, "classes": CLASSES})
-    config = "model: {net: {class_path: dilated_seg.models.DilatedNet, init_args: {context: null, width: 0.1}}}\n"
-    (folder / "config.yaml").write_text(f"seed_everything: {seed}\n{config}")
+    run = Run(folder)
+    made = make_evaluation(CLASSES, matrices.sum(0), run.evaluation_dir, EVALUATION, **{"images": IMAGES} | protocol)
+    cost = {"images_per_second": 12.5, "memory_gb": None, "device": "CPU", "batch_size": 2, "size": [HEIGHT, WIDTH]}
+    replace(made, cost=cost).save(list(map(EvaluatedImage, names, matrices, counts)))
+    config = "model:\n  net: {class_path: dilated_seg.models.DilatedNet, init_args: {context: null, width: 0.1}}\n"
+    rest = f"  weights: null\ndata: {{class_path: dilated_seg.data.Shapes}}\nseed_everything: {seed}\n"
+    (folder / "config.yaml").write_text(config + rest)
     (folder / "metrics.csv").write_text("epoch,step,train/loss,val/mean_iou\n0,1,2.5,\n0,4,0.5,0.25\n0,9,0.25,0.5\n")
     gallery = folder / "gallery" / EVALUATION
     gallery.mkdir(parents=True)
@@ -88,8 +83,9 @@ def evaluated(folder, prediction, seed=0, strata=True, fields=False, **protocol)
             names, at, np.full(IMAGES, 5), np.full(IMAGES, 5), truth[at, 5, 5].astype(np.int64), (4, None), predicted
         )
         field = np.full((HEIGHT, WIDTH), 1 / (HEIGHT * WIDTH))
+        probed = MeasurementProtocol("Made", "test", IMAGES, IMAGES, IMAGES, 0, "last", 9, "abc")
         theory = {"side": 99, "box": [0, HEIGHT - 1, 0, WIDTH - 1]}
-        receptive_field.write(folder, EVALUATION, Measured({}, facts, CLASSES, theory, field, seen))
+        receptive_field.write(run, EVALUATION, Measured({}, probed, CLASSES, theory, field, seen))
     return folder
 
 
@@ -199,8 +195,8 @@ def test_with_three_seeds_networks_are_told_apart_and_every_interval_says_what_i
 
 def test_variances_are_those_of_the_seeds_and_more_seeds_tell_smaller_differences_apart(study):
     found = {row["network"]: row for row in rows(study / "variance.csv")}
-    results = [read(study.parent / "good" / f"seed{seed}", EVALUATION, "x") for seed in range(3)]
-    values = [100 * float(result.scores["mean_iou"]) for result in results]
+    results = [Run(study.parent / "good" / f"seed{k}").evaluation(EVALUATION) for k in range(3)]
+    values = [100 * result.mean_iou for result in results]
     assert float(found["good"]["over seeds measured"]) == pytest.approx(np.std(values, ddof=1), abs=0.001)
     for row in rows(study / "power.csv"):
         assert float(row["with 3 seeds"]) > float(row["with 5 seeds"]) > float(row["with 10 seeds"]) > 0
@@ -239,7 +235,7 @@ def test_two_seeds_say_why_the_interval_is_wide_and_what_to_do(tmp_path):
 
 def test_the_numbers_are_those_of_the_evaluations(report):
     found = {row["network"]: row for row in rows(report / "networks.csv")}
-    results = [read(report.parent / folder, EVALUATION, "x") for folder in ("good/seed0", "good/seed1", "good/seed2")]
+    results = [Run(report.parent / "good" / f"seed{k}").evaluation(EVALUATION) for k in range(3)]
     values = [float(mean_iou(count_pixels(result.images[1]).sum(0))) for result in results]
     assert float(found["good"]["mean IoU"]) == pytest.approx(100 * np.mean(values), abs=0.006)
     assert float(found["good"]["low"]) < float(found["good"]["mean IoU"]) < float(found["good"]["high"])
@@ -392,8 +388,9 @@ def test_images_that_cannot_be_predicted_again_are_named_in_a_sentence(tmp_path)
 
 def test_the_images_shown_are_those_that_networks_differ_most_on(report, tmp_path):
     text = (report / "report.html").read_text()
-    comparison = Comparison([read(report.parent / f, EVALUATION, f) for f in ("good/seed0", "blind", "same")])
-    each = np.array([mean_iou(count_pixels(result.images[1])) for result in comparison.results])
+    names = ("good/seed0", "blind", "same")
+    comparison = Comparison(read_results([Run(report.parent / name) for name in names], EVALUATION, names))
+    each = np.array([mean_iou(count_pixels(result.evaluation.images[1])) for result in comparison.results])
     widest = int(np.argmax(each.max(0) - each.min(0)))
     assert f"image{widest}: networks differ most" in text
 

@@ -18,7 +18,7 @@ from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
 from dilated_seg.report.cost import format_speed
 from dilated_seg.runs import Run
-from dilated_seg.runs.results import common_evaluation
+from dilated_seg.runs.find import find_common_evaluation
 from dilated_seg.training.cost import Cost
 from dilated_seg.training.loggers import finish
 from tests.conftest import ROOT
@@ -76,10 +76,12 @@ def test_a_partial_evaluation_has_its_own_name_and_replaces_nothing(run, capsys)
     assert "partial: 2 of 3 images" in capsys.readouterr().out
     assert {name: content for name, content in files(run).items() if name in whole} == whole
     assert sorted(evaluations(run)) == ["val-best", "val-best-2of3"]
-    assert evaluations(run)["val-best-2of3"]["protocol"]["images"] == "2 of 3, partial"
-    assert evaluations(run)["val-best"]["protocol"]["images"] == 3
+    part, whole_split = Run(run).evaluation("val-best-2of3").protocol, Run(run).evaluation("val-best").protocol
+    assert (part.images, part.available, part.partial) == (2, 3, "partial: 2 of 3 images")
+    assert "; images: 2 of 3, partial; " in str(part)
+    assert (whole_split.images, whole_split.available, whole_split.partial) == (3, 3, "")
     assert sorted(path.name for path in (run / "gallery").iterdir()) == ["val-best", "val-best-2of3"]
-    assert common_evaluation([run]) == "val-best"
+    assert find_common_evaluation([Run(run)]) == "val-best"
     for way in ("--trainer.limit_val_batches=0.4", "--trainer.fast_dev_run=1"):  # neighbours: a share, Lightning's rehearsal
         assert main([*arguments, way]) == 0
     assert {name: content for name, content in files(run).items() if name in whole} == whole
@@ -265,7 +267,7 @@ def test_what_tune_prints_scores_the_run_it_tuned(run, capsys):
     assert main(words[1:]) == 0
     records = evaluations(run)
     assert len(records) == 2 and all(name.startswith("val-last") for name in records)
-    assert all(record["protocol"]["checkpoint"] == "last, step 4" for record in records.values())
+    assert all((r["protocol"]["checkpoint"], r["protocol"]["step"]) == ("last", 4) for r in records.values())
 
 
 class Parsed(CLI):

@@ -26,10 +26,11 @@ from dilated_seg.report.markdown import render_markdown
 from dilated_seg.report.render import draw_svg, render_page
 from dilated_seg.report.tables import show_evaluation
 from dilated_seg.training.loggers import finish
-from dilated_seg.training.wandb_tables import confusion, draw
+from dilated_seg.training.wandb_tables import draw_confusion, tabulate_confusion
 from dilated_seg.weights import LoadResult
 from tests.conftest import ROOT
 from tests.support import fake_datasets
+from tests.support.evaluations import make_evaluation
 
 # of a run that is evaluated where another logger keeps its checkpoints, from Lightning's callback
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -74,13 +75,12 @@ def squeezed(text):
 
 
 def evaluation(classes):
-    protocol = {"dataset": "Folder", "split": "val", "images": 1, "checkpoint": classes[0]}
-    return {"protocol": protocol, "classes": list(classes), "matrix": np.eye(len(classes), dtype=int).tolist()}
+    return make_evaluation(classes, np.eye(len(classes)), dataset="Folder", split="val", checkpoint=classes[0])
 
 
 def check_terminal(some, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    show_evaluation(evaluation(some), evaluation(some) | {"protocol": {"inference": some[1]}})
+    show_evaluation(evaluation(some), make_evaluation(some, np.eye(len(some)), inference=some[1]))
     shown = capsys.readouterr().out
     assert all(name in shown for name in some)
     assert f"checkpoint: {some[0]}" in shown and f"CRF: {some[1]}" in shown
@@ -174,8 +174,8 @@ def check_plots(some):
 def test_drawings_show_every_name():
     for some in ([*NAMES[:3]], ["_x", "$a$", "$x^$ $"], ["#17191d", "DejaVu Sans, x", "a\\$b"]):
         check_plots(some)
-        assert draw(np.eye(3, dtype=int), some).shape[2] == 3
-        assert confusion(np.eye(3, dtype=int), some) is not None
+        assert draw_confusion(np.eye(3, dtype=int), some).shape[2] == 3
+        assert tabulate_confusion(np.eye(3, dtype=int), some) is not None
 
 
 @settings(QUICK, max_examples=3)

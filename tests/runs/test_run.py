@@ -2,35 +2,21 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from dilated_seg.__main__ import main
 from dilated_seg.data import Shapes
 from dilated_seg.errors import UserError
-from dilated_seg.runs import Checkpoint, Run
+from dilated_seg.runs import Checkpoint, EvaluatedImage, Evaluation, EvaluationProtocol, Run
 from dilated_seg.storage import digest
-from tests.conftest import ROOT
-
-TINY = [
-    "--config", str(ROOT / "experiments/shapes/frontend.yaml"),
-    "--data.init_args.images=[8,3,3]", "--data.init_args.size=[16,24]", "--data.init_args.batch_size=2",
-    "--data.init_args.eval_batch_size=1", "--model.net.init_args.width=0.02", "--trainer.accelerator=cpu",
-    "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1", "--trainer.logger=false",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    assert main(["fit", *TINY, "--run_dir", str(folder)]) == 0
-    return folder
+from tests.support.evaluations import make_evaluation, make_protocol
 
 
 @pytest.fixture
-def run(trained, tmp_path):
+def run(finished_run, tmp_path):
     """A copy of a finished run."""
-    return Run(shutil.copytree(trained, tmp_path / "run"))
+    return Run(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def test_a_run_has_its_experiment_its_dataset_and_its_checkpoints(run):
@@ -42,7 +28,7 @@ def test_a_run_has_its_experiment_its_dataset_and_its_checkpoints(run):
     assert run.checkpoints()[0].name == "last"
     assert {checkpoint.name for checkpoint in run.checkpoints()} >= {"best", "last"}
     last = run.checkpoint("last")
-    assert (last.path, last.step, last.sha256) == (run.path / "checkpoints/last.ckpt", 4, digest(last.path))
+    assert (last.path, last.step, last.sha256) == (run.path / "checkpoints/last.ckpt", 12, digest(last.path))
     assert last.is_intact() and last.verify() == last.sha256
 
 
@@ -93,10 +79,53 @@ def test_a_run_continues_with_its_own_configuration_from_its_newest_intact_check
     assert run.resume(config.replace("run_dir: null", "run_dir: elsewhere"), None) == run.last_checkpoint.path
     assert run.resume(config, str(run.checkpoint("best").path)) is None  # that one is named already
     assert Run(tmp_path / "new").resume(config, None) is None
-    with pytest.raises(UserError, match=r"another configuration: .* \(trainer.max_steps is 4 there and 5 here"):
-        run.resume(config.replace("max_steps: 4", "max_steps: 5"), None)
+    with pytest.raises(UserError, match=r"another configuration: .* \(trainer.max_steps is 12 there and 13 here"):
+        run.resume(config.replace("max_steps: 12", "max_steps: 13"), None)
 
 
 def test_runs_of_one_second_have_directories_of_their_own(tmp_path):
     paths = [Run.create(tmp_path / "runs").path for _ in range(3)]
     assert len(set(paths)) == 3 and all(path.is_dir() for path in paths)
+
+
+def test_the_evaluations_of_a_run_have_their_images_and_add_up(run):
+    assert list(run.evaluations()) == run.evaluation_names() == ["val"]
+    evaluation = run.evaluation("val")
+    ids, matrices = evaluation.images
+    assert ids == ["val000000", "val000001", "val000002"] and np.array_equal(matrices.sum(0), evaluation.matrix)
+    assert (evaluation.protocol.dataset, evaluation.protocol.split, evaluation.protocol.step) == ("Shapes", "val", 12)
+    assert evaluation.mean_iou == run.history()["val/mean_iou"][-1][1] and evaluation.strata is None
+    (record,) = run.model("last").facts["evaluations"]
+    assert record["protocol"] == evaluation.protocol.describe()
+    with pytest.raises(UserError, match="has no evaluation test-last: run dilated-seg test --config "):
+        run.evaluation("test-last")
+
+
+def test_an_evaluation_is_read_as_it_was_saved_and_one_of_another_version_is_refused(tmp_path):
+    images = [EvaluatedImage("a", np.array([[3, 1], [0, 2]])), EvaluatedImage("b", np.array([[0, 0], [5, 7]]))]
+    saved = make_evaluation(["x", "y"], sum(image.matrix for image in images), tmp_path, images=2, available=5)
+    saved.save(images)
+    loaded = Evaluation.load(saved.file)
+    assert (loaded.protocol, loaded.classes, loaded.name) == (saved.protocol, saved.classes, saved.name)
+    assert np.array_equal(loaded.matrix, saved.matrix) and loaded.images[0] == ["a", "b"]
+    assert saved.with_free_name(images).name == "test-last"  # it replaces itself
+    assert saved.with_free_name(images[:1]).name.startswith("test-last-")
+    for damage in ("{}", "[", saved.file.read_text().replace('"images": 2', '"images": "2 of 5, partial"')):
+        saved.file.write_text(damage)
+        with pytest.raises(UserError, match="cannot be read as an evaluation of this version: evaluate the run again"):
+            Evaluation.load(saved.file)
+
+
+def test_a_protocol_is_one_sentence_and_typed_values():
+    protocol = make_protocol(images=2, available=101, pixels=9, crf="a dense CRF", precision="16-mixed")
+    assert str(protocol) == (
+        "dataset: Made; split: test; images: 2 of 101, partial; pixels: 9; resolution: the mask's own; "
+        "inference: whole image, 16-mixed, then a dense CRF; "
+        "absent classes: a class absent from masks and predictions is left out of the mean; "
+        "checkpoint: last, step 9; commit: abc"
+    )
+    assert protocol.partial == "partial: 2 of 101 images" and not protocol.is_whole_image
+    assert EvaluationProtocol.from_json(protocol.to_json()) == protocol
+    whole = make_protocol(images=3, model_crf="a CRF")
+    assert "; images: 3; " in str(whole) and "inference: whole image, with its own a CRF; " in str(whole)
+    assert not whole.partial and whole.is_whole_image

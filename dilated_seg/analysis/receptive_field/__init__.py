@@ -11,6 +11,7 @@ from dilated_seg.analysis.receptive_field.grey import RADII as RADII
 from dilated_seg.analysis.receptive_field.grey import Context as Context
 from dilated_seg.analysis.receptive_field.grey import context as context
 from dilated_seg.analysis.receptive_field.record import Measured as Measured
+from dilated_seg.analysis.receptive_field.record import MeasurementProtocol as MeasurementProtocol
 from dilated_seg.analysis.receptive_field.record import read as read
 from dilated_seg.analysis.receptive_field.record import write as write
 from dilated_seg.analysis.receptive_field.theory import WIDEST as WIDEST

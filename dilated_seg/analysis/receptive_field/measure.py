@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dilated_seg.analysis import receptive_field
+from dilated_seg.data.pairs import Sample
 from dilated_seg.errors import UserError
-from dilated_seg.inference.image import chosen
-from dilated_seg.runs.results import common_evaluation, expand
-from dilated_seg.runs.run import Run, commit
+from dilated_seg.inference.devices import resolve_device
+from dilated_seg.models.segmenter import Segmenter
+from dilated_seg.runs.find import find_common_evaluation, find_evaluated_runs
+from dilated_seg.runs.run import Run
 from dilated_seg.runs.samples import open_labelled_split, require_same_classes, sample_evenly
+from dilated_seg.runs.version import commit
 
 
 def probe(
@@ -36,17 +40,18 @@ def probe(
     Raises:
         UserError: A folder is no run, or its checkpoint or dataset is not there.
     """
-    folders = [folder for run in runs for folder in expand(Path(run))]
-    name = evaluation or common_evaluation(folders)
+    found = [run for directory in runs for run in find_evaluated_runs(directory)]
+    name = evaluation or find_common_evaluation(found)
     name = name if "-" in name else f"{name}-last"  # an evaluation during training is of the weights that it went on with
-    for folder in folders:
+    for run in found:
         start = time.monotonic()
-        measured, anew = measure(folder, name, images, pixels, seed, device, radii)
-        print(f"{folder}: {said(measured)} ({f'{time.monotonic() - start:.0f} s' if anew else 'was there'})", flush=True)
+        measured, is_new = measure(run, name, images, pixels, seed, device, radii)
+        duration = f"{time.monotonic() - start:.0f} s" if is_new else "was there"
+        print(f"{run}: {describe_measured(measured)} ({duration})", flush=True)
 
 
 def measure(
-    folder: Path,
+    run: Run,
     name: str,
     images: int = 64,
     pixels: int = 256,
@@ -54,65 +59,62 @@ def measure(
     device: str | None = None,
     radii: Sequence[int | None] = receptive_field.RADII,
 ) -> tuple[receptive_field.Measured, bool]:
-    """What the run keeps as receptive_fields/NAME, and whether it was measured now; see `probe`.
+    """Return what the run keeps as receptive_fields/NAME, and whether it was measured by this call; see `probe`.
 
     Raises:
         UserError: This is no run, or its checkpoint or dataset is not there.
     """
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")
-    split, _, checkpoint = name.partition("-")
-    run = Run(folder)
+    split, _, weights = name.partition("-")
     try:
-        file = run.checkpoint(checkpoint)
+        checkpoint = run.checkpoint(weights)
     except UserError as error:
         raise UserError(f"{error}; name --evaluation as SPLIT-CHECKPOINT, such as test-last") from error
     dataset = run.dataset()
     if pixels < len(dataset.classes):
-        raise UserError(f"--pixels {pixels}: {folder} has {len(dataset.classes)} classes, each of which needs one")
+        raise UserError(f"--pixels {pixels}: {run} has {len(dataset.classes)} classes, each of which needs one")
     opened = open_labelled_split(dataset, split)
     request: dict[str, Any] = {
         "dataset": type(dataset).__name__, "split": split, "images": min(images, len(opened)), "pixels": pixels, "seed": seed,
-        "radii": list(radii), "sha256": file.verify(),
+        "radii": list(radii), "sha256": checkpoint.verify(),
     }  # fmt: skip
-    if (found := known(folder, name)) and found.request == request:
-        return found, False
-    model = run.model(checkpoint).to(chosen(device)).requires_grad_(False)
-    require_same_classes(folder, dataset, model.classes)
-    samples = sample_evenly(opened, request["images"])
-    pictures = [sample["image"].to(model.mean.device) for sample in samples]
-    field = receptive_field.effective(model, pictures)
-    context = receptive_field.context(model, samples, radii, pixels, seed)
-    protocol = {
-        "dataset": request["dataset"],
-        "split": split,
-        "images": len(opened) if len(samples) == len(opened) else f"{len(samples)} of {len(opened)}",
-        "pixels": len(context.truth),
-        "seed": seed,
-        "resolution": "the mask's own",
-        "inference": "whole image",
-        "checkpoint": f"{checkpoint}, step {model.facts['step']}",
-        "commit": commit(),
-    }
+    with suppress(UserError):  # nothing that can be read
+        if (known := receptive_field.read(run, name)).request == request:
+            return known, False
+    model = run.model(weights).to(resolve_device(device)).requires_grad_(False)
+    require_same_classes(run, dataset, model.classes)
+    measured = measure_model(model, sample_evenly(opened, request["images"]), request, len(opened), weights)
+    receptive_field.write(run, name, measured)
+    return measured, True
+
+
+def measure_model(
+    model: Segmenter, samples: Sequence[Sample], request: dict[str, Any], available: int, checkpoint: str
+) -> receptive_field.Measured:
+    """Measure a network on samples of a split of ``available`` images; ``request`` has the options of `measure`."""
+    field = receptive_field.effective(model, [sample["image"].to(model.mean.device) for sample in samples])
+    context = receptive_field.context(model, samples, request["radii"], request["pixels"], request["seed"])
+    protocol = receptive_field.MeasurementProtocol(
+        dataset=request["dataset"],
+        split=request["split"],
+        images=len(samples),
+        available=available,
+        pixels=len(context.truth),
+        seed=request["seed"],
+        checkpoint=checkpoint,
+        step=model.facts["step"],
+        commit=commit(),
+    )
     theory = {
         "side": receptive_field.logits_side(model.net),
         "box": list(receptive_field.logits_box(model.net, *field.shape)),
     }
-    measured = receptive_field.Measured(request, protocol, model.classes, theory, field, context)
-    receptive_field.write(folder, name, measured)
-    return measured, True
+    return receptive_field.Measured(request, protocol, model.classes, theory, field, context)
 
 
-def known(folder: Path, name: str) -> receptive_field.Measured | None:
-    """What was measured before, if it can be read."""
-    try:
-        return receptive_field.read(folder, name)
-    except UserError:
-        return None
-
-
-def said(measured: receptive_field.Measured) -> str:
-    """What was found, in a line."""
+def describe_measured(measured: receptive_field.Measured) -> str:
+    """Return what was measured in one line."""
     sides = ", ".join(f"{share:.0%} in {side} pixels" for share, side in measured.sides().items())
     radii = ["whole" if radius is None else str(radius) for radius in measured.context.radii]
     accuracy = " ".join(f"{r}: {100 * a:.0f}" for r, a in zip(radii, measured.context.accuracy(), strict=True))

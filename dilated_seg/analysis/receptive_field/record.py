@@ -1,22 +1,43 @@
 """What was measured of a run's receptive fields, kept in the run: receptive_fields/NAME.json, and NAME.npz with the arrays."""
 
 import json
-import shlex
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from dilated_seg.analysis.receptive_field.gradient import SHARES, side_of
 from dilated_seg.analysis.receptive_field.grey import Context
-from dilated_seg.errors import UserError
-from dilated_seg.storage import digest, write_text
+from dilated_seg.errors import UserError, format_command
+from dilated_seg.runs import Run
+from dilated_seg.storage import atomic_path, digest, write_text
 
-FOLDER = "receptive_fields"
-PLACES = ("image", "row", "column", "truth", "predicted")  # the arrays of a Context
+ARRAYS = ("image", "row", "column", "truth", "predicted")  # the arrays of a Context
+
+
+@dataclass(frozen=True)
+class MeasurementProtocol:
+    """On which images, pixels and weights receptive fields were measured; fields as in an evaluation's protocol."""
+
+    dataset: str
+    split: str
+    images: int
+    available: int
+    pixels: int
+    seed: int
+    checkpoint: str
+    step: int
+    commit: str
+
+    def __str__(self) -> str:
+        images = str(self.images) if self.images == self.available else f"{self.images} of {self.available}"
+        return (
+            f"dataset: {self.dataset}; split: {self.split}; images: {images}; pixels: {self.pixels}; seed: {self.seed}; "
+            f"resolution: the mask's own; inference: whole image; checkpoint: {self.checkpoint}, step {self.step}; "
+            f"commit: {self.commit}"
+        )
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,7 @@ class Measured:
 
     Args:
         request: What was asked for; the same again need not be measured again.
-        protocol: On which images and weights it was measured, as an evaluation's.
+        protocol: On which images and weights they were measured.
         classes: Their names.
         theory: ``side`` of the field of a pixel's logits, None if it is larger than any image that was tried; and ``box``, the
             first and last row, first and last column that the middle pixel of the effective field can see.
@@ -34,7 +55,7 @@ class Measured:
     """
 
     request: Mapping[str, Any]
-    protocol: Mapping[str, Any]
+    protocol: MeasurementProtocol
     classes: list[str]
     theory: Mapping[str, Any]
     effective: np.ndarray
@@ -45,19 +66,17 @@ class Measured:
         return {share: side_of(self.effective, share) for share in SHARES}
 
 
-def write(folder: Path, name: str, measured: Measured) -> None:
-    """Put it into a run's folder; the JSON file comes last and names the checksum of the other."""
-    file = folder / FOLDER / f"{name}.npz"
+def write(run: Run, name: str, measured: Measured) -> None:
+    """Write the files into a run; the JSON file comes last and names the checksum of the other."""
+    file = run.receptive_field_dir / f"{name}.npz"
     file.parent.mkdir(exist_ok=True)
     context = measured.context
-    arrays = {key: getattr(context, key) for key in PLACES}
-    partial = file.with_suffix(".npz.partial")
-    with partial.open("wb") as opened:
-        np.savez_compressed(opened, effective=measured.effective, **arrays)
-    partial.replace(file)
+    arrays = {key: getattr(context, key) for key in ARRAYS}
+    with atomic_path(file) as partial:
+        np.savez_compressed(partial, effective=measured.effective, **arrays)
     facts = {
         "request": measured.request,
-        "protocol": measured.protocol,
+        "protocol": asdict(measured.protocol),
         "classes": measured.classes,
         "theory": measured.theory,
         "sides": {f"{share:g}": side for share, side in measured.sides().items()},
@@ -69,26 +88,27 @@ def write(folder: Path, name: str, measured: Measured) -> None:
     write_text(file.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
 
 
-def read(folder: Path, name: str) -> Measured:
-    """What was measured of a run under this name, such as test-last.
+def read(run: Run, name: str) -> Measured:
+    """Return what was measured of a run under a name, such as test-last.
 
     Raises:
         UserError: Nothing was, or the files are damaged.
     """
-    file = folder / FOLDER / f"{name}.json"
+    file = run.receptive_field_dir / f"{name}.json"
     if not file.is_file():
         raise UserError(
-            f"{folder} has no receptive fields of {name}: measure them with {shlex.join(['dilated-seg', 'probe', str(folder)])}"
+            f"{run} has no receptive fields of {name}: measure them with {format_command('dilated-seg', 'probe', run.path)}"
         )
     try:
         facts, arrays = json.loads(file.read_text()), file.with_suffix(".npz")
         if digest(arrays) != facts["arrays"]:
             raise ValueError(f"{arrays.name} does not belong to it")
         with np.load(arrays) as loaded:
-            context = Context(ids=facts["ids"], radii=tuple(facts["radii"]), **{key: loaded[key] for key in PLACES})
-            fields = {key: facts[key] for key in ("request", "protocol", "classes", "theory")}
-            return Measured(**fields, effective=loaded["effective"], context=context)
+            context = Context(ids=facts["ids"], radii=tuple(facts["radii"]), **{key: loaded[key] for key in ARRAYS})
+            protocol = MeasurementProtocol(**facts["protocol"])
+            fields = {key: facts[key] for key in ("request", "classes", "theory")}
+            return Measured(**fields, protocol=protocol, effective=loaded["effective"], context=context)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file} is damaged ({error}): delete it and measure again, {shlex.join(['dilated-seg', 'probe', str(folder)])}"
+            f"{file} is damaged ({error}): delete it and measure again, {format_command('dilated-seg', 'probe', run.path)}"
         ) from error

@@ -1,0 +1,135 @@
+"""The evaluated runs of a comparison: what they have in common, how they differ, and their metrics as one table."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from dilated_seg.data.classes import first_difference
+from dilated_seg.errors import UserError
+from dilated_seg.runs import Evaluation, Run
+from dilated_seg.storage import atomic_path
+
+MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One evaluation of one run, by the name that it has in a comparison; runs of one name are its seeds."""
+
+    name: str
+    run: Run
+    evaluation: Evaluation
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return self.run.seed
+
+
+def read_results(runs: Sequence[Run], evaluation: str, names: Sequence[str]) -> list[Result]:
+    """Read one evaluation of each run."""
+    return [Result(name, run, run.evaluation(evaluation)) for run, name in zip(runs, names, strict=True)]
+
+
+def name_run(run: Run, runs: Sequence[Run]) -> str:
+    """Return a run's name: its path below the parent that all have in common, without a last part that only is the seed."""
+    path = run.path.resolve()
+    parents = [other.path.resolve().parent for other in runs]
+    parts = path.parts[len(Path(os.path.commonpath(parents)).parts) :]
+    if re.fullmatch(r"seed\d+", parts[-1]):
+        parts = parts[:-1] or path.parts[-2:-1]
+    return "/".join(parts)
+
+
+def require_same_split(results: Sequence[Result]) -> None:
+    """Require evaluations of the same images and classes.
+
+    Raises:
+        UserError: Two differ.
+    """
+    first = results[0]
+    for result in results[1:]:
+        ours, theirs = first.evaluation, result.evaluation
+        places = f"in {first.run}", f"in {result.run}"
+        if difference := first_difference(ours.classes, theirs.classes, *places):
+            raise UserError(f"{difference}: only runs of the same classes can be compared")
+        for key in ("dataset", "split", "images", "pixels"):
+            one, other = (evaluation.protocol.describe()[key] for evaluation in (ours, theirs))
+            if one != other:
+                raise UserError(
+                    f"{first.run} and {result.run} were not evaluated on the same images and classes "
+                    f"({key}: {one} and {other}): compare them apart"
+                )
+        (ids, matrices), (other_ids, other_matrices) = ours.images, theirs.images
+        if ids != other_ids or not np.array_equal(matrices.sum(2), other_matrices.sum(2)):
+            raise UserError(f"{first.run} and {result.run} were not evaluated on the same images: compare them apart")
+
+
+def group_by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the seeds of each network, the highest mean first."""
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        grouped.setdefault(result.name, []).append(result)
+    return dict(sorted(grouped.items(), key=lambda item: -np.mean([one.evaluation.mean_iou for one in item[1]])))
+
+
+def predict_majority(results: Sequence[Result]) -> tuple[str, torch.Tensor]:
+    """Return the most frequent class of the split, and the confusion matrix of predicting it everywhere."""
+    evaluation = results[0].evaluation
+    truth = torch.from_numpy(evaluation.matrix).sum(1)
+    matrix = torch.zeros(len(truth), len(truth), dtype=torch.int64)
+    matrix[:, int(truth.argmax())] = truth
+    return evaluation.classes[int(truth.argmax())], matrix
+
+
+def list_differences(results: Sequence[Result]) -> list[str]:
+    """Return the names of the protocol's values in which evaluations differ."""
+    protocols = [result.evaluation.protocol.describe() for result in results]
+    return [key for key in protocols[0] if len({protocol[key] for protocol in protocols}) > 1]
+
+
+def describe_shared_protocol(results: Sequence[Result]) -> str:
+    """Return the protocol of all evaluations as one line; of a value that differs it says so."""
+    protocol = results[0].evaluation.protocol.describe()
+    protocol |= {key: "differs, see the runs" for key in list_differences(results)}
+    return "; ".join(f"{key}: {value}" for key, value in protocol.items())
+
+
+def measure_difficulty(matrices: Sequence[np.ndarray], groups: int = 5) -> np.ndarray:
+    """Return the group of each image (N,), 0 the easiest, by the mean over runs of the share of its pixels that are wrong.
+
+    Groups are as equal in size as can be; images of one error keep the split's order. An image without a valid pixel has no
+    error and is among the easiest.
+
+    Args:
+        matrices: The confusion matrices (N, C, C) of the images, by each run.
+        groups: How many.
+    """
+    right = np.stack([np.trace(each, axis1=1, axis2=2) for each in matrices])
+    pixels = np.stack([each.sum((1, 2)) for each in matrices])
+    error = (1 - right / np.maximum(pixels, 1)).mean(0) * (pixels[0] > 0)
+    group = np.empty(len(error), np.int64)
+    group[np.argsort(error, kind="stable")] = np.arange(len(error)) * groups // max(1, len(error))
+    return group
+
+
+def write_results(results: Sequence[Result], file: Path) -> None:
+    """Write a Parquet table, one row a run: its metrics, the IoU of each class, its protocol and its directory."""
+    rows = []
+    for result in results:
+        evaluation = result.evaluation
+        row: dict[str, Any] = {"network": result.name, "seed": result.seed, "run": str(result.run)}
+        row |= {mean: float(evaluation.metrics[mean]) for mean in MEANS}
+        row |= {f"iou/{c}": float(v) for c, v in zip(evaluation.classes, evaluation.metrics["iou"], strict=True)}
+        rows.append(row | {"protocol": json.dumps(evaluation.protocol.to_json())})
+    with atomic_path(file) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)

@@ -1,0 +1,90 @@
+"""The evaluation protocol: what a number was measured by."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+RESOLUTION = "the mask's own"
+ABSENT = "a class absent from masks and predictions is left out of the mean"
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """What the numbers of an evaluation were measured by.
+
+    Args:
+        dataset: The class of the dataset.
+        split: Such as "val".
+        images: Evaluated images.
+        available: Images of the split.
+        pixels: Labelled pixels of the evaluated images.
+        inference: The inference strategy.
+        model_crf: The CRF that is part of the model, if there is one.
+        precision: Lightning's name of it, such as "32-true".
+        crf: The dense CRF that refined the probabilities, if one did.
+        checkpoint: The name of the weights, such as "best".
+        step: Training steps behind these weights.
+        commit: Of the code that evaluated.
+    """
+
+    dataset: str
+    split: str
+    images: int
+    available: int
+    pixels: int
+    inference: str
+    model_crf: str | None
+    precision: str
+    crf: str | None
+    checkpoint: str
+    step: int
+    commit: str
+    resolution: str = RESOLUTION
+    absent_classes: str = ABSENT
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "EvaluationProtocol":
+        """Return the protocol whose `to_json` is given.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A field has another type.
+        """
+        protocol = cls(**{field.name: values[field.name] for field in fields(cls)})
+        for name in ("images", "available", "pixels", "step"):
+            if type(getattr(protocol, name)) is not int:
+                raise TypeError(f"{name} is not a whole number")
+        return protocol
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return asdict(self)
+
+    @property
+    def partial(self) -> str:
+        """The clause "partial: 2 of 101 images" for an evaluation of some of the split's images; empty for one of all."""
+        return f"partial: {self.images} of {self.available} images" if self.images != self.available else ""
+
+    @property
+    def is_whole_image(self) -> bool:
+        """Whether each image was evaluated as a whole, and nothing refined the result."""
+        return self.inference == "whole image" and self.crf is None
+
+    def describe(self) -> dict[str, str]:
+        """Return the protocol as it is printed: the values by their names."""
+        model_crf = f", with its own {self.model_crf}" if self.model_crf else ""
+        precision = "" if self.precision == "32-true" else f", {self.precision}"
+        crf = f", then {self.crf}" if self.crf else ""
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "images": str(self.images) if not self.partial else f"{self.images} of {self.available}, partial",
+            "pixels": str(self.pixels),
+            "resolution": self.resolution,
+            "inference": f"{self.inference}{model_crf}{precision}{crf}",
+            "absent classes": self.absent_classes,
+            "checkpoint": f"{self.checkpoint}, step {self.step}",
+            "commit": self.commit,
+        }
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {value}" for name, value in self.describe().items())
