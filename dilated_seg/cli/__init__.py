@@ -40,7 +40,7 @@ class CLI:
 
     def __init__(self, args: Sequence[str], run: bool = True, summary: bool = True) -> None:
         self.verb, self.summary = args[0] if run else None, summary
-        self.resumed, self.finished, self.timeout = False, False, TIMEOUT
+        self.resumed, self.timeout = False, TIMEOUT
         self.created: Path | None = None
         self.trainer: Trainer = None  # type: ignore[assignment] # until it is built
         keep_memory()

@@ -146,7 +146,8 @@ def test_two_processes_are_one_run_with_the_same_images(offline, tmp_path):
 
 def test_a_checkpoint_that_is_evaluated_by_itself_is_a_run_of_its_own(offline):
     args = ["--config", offline / "config.yaml", "--ckpt_path", offline / "checkpoints/best.ckpt"]
-    result = run_command("test", *args, "--run_dir", offline.parent / "test", **nobody(offline.parent))
+    # in a process of its own, at whose end W&B's log is complete
+    result = run_process("test", *args, "--run_dir", offline.parent / "test", **nobody(offline.parent))
     assert result.returncode == 0, result.stderr
     (session,) = sessions(offline.parent / "test")
     assert session.job_type == "test"
