@@ -17,7 +17,7 @@ from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.markdown import render_row
 from dilated_seg.report.results import Result, describe_shared_protocol, read_results
-from dilated_seg.report.sections import table_rows
+from dilated_seg.report.sections import tabulate_networks
 from dilated_seg.runs import Run
 from dilated_seg.storage import write_text
 from dilated_seg.training.lightning_internals import dump_wandb_view, set_workspace_identity, workspace_identity
@@ -100,7 +100,7 @@ def build_workspace(ablation: Ablation, results: Sequence[Result], entity: str) 
 
 def build_report(ablation: Ablation, results: Sequence[Result], entity: str) -> reports.Report:
     """Build the report of an ablation's runs: their comparison as a table, its protocol, and the panels."""
-    header, rows = table_rows(Comparison(results))
+    header, rows = tabulate_networks(Comparison(results))
     table = "\n".join(map(render_row, [header, ["---"] * len(header), *rows]))
     protocol = f"{describe_shared_protocol(results)}; in percent."
     filters = select_runs(ablation)

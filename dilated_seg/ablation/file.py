@@ -193,7 +193,7 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
     probe = content.get("probe")
     if probe is not None and (type(probe) is not int or probe < 1):
         raise UserError(f"{path} probes at {probe} pixels: give a whole number, such as 256")
-    claimed = claims.read(path, content.get("claims", []), list(dict.fromkeys(one.name for one in runs)))
+    claimed = claims.read_claims(path, content.get("claims", []), list(dict.fromkeys(one.name for one in runs)))
     return Ablation(path.stem, tuple(runs), split, folder, max_steps is not None, claimed, probe)
 
 
@@ -248,7 +248,7 @@ def check(ablation: Ablation) -> None:
         if settings["data"] not in looked_at:
             looked_at.append(settings["data"])
             data = build_dataset(settings["data"])
-            claims.refuse_other_classes(ablation.claims, data.classes)
+            claims.require_known_classes(ablation.claims, data.classes)
             for split in (data.train_split, "val", ablation.split):
                 data.opened(split)
 

@@ -13,8 +13,8 @@ from dilated_seg.cli.parser import TIMEOUT, build_parser, format_config, instant
 from dilated_seg.cli.run_directory import RUN_DIR, choose_checkpoint, choose_run
 from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import FullImage
-from dilated_seg.report.tables import show_evaluation
-from dilated_seg.report.training import show_training
+from dilated_seg.report.fit_summary import show_training
+from dilated_seg.report.terminal import show_evaluation
 from dilated_seg.runs.checkpoint import Checkpoint
 from dilated_seg.runs.version import commit
 from dilated_seg.training.checks import check_monitors

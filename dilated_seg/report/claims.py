@@ -1,4 +1,4 @@
-"""What an ablation sets out to show, put to the test: one network against another where an argument says it is better."""
+"""Claims: statements that one network is better than another somewhere, which a comparison tests."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
 
-KEYS = ("says", "better", "worse", "classes", "objects", "boundary")
+CLAIM_KEYS = ("says", "better", "worse", "classes", "objects", "boundary")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An argument, the network that it says is better, and the one that it says is worse.
+    """A statement that one network is better than another.
 
     Args:
-        says: The argument, in words.
+        says: The statement, in words.
         better: A network's name.
         worse: Another's.
         classes: The mean is over these; over all if None.
@@ -40,8 +40,8 @@ class Claim:
         return f"{'IoU' if self.classes and len(self.classes) == 1 else 'mean IoU'}{''.join(parts)}"
 
 
-def read(file: Path, content: Any, names: Collection[str]) -> tuple[Claim, ...]:  # noqa: ANN401 - anything YAML can hold
-    """The claims of an ablation file, about networks of these names.
+def read_claims(file: Path, content: Any, names: Collection[str]) -> tuple[Claim, ...]:  # noqa: ANN401 - anything YAML can hold
+    """Read the claims of an ablation file, about networks of these names.
 
     Raises:
         UserError: A claim lacks something, or names what there is not.
@@ -50,14 +50,14 @@ def read(file: Path, content: Any, names: Collection[str]) -> tuple[Claim, ...]:
         raise UserError(
             f"{file} has claims that are not a list: write '- says: ...' with better, worse, and what they are compared on"
         )
-    return tuple(claim(file, entry, names) for entry in content)
+    return tuple(read_claim(file, entry, names) for entry in content)
 
 
-def claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> Claim:
-    """One of them."""
-    if unknown := sorted(str(key) for key in entry if key not in KEYS):
-        raise UserError(f"{file} has a claim with the unknown key '{unknown[0]}': a claim has {', '.join(KEYS)}")
-    if missing := [key for key in KEYS[:3] if not isinstance(entry.get(key), str)]:
+def read_claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> Claim:
+    """Read one claim."""
+    if unknown := sorted(str(key) for key in entry if key not in CLAIM_KEYS):
+        raise UserError(f"{file} has a claim with the unknown key '{unknown[0]}': a claim has {', '.join(CLAIM_KEYS)}")
+    if missing := [key for key in CLAIM_KEYS[:3] if not isinstance(entry.get(key), str)]:
         raise UserError(f"{file} has a claim without '{missing[0]}': give it in words")
     for role in ("better", "worse"):
         if entry[role] not in names:
@@ -70,31 +70,32 @@ def claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> Claim
     for key, values in (("objects", SIZES), ("boundary", range(1, MAX_BOUNDARY_DISTANCE + 1))):
         if entry.get(key) is not None and entry[key] not in values:
             raise UserError(
-                f"{file} has a claim with {key}: {entry[key]}, which was not counted apart: choose from {some(values)}"
+                f"{file} has a claim with {key}: {entry[key]}, which was not counted apart: "
+                f"choose from {format_choices(values)}"
             )
     if entry.get("objects") is not None and entry.get("boundary") is not None:
         raise UserError(
             f"{file} has a claim with objects and boundary: pixels were counted by one or the other, make it two claims"
         )
-    roles = {key: str(entry[key]) for key in KEYS[:3]}
+    roles = {key: str(entry[key]) for key in CLAIM_KEYS[:3]}
     return Claim(
         **roles, classes=tuple(classes) if classes else None, objects=entry.get("objects"), boundary=entry.get("boundary")
     )
 
 
-def refuse_other_classes(claims: Sequence[Claim], classes: Sequence[str]) -> None:
-    """Refuse a claim about a class that the dataset has not.
+def require_known_classes(claims: Sequence[Claim], classes: Sequence[str]) -> None:
+    """Require that the dataset has the classes that claims name.
 
     Raises:
-        UserError: There is one.
+        UserError: It lacks one.
     """
-    for one in claims:
-        if unknown := [name for name in one.classes or () if name not in classes]:
+    for claim in claims:
+        if unknown := [name for name in claim.classes or () if name not in classes]:
             known = ", ".join(classes)
-            raise UserError(f"the claim '{one.says}' names the class {unknown[0]}, which is none of {known}")
+            raise UserError(f"the claim '{claim.says}' names the class {unknown[0]}, which is none of {known}")
 
 
-def some(values: Sequence[int]) -> str:
-    """Numbers one may choose from; a long range by its ends."""
+def format_choices(values: Sequence[int]) -> str:
+    """Format values to choose from; a long range by its ends."""
     whole = list(values) == list(range(values[0], values[-1] + 1)) and len(values) > 5
     return f"{values[0]} to {values[-1]}" if whole else ", ".join(map(str, values))

@@ -1,6 +1,6 @@
 """Several networks on the same images: the numbers of the comparison, each with its interval."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -11,14 +11,14 @@ from dilated_seg.analysis.intervals import MIN_SEEDS, Difference, Interval, find
 from dilated_seg.analysis.resampling import Counts, count_pixels
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
-from dilated_seg.report.claims import Claim, refuse_other_classes
+from dilated_seg.report.claims import Claim, require_known_classes
 from dilated_seg.report.results import Result, group_by_name, measure_difficulty, require_same_split
 from dilated_seg.runs.strata import Strata
 
 RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for numbers, and for the bands of plots
-WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # of the trimaps that are drawn, in pixels
-LEAST = 5  # images that have objects of a size, for an interval to mean anything
-GROUPS = 5  # of images, from easy to hard
+BAND_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # pixels
+MIN_IMAGES_PER_BIN = 5  # images that have objects of a size, for an interval to mean anything
+DIFFICULTY_GROUPS = 5  # of images, from easy to hard
 
 BACKGROUND = "background"  # what Shapes and VOC call it
 
@@ -49,7 +49,7 @@ class Comparison:
         self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # their colours
 
     def bootstrap(self, counted: Count, resamples: int = RESAMPLES, minus: Count | None = None) -> Bootstrap:
-        """Of what is counted of each run; with ``minus``, of its mean IoU minus that of other counts."""
+        """Resample what is counted of each run; with ``minus``, its mean IoU minus that of other counts."""
         return Bootstrap(self.count(counted), resamples, minus=self.count(minus) if minus else None)
 
     def count(self, counted: Count) -> dict[str, list[Counts]]:
@@ -58,8 +58,8 @@ class Comparison:
 
     @cached_property
     def all_pixels(self) -> Bootstrap:
-        """Of the mean IoU."""
-        return self.bootstrap(plain)
+        """The resampled mean IoU over all pixels."""
+        return self.bootstrap(count_all_pixels)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
@@ -88,42 +88,42 @@ class Comparison:
 
     @property
     def has_strata(self) -> bool:
-        """Whether all runs say where they erred."""
+        """Whether all runs have stratified counts."""
         return all(result.evaluation.strata is not None for result in self.results)
 
     def by_size(self) -> tuple[list[int], dict[str, list[Interval]]]:
-        """Bins of object sizes that ``LEAST`` images have, and each network's mean IoU in them."""
-        sizes = [objects(self.results[0], k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
-        bins = [k for k, images in enumerate(sizes) if images >= LEAST]
-        return bins, self.curves([partial(objects, low=k, high=k) for k in bins])
+        """Return the bins of object sizes that ``MIN_IMAGES_PER_BIN`` images have, and each network's mean IoU in them."""
+        sizes = [count_objects(self.results[0], k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
+        bins = [k for k, images in enumerate(sizes) if images >= MIN_IMAGES_PER_BIN]
+        return bins, self.curves([partial(count_objects, low=k, high=k) for k in bins])
 
     def by_width(self) -> dict[str, list[Interval]]:
-        """Each network's mean IoU within ``WIDTHS`` pixels of a boundary."""
-        return self.curves([partial(near, width=w) for w in WIDTHS])
+        """Return each network's mean IoU within ``BAND_WIDTHS`` pixels of a boundary."""
+        return self.curves([partial(count_within_boundary, width=w) for w in BAND_WIDTHS])
 
     def boundary_iou(self) -> dict[str, Interval]:
-        """Each network's mean Boundary IoU."""
-        found = self.bootstrap(lambda result: strata(result).boundary_iou())
+        """Return each network's mean Boundary IoU."""
+        found = self.bootstrap(lambda result: require_strata(result).boundary_iou())
         return {name: found.interval(name) for name in self.groups}
 
     def by_difficulty(self) -> tuple[int, dict[str, list[Interval]]]:
-        """In how many groups the images are, from those that all networks find easy on, and each network's mean IoU in them."""
-        groups = min(GROUPS, len(self.results[0].evaluation.images[0]))
+        """Return the number of groups of images, from easy to hard for all networks, and each network's mean IoU in them."""
+        groups = min(DIFFICULTY_GROUPS, len(self.results[0].evaluation.images[0]))
         group = measure_difficulty([result.evaluation.images[1] for result in self.results], groups)
-        return groups, self.curves([partial(plain, images=group == k) for k in range(groups)])
+        return groups, self.curves([partial(count_all_pixels, images=group == k) for k in range(groups)])
 
     def curves(self, counted: Sequence[Count]) -> dict[str, list[Interval]]:
-        """An interval of each network for each of several ways to count."""
+        """Return an interval of each network for each of several ways to count."""
         found = [self.bootstrap(one, RESAMPLES_OF_PLOTS) for one in counted]
         return {name: [one.interval(name) for one in found] for name in self.groups}
 
     def verdict(self, claim: Claim) -> Verdict:
-        """The difference where a claim says that there is one, and elsewhere.
+        """Measure the difference where a claim says that there is one, and elsewhere.
 
         Raises:
             UserError: It names a class that there is not, or the runs have no strata, or nothing of what it speaks of.
         """
-        here, elsewhere = self.counted(claim)
+        here, elsewhere = self.split_counts(claim)
         if not here:
             raise UserError("there is nothing of what it speaks of")
         # All networks take part, as their spreads over seeds are estimated together.
@@ -134,71 +134,81 @@ class Comparison:
         more = self.bootstrap(here, minus=elsewhere).difference(claim.better, claim.worse)
         return Verdict(difference, there, more)
 
-    def counted(self, claim: Claim) -> tuple[Count | None, Count | None]:
-        """How to count what a claim speaks of, and the rest of the same classes, or the other classes; None for nothing.
+    def split_counts(self, claim: Claim) -> tuple[Count | None, Count | None]:
+        """Return how to count what a claim is about, and the rest of the same classes, or the other classes; None for nothing.
 
         Only classes with true pixels count; elsewhere, those of them that have some there.
         """
-        refuse_other_classes([claim], self.classes)
+        require_known_classes([claim], self.classes)
         if (claim.objects or claim.boundary) and not self.has_strata:
             raise UserError("a run has no strata: evaluate it again")
-        chosen = [self.classes.index(name) for name in claim.classes or self.classes]
+        chosen = {self.classes.index(name) for name in claim.classes or self.classes}
         if claim.objects:
             edge = SIZES.index(claim.objects)
-            both: list[Count] = [partial(objects, low=0, high=edge), partial(objects, low=edge + 1, high=len(SIZES))]
+            count_here: Count = partial(count_objects, low=0, high=edge)
+            count_there: Count = partial(count_objects, low=edge + 1, high=len(SIZES))
         elif claim.boundary:
-            both = [partial(near, width=claim.boundary), partial(far, width=claim.boundary)]
+            count_here = partial(count_within_boundary, width=claim.boundary)
+            count_there = partial(count_beyond_boundary, width=claim.boundary)
         else:
-            others = [k for k in range(len(self.classes)) if k not in chosen]
-            return partial(of, count=plain, classes=chosen), partial(of, count=plain, classes=others) if others else None
-        here, there = ({k for k in chosen if count(self.results[0])[:, 1, k].any()} for count in both)
-        if not here:
-            return None, None
-        rest = partial(of, count=both[1], classes=sorted(here & there)) if here & there else None
-        return partial(of, count=both[0], classes=sorted(here)), rest
+            others = set(range(len(self.classes))) - chosen
+            return restrict(count_all_pixels, chosen), restrict(count_all_pixels, others)
+        here, there = (
+            {k for k in chosen if count(self.results[0])[:, 1, k].any()} for count in (count_here, count_there)
+        )  # fmt: skip
+        return restrict(count_here, here), restrict(count_there, here & there)
 
 
-def of(result: Result, count: Count, classes: Sequence[int]) -> Counts:
-    """What is counted of these classes; of the others nothing."""
+def restrict(count: Count, classes: Collection[int]) -> Count | None:
+    """Restrict what is counted to some classes; None if there are none."""
+    return partial(count_classes, count=count, classes=sorted(classes)) if classes else None
+
+
+def count_classes(result: Result, count: Count, classes: Sequence[int]) -> Counts:
+    """Count pixels of these classes only."""
     counted = count(result)
     return np.where(np.isin(np.arange(counted.shape[2]), classes), counted, 0)
 
 
-def plain(result: Result, images: np.ndarray | None = None) -> Counts:
-    """Every pixel, of all images or of some."""
+def count_all_pixels(result: Result, images: np.ndarray | None = None) -> Counts:
+    """Count every pixel, of all images or of some."""
     matrices = result.evaluation.images[1]
     return count_pixels(matrices if images is None else matrices[images])
 
 
-def near(result: Result, width: int) -> Counts:
-    """Pixels at most so far from a boundary, of the classes that have any."""
-    return occurring(strata(result).trimap(width))
+def count_within_boundary(result: Result, width: int) -> Counts:
+    """Count pixels at most so far from a boundary, of the classes that have any."""
+    return keep_occurring(require_strata(result).trimap(width))
 
 
-def far(result: Result, width: int) -> Counts:
-    """Pixels farther from it, of the classes that have any."""
-    return occurring(strata(result).band(width + 1, MAX_BOUNDARY_DISTANCE + 1))
+def count_beyond_boundary(result: Result, width: int) -> Counts:
+    """Count pixels farther from a boundary, of the classes that have any."""
+    return keep_occurring(require_strata(result).band(width + 1, MAX_BOUNDARY_DISTANCE + 1))
 
 
-def occurring(counted: Counts) -> Counts:
-    """Only classes with true pixels: one merely predicted would count 0 for this network, and for another not at all."""
+def keep_occurring(counted: Counts) -> Counts:
+    """Keep the classes with true pixels: one merely predicted would count 0 for this network, and for another not at all."""
     return np.where(counted[:, 1].any(0), counted, 0)
 
 
-def strata(result: Result) -> Strata:
-    """Where a run erred."""
+def require_strata(result: Result) -> Strata:
+    """Return the stratified counts of a run.
+
+    Raises:
+        UserError: It has none.
+    """
     if result.evaluation.strata is None:
         raise UserError(f"{result.run} has no strata of {result.evaluation.name}: evaluate it again")
     return result.evaluation.strata
 
 
-def objects(result: Result, low: int, high: int) -> Counts:
-    """Objects of these bins of sizes, of the classes that have any; the background is no object."""
-    counted = occurring(strata(result).size(low, high))
+def count_objects(result: Result, low: int, high: int) -> Counts:
+    """Count the pixels of objects of these bins of sizes, of the classes that have any; the background is no object."""
+    counted = keep_occurring(require_strata(result).size(low, high))
     background = [name == BACKGROUND for name in result.evaluation.classes]
     return np.where(background, 0, counted)
 
 
-def seeds(groups: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:
-    """The mean IoU of every seed of each network."""
+def list_mean_ious(groups: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:
+    """List the mean IoU of every seed of each network."""
     return {name: [result.evaluation.mean_iou for result in group] for name, group in groups.items()}

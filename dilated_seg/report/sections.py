@@ -1,4 +1,4 @@
-"""What the report says, section by section."""
+"""The sections of the report: the result, IoU of each class, training, the protocol; and the order of all."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,15 @@ import torch
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGES, Interval
 from dilated_seg.errors import format_command
-from dilated_seg.metrics.confusion import compute_metrics
+from dilated_seg.metrics.confusion import compute_metrics, percent
 from dilated_seg.report import cost, differences, gallery, receptive_fields, stratified, variance, verdicts
 from dilated_seg.report.blocks import Commands, Plot, ReportTable, Section
 from dilated_seg.report.claims import Claim
-from dilated_seg.report.comparison import Comparison, seeds
+from dilated_seg.report.comparison import Comparison, list_mean_ious
 from dilated_seg.report.results import Result, describe_shared_protocol, list_differences, predict_majority
-from dilated_seg.report.tables import percent
 from dilated_seg.report.wording import explain_seeds, format_points, join_names
 
-INTERVALS = {
+INTERVALS_EXPLAINED = {
     OTHER_IMAGES: (
         f"In brackets: 95 % intervals of {OTHER_IMAGES}, from a paired bootstrap over images. Training again, with another "
         "seed or on another machine, changes the numbers too, often by more; that is not in these intervals."
@@ -27,36 +26,37 @@ INTERVALS = {
         "seeds, which is estimated for each network and shrunk towards that of all."
     ),
 }
-BARS = (
+TOLD_APART_EXPLAINED = (
     f"Two networks are told apart if both have at least {MIN_SEEDS} seeds and the p-value of their difference is below 0.05 "
     "after Holm's correction over all pairs; bars at the right of the plot join neighbours of which no two are. An interval of "
     "a single network is less exact than that of a difference."
 )
 
 
-def all_of(
+def build_sections(
     comparison: Comparison, missing: Sequence[str], claims: Sequence[Claim], commands: Sequence[str]
 ) -> list[Section]:  # fmt: skip
-    """The report."""
-    made = [
-        result(comparison, missing),
+    """Build the sections of a report, in their order."""
+    sections = [
+        build_result_section(comparison, missing),
         verdicts.build_section(comparison, claims),
         differences.build_section(comparison),
         variance.build_section(comparison),
-        classes(comparison),
+        build_class_section(comparison),
         stratified.build_object_section(comparison),
         stratified.build_boundary_section(comparison),
         stratified.build_difficulty_section(comparison),
         receptive_fields.build_section(comparison, claims),
         cost.build_section(comparison),
-        training(comparison),
+        build_training_section(comparison),
         gallery.build_section(comparison),
     ]
-    return [section for section in made if section and section.blocks] + [measured(comparison, commands)]
+    shown = [section for section in sections if section and section.blocks]
+    return [*shown, build_protocol_section(comparison, commands)]
 
 
-def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the comparison, best first: the mean over seeds, every seed, and the classes."""
+def tabulate_networks(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the comparison, best first: the mean over seeds, every seed, and the classes."""
     groups = comparison.groups
     several = any(len(group) > 1 for group in groups.values())
     seeds = ["each seed"] if several else []
@@ -76,26 +76,18 @@ def table_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def result(comparison: Comparison, missing: Sequence[str]) -> Section:
-    """The mean IoU of each network with its interval."""
-    header, rows = table_rows(comparison)
-    number = len(comparison.classes)
-    at = header.index("mean IoU")
-    known = comparison.intervals
-    ours = [[*row[:at], format_points(known[row[0]]) if row[0] in known else row[at], *row[at + 1 : -number]] for row in rows]
-    numbers = [[*row[:at], *cells(known.get(row[0]), row[at], comparison.kind), *row[at + 1 :]] for row in rows]
-    wide = [*header[: at + 1], "low", "high", "interval", *header[at + 1 :]]
-    header[at] = f"mean IoU ({comparison.kind})"
+def build_result_section(comparison: Comparison, missing: Sequence[str]) -> Section:
+    """Build the section on the mean IoU of each network with its interval."""
     partial = comparison.results[0].evaluation.protocol.partial
     section = Section("Result", [
         *([f"**Not in this comparison: {'; '.join(missing)}.**"] if missing else []),
-        *([best(comparison)] if comparison.pairs else []),
+        *([describe_best(comparison)] if comparison.pairs else []),
         *([f"**This is {partial}, not the whole split.**"] if partial else []),
-        ReportTable("networks", header[:-number], ours, csv=(wide, numbers)),
-        plot(comparison, "mean_iou"),
+        tabulate_intervals(comparison),
+        plot_means(comparison),
         f"{describe_shared_protocol(comparison.results)}; in percent.",
-        INTERVALS[comparison.kind],
-        BARS,
+        INTERVALS_EXPLAINED[comparison.kind],
+        TOLD_APART_EXPLAINED,
     ])  # fmt: skip
     alone = [name for name, group in comparison.groups.items() if len(group) == 1]
     if comparison.kind == NEW_TRAININGS and alone:
@@ -103,37 +95,51 @@ def result(comparison: Comparison, missing: Sequence[str]) -> Section:
     return section
 
 
-def best(comparison: Comparison) -> str:
+def tabulate_intervals(comparison: Comparison) -> ReportTable:
+    """Tabulate the networks with their intervals; the CSV has the classes too."""
+    header, rows = tabulate_networks(comparison)
+    at, classes = header.index("mean IoU"), len(comparison.classes)
+    shown, lines = [], []
+    for row in rows:
+        interval = comparison.intervals.get(row[0])  # none of the baseline
+        shown.append([*row[:at], format_points(interval) if interval else row[at], *row[at + 1 : -classes]])
+        lines.append([*row[:at], *list_interval_cells(interval, row[at], comparison.kind), *row[at + 1 :]])
+    csv_header = [*header[: at + 1], "low", "high", "interval", *header[at + 1 :]]
+    header[at] = f"mean IoU ({comparison.kind})"
+    return ReportTable("networks", header[:-classes], shown, csv=(csv_header, lines))
+
+
+def describe_best(comparison: Comparison) -> str:
     """Say who has the highest mean, and what that means with so many seeds."""
     if np.isnan(next(iter(comparison.intervals.values())).value):
         return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))
     value = format_points(comparison.intervals[first])
     if not comparison.enough:
-        said = f"**Highest mean IoU of these runs: {first}, {value} ({comparison.kind}).**"
-        return f"{said} {explain_seeds(comparison.pairs)}"
+        sentence = f"**Highest mean IoU of these runs: {first}, {value} ({comparison.kind}).**"
+        return f"{sentence} {explain_seeds(comparison.pairs)}"
     even = [pair.worse for pair in comparison.pairs if pair.better == first and not pair.told_apart]
     others = "it differs from all others" if not even else f"not told apart from it: {join_names(even)}"
     return f"**Highest mean IoU: {first}, {value} ({comparison.kind}); {others}.**"
 
 
-def plot(comparison: Comparison, name: str) -> Plot:
-    """The mean IoU of all networks."""
-    figure = plots.draw_means(comparison.intervals, seeds(comparison.groups), comparison.cliques, comparison.numbers)
+def plot_means(comparison: Comparison) -> Plot:
+    """Plot the mean IoU of all networks."""
+    figure = plots.draw_means(comparison.intervals, list_mean_ious(comparison.groups), comparison.cliques, comparison.numbers)
     best = next(iter(comparison.groups))
-    says = f"Mean IoU of {len(comparison.groups)} networks with their intervals, from {best} down"
-    return Plot(name, says, figure)
+    alt = f"Mean IoU of {len(comparison.groups)} networks with their intervals, from {best} down"
+    return Plot("mean_iou", alt, figure)
 
 
-def cells(interval: Interval | None, value: str, kind: str) -> list[str]:
-    """Format an interval in four cells of a CSV: its value, its ends and what it is about."""
+def list_interval_cells(interval: Interval | None, value: str, kind: str) -> list[str]:
+    """List the four cells of an interval in a CSV: its value, its ends and what it is about."""
     if interval is None or np.isnan(interval.low):
         return [value, "", "", ""]
     return [*(f"{100 * number:.2f}" for number in (interval.value, interval.low, interval.high)), kind]
 
 
-def classes(comparison: Comparison) -> Section:
-    """IoU of every class and network."""
+def build_class_section(comparison: Comparison) -> Section:
+    """Build the section on the IoU of every class and network."""
     names = list(comparison.groups)
     values = np.array([
         np.asarray(torch.stack([one.evaluation.metrics["iou"] for one in group]).nanmean(0))
@@ -144,8 +150,8 @@ def classes(comparison: Comparison) -> Section:
     return Section("IoU of each class", [ReportTable("classes", ["class", *names], rows, heat=True, plot=sheet)])
 
 
-def training(comparison: Comparison) -> Section:
-    """How they learnt."""
+def build_training_section(comparison: Comparison) -> Section:
+    """Build the section of learning curves."""
     histories = [(one.name, one.run.history()) for group in comparison.groups.values() for one in group]
     drawn = (
         ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
@@ -158,15 +164,15 @@ def training(comparison: Comparison) -> Section:
     return Section("Training", [Plot(name, alt, figure) for name, alt, figure in made if figure])
 
 
-def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
-    """The protocol, the commands, and the folder of every run."""
+def build_protocol_section(comparison: Comparison, commands: Sequence[str]) -> Section:
+    """Build the section on how all was measured: protocol, commands, and the directory of every run."""
     apart = list_differences(comparison.results)
     facts = {k: v for k, v in comparison.results[0].evaluation.protocol.describe().items() if k not in apart}
     runs = []
     for one in comparison.results:
-        own = [one.evaluation.protocol.describe()[key] for key in apart]
-        runs.append([one.name, str(one.seed), *own, str(one.run)])
-    again = evaluation_again(comparison.results[0])
+        values = [one.evaluation.protocol.describe()[key] for key in apart]
+        runs.append([one.name, str(one.seed), *values, str(one.run)])
+    again = list_commands(comparison.results[0])
     return Section("How this was measured", [
         ReportTable("protocol", ["protocol", ""], [[key, value] for key, value in facts.items()]),
         *(["These commands make this page, train the first run below again, and evaluate it again."] if again else []),
@@ -178,7 +184,7 @@ def measured(comparison: Comparison, commands: Sequence[str]) -> Section:
     ])  # fmt: skip
 
 
-def evaluation_again(result: Result) -> list[str]:
+def list_commands(result: Result) -> list[str]:
     """Return the commands that train and evaluate a run again, as far as its protocol tells."""
     protocol, run = result.evaluation.protocol, result.run
     if not run.is_run:

@@ -6,7 +6,7 @@ from dilated_seg.analysis import plots
 from dilated_seg.analysis.intervals import Interval
 from dilated_seg.metrics.stratified import SIZES
 from dilated_seg.report.blocks import Plot, ReportTable, Section
-from dilated_seg.report.comparison import LEAST, RESAMPLES_OF_PLOTS, WIDTHS, Comparison
+from dilated_seg.report.comparison import BAND_WIDTHS, MIN_IMAGES_PER_BIN, RESAMPLES_OF_PLOTS, Comparison
 from dilated_seg.report.wording import format_points
 
 TICKS = (1, 2, 3, 5, 10, 20, 40)  # widths of bands that plot and table name, in pixels
@@ -26,7 +26,7 @@ def build_object_section(comparison: Comparison) -> Section | None:
     how = (
         "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
         "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
-        f"the classes that have objects of a size; sizes that fewer than {LEAST} images have are left out. "
+        f"the classes that have objects of a size; sizes that fewer than {MIN_IMAGES_PER_BIN} images have are left out. "
         "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
         f"Lines: 95 % intervals ({comparison.kind}) from {RESAMPLES_OF_PLOTS:,} resamples."
     )
@@ -53,12 +53,12 @@ def build_boundary_section(comparison: Comparison) -> Section | None:
         return None
     found = comparison.by_width()
     figure = plots.draw_lines(
-        WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
+        BAND_WIDTHS, found, comparison.numbers, "width of the band, pixels", "mean IoU in the band, %",
         {w: str(w) for w in TICKS},
     )  # fmt: skip
     band = {name: [interval] for name, interval in comparison.boundary_iou().items()}
-    chosen = [w for w in WIDTHS if w in TICKS]
-    table = {name: [one for one, w in zip(found[name], WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
+    chosen = [w for w in BAND_WIDTHS if w in TICKS]
+    table = {name: [one for one, w in zip(found[name], BAND_WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
     how = (
         "A band is the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
         "much a line falls to the left is how much more a network errs there; thin objects lie there as a whole. The mean is "

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from dilated_seg.data.decode import mask_picture
+from dilated_seg.runs.gallery import write_gallery_images
 from dilated_seg.runs.run import Run
 from dilated_seg.runs.version import commit
 from dilated_seg.storage import write_text
@@ -53,20 +54,17 @@ class Gallery(Callback):
                 self.kept.append(GalleryImage(index, name, image, truth, prediction, matrix))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pictures = gather(trainer, self.kept)
+        images = gather(trainer, self.kept)
         self.kept = []
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
         names = [evaluation.name for evaluation in written_evaluations(trainer)] or [name_evaluation(trainer)]
-        folder = Run(trainer.default_root_dir).gallery_dir(names[0])
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            Image.fromarray(picture.image).save(folder / f"{picture.name}.image.png")
-            mask_picture(picture.truth, dataset.palette).save(folder / f"{picture.name}.truth.png")
-            mask_picture(picture.prediction, dataset.palette).save(folder / f"{picture.name}.prediction.png")
+        directory = Run(trainer.default_root_dir).gallery_dir(names[0])
+        for kept in images:
+            write_gallery_images(directory, kept.name, kept.image, kept.truth, kept.prediction, dataset.palette)
         split = "test" if trainer.testing else "val"
-        show_in_wandb(trainer, lambda: {f"{split}/images": tabulate_images(pictures, dataset.classes, dataset.ignore_index)})
+        show_in_wandb(trainer, lambda: {f"{split}/images": tabulate_images(images, dataset.classes, dataset.ignore_index)})
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end

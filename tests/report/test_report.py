@@ -11,13 +11,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from dilated_seg.ablation.file import read as read_ablation
 from dilated_seg.analysis import receptive_field
 from dilated_seg.analysis.receptive_field import Context, Measured, MeasurementProtocol
 from dilated_seg.analysis.resampling import count_pixels, mean_iou
-from dilated_seg.data.decode import mask_picture
 from dilated_seg.errors import UserError
 from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
@@ -25,6 +23,7 @@ from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.results import read_results
 from dilated_seg.runs import EvaluatedImage, Run
+from dilated_seg.runs.gallery import write_gallery_images
 from dilated_seg.runs.strata import counted
 from tests.support.evaluations import make_evaluation
 
@@ -64,18 +63,18 @@ def evaluated(folder, prediction, seed=0, strata=True, fields=False, **protocol)
         ]
     run = Run(folder)
     made = make_evaluation(CLASSES, matrices.sum(0), run.evaluation_dir, EVALUATION, **{"images": IMAGES} | protocol)
-    cost = {"images_per_second": 12.5, "memory_gb": None, "device": "CPU", "batch_size": 2, "size": [HEIGHT, WIDTH]}
+    cost = {
+        "images_per_second": 12.5, "quartiles": [11.0, 13.0], "batches": 6, "memory_gb": None, "device": "CPU", "batch_size": 2,
+        "size": [HEIGHT, WIDTH],
+    }  # fmt: skip
     replace(made, cost=cost).save(list(map(EvaluatedImage, names, matrices, counts)))
     config = "model:\n  net: {class_path: dilated_seg.models.DilatedNet, init_args: {context: null, width: 0.1}}\n"
     rest = f"  weights: null\ndata: {{class_path: dilated_seg.data.Shapes}}\nseed_everything: {seed}\n"
     (folder / "config.yaml").write_text(config + rest)
     (folder / "metrics.csv").write_text("epoch,step,train/loss,val/mean_iou\n0,1,2.5,\n0,4,0.5,0.25\n0,9,0.25,0.5\n")
-    gallery = folder / "gallery" / EVALUATION
-    gallery.mkdir(parents=True)
     for k in range(IMAGES):
-        Image.fromarray(np.stack([truth[k] * 80] * 3, axis=2)).save(gallery / f"image{k}.image.png")
-        mask_picture(truth[k], PALETTE).save(gallery / f"image{k}.truth.png")
-        mask_picture(prediction[k].astype(np.uint8), PALETTE).save(gallery / f"image{k}.prediction.png")
+        image = np.stack([truth[k] * 80] * 3, axis=2)
+        write_gallery_images(run.gallery_dir(EVALUATION), names[k], image, truth[k], prediction[k], PALETTE)
     if fields:
         at = np.arange(IMAGES)
         predicted = np.stack([np.zeros(IMAGES, int), prediction[at, 5, 5]], axis=1)
@@ -422,12 +421,12 @@ GOOD = {"says": "x", "better": "a", "worse": "b"}
 )
 def test_a_claim_that_cannot_be_measured_is_refused_in_a_sentence(tmp_path, content, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
-        claims.read(tmp_path / "x.yaml", content, ["a", "b"])
+        claims.read_claims(tmp_path / "x.yaml", content, ["a", "b"])
 
 
 def test_a_claim_about_a_class_that_is_not_there_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match="names the class car, which is none of tree, road"):
-        claims.refuse_other_classes([Claim("x", "a", "b", classes=("car",))], ["tree", "road"])
+        claims.require_known_classes([Claim("x", "a", "b", classes=("car",))], ["tree", "road"])
 
 
 def test_the_quickstart_claims_what_the_papers_claim():

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
-from dilated_seg.report.cost import format_speed
+from dilated_seg.report.cost import format_throughput
 from dilated_seg.runs import Run
 from dilated_seg.runs.find import find_common_evaluation
 from dilated_seg.training.cost import Cost
@@ -307,10 +307,9 @@ def test_the_cost_is_the_median_of_the_batches_after_the_first(monkeypatch):
     assert (found["batches"], found["warm_up"], found["size"]) == (4, 1, (4, 5))
 
 
-def test_the_report_shows_the_spread_and_few_timings_and_reads_older_records():
+def test_the_report_shows_the_spread_and_few_timings():
     spread = {"images_per_second": 12.34, "quartiles": [11.0, 13.0]}
-    assert format_speed(spread | {"batches": 9}) == "12.3 [11, 13]"
-    assert format_speed(spread | {"batches": 4}) == "12.3 [11, 13], 4 batches"
-    assert format_speed(spread | {"batches": 1}) == "12.3, 1 batch"
-    assert format_speed({"images_per_second": 12.34}) == "12.3, spread not recorded"
-    assert format_speed({}) == "-"
+    assert format_throughput(spread | {"batches": 9}) == "12.3 [11, 13]"
+    assert format_throughput(spread | {"batches": 4}) == "12.3 [11, 13], 4 batches"
+    assert format_throughput(spread | {"batches": 1}) == "12.3, 1 batch"
+    assert format_throughput({}) == "-"

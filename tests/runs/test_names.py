@@ -24,7 +24,7 @@ from dilated_seg.report import markdown
 from dilated_seg.report.blocks import ImageGrid, Plot, ReportTable, Section
 from dilated_seg.report.markdown import render_markdown
 from dilated_seg.report.render import draw_svg, render_page
-from dilated_seg.report.tables import show_evaluation
+from dilated_seg.report.terminal import show_evaluation
 from dilated_seg.training.loggers import finish
 from dilated_seg.training.wandb_tables import draw_confusion, tabulate_confusion
 from dilated_seg.weights import LoadResult

@@ -7,7 +7,7 @@ from lightning import Trainer
 
 from dilated_seg.errors import format_command
 from dilated_seg.metrics.confusion import percent
-from dilated_seg.report.tables import show_evaluation
+from dilated_seg.report.terminal import show_evaluation
 from dilated_seg.runs import Checkpoint, Evaluation, Run
 from dilated_seg.training.evaluation import written_evaluations
 from dilated_seg.training.loggers import SafeWandbLogger

@@ -1,9 +1,13 @@
-"""Numbers as people read them: in percent with one decimal, in tables that carry their protocol."""
+"""An evaluation and a comparison as tables in the terminal, in percent, with their protocol."""
 
 from rich.table import Table
 
 from dilated_seg.errors import open_console
-from dilated_seg.metrics.confusion import percent as percent
+from dilated_seg.metrics.confusion import percent
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.results import describe_shared_protocol
+from dilated_seg.report.sections import tabulate_networks
+from dilated_seg.report.wording import describe_pairs
 from dilated_seg.runs import Evaluation
 
 
@@ -35,3 +39,24 @@ def show_evaluation(evaluation: Evaluation, refined: Evaluation | None = None) -
         console.print(f"warning: {note}", soft_wrap=True)
     if refined:
         console.print(f"CRF: {refined.protocol.describe()['inference']}", soft_wrap=True)
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the comparison: a row for each network, then a row for each class, which fits on a narrow terminal too."""
+    header, rows = tabulate_networks(comparison)
+    classes = comparison.classes
+    title = ", ".join(filter(None, ("comparison, in percent", comparison.results[0].evaluation.protocol.partial)))
+    means, per_class = Table(title=title), Table(title="IoU of each class, in percent")
+    for column in header[: -len(classes)]:
+        means.add_column(column, justify="left" if column == "network" else "right", no_wrap=column != "network")
+    for row in rows:
+        means.add_row(*row[: -len(classes)], style="dim" if row is rows[-1] else None)
+    for column in ["class", *(row[0] for row in rows[:-1])]:
+        per_class.add_column(column, justify="left" if column == "class" else "right", overflow="fold", min_width=5)
+    for k, name in enumerate(classes):
+        per_class.add_row(name, *(row[len(row) - len(classes) + k] for row in rows[:-1]))
+    console = open_console()
+    console.print(means, per_class)
+    for sentence in describe_pairs(comparison.pairs):
+        console.print(sentence, soft_wrap=True)
+    console.print(describe_shared_protocol(comparison.results), soft_wrap=True)

@@ -1,0 +1,35 @@
+"""Images that an evaluation keeps in its run, for a comparison to show: PNGs of image, ground truth and prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dilated_seg.data.decode import mask_picture
+from dilated_seg.storage import atomic_path
+
+
+def gallery_file(directory: Path, name: str, kind: str) -> Path:
+    """Return the file of an image in a gallery; ``kind`` is "image", "truth" or "prediction"."""
+    return directory / f"{name}.{kind}.png"
+
+
+def write_gallery_images(
+    directory: Path,
+    name: str,
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    palette: Sequence[tuple[int, int, int]],
+) -> None:
+    """Write an image (H, W, 3), its ground truth and its prediction (H, W); the last one comes last: all are there with it."""
+    pngs = {
+        "image": Image.fromarray(image),
+        "truth": mask_picture(truth, palette),
+        "prediction": mask_picture(prediction, palette),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    for kind, png in pngs.items():
+        with atomic_path(gallery_file(directory, name, kind)) as partial:
+            png.save(partial, "PNG")
