@@ -59,6 +59,7 @@ def build_loggers(run: Run, verb: str, tags: Sequence[str] | None) -> list[Logge
             "project": os.environ.get("WANDB_PROJECT", "dilated_seg"),
             "name": os.environ.get("WANDB_NAME", str(run)),
             "job_type": os.environ.get("WANDB_JOB_TYPE", verb),
+            "group": os.environ.get("WANDB_RUN_GROUP"),  # wandb itself reads it when a process first uses it only
             "tags": [tag[:64] for tag in tags],
         }
         logs = rank_zero_only.rank == 0  # type: ignore[attr-defined] # of several processes the first
