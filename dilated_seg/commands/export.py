@@ -22,8 +22,8 @@ def main(args: list[str]) -> int:
         raise UserError("--size takes height and width from 1 on, and is for --format onnx and pt2")
     if options.licence and options.format != "hub":
         raise UserError("--licence is for --format hub")
-    from dilated_seg.export.program import export
+    from dilated_seg.export.program import export_network
 
     size = tuple(options.size) if options.size else None
-    export(options.source, options.format, options.out, size, options.overwrite, options.licence)
+    export_network(options.source, options.format, options.out, size, options.overwrite, options.licence)
     return 0

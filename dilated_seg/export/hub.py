@@ -1,14 +1,12 @@
-"""A folder for the Hugging Face Hub: configuration, weights, and a model card made of what the run measured."""
+"""A directory for the Hugging Face Hub: configuration, weights, and a model card with the run's evaluations."""
 
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,11 +15,15 @@ from safetensors.torch import save_file
 from dilated_seg import models
 from dilated_seg.errors import UserError, describe_error
 from dilated_seg.inference.load import CARD, CONFIG, WEIGHTS
+from dilated_seg.metrics.confusion import compute_metrics, percent
 from dilated_seg.models.build import format_call
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs import Run
 from dilated_seg.runs.version import commit
-from dilated_seg.storage import write_text
+from dilated_seg.storage import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 USE = """\
 ```python
@@ -29,19 +31,19 @@ import numpy as np, torch
 from PIL import Image
 from dilated_seg.inference import load
 
-segmenter = load("{name}")  # this folder, or OWNER/NAME at the Hub
-image = torch.from_numpy(np.array(Image.open("picture.jpg").convert("RGB"))).permute(2, 0, 1)[None]
+segmenter = load("{name}")  # this directory, or OWNER/NAME at the Hub
+image = torch.from_numpy(np.array(Image.open("image.jpg").convert("RGB"))).permute(2, 0, 1)[None]
 with torch.no_grad():
-    ids = segmenter(image).argmax(1)[0]  # class ids; segmenter.classes and segmenter.palette name and colour them
+    ids = segmenter(image).argmax(1)[0]  # class ids; segmenter.classes and segmenter.palette name and color them
 ```
 """
 
 
 def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None:
-    """Write configuration, weights and card into a folder; each appears whole or not at all, the configuration last.
+    """Write configuration, weights and card into a directory, each atomically, the configuration last.
 
     Raises:
-        UserError: The network is none of `dilated_seg.models`, or the folder cannot be written.
+        UserError: The network is not one of `dilated_seg.models`, or the directory cannot be written.
     """
     if segmenter.built is None or segmenter.built[0] not in models.__all__:
         raise UserError("only networks of dilated_seg.models can be loaded again from a folder: export this one as pt2 or onnx")
@@ -59,32 +61,26 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
         config["crf"] = {"init_args": segmenter.crf.start | {"learnable": segmenter.crf.learnable}}
         state |= {f"crf.{key}": tensor for key, tensor in segmenter.crf.state_dict().items()}
     try:
-        texts = {CARD: card(segmenter, folder.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
+        texts = {CARD: format_card(segmenter, folder.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"what is known of this network cannot be written down ({describe_error(error)})") from error
-    partial = folder / f"{WEIGHTS}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_others(folder)
-        save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, partial)
-        (folder / CONFIG).unlink(missing_ok=True)  # while weights are exchanged, the folder is none
-        partial.replace(folder / WEIGHTS)
+        check_directory(folder)
+        with atomic_path(folder / WEIGHTS) as partial:
+            save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, partial)
+            (folder / CONFIG).unlink(missing_ok=True)  # without it, the directory cannot be loaded while weights are replaced
         for file, text in texts.items():
             write_text(folder / file, text)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise UserError(f"cannot write {folder}: {error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def refuse_others(folder: Path) -> None:
-    """Leave alone what no `save` made: a run, or a folder of whatever else.
+def check_directory(folder: Path) -> None:
+    """Require a directory that is empty or that `save` wrote.
 
     Raises:
-        UserError: The folder holds something, and no configuration of ours.
+        UserError: It holds other files, such as a run.
     """
     config = folder / CONFIG
     try:
@@ -96,7 +92,7 @@ def refuse_others(folder: Path) -> None:
 
 
 def push(segmenter: Segmenter, repository: str, licence: str | None = None, private: bool = True) -> str:
-    """Upload what `save` writes to OWNER/NAME at the Hub, which is made if it is not there; gives its address.
+    """Upload what `save` writes to OWNER/NAME at the Hub, which is created if necessary; return its address.
 
     Raises:
         UserError: There is no token, or the Hub refuses.
@@ -115,30 +111,49 @@ def push(segmenter: Segmenter, repository: str, licence: str | None = None, priv
             ) from error
 
 
-def card(segmenter: Segmenter, name: str, licence: str | None = None) -> str:
-    """The model card: what it is, what it was trained on and how it was measured; nothing that nobody wrote down."""
-    head = [f"license: {licence}"] if licence else []
-    head += ["library_name: dilated_seg", "pipeline_tag: image-segmentation", "tags: [semantic-segmentation]"]
-    call = format_call(segmenter.built[0], **segmenter.built[1])  # type: ignore[index]
+def format_card(segmenter: Segmenter, name: str, licence: str | None = None) -> str:
+    """Return the model card: the network, its data and its evaluations with their protocols; nothing that is not recorded."""
+    from huggingface_hub import ModelCardData
+
+    results = [result for record in segmenter.facts.get("evaluations", []) for result in list_results(record)]
+    header = ModelCardData(
+        license=licence, library_name="dilated_seg", pipeline_tag="image-segmentation", tags=["semantic-segmentation"],
+        model_name=" ".join(name.split()), eval_results=results or None,
+    )  # fmt: skip
     use = USE.format(name=name.replace("\\", "/").replace('"', "'"))
-    return "\n".join(["---", *head, "---", "", f"# {plain(name)}", "", *body(segmenter, call, licence), "", use])
+    return "\n".join(["---", header.to_yaml(), "---", "", f"# {escape(name)}", "", *format_body(segmenter, licence), "", use])
 
 
-def plain(text: str) -> str:
-    """A name in Markdown: on one line, its signs meaning nothing."""
+def list_results(record: dict[str, Any]) -> "Iterator[EvalResult]":
+    """Yield the metrics of an evaluation for the card's header, from which the Hub lists them."""
+    from huggingface_hub import EvalResult
+
+    dataset = " ".join(str(record["protocol"]["dataset"]).split())
+    values = compute_metrics(torch.tensor(record["matrix"]))
+    for metric, title in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
+        if not math.isnan(values[metric]):
+            yield EvalResult(
+                task_type="image-segmentation", dataset_type=dataset.lower(), dataset_name=dataset,
+                dataset_split=record["evaluation"].partition("-")[0], metric_type=metric, metric_name=title,
+                metric_value=round(float(values[metric]), 4),
+            )  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Return a name for Markdown: in one line, without the meaning of its characters."""
     return re.sub(r"([\\|`*_\[\]<>#])", r"\\\1", " ".join(text.split()))
 
 
-def body(segmenter: Segmenter, call: str, licence: str | None) -> Iterator[str]:
-    """The lines of the card between title and example."""
+def format_body(segmenter: Segmenter, licence: str | None) -> Iterator[str]:
+    """Yield the lines of the card between title and example."""
     dataset, facts = segmenter.dataset or "a dataset that its checkpoint does not name", segmenter.facts
-    yield f"Semantic segmentation into {len(segmenter.classes)} classes, trained on {plain(dataset)} with dilated_seg:"
-    yield f"`{call}`,"
+    yield f"Semantic segmentation into {len(segmenter.classes)} classes, trained on {escape(dataset)} with dilated_seg:"
+    yield f"`{format_call(segmenter.built[0], **segmenter.built[1])}`,"  # type: ignore[index]
     yield f"{sum(p.numel() for p in segmenter.net.parameters()):,} parameters."
     if segmenter.crf:
-        learnt = ", its weights and compatibility learnt with the network (CRF-RNN)" if segmenter.crf.learnable else ""
-        yield f"Its scores go through a {segmenter.crf}{learnt}."
-    yield "It takes plain RGB (0 to 255) of any size that the network takes, and gives logits; normalisation is inside."
+        learned = ", its weights and compatibility learned with the network (CRF-RNN)" if segmenter.crf.learnable else ""
+        yield f"Its probabilities are refined by a {segmenter.crf}{learned}."
+    yield "It maps plain RGB (0 to 255), of any size that the network takes, to logits; normalization is part of it."
     yield ""
     if "checkpoint" in facts:
         yield f"From `{facts['checkpoint']}`, step {facts['step']}, SHA-256 `{facts['sha256']}`; written at commit {commit()}."
@@ -147,26 +162,24 @@ def body(segmenter: Segmenter, call: str, licence: str | None) -> Iterator[str]:
         yield f"Licence: {licence}"
     else:
         yield "Licence: not stated. The dataset, and the weights it started from, may restrict what these may be used for."
-    yield from ("", "## Numbers", "")
+    yield from ("", "## Evaluation", "")
     if not facts.get("evaluations"):
         yield "Its run has no evaluation of these weights."
     for record in facts.get("evaluations", []):
-        yield from numbers(record)
+        yield from format_evaluation(record)
     yield from ("## Classes", "", "| id | class | colour |", "|---:|---|---|")
-    for k, (label, colour) in enumerate(zip(segmenter.classes, segmenter.palette, strict=True)):
-        yield f"| {k} | {plain(label)} | #{bytes(colour).hex()} |"
+    for k, (label, color) in enumerate(zip(segmenter.classes, segmenter.palette, strict=True)):
+        yield f"| {k} | {escape(label)} | #{bytes(color).hex()} |"
     yield from ("", "## Use")
 
 
-def numbers(record: dict[str, Any]) -> Iterator[str]:
-    """The scores of an evaluation, and the protocol that they were measured by."""
-    from dilated_seg.metrics.confusion import compute_metrics
-
+def format_evaluation(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the metrics of an evaluation as a table, and the protocol that they were measured by."""
     values = compute_metrics(torch.tensor(record["matrix"]))
     row = [values["mean_iou"], values["pixel_accuracy"], *values["iou"]]
-    yield f"| {' | '.join(['mean IoU', 'pixel acc.', *map(plain, record['classes'])])} |"
+    yield f"| {' | '.join(['mean IoU', 'pixel acc.', *map(escape, record['classes'])])} |"
     yield f"|{'---:|' * len(row)}"
-    yield f"| {' | '.join('-' if math.isnan(value) else f'{100 * value:.1f}' for value in map(float, row))} |"
+    yield f"| {' | '.join(map(percent, row))} |"
     yield ""
-    yield f"<sub>{'; '.join(f'{key}: {plain(str(value))}' for key, value in record['protocol'].items())}; in percent.</sub>"
+    yield f"<sub>{'; '.join(f'{key}: {escape(str(value))}' for key, value in record['protocol'].items())}; in percent.</sub>"
     yield ""

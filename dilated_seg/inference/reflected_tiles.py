@@ -9,7 +9,7 @@ from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import Bands, Inference, Model, logarithm
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.dilatednet import MARGIN
-from dilated_seg.models.layers import Upsample, mirrored, promote
+from dilated_seg.models.layers import Upsample, mirror_indices, promote
 from dilated_seg.tensors import Maps
 
 
@@ -81,9 +81,9 @@ class ReflectedTiles(Inference):
 
     def tile_indices(self, length: int, start: int) -> Tensor:
         """Return the pixels of a tile along one side; one that the reflected image's end cuts short is mirrored there."""
-        here = mirrored(length, MARGIN)[start : start + self.size]
+        here = mirror_indices(length, MARGIN)[start : start + self.size]
         short = self.size - len(here)
-        return here[mirrored(len(here), short)[short:]]
+        return here[mirror_indices(len(here), short)[short:]]
 
     def __str__(self) -> str:
         return f"image reflected by {MARGIN} pixels, tiles of {self.size}, as DilatedNet's authors"

@@ -1,8 +1,9 @@
 """The networks, one file a paper.
 
-A network is built as ``Net(num_classes, ..., width=1.0)`` and called as ``forward(image: Image) -> Logits``: the logits
-have the image's own height and width, whatever these are. ``output_stride`` says how many image pixels lie between two
-neighbouring scores before the last upsampling. There is no loss, no softmax and no disk in a network.
+A network is built as ``Net(num_classes, ..., width=1.0)`` and called as ``forward(image: Image) -> Logits``: the logits have
+the image's height and width, whatever these are. ``output_stride`` is the distance, in image pixels, of neighbouring cells
+before the last upsampling. A network has no loss and no softmax, and reads no files. What else its class may state is listed in
+`dilated_seg.models.release`.
 """
 
 from dilated_seg.models.deconvnet import DeconvNet

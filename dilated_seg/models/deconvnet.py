@@ -16,7 +16,15 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, require, scaled
+from dilated_seg.models.layers import (
+    Unpool,
+    check_arguments,
+    check_size,
+    conv_relu,
+    initialize,
+    scale_channels,
+    use_caffe_batch_norm,
+)
 from dilated_seg.models.release import ILSVRC_MEAN, PublishedNames, Release
 from dilated_seg.tensors import Image, Logits
 
@@ -47,7 +55,7 @@ class DeconvNet(nn.Module):
         super().__init__()
         padding, self.smallest = (0, SMALLEST) if form == "authors" else (3, 1)
         self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="bn{}")
-        pool5, fc = self.encoder.channels[4], scaled(vgg.FC, width)
+        pool5, fc = self.encoder.channels[4], scale_channels(vgg.FC, width)
         self.bottleneck = nn.Sequential(
             conv_relu("fc6", pool5, fc, 7, batch_norm="bnfc6", padding=padding)
             | conv_relu("fc7", fc, fc, 1, batch_norm="bnfc7")
@@ -59,21 +67,21 @@ class DeconvNet(nn.Module):
             self.unpools[f"unpool{stage}"] = Unpool()
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for i, channels in enumerate(row, start=1):
-                out_channels, number = scaled(channels, width), f"{stage}_{i}"
+                out_channels, number = scale_channels(channels, width), f"{stage}_{i}"
                 norm = f"debn{number}"
                 layers |= conv_relu(f"deconv{number}", in_channels, out_channels, batch_norm=norm, deconvolution=True)
                 in_channels = out_channels
             self.decoder.append(nn.Sequential(layers))
         self.score = nn.Conv2d(in_channels, num_classes, 1)  # seg-score-voc in the release
-        initialise(self)
+        initialize(self)
         if form == "authors":
-            as_in_caffe(self)
+            use_caffe_batch_norm(self)
             for layer in self.modules():
                 if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:
                     nn.init.normal_(layer.get_parameter("weight"), std=0.01)
 
     def forward(self, image: Image) -> Logits:
-        require(image, self.smallest, "DeconvNet in its authors' form")
+        check_size(image, self.smallest, "DeconvNet in its authors' form")
         maps, pool_indices = image, []
         for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):
             maps = stage(maps)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Upsample, check_arguments, crop, initialise, scaled
+from dilated_seg.models.layers import Upsample, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
@@ -65,21 +65,21 @@ class DeepLabV1(nn.Module):
         super().__init__()
         self.encoder = vgg.Encoder(width, DILATION, pool3x3)
         self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True)  # the padding counts in its mean, as in Caffe
-        fc = scaled(FC, width)
+        fc = scale_channels(FC, width)
         self.classifier = nn.Sequential(vgg.classifier(self.encoder.channels[4], fc, FC6_KERNEL, FC6_DILATION, dropout))
         self.fc8 = nn.Conv2d(fc, num_classes, 1)
         self.branches = nn.ModuleDict()
         self.upsample = Upsample(self.output_stride, corners=True)
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.fc8.weight, std=0.01)
         if msc:
             sources = ("image", "pool1", "pool2", "pool3", "pool4")
             channels = (3, *self.encoder.channels[:4])
             for source, in_channels, stride in zip(sources, channels, MSC_STRIDE, strict=True):
-                self.branches[source] = branch(source, in_channels, scaled(MSC, width), num_classes, stride, dropout)
+                self.branches[source] = branch(source, in_channels, scale_channels(MSC, width), num_classes, stride, dropout)
 
     def forward(self, image: Image) -> Logits:
-        padded = to_eights(image) if self.branches else image
+        padded = pad_to_multiple(image) if self.branches else image
         pooled = self.encoder(padded)
         scores = self.fc8(self.classifier(self.pool5a(pooled[4])))
         for score, maps in zip(self.branches.values(), (padded, *pooled), strict=False):
@@ -88,12 +88,12 @@ class DeepLabV1(nn.Module):
 
 
 def pool3x3(stage: int) -> nn.Module:
-    """The pooling after this stage: 3x3, padded by 1, rounding up."""
+    """Return the pooling after this stage: 3x3, padded by 1, rounding up."""
     return nn.MaxPool2d(3, POOL_STRIDE[stage - 1], padding=1, ceil_mode=True)
 
 
 def branch(source: str, in_channels: int, hidden: int, num_classes: int, stride: int, dropout: float) -> nn.Sequential:
-    """A two-layer perceptron and its scores (Section 4.3), started small (0.001) beside fc8."""
+    """Return a two-layer perceptron and its scores (Section 4.3), initialized small (0.001) compared with fc8."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers[f"{source}_ms1"] = nn.Conv2d(in_channels, hidden, 3, stride, padding=1)
     layers[f"{source}_ms1_relu"], layers[f"{source}_drop1"] = nn.ReLU(inplace=True), nn.Dropout(dropout)
@@ -101,12 +101,12 @@ def branch(source: str, in_channels: int, hidden: int, num_classes: int, stride:
     layers[f"{source}_ms2_relu"], layers[f"{source}_drop2"] = nn.ReLU(inplace=True), nn.Dropout(dropout)
     layers[f"{source}_ms_score"] = nn.Conv2d(hidden, num_classes, 1)
     network = nn.Sequential(layers)
-    initialise(network)
+    initialize(network)
     nn.init.normal_(network[-1].get_parameter("weight"), std=0.001)
     return network
 
 
-def to_eights(image: Image) -> Maps:
-    """The image with zeros, the mean colour, at its right and bottom to 8 n + 1 pixels a side."""
+def pad_to_multiple(image: Image) -> Maps:
+    """Return the image padded with zeros, the mean color, at its right and bottom to 8 n + 1 pixels a side."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, (1 - width) % 8, 0, (1 - height) % 8))

@@ -21,11 +21,11 @@ from dilated_seg.models.layers import (
     Upsample,
     bilinear_deconvolution,
     check_arguments,
+    check_size,
     conv_relu,
-    initialise,
+    initialize,
     reflect,
-    require,
-    scaled,
+    scale_channels,
 )
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.tensors import Image, Logits, Maps
@@ -174,25 +174,25 @@ class FrontEnd(nn.Module):
         self.encoder, layers, fc = encoder_and_classifier(padding, width, dropout, resnet)
         self.classifier = nn.Sequential(layers)
         self.final = nn.Conv2d(fc, num_classes, 1)
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.final.weight, std=0.001)
 
     def forward(self, image: Image) -> Maps:
-        require(image, self.smallest, "the front end without padding")
+        check_size(image, self.smallest, "the front end without padding")
         return self.final(self.classifier(self.encoder(image)[4]))
 
 
 def pool2x2_or_none(stage: int) -> nn.Module:
-    """The pooling after this stage, if it stays."""
+    """Return the pooling after this stage, or an identity where there is none."""
     return vgg.pool2x2(stage) if POOL[stage - 1] else nn.Identity()
 
 
 def encoder_and_classifier(
     padding: str, width: float, dropout: float, depth: resnet.Depth | None
 ) -> tuple[nn.Module, "OrderedDict[str, nn.Module]", int]:
-    """VGG-16 with fc6 and fc7, or a ResNet with neither; and the channels that come out."""
+    """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
     if depth is None:
-        pad, fc = 0 if padding == "valid" else None, scaled(vgg.FC, width)
+        pad, fc = 0 if padding == "valid" else None, scale_channels(vgg.FC, width)
         encoder = vgg.Encoder(width, DILATION, pool2x2_or_none, padding=pad)
         return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, padding=pad), fc
     if padding == "valid":
@@ -253,7 +253,7 @@ class ContextModule(nn.Module):
 
 
 def identity_(convolution: nn.Module, num_classes: int, noise: float = 0.0) -> None:
-    """Let a layer start by passing class maps through (Equations 4 and 5).
+    """Initialize a layer as the identity of class maps (Equations 4 and 5).
 
     Input channels and output channels each fall into C groups of equal size, one a class. The centre tap between
     channels of one group is C / out_channels, so that a class's maps add up to what came in. All else is zero in the Basic

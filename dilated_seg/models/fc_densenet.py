@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dilated_seg.models.layers import BatchNorm, check_arguments, crop, initialise, scaled
+from dilated_seg.models.layers import BatchNorm, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
@@ -57,7 +57,7 @@ class FCDenseNet(nn.Module):
         check_arguments(FCDenseNet, locals())
         super().__init__()
         down, middle, up, growth = DEPTHS[depth]
-        channels, growth = scaled(FIRST, width), scaled(growth, width)
+        channels, growth = scale_channels(FIRST, width), scale_channels(growth, width)
         self.first = nn.Conv2d(3, channels, 3, padding=1)
         skips = []
         for level, layers in enumerate(down):
@@ -72,7 +72,7 @@ class FCDenseNet(nn.Module):
             channels = before * growth + skips.pop()
             self.add_module(f"up{level}", DenseBlock(channels, layers, growth, dropout))
         self.score = nn.Conv2d(channels + up[-1] * growth, num_classes, 1)
-        initialise(self, uniform=True)
+        initialize(self, uniform=True)
         for layer in self.modules():
             if isinstance(layer, BatchNorm) and batch_statistics:
                 layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None

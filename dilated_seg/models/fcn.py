@@ -3,9 +3,9 @@
 Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015,
 https://arxiv.org/abs/1411.4038.
 
-``form="authors"`` is the released network: conv1_1 (AlexNet's conv1) pads by 100 and fc6 by nothing, and the scores are
-upsampled by fixed deconvolutions and cropped. ``form="any_size"`` pads by half a kernel and interpolates: the same
-layers and weights without the 100 pixels of border and without the fading that deconvolutions leave at the image's edge.
+``form="authors"`` is the released network: conv1_1 (AlexNet's conv1) pads by 100 and fc6 does not pad, and the scores are
+upsampled by fixed deconvolutions and cropped. ``form="any_size"`` pads by half a kernel and interpolates: the same layers
+and weights, without the border of 100 pixels and without the fading that deconvolutions cause at the image's edge.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from dilated_seg.models import resnet, vgg
-from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, check_arguments, crop, initialise, scaled
+from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS, ILSVRC_MEAN, PublishedNames, Release, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
@@ -51,13 +51,13 @@ class FCN(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
-        stride: Of the scores before the last upsampling: 32, 16 (adds pool4) or 8 (adds pool4 and pool3).
-        form: The released layers to the letter, or the same with padding that does for any size; see the module.
+        stride: Of the scores before the last upsampling: 32, 16 (skip connection from pool4) or 8 (from pool4 and pool3).
+        form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: After fc6 and fc7.
         at_once: Fixed factors before the scores of pool4 and pool3, as in the release that trains all scores at once.
-        resnet: Depth of a ResNet in the place of VGG-16, fc6 and fc7, not in the paper: scores of its last stage, skips from
-            the two before. Has no authors' form.
+        resnet: Depth of a ResNet instead of VGG-16, fc6 and fc7, which is not in the paper: scores of its last stage, skip
+            connections from the two before. It has no authors' form.
     """
 
     output_stride = 32
@@ -81,7 +81,7 @@ class FCN(nn.Module):
         self.output_stride = stride
         self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
         self.encoder, self.classifier, fc = encoder_and_classifier(width, dropout, form == "authors", resnet)
-        initialise(self)
+        initialize(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
         self.decoder = nn.ModuleDict()
         for upsampling, pool in SKIPS[stride]:
@@ -128,10 +128,10 @@ class FCN(nn.Module):
 def encoder_and_classifier(
     width: float, dropout: float, authors: bool, depth: resnet.Depth | None
 ) -> tuple[vgg.Encoder | resnet.Encoder, nn.Module, int]:
-    """VGG-16 with fc6 and fc7, or a ResNet with neither; and the channels that come out."""
+    """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
     if depth is None:
         encoder = vgg.Encoder(width, border=BORDER if authors else None)
-        fc = scaled(vgg.FC, width)
+        fc = scale_channels(vgg.FC, width)
         layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding=0 if authors else None)
         return encoder, nn.Sequential(layers), fc
     if authors:
@@ -141,7 +141,7 @@ def encoder_and_classifier(
 
 
 def upsample(num_classes: int, stride: int, form: str, corners: bool = False) -> nn.Module:
-    """Bilinear upsampling of scores: interpolation, or the released deconvolution from every class to every class."""
+    """Return bilinear upsampling of scores: interpolation, or the released deconvolution from every class to every class."""
     return bilinear_deconvolution(num_classes, 2 * stride, stride) if form == "authors" else Upsample(stride, corners)
 
 
@@ -150,7 +150,7 @@ class FCNAlexNet(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
-        form: The released layers to the letter, or the same with padding that does for any size; see the module.
+        form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: After fc6 and fc7.
         one_tower: AlexNet without groups and without local response normalisation, whose weights torchvision publishes.
@@ -178,7 +178,9 @@ class FCNAlexNet(nn.Module):
         in_channels = 3
         for (name, kernel, stride, channels, groups, pooled), single in zip(ALEXNET, ONE_TOWER, strict=True):
             # of two towers every layer has two halves, whether or not its own filters are split between them
-            groups, out_channels = (1, scaled(single, width)) if one_tower else (groups, 2 * scaled(channels // 2, width))
+            groups, out_channels = (
+                (1, scale_channels(single, width)) if one_tower else (groups, 2 * scale_channels(channels // 2, width))
+            )
             padding = BORDER if authors and stride > 1 else kernel // 2
             layers[name] = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups)
             layers[f"{name}_relu"] = nn.ReLU(inplace=True)
@@ -187,11 +189,11 @@ class FCNAlexNet(nn.Module):
                 if name != "conv5" and not one_tower:
                     layers[f"norm{name[-1]}"] = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
             in_channels = out_channels
-        fc = scaled(vgg.FC, width)
-        if not authors:  # a kernel of 6 has no middle: so a cell sees what lies around the middle of its 32 pixels
+        fc = scale_channels(vgg.FC, width)
+        if not authors:  # a kernel of 6 has no middle: this centers it on a cell's 32 pixels
             layers["pad6"] = nn.ZeroPad2d((2, 3, 2, 3))
         self.layers = nn.Sequential(layers | vgg.classifier(in_channels, fc, 6, 1, dropout, padding=0))
-        initialise(self)
+        initialize(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
         nn.init.zeros_(self.score_fr.weight)
         nn.init.zeros_(self.score_fr.get_parameter("bias"))

@@ -1,4 +1,4 @@
-"""What several networks share: scaled widths, blocks of convolution, upsampling that keeps pixels in place, He's start."""
+"""Building blocks of several networks: convolutions, batch norm, upsampling, cropping, and initialization."""
 
 import math
 from collections import OrderedDict
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from dilated_seg.errors import UserError
 from dilated_seg.tensors import Maps
 
-# Batch norm of the Caffe releases: next to no epsilon, and a shift that starts a little above zero.
+# Batch norm of the Caffe releases: a tiny epsilon, and an initial shift a little above zero.
 CAFFE_EPS, CAFFE_SHIFT = 1e-9, 0.001
 
 
-# Values that the arguments of these names take, in every network.
+# Type and range of the arguments of these names, in every network.
 RANGES: dict[str, tuple[Any, float, float, str]] = {
     "num_classes": (Integral, 1, math.inf, "no whole number from 1 on"),
     "in_channels": (Integral, 1, math.inf, "no whole number from 1 on"),
@@ -27,14 +27,14 @@ RANGES: dict[str, tuple[Any, float, float, str]] = {
 
 
 def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
-    """Require that a network is built with values that its constructor documents.
+    """Require arguments that the constructor of a network documents.
 
     Args:
-        network: Its class; where a type of the constructor is a Literal, this lists the values.
-        arguments: By name; others than the constructor's are passed over.
+        network: Its class; a Literal among the types of its constructor lists the values.
+        arguments: By name; those that are not the constructor's are ignored.
 
     Raises:
-        ValueError: A value is not one of those listed, or outside the range that `RANGES` has for its name.
+        ValueError: A value is not one of those listed, or outside the range in `RANGES`.
     """
     for name, hint in get_type_hints(network.__init__).items():  # type: ignore[misc] # of the class that is meant
         if name not in arguments:
@@ -49,8 +49,8 @@ def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={given!r} is {problem}")
 
 
-def scaled(channels: int, width: float) -> int:
-    """A hidden layer's channels at this width: at least one, and as published at width 1."""
+def scale_channels(channels: int, width: float) -> int:
+    """Return a hidden layer's number of channels at this width: at least one, and the published number at width 1."""
     return max(1, round(channels * width))
 
 
@@ -60,7 +60,7 @@ def promote(maps: Maps) -> Maps:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that says what to do where a batch holds one value a channel, whose variance is nothing."""
+    """Batch norm that raises a clear error where a batch has one value per channel, whose variance is 0."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() == input.shape[1]:
@@ -83,10 +83,10 @@ def conv_relu(
     groups: int = 1,
     relu: bool = True,
 ) -> "OrderedDict[str, nn.Module]":
-    """A convolution, batch norm if ``batch_norm`` names one, and ReLU, by their names.
+    """Return a convolution, batch norm if ``batch_norm`` names one, and ReLU, by their names.
 
-    It keeps height and width unless ``padding`` says otherwise. ``deconvolution`` takes a transposed convolution of
-    stride 1 instead, as DeconvNet's decoder does.
+    Height and width stay the same unless ``padding`` is given. With ``deconvolution`` the convolution is a transposed one of
+    stride 1, as in DeconvNet's decoder.
     """
     convolution = nn.ConvTranspose2d if deconvolution else nn.Conv2d
     padding = dilation * (kernel_size // 2) if padding is None else padding
@@ -99,8 +99,8 @@ def conv_relu(
     return layers
 
 
-def as_in_caffe(network: nn.Module) -> None:
-    """Give every batch norm the epsilon and the first shift that it has in the Caffe releases."""
+def use_caffe_batch_norm(network: nn.Module) -> None:
+    """Give every batch norm the epsilon and the initial shift of the Caffe releases."""
     for layer in network.modules():
         if isinstance(layer, BatchNorm):
             layer.eps = CAFFE_EPS
@@ -108,15 +108,15 @@ def as_in_caffe(network: nn.Module) -> None:
 
 
 class Upsample(nn.Module):
-    """Bilinear upsampling by exactly ``stride``, n cells to stride x n pixels; `crop` cuts what the image does not have.
+    """Bilinear upsampling by exactly ``stride``, n cells to stride x n pixels, which `crop` cuts to the image.
 
-    Interpolating to the image's size itself would stretch the maps whenever a pooling rounded up, and move every score away
-    from the pixels it was computed from.
+    Interpolation to the image's size would stretch the maps wherever a pooling rounded up, and shift every value from the
+    pixels it was computed from.
 
     Args:
-        stride: Pixels a cell.
-        corners: Whether a cell's score belongs to the first of its pixels, as after poolings of 3 x 3 with padding 1 or a
-            ResNet's strides, and not to the middle of them, as after poolings of 2 x 2.
+        stride: Pixels per cell.
+        corners: Whether a cell's value belongs to the first of its pixels, as after 3 x 3 poolings with padding 1 or a ResNet's
+            strides, or to the middle of them, as after 2 x 2 poolings.
     """
 
     def __init__(self, stride: int, corners: bool = False) -> None:
@@ -124,7 +124,7 @@ class Upsample(nn.Module):
         self.stride, self.corners = stride, corners
 
     def forward(self, maps: Maps) -> Maps:
-        if self.corners:  # the last cell is repeated, or the pixels after its first would have no right neighbour
+        if self.corners:  # the last cell is repeated: the pixels after its first need a right neighbour
             height, width = maps.shape[-2:]
             maps = F.pad(maps, (0, 1, 0, 1), mode="replicate")
             size = (self.stride * height + 1, self.stride * width + 1)
@@ -138,7 +138,7 @@ class Upsample(nn.Module):
 def bilinear_deconvolution(
     channels: int, kernel_size: int, stride: int, padding: int = 0, groups: int = 1
 ) -> nn.ConvTranspose2d:
-    """The Caffe releases' upsampling: a transposed convolution without bias that holds bilinear weights and never learns."""
+    """Return the upsampling of the Caffe releases: a transposed convolution with fixed bilinear weights and no bias."""
     layer = nn.ConvTranspose2d(channels, channels, kernel_size, stride, padding, groups=groups, bias=False)
     half = (kernel_size + 1) // 2
     centre = half - 1 if kernel_size % 2 else half - 0.5
@@ -151,10 +151,10 @@ def bilinear_deconvolution(
 
 
 class Unpool(nn.MaxUnpool2d):
-    """Undoes a pooling of 2 x 2: every value back to the place its maximum was taken from, zeros elsewhere.
+    """Unpooling of 2 x 2: every value returns to the position of its maximum, with zeros elsewhere.
 
-    torch's own unpooling refuses to run where deterministic algorithms are asked for. Windows do not overlap here, so
-    scattering gives the same, on any device and in any order.
+    torch's own unpooling fails if deterministic algorithms are required. Windows do not overlap here, so scatter gives the
+    same result on any device and in any order.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class Unpool(nn.MaxUnpool2d):
 
 
 class Scale(nn.Module):
-    """A fixed factor for each channel, as Caffe's Scale layer without its bias."""
+    """A fixed factor per channel: Caffe's Scale layer without bias."""
 
     def __init__(self, channels: int, factor: float) -> None:
         super().__init__()
@@ -180,27 +180,27 @@ class Scale(nn.Module):
 
 
 def crop(maps: Maps, offset: int, like: Tensor) -> Maps:
-    """The part of ``maps`` from (offset, offset) on, no higher and no wider than ``like``."""
+    """Return the part of ``maps`` from (offset, offset) on, no higher and no wider than ``like``."""
     height, width = like.shape[-2:]
     return maps[..., offset : offset + height, offset : offset + width]
 
 
 def reflect(image: Tensor, margin: int) -> Tensor:
-    """The image with a border of its own pixels, mirrored without repeating the edge; as often as a small image needs."""
+    """Return the image with a border reflected at its edges, without repeating them; several times if the image is small."""
     for axis in (2, 3):
-        image = image.index_select(axis, mirrored(image.shape[axis], margin).to(image.device))
+        image = image.index_select(axis, mirror_indices(image.shape[axis], margin).to(image.device))
     return image
 
 
-def mirrored(n: int, margin: int) -> Tensor:
-    """Which of n pixels stands at each of the n + 2 x margin places of a reflected row."""
-    place = torch.arange(-margin, n + margin, device="cpu")
-    period = place.new_full((), torch.sym_max(2 * (n - 1), 1))  # as tensor and maximum, which ONNX knows, and not as branch
-    return n - 1 - (place % period - (n - 1)).abs()
+def mirror_indices(n: int, margin: int) -> Tensor:
+    """Return the index among n pixels of each of the n + 2 margin pixels of a reflected row."""
+    position = torch.arange(-margin, n + margin, device="cpu")
+    period = position.new_full((), torch.sym_max(2 * (n - 1), 1))  # as tensor and maximum, which ONNX knows, and not as branch
+    return n - 1 - (position % period - (n - 1)).abs()
 
 
-def require(image: Tensor, least: int, network: str) -> None:
-    """Refuse an image whose sides are too short for convolutions that do not pad.
+def check_size(image: Tensor, least: int, network: str) -> None:
+    """Require an image that is large enough for convolutions that do not pad.
 
     Raises:
         UserError: A side has fewer than ``least`` pixels.
@@ -212,10 +212,10 @@ def require(image: Tensor, least: int, network: str) -> None:
         )
 
 
-def initialise(network: nn.Module, uniform: bool = False) -> None:
-    """Start every convolution from He's distribution (fan in; normal or ``uniform``) and every bias from zero.
+def initialize(network: nn.Module, uniform: bool = False) -> None:
+    """Initialize every convolution from He's distribution (fan in; normal or ``uniform``) and every bias to zero.
 
-    The published networks start from ImageNet's VGG-16 instead; this is the start of those that train from nothing.
+    The published networks start from ImageNet's VGG-16; this is for training from scratch.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

@@ -1,4 +1,4 @@
-"""ResNet, the other encoder of FCN and DilatedNet, with dilation in place of its last strides where asked.
+"""ResNet, the other encoder of FCN and DilatedNet, with an option for dilation instead of its last strides.
 
 He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385; dilated
 as in Yu, Koltun and Funkhouser, "Dilated Residual Networks", CVPR 2017, https://arxiv.org/abs/1705.09914 (their DRN-A).
@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import nn
 
-from dilated_seg.models.layers import BatchNorm, check_arguments, scaled
+from dilated_seg.models.layers import BatchNorm, check_arguments, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.tensors import Image, Maps
 
@@ -24,7 +24,7 @@ CHANNELS = (64, 128, 256, 512)
 
 
 class Encoder(nn.Module):
-    """ResNet without its classifier; gives the maps after its first pooling and each stage, five of them as VGG's.
+    """ResNet without its classifier; returns the maps of its first pooling and of each stage, five as VGG's.
 
     Args:
         depth: Layers, as Table 1 counts them; 50 and more have bottlenecks.
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         check_arguments(Encoder, locals())
         super().__init__()
         block: type[Basic] | type[Bottleneck] = Bottleneck if depth >= 50 else Basic
-        in_channels = scaled(64, width)
+        in_channels = scale_channels(64, width)
         self.conv1 = nn.Conv2d(3, in_channels, 7, 2, padding=3, bias=False)
         self.bn1 = BatchNorm(in_channels)
         self.relu = nn.ReLU(inplace=True)
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
             layers = []
             for i in range(blocks):
                 first = (step, before) if i == 0 else (1, dilation)
-                layers.append(block(in_channels, scaled(channels, width), *first, dilation))
+                layers.append(block(in_channels, scale_channels(channels, width), *first, dilation))
                 in_channels = layers[-1].out_channels
             self.add_module(f"layer{stage}", nn.Sequential(*layers))
             self.channels.append(in_channels)
@@ -71,9 +71,9 @@ class Encoder(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions and the way around them (Figure 5, left).
+    """Two 3x3 convolutions and a skip connection (Figure 5, left).
 
-    A stride that is gone dilates what comes after its convolution: that one itself still has the dilation ``before`` it.
+    Where a stride is replaced by dilation, its own convolution keeps the dilation ``before`` it; those after are dilated.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, before: int, dilation: int) -> None:
@@ -91,7 +91,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last to four times the channels, and the way around them (Figure 5, right)."""
+    """1x1, 3x3 and 1x1 convolutions, the last to four times the channels, and a skip connection (Figure 5, right)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, before: int, dilation: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The way around a block: nothing where sizes agree, else a 1x1 convolution."""
+    """Return the skip connection of a block: the identity where shapes agree, otherwise a 1x1 convolution."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm(out_channels))

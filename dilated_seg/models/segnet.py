@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Unpool, as_in_caffe, check_arguments, conv_relu, initialise, scaled
+from dilated_seg.models.layers import Unpool, check_arguments, conv_relu, initialize, scale_channels, use_caffe_batch_norm
 from dilated_seg.models.release import ENCODER_LAYERS, Release
 from dilated_seg.tensors import Image, Logits
 
@@ -54,15 +54,15 @@ class SegNet(nn.Module):
             self.unpools[f"upsample{stage}"] = Unpool()
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             last = vgg.VGG16[stage - 1][1]
-            for number, out_channels in zip(range(last, 0, -1), (scaled(c, width) for c in row), strict=False):
+            for number, out_channels in zip(range(last, 0, -1), (scale_channels(c, width) for c in row), strict=False):
                 name = f"conv{stage}_{number}_D"
                 layers |= conv_relu(name, in_channels, out_channels, batch_norm=f"{name}_bn")
                 in_channels = out_channels
             self.decoder.append(nn.Sequential(layers))
         self.conv1_1_D = nn.Conv2d(in_channels, num_classes, 3, padding=1)
-        initialise(self)
+        initialize(self)
         if form == "authors":
-            as_in_caffe(self)
+            use_caffe_batch_norm(self)
 
     def forward(self, image: Image) -> Logits:
         maps, pool_indices = image, []
@@ -93,7 +93,7 @@ class SegNetBasic(nn.Module):
     def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
         check_arguments(SegNetBasic, locals())
         super().__init__()
-        authors, channels = form == "authors", scaled(BASIC, width)
+        authors, channels = form == "authors", scale_channels(BASIC, width)
         self.norm = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0) if authors else nn.Identity()
         self.encoder, self.pools = nn.ModuleList(), nn.ModuleDict()
         for stage, in_channels in zip((1, 2, 3, 4), (3, channels, channels, channels), strict=True):
@@ -105,9 +105,9 @@ class SegNetBasic(nn.Module):
             self.unpools[f"upsample{name[-1]}"] = Unpool()
             self.decoder.append(nn.Sequential(conv_relu(name, channels, channels, 7, batch_norm=f"{name}_bn", relu=False)))
         self.conv_classifier = nn.Conv2d(channels, num_classes, 1)
-        initialise(self)
+        initialize(self)
         if authors:
-            as_in_caffe(self)
+            use_caffe_batch_norm(self)
 
     def forward(self, image: Image) -> Logits:
         maps, pool_indices = self.norm(image), []

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dilated_seg.errors import UserError
-from dilated_seg.models.layers import check_arguments, conv_relu, crop, initialise, scaled
+from dilated_seg.models.layers import check_arguments, conv_relu, crop, initialize, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.tensors import Maps, Planes
 
@@ -51,7 +51,7 @@ class UNet(nn.Module):
         super().__init__()
         self.valid, self.in_channels = form == "authors", in_channels
         padding = 0 if self.valid else 1
-        channels = [scaled(c, width) for c in LEVELS]
+        channels = [scale_channels(c, width) for c in LEVELS]
         self.down, self.pools, self.up = nn.ModuleList(), nn.ModuleDict(), nn.ModuleList()
         for level, (above, here) in enumerate(pairwise((in_channels, *channels))):
             if level:
@@ -67,11 +67,11 @@ class UNet(nn.Module):
             layers |= conv_relu(f"conv_u{level}c-d", here, here, padding=padding)
             self.up.append(Up(enlarge, nn.Sequential(layers), centred=self.valid))
         self.add_module("conv_u0d-score", nn.Conv2d(channels[0], num_classes, 1))
-        initialise(self)
+        initialize(self)
 
     def forward(self, image: Planes) -> Maps:
         if self.valid:
-            check_size(image)
+            check_valid_size(image)
         maps, skips = self.down[0](image), []
         for pool, stage in zip(self.pools.values(), self.down[1:], strict=True):
             skips.append(maps)
@@ -94,7 +94,7 @@ class Up(nn.Module):
         return self.join(torch.cat([crop(below, 0, skip), skip], dim=1))
 
 
-def check_size(image: torch.Tensor) -> None:
+def check_valid_size(image: torch.Tensor) -> None:
     """Require an image whose sides are even before each of the four unpadded poolings.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from dilated_seg.models.layers import conv_relu, scaled
+from dilated_seg.models.layers import conv_relu, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.tensors import Image, Maps
 
@@ -22,12 +22,12 @@ FC = 4096
 
 
 def pool2x2(stage: int, return_indices: bool = False) -> nn.Module:
-    """VGG's pooling, which rounds sizes up as Caffe does."""
+    """Return VGG's pooling, which rounds sizes up as Caffe does."""
     return nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=return_indices)
 
 
 class Encoder(nn.Module):
-    """Five stages of convolutions and their poolings, which differ from paper to paper; gives what each pooling gives.
+    """Five stages of convolutions and their poolings, which differ from paper to paper; returns the maps of each pooling.
 
     Args:
         width: Multiplies the channels.
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         pool: Makes the pooling after the stage of this number, 1 to 5.
         batch_norm: How the paper names its batch norms, with ``{}`` for the layer's number ("bn{}": bn1_1); none if empty.
         padding: Of every convolution; None keeps the size.
-        border: Padding of the very first convolution, if it is another.
+        border: Padding of the first convolution, if it differs.
     """
 
     indivisible: ClassVar[str] = ENCODER_LAYERS
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         border: int | None = None,
     ) -> None:
         super().__init__()
-        self.channels = [scaled(channels, width) for channels, _ in VGG16]
+        self.channels = [scale_channels(channels, width) for channels, _ in VGG16]
         self.stages, self.pools = nn.ModuleList(), nn.ModuleDict()
         in_channels = 3
         for stage, (out_channels, (_, convolutions)) in enumerate(zip(self.channels, VGG16, strict=True), start=1):
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 def classifier(
     pool5: int, fc: int, kernel_size: int, dilation: int, dropout: float, padding: int | None = None
 ) -> "OrderedDict[str, nn.Module]":
-    """fc6 and fc7 as convolutions, with dropout after each."""
+    """Return fc6 and fc7 as convolutions, with dropout after each."""
     return (
         conv_relu("fc6", pool5, fc, kernel_size, dilation, padding=padding)
         | OrderedDict(drop6=nn.Dropout(dropout))

@@ -189,14 +189,14 @@ def test_squares_hold_their_share_of_a_field():
 def test_pixels_are_of_all_classes_alike_and_of_all_images_that_have_them():
     masks = [np.full((20, 30), 255, dtype=np.uint8) for _ in range(3)]
     masks[0][:15], masks[1][:, :7], masks[1][3, 9:11], masks[2][5:] = 0, 0, 1, 2
-    image, row, column = grey.places(masks, 3, 60, 0)
+    image, row, column = grey.sample_pixels(masks, 3, 60, 0)
     truth = [masks[i][y, x] for i, y, x in zip(image, row, column, strict=True)]
     assert np.bincount(truth, minlength=3).tolist() == [20, 2, 20]  # there are two of the second
     assert np.bincount(image).tolist() == [10, 12, 20]
     assert len(set(zip(image, row, column, strict=True))) == 42
-    assert np.array_equal(grey.places(masks, 3, 60, 0), (image, row, column))
-    assert not np.array_equal(grey.places(masks, 3, 60, 1), (image, row, column))
-    assert {grey.places(masks[:2], 1, 1, seed)[0].item() for seed in range(9)} == {0, 1}
+    assert np.array_equal(grey.sample_pixels(masks, 3, 60, 0), (image, row, column))
+    assert not np.array_equal(grey.sample_pixels(masks, 3, 60, 1), (image, row, column))
+    assert {grey.sample_pixels(masks[:2], 1, 1, seed)[0].item() for seed in range(9)} == {0, 1}
 
 
 def far_sighted(distance, upright=False):

@@ -13,7 +13,7 @@ from torch import nn
 from dilated_seg import models
 from dilated_seg.__main__ import main
 from dilated_seg.errors import UserError
-from dilated_seg.export import hub
+from dilated_seg.export import agreement, hub
 from dilated_seg.export import program as exporting
 from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet, SegNet
@@ -125,9 +125,9 @@ def check_labels(files, folders, tmp_path, name, form):
         assert logits.argmax(1).unique().numel() > 1 or image.shape[-1] == 1
         other = torch.from_numpy(np.load(file + ".labels.npy")) != logits.argmax(1)
         best, second = logits.topk(2, 1).values.unbind(1)
-        assert other.double().mean() <= exporting.MOVED  # two programs round differently: classes may tie, maxima move
+        assert other.double().mean() <= agreement.MOVED  # two programs round differently: classes may tie, maxima move
         if name != "segnet":  # it has no unpooling
-            assert ((best - second)[other] <= exporting.TIE * logits.abs().max()).all()
+            assert ((best - second)[other] <= agreement.TIE * logits.abs().max()).all()
     assert "sky" in result.stdout and "0" * 64 in result.stdout and '"commit"' in result.stdout
     if form == "onnx":
         assert result.stdout.endswith("[['batch', 3, 'height', 'width']] False\n")
@@ -143,13 +143,13 @@ def test_a_fixed_size_is_the_only_one_that_a_file_takes(more_files):
 
 def test_what_gives_other_labels_is_refused(folders):
     plain = exporting.Plain(load(folders["reflected"]))
-    assert exporting.compare(plain, plain, exporting.CHECKED).endswith("the labels are torch's")
+    assert agreement.compare(plain, plain, agreement.CHECKED).endswith("the labels are torch's")
     with pytest.raises(UserError, match=r"labels .* pixels otherwise than torch: nothing is kept"):
-        exporting.compare(plain, lambda image: plain(image).roll(1, 1), exporting.CHECKED)
+        agreement.compare(plain, lambda image: plain(image).roll(1, 1), agreement.CHECKED)
     with pytest.raises(UserError, match=r"gives .* where torch gives"):
-        exporting.compare(plain, lambda image: plain(image)[..., 1:], exporting.CHECKED)
+        agreement.compare(plain, lambda image: plain(image)[..., 1:], agreement.CHECKED)
     with pytest.raises(UserError, match="does not run on 33 x 47"):
-        exporting.compare(plain, lambda image: plain.nothing(image), exporting.CHECKED)
+        agreement.compare(plain, lambda image: plain.nothing(image), agreement.CHECKED)
 
 
 class Tied(nn.Module):
@@ -164,9 +164,9 @@ class Tied(nn.Module):
 
 
 def test_classes_that_tie_may_be_told_apart_otherwise_and_are_counted():
-    assert exporting.compare(Tied(), Tied(1e-6), ((1, 9, 9),)).endswith("torch's, but for 81 where two classes tie")
+    assert agreement.compare(Tied(), Tied(1e-6), ((1, 9, 9),)).endswith("torch's, but for 81 where two classes tie")
     with pytest.raises(UserError, match="labels 81 of 81 pixels otherwise"):
-        exporting.compare(Tied(-1e-3), Tied(1e-6), ((1, 9, 9),))
+        agreement.compare(Tied(-1e-3), Tied(1e-6), ((1, 9, 9),))
 
 
 class Branching(nn.Module):
@@ -194,7 +194,7 @@ def test_a_file_that_fails_its_check_does_not_appear(folders, tmp_path, monkeypa
 
     monkeypatch.setattr(exporting, "write", write)
     with pytest.raises(UserError, match="labels otherwise"):
-        exporting.export(str(folders["segnet"]), "pt2", str(tmp_path / "x.pt2"))
+        exporting.export_network(str(folders["segnet"]), "pt2", str(tmp_path / "x.pt2"))
     assert not list(tmp_path.iterdir())
 
 
@@ -219,7 +219,7 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
 def test_onnx_says_what_to_install(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UserError, match="--format onnx needs onnxscript: pip install"):
-        exporting.export(str(folders["segnet"]), "onnx", str(tmp_path / "x.onnx"))
+        exporting.export_network(str(folders["segnet"]), "onnx", str(tmp_path / "x.onnx"))
 
 
 def test_a_saved_folder_gives_the_segmenter_back(folders, tmp_path):
@@ -242,12 +242,13 @@ def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
     built = ("SegNet", {"num_classes": 4, "width": 1 / 64})
     facts = {"checkpoint": "last.ckpt", "sha256": "ab" * 32, "step": 7, "evaluations": [record]}
     segmenter = Segmenter(SegNet(4, width=1 / 64), CLASSES, (0,) * 3, (1,) * 3, built=built, facts=facts, dataset="VOC")
-    card = hub.card(segmenter, "mine")
+    card = hub.format_card(segmenter, "mine")
     assert "license" not in card and "Licence: not stated" in card
     assert "| 87.8 | 92.0 | 80.0 | 83.3 | 100.0 | - |" in card
     assert "dataset: VOC; images: 3; checkpoint: last, step 7; in percent." in card
     assert "pipeline_tag: image-segmentation" in card and "ab" * 32 in card and "| 1 | road | #800000 |" in card
-    assert "\nlicense: mit\n" in hub.card(segmenter, "mine", "mit")
+    assert "metric" not in card.partition("model-index:")[0] and "value: 0.8783" in card
+    assert "\nlicense: mit\n" in hub.format_card(segmenter, "mine", "mit")
 
 
 @pytest.mark.parametrize(

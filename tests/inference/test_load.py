@@ -15,7 +15,7 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data import Shapes
 from dilated_seg.errors import UserError
 from dilated_seg.export import hub
-from dilated_seg.export.program import export
+from dilated_seg.export.program import export_network
 from dilated_seg.inference import load
 from dilated_seg.models import DilatedNet
 from dilated_seg.runs import Checkpoint
@@ -169,7 +169,7 @@ def test_a_crf_that_was_trained_with_the_network_goes_with_it(checkpoint, tmp_pa
     hub.save(segmenter, tmp_path / "saved")
     assert torch.equal(logits(load(tmp_path / "saved")), logits(segmenter))
     with pytest.raises(UserError, match="trained with a CRF"):
-        export(str(checkpoint), "onnx", str(tmp_path / "net.onnx"))
+        export_network(str(checkpoint), "onnx", str(tmp_path / "net.onnx"))
     rewrite_again = torch.load(checkpoint, weights_only=True)
     del rewrite_again["state_dict"]["model.crf.w1"]
     torch.save(rewrite_again, checkpoint)

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from dilated_seg.models import FCN, DeconvNet, DeepLabV1, FCDenseNet, SegNet, SegNetBasic, resnet
-from dilated_seg.models.layers import Unpool, Upsample, scaled
+from dilated_seg.models.layers import Unpool, Upsample, scale_channels
 from tests.support.tolerance import assert_equal_but_for_rounding
 
 
@@ -77,7 +77,7 @@ def test_deeplab_scores_have_the_released_sizes():
 
 
 def test_width_scales_hidden_layers_and_never_to_nothing():
-    assert [scaled(64, width) for width in (1, 0.5, 1 / 64, 1 / 1000)] == [64, 32, 1, 1]
+    assert [scale_channels(64, width) for width in (1, 0.5, 1 / 64, 1 / 1000)] == [64, 32, 1, 1]
 
 
 @pytest.mark.parametrize("depth", [18, 50])

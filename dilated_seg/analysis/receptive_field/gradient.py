@@ -1,8 +1,8 @@
-"""What a trained network looks at: how much each pixel of the image moves what it says of the pixel in the middle.
+"""Effective receptive fields of trained networks: the influence of each pixel on the prediction in the middle.
 
 Luo, Li, Urtasun and Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016,
-https://arxiv.org/abs/1701.04128. The field is that of the class which is predicted there, and not of the sum over classes:
-what all logits have in common moves no prediction.
+https://arxiv.org/abs/1701.04128. The field is that of the predicted class, not of the sum over classes: what all logits
+have in common changes no prediction.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHARES = (0.5, 0.9, 0.95)  # of a field, which a square around its middle may hold
+SHARES = (0.5, 0.9, 0.95)  # of a field, for which the side of the square around the middle is reported
 
 
 def effective(model: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> np.ndarray:
-    """The effective receptive field (H, W) of the middle pixel, float64, its sum 1; all 0 if no image has any influence.
+    """Return the effective receptive field (H, W) of the middle pixel, float64, of sum 1; all 0 without any influence.
 
-    Each place holds the mean over images of the gradient's absolute value, added up over red, green and blue. Images of unequal
-    size have their middle, pixel (H // 2, W // 2), in common.
+    It is the mean over images of the gradient's absolute value, summed over red, green and blue. Images of unequal size are
+    aligned at their middle, pixel (H // 2, W // 2).
 
     Args:
-        model: Takes plain RGB (1, 3, H, W), 0 to 255, and gives logits (1, C, H, W), as a `Segmenter`.
+        model: Maps plain RGB (1, 3, H, W), 0 to 255, to logits (1, C, H, W), as a `Segmenter`.
         images: Plain RGB (3, H, W), on the model's device.
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
@@ -34,7 +34,7 @@ def effective(model: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> np
 
 
 def influence(model: Callable[[Tensor], Tensor], image: Tensor) -> np.ndarray:
-    """How much each pixel (H, W) moves the logit of the class that is predicted in the middle."""
+    """Return the gradient of the middle's largest logit with respect to each pixel (H, W)."""
     _, height, width = image.shape
     pixels = image[None].float().requires_grad_()
     logit = model(pixels)[0, :, height // 2, width // 2].max()
@@ -43,7 +43,7 @@ def influence(model: Callable[[Tensor], Tensor], image: Tensor) -> np.ndarray:
 
 
 def within(field: np.ndarray) -> np.ndarray:
-    """The part of a field no farther from its middle than 0, 1, 2, ... pixels, the larger of rows and columns."""
+    """Return the sum of a field within 0, 1, 2, ... pixels of its middle (chessboard distance)."""
     height, width = field.shape
     rows, columns = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
     distance = np.maximum(rows[:, None], columns[None, :])
@@ -51,6 +51,6 @@ def within(field: np.ndarray) -> np.ndarray:
 
 
 def side_of(field: np.ndarray, share: float) -> int | None:
-    """Side of the square around the middle that holds this share of a field; None if there is nothing to hold."""
-    held = within(field)
-    return 2 * int(np.argmax(held >= share * held[-1])) + 1 if held[-1] > 0 else None
+    """Return the side of the square around the middle that holds this share of a field; None if the field is 0."""
+    sums = within(field)
+    return 2 * int(np.argmax(sums >= share * sums[-1])) + 1 if sums[-1] > 0 else None

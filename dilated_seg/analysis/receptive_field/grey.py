@@ -1,4 +1,4 @@
-"""What context buys: how a trained network does at some pixels when it sees no farther than so far around them."""
+"""The benefit of context: the predictions of a trained network at some pixels when the image beyond a radius is grey."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from torch import Tensor
 from dilated_seg.models.segmenter import Segmenter
 
 RADII = (4, 8, 16, 32, 64, 128, 256, None)  # pixels to each side; None is the whole image
-AT_ONCE = 400_000  # pixels of all images that go through the network together
+MAX_PIXELS = 400_000  # of all images of a batch
 
 
 @dataclass(frozen=True)
 class Context:
-    """The class predicted at each of n pixels when only the square of each radius around it is seen.
+    """The class predicted at each of n pixels when only the square of each radius around it is visible.
 
-    Pixels are the same for all networks, so that two of them can be compared pixel by pixel, and image by image.
+    The pixels are the same for all networks, so that two networks can be compared pixel by pixel, and image by image.
 
     Args:
         ids: The names of the images.
-        image: Of each pixel, the place of its image among them (n,).
+        image: Of each pixel, the index of its image among them (n,).
         row: Of each pixel, from the top (n,).
         column: Of each pixel, from the left (n,).
         truth: The class of each pixel (n,).
-        radii: How far from the pixel the image is seen, rows or columns, the rest being grey; None: all of it.
-        predicted: The class of each pixel as predicted, for each radius (n, radii).
+        radii: Distance from the pixel, in rows and in columns, beyond which the image is grey; None for the whole image.
+        predicted: The predicted class of each pixel, for each radius (n, radii).
     """
 
     ids: Sequence[str]
@@ -39,13 +39,10 @@ class Context:
     predicted: np.ndarray
 
     def accuracy(self, classes: Sequence[int] | None = None) -> np.ndarray:
-        """The part of the pixels that is predicted right, for each radius; of these true classes alone, or of all.
-
-        NaN if there is no such pixel.
-        """
-        chosen = np.ones(len(self.truth), bool) if classes is None else np.isin(self.truth, classes)
-        right = (self.predicted == self.truth[:, None])[chosen]
-        return right.mean(0) if len(right) else np.full(len(self.radii), np.nan)
+        """Return the accuracy for each radius, of the pixels of these true classes or of all; NaN if there are none."""
+        selected = np.ones(len(self.truth), bool) if classes is None else np.isin(self.truth, classes)
+        correct = (self.predicted == self.truth[:, None])[selected]
+        return correct.mean(0) if len(correct) else np.full(len(self.radii), np.nan)
 
 
 def context(
@@ -55,47 +52,49 @@ def context(
     pixels: int = 256,
     seed: int = 0,
 ) -> Context:
-    """Ask a network for the classes of some pixels, seeing less and less around them; the rest is the grey of its mean.
+    """Predict the classes of some pixels with less and less of the image around them; the rest has the network's mean color.
 
-    After normalisation that grey is 0, as what convolutions pad with.
+    After normalization that color is 0, the value that convolutions pad with.
 
     Args:
         model: In evaluation mode, on the device to compute on.
         samples: ``image`` (3, H, W), ``mask`` (H, W) and ``id`` of each image.
         radii: See `Context`.
-        pixels: How many in all, in equal parts of every class, in equal parts of every image that has it; fewer if a class has
-            too few.
-        seed: Of the choice of pixels, which depends on nothing else but the masks.
+        pixels: Number of pixels, equally many of each class, and of a class equally many of each image that has it; fewer if
+            a class has too few.
+        seed: Of the choice of pixels, which depends on the masks only.
     """
     masks = [torch.as_tensor(sample["mask"]).cpu().numpy() for sample in samples]
-    image, row, column = places(masks, len(model.classes), pixels, seed)
+    image, row, column = sample_pixels(masks, len(model.classes), pixels, seed)
     truth = np.array([masks[i][y, x] for i, y, x in zip(image, row, column, strict=True)], dtype=np.int64)
     predicted = np.empty((len(image), len(radii)), dtype=np.int64)
     with torch.inference_mode():
         for number, sample in enumerate(samples):
-            own = np.flatnonzero(image == number)
-            if len(own):
-                picture = torch.as_tensor(sample["image"]).to(model.mean.device).float()
-                predicted[own] = at_places(model, picture, row[own], column[own], radii)
+            selected = np.flatnonzero(image == number)
+            if len(selected):
+                pixels_of_image = torch.as_tensor(sample["image"]).to(model.mean.device).float()
+                predicted[selected] = predict_within(model, pixels_of_image, row[selected], column[selected], radii)
     return Context([sample["id"] for sample in samples], image, row, column, truth, tuple(radii), predicted)
 
 
-def places(masks: Sequence[np.ndarray], num_classes: int, pixels: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, row and column of pixels drawn from all classes alike, and for each class from all images alike that have it."""
+def sample_pixels(
+    masks: Sequence[np.ndarray], num_classes: int, pixels: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return image, row and column of pixels, equally many of each class, and of a class equally many of each image."""
     counts = np.array([np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks])
     drawn = []
     for k in range(num_classes):
-        shares = dealt(counts[:, k], pixels // num_classes, np.random.default_rng([seed, k]))
+        shares = allocate_evenly(counts[:, k], pixels // num_classes, np.random.default_rng([seed, k]))
         for number in np.flatnonzero(shares).tolist():
             rng = np.random.default_rng([seed, k, number])
             at = np.sort(rng.choice(np.flatnonzero(masks[number] == k), shares[number], replace=False))
             drawn += [(number, *divmod(place, masks[number].shape[1])) for place in at.tolist()]
-    found = np.array(sorted(drawn), dtype=np.int64).reshape(-1, 3)
-    return found[:, 0], found[:, 1], found[:, 2]
+    image, row, column = np.array(sorted(drawn), dtype=np.int64).reshape(-1, 3).T
+    return image, row, column
 
 
-def dealt(available: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """How many to take of each, one in turn from those that have any left, in an order drawn at random."""
+def allocate_evenly(available: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how many to take of each, in rounds of one of each that has any left, in random order."""
     shares = np.zeros_like(available)
     while wanted > 0 and len(left := rng.permutation(np.flatnonzero(shares < available))):
         shares[left[:wanted]] += 1
@@ -103,28 +102,28 @@ def dealt(available: np.ndarray, wanted: int, rng: np.random.Generator) -> np.nd
     return shares
 
 
-def at_places(
-    model: Segmenter, picture: Tensor, row: np.ndarray, column: np.ndarray, radii: Sequence[int | None]
+def predict_within(
+    model: Segmenter, image: Tensor, row: np.ndarray, column: np.ndarray, radii: Sequence[int | None]
 ) -> np.ndarray:
-    """The classes predicted at places of one picture (3, H, W), for each radius (places, radii)."""
-    _, height, width = picture.shape
-    whole = model(picture[None])[0].argmax(0).cpu().numpy()
+    """Return the predicted classes at n pixels of one image (3, H, W), for each radius (n, radii)."""
+    _, height, width = image.shape
+    whole = model(image[None])[0].argmax(0).cpu().numpy()
     predicted = np.repeat(whole[row, column][:, None], len(radii), axis=1)
     reach = np.array([-1 if r is None else r for r in radii])
     farthest = np.maximum.reduce([row, column, height - 1 - row, width - 1 - column])
     views = np.argwhere((reach >= 0) & (farthest[:, None] > reach))
-    most = max(1, AT_ONCE // (height * width))
+    most = max(1, MAX_PIXELS // (height * width))
     for start in range(0, len(views), most):
         which, how = views[start : start + most].T
-        y, x, radius = (torch.as_tensor(at, device=picture.device) for at in (row[which], column[which], reach[how]))
-        logits = model(greyed(picture, y, x, radius, model.mean))
-        predicted[which, how] = logits[torch.arange(len(which), device=picture.device), :, y, x].argmax(1).cpu().numpy()
+        y, x, radius = (torch.as_tensor(values, device=image.device) for values in (row[which], column[which], reach[how]))
+        logits = model(fill_beyond(image, y, x, radius, model.mean))
+        predicted[which, how] = logits[torch.arange(len(which), device=image.device), :, y, x].argmax(1).cpu().numpy()
     return predicted
 
 
-def greyed(picture: Tensor, row: Tensor, column: Tensor, radius: Tensor, grey: Tensor) -> Tensor:
-    """A copy of the picture for each place (n, 3, H, W), seen within its radius and grey elsewhere."""
-    _, height, width = picture.shape
-    near = (torch.arange(height, device=picture.device) - row[:, None]).abs() <= radius[:, None]
-    beside = (torch.arange(width, device=picture.device) - column[:, None]).abs() <= radius[:, None]
-    return torch.where((near[:, :, None] & beside[:, None, :])[:, None], picture, grey)
+def fill_beyond(image: Tensor, row: Tensor, column: Tensor, radius: Tensor, color: Tensor) -> Tensor:
+    """Return a copy of the image for each of n pixels (n, 3, H, W), with one color beyond the radius around the pixel."""
+    _, height, width = image.shape
+    rows = (torch.arange(height, device=image.device) - row[:, None]).abs() <= radius[:, None]
+    columns = (torch.arange(width, device=image.device) - column[:, None]).abs() <= radius[:, None]
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], image, color)

@@ -1,4 +1,4 @@
-"""What a network can see: how large a layer's receptive fields are, how far apart, and where in the image they lie.
+"""Theoretical receptive fields: their size, their stride and their center in the image, by layer.
 
 Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019,
 https://distill.pub/2019/computing-receptive-fields.
@@ -18,7 +18,7 @@ WIDEST = 40_000
 
 
 def widths() -> Iterator[int]:
-    """Widths of images to try, narrow ones first, until no field in the middle of a map meets an edge."""
+    """Yield widths of images to try, narrow ones first, until no field in the middle of a map meets an edge."""
     wide = WIDE
     while wide < WIDEST:
         yield wide
@@ -26,7 +26,7 @@ def widths() -> Iterator[int]:
 
 
 def side(field: Field) -> int | None:
-    """The receptive field: how many image columns the middle columns of a map see; None if the image's edge hides it."""
+    """Return the receptive field of a map's middle: its number of image columns; None if the image is too narrow for it."""
     n = len(field[0])
     middle = slice(n // 3, max(n // 3 + 1, n - n // 3))
     first, last = field[0][middle], field[1][middle]
@@ -42,34 +42,40 @@ def format_side(side: int | None) -> str:
 
 
 def stride(field: Field) -> float | None:
-    """Image columns a column of a map, in its middle; None if the map is too narrow to have one."""
+    """Return the stride of a map's middle, in image columns a column; None if the map is too narrow."""
     step = line(field)
     return None if step is None else round(step[1], 2)
 
 
 def centre(field: Field) -> float | None:
-    """The image column, counted from 0, in the middle of what the first column of a map would see in a larger image.
+    """Return the center of the receptive field of a map's first column in a larger image, as an image column from 0.
 
-    That of column i is ``centre + i * stride``; where columns are not alike, as behind an unpooling, it is so on average.
+    That of column i is ``centre + i * stride``; where columns differ, as after an unpooling, this holds on average.
     """
     step = line(field)
     return None if step is None else round(step[0], 2)
 
 
 def line(field: Field) -> tuple[float, float] | None:
-    """Start and slope of the middles of all fields, from a whole number of any pooling's periods in the map's middle."""
+    """Return start and slope of the line through the centers of the fields, fitted to the middle third of a map.
+
+    After an unpooling, centers repeat with a period of 2, 4, 8, ... columns. The fit uses the largest power of two below the
+    third, which is a whole number of any such period.
+    """
     n = len(field[0])
     if n < 6:
         return None
-    a, span = n // 3, 1 << (n // 3 - 1).bit_length() - 1
-    at = np.arange(a, a + span)
-    middles = (field[0] + field[1]) / 2
-    slope = float(middles[a + span] - middles[a]) / span
-    return float((middles[at] - slope * at).mean()), slope
+    first, columns = n // 3, 1
+    while 2 * columns < n // 3:
+        columns *= 2
+    x = np.arange(first, first + columns)
+    centers = (field[0] + field[1]) / 2
+    slope = float(centers[first + columns] - centers[first]) / columns
+    return float((centers[x] - slope * x).mean()), slope
 
 
 def of_logits(net: nn.Module, width: int) -> Field:
-    """What each column of the logits sees of an image of this width."""
+    """Return the field of the logits in an image of this width."""
     image = torch.empty(1, 3, width, width, device="meta")
     with torch.no_grad(), Trace(image) as trace:
         logits = copy.deepcopy(net).to("meta")(image)
@@ -78,12 +84,12 @@ def of_logits(net: nn.Module, width: int) -> Field:
 
 
 def logits_side(net: nn.Module) -> int | None:
-    """The receptive field of the logits, their upsampling included; None if it is larger than any image that was tried."""
+    """Return the receptive field of the logits, with their upsampling; None if it is larger than every image tried."""
     return next((found for wide in widths() if (found := side(of_logits(net, wide))) is not None), None)
 
 
 def logits_box(net: nn.Module, height: int, width: int) -> tuple[int, int, int, int]:
-    """First and last row, first and last column that the logits in the middle of an image of this size depend on."""
+    """Return the first and last row, first and last column that the logits in the middle of an image depend on."""
     (top, bottom), (left, right) = (
         (int(field[0][n // 2]), int(field[1][n // 2])) for n in (height, width) for field in [of_logits(net, n)]
     )

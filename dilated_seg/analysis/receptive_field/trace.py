@@ -1,8 +1,8 @@
-"""What each position of a map sees of the image, found by following every operation of a network's forward pass.
+"""The receptive field of each position of a map, found by following every operation of a network's forward pass.
 
-Nothing is computed: tensors are on the "meta" device, which has shapes and no numbers. Along the image's width, each map keeps
-the first and the last image column that each of its own columns depends on; an operation combines these as it combines values.
-Networks have square kernels, so heights are the same.
+Nothing is computed: tensors are on the "meta" device, which has shapes only. Along the image's width, the first and the last
+image column that each column of a map depends on are kept; an operation combines these as it combines values. Networks have
+square kernels, so heights are the same.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from dilated_seg.models.layers import mirrored
+from dilated_seg.models.layers import mirror_indices
 from dilated_seg.models.torch_internals import TorchDispatchMode
 
-NOTHING = (1 << 60, -(1 << 60))  # first and last column of a place that sees none
+NOTHING = (1 << 60, -(1 << 60))  # first and last column of a place that depends on none
 Field = tuple[np.ndarray, np.ndarray]  # of each column of a map: first and last column of the image that it depends on
 
 aten = torch.ops.aten
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, follows receptive fields, multiply-adds and new memory; ``fields`` is filled for the given image.
+    """While active, follows the receptive fields of all maps that depend on an image, multiply-adds and new memory.
 
     Multiply-adds count the taps of convolutions, those in the padding too.
     """
@@ -31,15 +30,16 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         columns = np.arange(image.shape[-1])
+        # Tensors and storages by id, which stays theirs as long as they are kept.
+        self._kept: list[Any] = [image]
         self._fields: dict[int, Field] = {id(image): (columns, columns)}
-        self._kept: list[Any] = [image]  # so that no address is used twice
-        self._storages = {StorageWeakRef(image.untyped_storage())}  # type: ignore[no-untyped-call]
-        self._windows: dict[int, tuple[int, int, int]] = {}
+        self._storages = {id(image.untyped_storage()): image.untyped_storage()}
+        self._windows: dict[int, tuple[int, int, int]] = {}  # kernel, stride, padding of each pooling, by its outputs
         self.multiply_adds = 0
         self.bytes = 0
 
     def field(self, maps: Tensor) -> Field | None:
-        """First and last image column that each column of ``maps`` depends on; None if it was not followed here."""
+        """Return the first and last image column that each column of ``maps`` depends on; None if it depends on none."""
         return self._fields.get(id(maps))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
@@ -57,14 +57,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for out in outputs:
             if field is not None:
                 self._fields[id(out)] = field
-            storage = StorageWeakRef(out.untyped_storage())  # type: ignore[no-untyped-call]
-            if field is not None and storage not in self._storages:
-                self._storages.add(storage)
+            storage = out.untyped_storage()
+            if field is not None and id(storage) not in self._storages:
+                self._storages[id(storage)] = storage
                 self.bytes += out.numel() * out.element_size()
         return result
 
     def _union(self, args: Any, width: int) -> Field | None:  # noqa: ANN401
-        """An operation that leaves columns where they are sees what its inputs see."""
+        """Return the field of an operation on columns in place: all that its inputs depend on."""
         flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
         fields = [self._fields[id(a)] for a in flat if isinstance(a, Tensor) and id(a) in self._fields and a.shape[-1] == width]
         if not fields:
@@ -73,24 +73,24 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def gather(field: Field, indices: np.ndarray) -> Field:
-    """What each output column sees of those of ``field`` that it takes: ``indices`` (outputs, taps), -1 for none."""
+    """Return the field of outputs that each combine some columns: ``indices`` (outputs, taps), -1 for none."""
     first, last = (np.append(side, nothing) for side, nothing in zip(field, NOTHING, strict=True))
     return first[indices].min(1), last[indices].max(1)
 
 
 def windows(n: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> np.ndarray:
-    """The columns of n that each output of a convolution or a pooling takes (outputs, kernel)."""
+    """Return the columns of n that each output of a convolution or a pooling combines (outputs, kernel)."""
     taken = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
     return np.where((taken >= 0) & (taken < n), taken, -1)
 
 
 def last(numbers: Any) -> int:  # noqa: ANN401
-    """Of a number for height and one for width, the latter."""
+    """Return the value for the width, of one value or of one for height and one for width."""
     return int(numbers[-1] if isinstance(numbers, list | tuple) else numbers)
 
 
 def convolution(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """An output column sees its taps; transposed, those cells whose kernels reach it."""
+    """An output column depends on its taps; transposed, on the cells whose kernels reach it."""
     maps, weight, _, stride, padding, dilation, transposed, _, _ = args
     taps, n, out = weight[0].numel(), maps.shape[-1], outputs[0].shape[-1]
     trace.multiply_adds += (maps if transposed else outputs[0])[0].numel() * taps
@@ -102,7 +102,7 @@ def convolution(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -
 
 
 def pooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """An output column sees its window, whichever of it is the largest."""
+    """An output column depends on its window, whichever value is the largest."""
     kernel = last(args[1])
     stride = last(args[2]) if len(args) > 2 and args[2] else kernel
     padding = last(args[3]) if len(args) > 3 else 0
@@ -112,7 +112,7 @@ def pooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def unpooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """A column sees the cells whose window it lies in: it holds one's value or nothing."""
+    """A column depends on the cells whose windows contain it: it holds the value of one of them or 0."""
     maps, indices = args[0], args[1]
     kernel, stride, padding = trace._windows[id(indices)]
     at = np.arange(outputs[0].shape[-1])[:, None] + padding - np.arange(kernel)[None, :]
@@ -121,7 +121,7 @@ def unpooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> 
 
 
 def bilinear(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """A column sees the one or two cells between which it lies."""
+    """A column depends on the one or two cells around it."""
     n, out = args[0].shape[-1], outputs[0].shape[-1]
     at = np.arange(out)
     aligned = args[2]
@@ -132,7 +132,7 @@ def bilinear(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> F
 
 
 def slicing(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Columns that are cut off are gone."""
+    """Columns that are cropped are gone."""
     maps, dim, start, end, step = list(args) + [0, None, None, 1][len(args) - 1 :]
     if dim % maps.dim() != maps.dim() - 1:
         return source
@@ -140,7 +140,7 @@ def slicing(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def padding(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Zeros see nothing; a repeated edge sees what the edge sees."""
+    """Zeros depend on nothing; a replicated edge on what the edge depends on."""
     left, right = args[1][0], args[1][1]
     n = args[0].shape[-1]
     at = np.arange(-left, n + right)
@@ -149,12 +149,12 @@ def padding(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def selection(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """A mirrored column sees what its original sees."""
+    """A mirror_indices column depends on what its original depends on."""
     maps, dim = args[0], args[1]
     if dim % maps.dim() != maps.dim() - 1:
         return source
     margin = (outputs[0].shape[-1] - maps.shape[-1]) // 2  # networks select rows and columns only to reflect their image
-    return gather(source, mirrored(maps.shape[-1], margin).numpy()[:, None])
+    return gather(source, mirror_indices(maps.shape[-1], margin).numpy()[:, None])
 
 
 FOLLOW: dict[Any, Callable[[Trace, Field, Any, list[Tensor]], Field]] = {

@@ -6,13 +6,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from shutil import copyfileobj
 from typing import Any
 
 from dilated_seg.errors import UserError, format_error
-from dilated_seg.storage import digest
+from dilated_seg.storage import digest, download
 
 Member = tuple[str, int, Callable[[], Any]]  # a file's name, its bytes, and how to open it
 
@@ -38,29 +37,21 @@ SBD = (
 
 
 def fetch(file: str, checksum: str, urls: tuple[str, ...], folder: Path) -> Path:
-    """Download a file from the first place that has it, unless it is there already.
+    """Download a file from the first address that has it, unless it is there already.
 
     Raises:
-        UserError: No place gave the file that the checksum is of.
+        UserError: No address gave the file with this checksum.
     """
-    from torchvision.datasets.utils import download_url
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target, unfinished = folder / file, folder / f"{file}.partial"
+    target = folder / file
     if target.is_file() and digest(target) == checksum:
         return target
     problems = []
     for url in urls:
         try:
-            download_url(url, folder, unfinished.name)
-            if (found := digest(unfinished)) != checksum:
-                raise OSError(f"it is another file, SHA-256 {found}")
-        except (OSError, HTTPException, RuntimeError) as error:
-            problems.append(f"{url}: {format_error(error)}")
-            unfinished.unlink(missing_ok=True)
-        else:
-            unfinished.replace(target)
+            download(url, target, checksum)
             return target
+        except OSError as error:
+            problems.append(f"{url}: {error}")
     raise UserError(f"{file} could not be downloaded ({'; '.join(problems)}): put it into {folder} yourself")
 
 
