@@ -1,8 +1,9 @@
-"""Reads .caffemodel files without Caffe: a protocol buffer (``NetParameter`` of caffe.proto), taken apart field by field.
+"""Read .caffemodel files without Caffe: a protocol buffer, ``NetParameter`` of caffe.proto, field by field.
 
-Layers are in field 2 (V1, up to 2014) or 100 (V2), their blobs with four sizes of old or with a ``BlobShape``. Lengths are
-believed only as far as the file reaches, and names, sizes and blobs are limited: whatever a file holds, reading it takes at
-most 4 times its size in memory, and 1 MiB.
+Layers are in field 2 (V1, up to 2014) or 100 (V2); their blobs have four sizes (V1) or a ``BlobShape``. A message is a sequence
+of fields: a varint ``number << 3 | wire type``, then a varint (type 0), 8 or 4 bytes (types 1 and 5), or a length and as many
+bytes (type 2). Lengths are checked against the file and names, shapes and blobs are limited: whatever a file holds, reading it
+takes at most 4 times its size in memory, and 1 MiB.
 """
 
 import math
@@ -23,16 +24,16 @@ LAYER_FIELDS = {V1_LAYERS: (4, 6), V2_LAYERS: (1, 7)}  # name, blobs
 V0_LAYER = 1
 LEGACY_SIZES, DATA, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
 
-DIMENSIONS = 32  # of a blob; Caffe's own limit
-NAME_BYTES = 1000
-BLOBS, BYTES_A_BLOB = 500, 2000  # the first few are free; each of the others has so many bytes of the file to itself
+MAX_DIMENSIONS = 32  # of a blob; Caffe's own limit
+MAX_NAME_BYTES = 1000
+MAX_BLOBS, BYTES_PER_BLOB = 500, 2000  # a file may have 500 blobs, and one more for every 2000 bytes
 
 
 def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:
-    """The blobs of a .caffemodel of either form by layer, numbered "0", "1", ...
+    """Return the blobs of a .caffemodel of either form by layer, numbered "0", "1", ...
 
     Raises:
-        CorruptError: The file is damaged, empty, or something else.
+        CorruptError: The file is damaged, empty, or of another format.
     """
     if not os.fstat(file.fileno()).st_size:
         raise CorruptError("is empty")
@@ -40,11 +41,11 @@ def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:
     count = 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as content:
         try:
-            for number, _, start, end in fields(content, 0, len(content)):
+            for number, _, start, end in iterate_fields(content, 0, len(content)):
                 if number not in LAYER_FIELDS:
                     continue
-                left = BLOBS + len(content) // BYTES_A_BLOB - count
-                name, blobs = layer(content, start, end, *LAYER_FIELDS[number], left)
+                limit = MAX_BLOBS + len(content) // BYTES_PER_BLOB - count
+                name, blobs = read_layer(content, start, end, *LAYER_FIELDS[number], limit)
                 count += len(blobs)
                 if name in layers and blobs:
                     raise CorruptError(f"has two layers named {name}")
@@ -57,26 +58,26 @@ def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def fields(content: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """A protocol buffer message's fields: number, wire type, where the value starts and ends; of varints value and 0."""
+def iterate_fields(content: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the fields of a message: number, wire type, start and end of the value; of varints the value and 0."""
     while at < end:
-        tag, at = varint(content, at, end)
+        tag, at = read_varint(content, at, end)
         number, wire = tag >> 3, tag & 7
         if wire == 0:
-            value, at = varint(content, at, end)
+            value, at = read_varint(content, at, end)
             yield number, wire, value, 0
             continue
         size = {1: 8, 5: 4}.get(wire)
         if wire == 2:
-            size, at = varint(content, at, end)
+            size, at = read_varint(content, at, end)
         if size is None or number == 0 or size > end - at:
             raise CorruptError(f"is damaged or no Caffe model: what stands at byte {at:,} does not fit into it")
         yield number, wire, at, at + size
         at += size
 
 
-def varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
-    """A protocol buffer's integer of up to ten bytes, and where it ends."""
+def read_varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
+    """Return an integer of up to ten bytes, the lowest 7 bits first, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:
@@ -89,39 +90,41 @@ def varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
     raise CorruptError(f"is damaged or no Caffe model: the number at byte {at:,} has no end")
 
 
-def layer(content: memoryview, start: int, end: int, name_field: int, blob_field: int, most: int) -> tuple[str, list[Tensor]]:
-    """A layer's name and blobs, at most so many."""
+def read_layer(
+    content: memoryview, start: int, end: int, name_field: int, blob_field: int, limit: int
+) -> tuple[str, list[Tensor]]:
+    """Return a layer's name and its blobs, at most ``limit``."""
     name, blobs = "", list[Tensor]()
-    for number, wire, a, b in fields(content, start, end):
+    for number, wire, a, b in iterate_fields(content, start, end):
         if wire == 2 and number == name_field:
-            if b - a > NAME_BYTES:
+            if b - a > MAX_NAME_BYTES:
                 raise CorruptError(f"is damaged or no Caffe model: a layer's name has {b - a:,} bytes")
             name = bytes(content[a:b]).decode()
         elif wire == 2 and number == blob_field:
-            if len(blobs) == most:
+            if len(blobs) == limit:
                 raise CorruptError("is damaged or no Caffe model: it holds more blobs than a file of its size")
-            blobs.append(blob(content, a, b, name))
+            blobs.append(read_blob(content, a, b, name))
         elif wire == 2 and number == V0_LAYER and blob_field == LAYER_FIELDS[V1_LAYERS][1]:
             raise CorruptError("is in Caffe's first form (2013): bring it up to date with upgrade_net_proto_binary")
     return name, blobs
 
 
-def blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
-    """A blob's numbers in its shape: BlobShape, or the four sizes of old."""
+def read_blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
+    """Return a blob in its shape: a BlobShape, or the four sizes of V1."""
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
     numbers = bytearray()
-    for number, wire, a, b in fields(content, start, end):
+    for number, wire, a, b in iterate_fields(content, start, end):
         if number in LEGACY_SIZES and wire == 0:
             legacy[number] = a
         elif number == SHAPE and wire == 2:
-            shape = sizes(content, a, b, name)
+            shape = read_shape(content, a, b, name)
         elif number in (DATA, DOUBLES) and wire == 2 and (b - a) % (4 if number == DATA else 8):
             raise CorruptError(f"is damaged: a blob of layer {name} ends in the middle of a number")
         elif number == DATA and wire in (2, 5):
             numbers += content[a:b]
         elif number == DOUBLES and wire == 2:
-            with np.errstate(all="ignore"):  # what is too large for single precision is infinite
+            with np.errstate(all="ignore"):  # values too large for float32 become infinite
                 numbers += np.frombuffer(content[a:b], "<f8").astype("<f4").tobytes()
     values = np.frombuffer(numbers, "<f4").astype(np.float32, copy=False)
     if shape is None:
@@ -131,15 +134,15 @@ def blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
     return torch.from_numpy(values).reshape(shape)
 
 
-def sizes(content: memoryview, start: int, end: int, name: str) -> list[int]:
-    """The sizes of a BlobShape, packed or one by one."""
-    found: list[int] = []
-    for number, wire, a, b in fields(content, start, end):
+def read_shape(content: memoryview, start: int, end: int, name: str) -> list[int]:
+    """Return the sizes of a BlobShape, packed or one by one."""
+    shape: list[int] = []
+    for number, wire, a, b in iterate_fields(content, start, end):
         if number == 1 and wire == 0:
-            found.append(a)
-        while number == 1 and wire == 2 and a < b and len(found) <= DIMENSIONS:
-            value, a = varint(content, a, b)
-            found.append(value)
-        if len(found) > DIMENSIONS:
-            raise CorruptError(f"is damaged: a blob of layer {name} says it has more than {DIMENSIONS} sizes")
-    return found
+            shape.append(a)
+        while number == 1 and wire == 2 and a < b and len(shape) <= MAX_DIMENSIONS:
+            value, a = read_varint(content, a, b)
+            shape.append(value)
+        if len(shape) > MAX_DIMENSIONS:
+            raise CorruptError(f"is damaged: a blob of layer {name} says it has more than {MAX_DIMENSIONS} sizes")
+    return shape
