@@ -1,12 +1,12 @@
-"""DeconvNet: all of VGG-16 down to one cell of 4096 channels, and the same way back by unpooling and deconvolution.
+"""DeconvNet: all of VGG-16 down to one cell of 4096 channels, then its mirror image of unpooling and deconvolution.
 
 Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015, https://arxiv.org/abs/1505.04366.
 
-``form="authors"`` is the released network: fc6 and its deconvolution pad by nothing, so that 7 x 7 cells shrink to one and
-back, and batch norm's epsilon is 1e-9; it takes images from 193 x 193 pixels on, and was trained on 224 x 224. The
-deconvolutions and the scores start from a normal distribution (0.01), as in the release. ``form="any_size"`` pads both by
-3, with torch's epsilon of 1e-5, and starts as He et al. do. In both, evaluation takes running averages, where the authors
-collect the statistics in a pass of their own over the training set.
+``form="authors"`` is the released network: fc6 and its deconvolution do not pad, so that 7 x 7 cells become one and 7 x 7
+again, and batch norm's epsilon is 1e-9; it takes images of at least 193 x 193 pixels, and was trained on 224 x 224. The
+deconvolutions and the scores are initialized from a normal distribution (0.01). ``form="any_size"`` pads both by 3, with
+torch's epsilon of 1e-5 and the initialization of He et al. Differs from the paper: evaluation uses running averages, where the authors
+collect the statistics in a separate pass over the training set.
 """
 
 from collections import OrderedDict
@@ -35,11 +35,11 @@ SMALLEST = 193  # pixels that leave 7 cells after five poolings
 
 
 class DeconvNet(nn.Module):
-    """Convolution network and deconvolution network, joined by the positions of the pooled maxima (Figure 2).
+    """Convolution network and deconvolution network, joined by pooling indices (Figure 2).
 
     Args:
         num_classes: C, not counting the ignored label.
-        form: The released layers to the letter, or the same padded so that any size goes in; see the module.
+        form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
     """
 

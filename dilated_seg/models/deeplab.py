@@ -1,4 +1,4 @@
-"""DeepLab v1 with a large field of view: VGG-16 with dilation where its last two poolings stop halving.
+"""DeepLab v1 with a large field of view: VGG-16 with dilation instead of the strides of its last two poolings.
 
 Chen, Papandreou, Kokkinos, Murphy and Yuille, "Semantic Image Segmentation with Deep Convolutional Nets and Fully
 Connected CRFs", ICLR 2015, https://arxiv.org/abs/1412.7062; the LargeFOV and MSc-LargeFOV rows of its Table 1. The CRF is not

@@ -1,11 +1,11 @@
-"""FC-DenseNet, the "One Hundred Layers Tiramisu": dense blocks down, and back up with what was new at each level.
+"""FC-DenseNet, the "One Hundred Layers Tiramisu": dense blocks down, and up again with the new maps of each level.
 
 Jegou, Drozdzal, Vazquez, Romero and Bengio, "The One Hundred Layers Tiramisu: Fully Convolutional DenseNets for Semantic
 Segmentation", CVPR workshops 2017, https://arxiv.org/abs/1611.09326.
 
-Differs from the release: evaluation takes running averages in batch norm, where the authors normalise by the batch's own
-statistics then too (``batch_statistics=True`` does as they did, and a prediction then depends on the rest of its batch); an
-image with a side under 32 pixels, which five halvings would leave nothing of, is padded with zeros to 32.
+Differs from the release: evaluation uses running averages in batch norm, where the authors use the batch's statistics there too
+(``batch_statistics=True`` does the same, and a prediction then depends on the rest of its batch); an image with a side under 32
+pixels, which five halvings would reduce to nothing, is padded with zeros to 32.
 """
 
 from collections import OrderedDict
@@ -31,14 +31,14 @@ EPS = 1e-4  # of batch norm, Lasagne's
 
 
 class FCDenseNet(nn.Module):
-    """FC-DenseNet56, 67 or 103 (Table 2), with the names of layers that the tests' table has.
+    """FC-DenseNet56, 67 or 103 (Table 2).
 
     Args:
         num_classes: C, not counting the ignored label.
         depth: Convolutions, as Table 2 counts them.
         width: Multiplies the first channels and the growth; 1 is the paper's network.
         dropout: After every convolution of the blocks and of the transitions down.
-        batch_statistics: Normalise by the batch's statistics in evaluation too, as the authors' code does.
+        batch_statistics: Whether to normalize by the batch's statistics in evaluation too, as the authors' code does.
     """
 
     output_stride = 1
@@ -93,7 +93,7 @@ class FCDenseNet(nn.Module):
 
 
 class DenseBlock(nn.ModuleList):
-    """Layers that each see the block's input and all layers before them (Figure 2); gives what they made, not the input."""
+    """Layers whose input is the block's and the outputs of all layers before (Figure 2); returns their outputs only."""
 
     def __init__(self, channels: int, layers: int, growth: int, dropout: float) -> None:
         super().__init__(nn.Sequential(bn_relu_conv(channels + i * growth, growth, 3, dropout)) for i in range(layers))
@@ -106,7 +106,7 @@ class DenseBlock(nn.ModuleList):
 
 
 def bn_relu_conv(in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> "OrderedDict[str, nn.Module]":
-    """Batch norm, ReLU, convolution, dropout: Table 1's layer, and with a pooling after it its transition down."""
+    """Return batch norm, ReLU, convolution, dropout: Table 1's layer, and before a pooling its transition down."""
     return OrderedDict(
         bn=BatchNorm(in_channels, eps=EPS),
         relu=nn.ReLU(inplace=True),

@@ -1,14 +1,13 @@
-"""SegNet: VGG-16's convolutions, mirrored, with every pooling undone at the positions it took its maxima from; SegNet-Basic.
+"""SegNet: VGG-16's convolutions and their mirror image, which unpools by the encoder's pooling indices; and SegNet-Basic.
 
 Badrinarayanan, Kendall and Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder Architecture for Image Segmentation",
 PAMI 2017, https://arxiv.org/abs/1511.00561.
 
 ``form="authors"`` has the release's batch norm (epsilon 1e-9, shift starting at 0.001) and, in SegNet-Basic, its local
-response normalisation of the raw image; ``form="any_size"`` has torch's batch norm, and no normalisation of an image that is
-normalised already. Sizes are the same: the release names those of 360 x 480, and here every unpooling takes the size that
-its pooling saw. In both, evaluation takes running averages, where the authors compute the statistics in a pass of
-their own over the training set. The release for VOC has other first values (Xavier's, shift 0) and dropout beside; that
-for CamVid, which is the one meant here, has not.
+response normalization of the raw image; ``form="any_size"`` has torch's batch norm, and no second normalization of the image.
+Sizes are the same: the release states those of 360 x 480, and here every unpooling takes the size that its pooling had.
+Differs from the paper: evaluation uses running averages, where the authors compute the statistics in a separate pass over the
+training set. The release meant here is that for CamVid; that for VOC has dropout and another initialization.
 """
 
 from collections import OrderedDict
@@ -32,7 +31,7 @@ BASIC = 64  # channels of all of SegNet-Basic's convolutions (Section 4), four d
 
 
 class SegNet(nn.Module):
-    """Encoder and decoder of 13 convolutions each, joined by the positions of the pooled maxima (Figure 2).
+    """Encoder and decoder of 13 convolutions each, joined by pooling indices (Figure 2).
 
     Args:
         num_classes: C, not counting the ignored label.
@@ -82,7 +81,7 @@ class SegNetBasic(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
-        form: The release's batch norm and normalisation of the image, or torch's and none; see the module.
+        form: The release's batch norm and normalization of the image, or torch's and none; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
     """
 
