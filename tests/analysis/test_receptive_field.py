@@ -217,7 +217,7 @@ def far_sighted(distance, upright=False):
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("distance", [5, 20])
 def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(distance, upright, at_once, monkeypatch):
-    monkeypatch.setattr(grey, "AT_ONCE", at_once)
+    monkeypatch.setattr(grey, "MAX_PIXELS", at_once)
     model, samples = far_sighted(distance, upright)
     found = receptive_field.context(model, samples, (0, distance - 1, distance, None), 40)
     assert found.accuracy().tolist() == [0.5, 0.5, 1, 1]
