@@ -17,7 +17,6 @@ from dilated_seg.inference import strategies
 from dilated_seg.inference.strategies import FullImage, Inference, predict_logits
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import compute_metrics
-from dilated_seg.models.layers import promote
 from dilated_seg.models.release import RGB, VGG_MEAN
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask, predict
@@ -159,11 +158,7 @@ class SegmentationTask(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.seen, self.accumulating = batch["id"], True
-        if "scores" in batch:  # CachedFrontEnd has them from the image
-            logits = promote(self.model.net.finish(batch["scores"], *batch["mask"].shape[-2:]))  # type: ignore[operator]
-        else:
-            logits = self(batch["image"])
-        total, valid = self.loss_sum(logits, batch["mask"])
+        total, valid = self.loss_sum(self(batch["image"]), batch["mask"])
         everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
         # Gradients are averaged over processes: times their number, the loss is the sum over all, over all valid pixels.
         total = total * self.trainer.world_size

@@ -69,7 +69,11 @@ def test_a_dataset_is_prepared_streamed_trained_on_killed_continued_validated_an
 
     fit = ["fit", "--config", "experiments/camvid/dilatednet_narrow.yaml"]
     fit += ["--data.root", str(shards), "--data.streaming", "true"]
-    fit += ["--data.init_args.crop_size=[32,48]", "--model.net.init_args.width=0.03", "--trainer.log_every_n_steps=1"]
+    fit += [
+        "--data.init_args.augmentation={class_path: ScaleAndCrop, init_args: {crop_size: [32, 48]}}",
+        "--model.net.init_args.width=0.03",
+        "--trainer.log_every_n_steps=1",
+    ]
     fit += [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5"]
     killed = start(home, *fit, "--run_dir", run_dir)
     kill_after_first_checkpoint(killed, run_dir / "checkpoints/last.ckpt")

@@ -250,7 +250,7 @@ def check(ablation: Ablation) -> None:
             data = build_dataset(settings["data"])
             claims.require_known_classes(ablation.claims, data.classes)
             for split in (data.train_split, "val", ablation.split):
-                data.opened(split)
+                data.open_split(split)
 
 
 def check_devices(one: PlannedRun, settings: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from lightning import Trainer, seed_everything
 from dilated_seg.cli.explain import EVALUATIONS
 from dilated_seg.cli.parser import TIMEOUT, build_parser, format_config, instantiate, parse
 from dilated_seg.cli.run_directory import RUN_DIR, choose_checkpoint, choose_run
+from dilated_seg.data.checks import check_labels, require_labels, warn_of_shared_images
 from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import FullImage
 from dilated_seg.report.fit_summary import show_training
@@ -103,12 +104,12 @@ class CLI:
             trainer.limit_train_batches = 0
         check_monitors(trainer, self.model.metric_names("val"))
         for split in (data.train_split, "val"):
-            data.opened(split)
-        data.require_labels()
+            data.open_split(split)
+        require_labels(data)
         if trainer.is_global_zero:
-            data.say_what_is_shared()
+            warn_of_shared_images(data)
             if not finished:
-                data.check_labels()
+                check_labels(data)
         trainer.fit(self.model, datamodule=data, ckpt_path=self.config.ckpt_path)
         if not finished:
             trainer.save_checkpoint(self.run.last_checkpoint.path)
@@ -130,7 +131,7 @@ class CLI:
             raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
         if self.model.refine and self.model.model.crf:
             raise UserError("--crf would refine twice: this model has a CRF of its own; its options are --model.crf...")
-        self.datamodule.opened({"validate": "val", "test": "test"}.get(verb, self.datamodule.predict_split))
+        self.datamodule.open_split({"validate": "val", "test": "test"}.get(verb, self.datamodule.predict_split))
         quiet: dict[str, Any] = {"return_predictions": False} if verb == "predict" else {"verbose": False}
         getattr(self.trainer, verb)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **quiet)
         if verb != "predict" and (found := written_evaluations(self.trainer)):

@@ -59,7 +59,7 @@ ELSEWHERE = {
     "learning_rate": "model.optimizer.lr", "lr": "model.optimizer.lr", "weight_decay": "model.optimizer.weight_decay",
     "momentum": "model.optimizer.momentum", "optimizer": "model.optimizer", "scheduler": "model.lr_scheduler",
     "batch_size": "data.batch_size", "workers": "data.num_workers", "num_workers": "data.num_workers", "root": "data.root",
-    "crop_size": "data.crop_size", "dataset": "data", "net": "model.net", "network": "model.net",
+    "crop_size": "data.augmentation.crop_size", "dataset": "data", "net": "model.net", "network": "model.net",
     "epochs": "trainer.max_epochs", "max_epochs": "trainer.max_epochs", "steps": "trainer.max_steps",
     "max_steps": "trainer.max_steps", "gpus": "trainer.devices", "devices": "trainer.devices", "precision": "trainer.precision",
     "seed": "seed_everything", "out": "run_dir", "output_dir": "run_dir", "checkpoint": "ckpt_path", "resume": "run_dir",

@@ -141,7 +141,7 @@ def check_arguments(args: Sequence[str]) -> list[str]:
         value = value if joined else "".join(args[number + 1 : number + 2])
         if option in ("--config", "-c"):
             read_file(value)
-        key = option.removeprefix("--").removesuffix("+").removesuffix(".class_path")
+        key = option.removeprefix("--").removesuffix("+").removesuffix(".class_path").replace(".init_args", "")
         if option.startswith("--") and key in CHOICES and value in SHORT:
             ready[number if joined else number + 1] = f"{option}={SHORT[value]}" if joined else SHORT[value]
     return ready

@@ -15,12 +15,14 @@ from lightning.pytorch import callbacks as lightning_callbacks
 
 from dilated_seg import data, models, training
 from dilated_seg.crf import DenseCRF
+from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference import strategies
 from dilated_seg.runs.version import EXPERIMENTS
 
 SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, training) for name in module.__all__} | {
     "DenseCRF": f"{DenseCRF.__module__}.DenseCRF",
+    "ScaleAndCrop": f"{ScaleAndCrop.__module__}.ScaleAndCrop",
     # torch's own has no monitor, which only Lightning's says
     "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
     "torch.optim.lr_scheduler.ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
@@ -37,6 +39,7 @@ def list_classes(module: Any) -> list[str]:  # noqa: ANN401
 CHOICES: dict[str, list[str]] = {
     "model.net": models.__all__,
     "data": [name for name in data.__all__ if name != "SegmentationDataModule"],
+    "data.augmentation": ["ScaleAndCrop"],
     "model.optimizer": [name for name in list_classes(torch.optim) if name != "Optimizer"],
     "model.lr_scheduler": [
         name for name in list_classes(torch.optim.lr_scheduler) if name.endswith(("LR", "Plateau", "Restarts"))

@@ -7,12 +7,13 @@ from typing import Any
 from dilated_seg import storage
 from dilated_seg.data import manifest
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.decode import ReadLabel, read_colours, read_mask, values_as
-from dilated_seg.data.pairs import Pairs, names, partners, refuse
+from dilated_seg.data.directories import check_no_problems, list_pairs, read_list
+from dilated_seg.data.masks import ReadLabel, make_table, read_colors, read_mask
+from dilated_seg.data.pairs import Pairs
 from dilated_seg.errors import UserError
 
 # What a label's value means in SegNet's release: the class id; 11 is unlabelled.
-VALUES = values_as({k: k for k in range(11)} | {11: 255})
+VALUES = make_table({k: k for k in range(11)} | {11: 255})
 
 # The original 32 classes that make up each of the 11; Void is ignored. Listings agree but for RoadShoulder, which some count
 # as road: here it is pavement, as in the two that could be looked up.
@@ -62,49 +63,49 @@ class CamVid(SegmentationDataModule):
         self.root = root
 
     def split(self, name: str) -> Pairs:
-        """The frames of "train", "val" or "test".
+        """Return the frames of "train", "val" or "test".
 
         Raises:
             UserError: A folder or a list is missing, a frame has no label or a label no frame.
         """
-        root = Path(self.place())
+        root = Path(self.require_root())
         if not (root / LABELS).is_dir():
-            return Pairs(partners(root / name, root / f"{name}annot"), self.read_label)
-        listed = {line.removesuffix(".png") for line in names(root / f"{name}.txt")}
-        pairs = [pair for pair in partners(root / STILLS, root / LABELS, ("", "_L")) if pair[0] in listed]
+            return Pairs(list_pairs(root / name, root / f"{name}annot"), self.read_label)
+        listed = {line.removesuffix(".png") for line in read_list(root / f"{name}.txt")}
+        pairs = [pair for pair in list_pairs(root / STILLS, root / LABELS, ("", "_L")) if pair[0] in listed]
         missing = sorted(listed - {frame for frame, *_ in pairs})
-        refuse([f"{root / name}.txt names {frame}, which is not in {root / STILLS}" for frame in missing])
+        check_no_problems([f"{root / name}.txt names {frame}, which is not in {root / STILLS}" for frame in missing])
         return Pairs(pairs, self.read_label)
 
-    def available(self) -> list[str]:
-        """The splits that the folder has."""
-        root = Path(self.place())
+    def list_splits(self) -> list[str]:
+        """Return the splits that the directory has."""
+        root = Path(self.require_root())
         return [name for name in self.published if (root / name).is_dir() or (root / f"{name}.txt").is_file()]
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The original release's labels need the list of their colours."""
-        return (COLOURS,) if (Path(self.place()) / LABELS).is_dir() else ()
+        return (COLOURS,) if (Path(self.require_root()) / LABELS).is_dir() else ()
 
     @cached_property
     def read_label(self) -> ReadLabel:
         """Class ids as SegNet's release has them, or the original's colours."""
-        root = self.place()
+        root = self.require_root()
         prepared = manifest.read(root)
         coloured = COLOURS in prepared["files"] if prepared else (Path(root) / LABELS).is_dir()
         if coloured:
-            return partial(read_colours, classes=grouped(root))
+            return partial(read_colors, classes=read_groups(root))
         return partial(read_mask, classes=VALUES, palette=self.palette)
 
 
-def grouped(root: str) -> dict[tuple[int, int, int], int]:
-    """The class id of every colour that label_colors.txt lists ("R G B NAME" a line); 255 for Void.
+def read_groups(root: str) -> dict[tuple[int, int, int], int]:
+    """Return the class id of every color that label_colors.txt lists ("R G B NAME" a line); 255 for Void.
 
     Raises:
         UserError: The file is missing, or lists a class that belongs to none of the 11.
     """
     classes = {name: k for k, group in enumerate(GROUPS.values()) for name in group} | {"Void": 255}
-    found = {}
+    colors = {}
     for line in filter(str.strip, storage.read_text(root, COLOURS).splitlines()):
         *colour, name = line.split()
         if name not in classes or len(colour) != 3 or not all(c.isdigit() for c in colour):
@@ -112,5 +113,5 @@ def grouped(root: str) -> dict[tuple[int, int, int], int]:
                 f"{storage.join(root, COLOURS)} has the line '{line}', which is not R G B and one of CamVid's 32 classes"
             )
         red, green, blue = map(int, colour)
-        found[red, green, blue] = classes[name]
-    return found
+        colors[red, green, blue] = classes[name]
+    return colors

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.decode import ReadLabel, read_mask, values_as
-from dilated_seg.data.pairs import Pairs, is_image, paired, show_names
+from dilated_seg.data.directories import is_image, match_pairs, show_names
+from dilated_seg.data.masks import ReadLabel, make_table, read_mask
+from dilated_seg.data.pairs import Pairs
 from dilated_seg.errors import UserError
 
 # The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 LAST = 33  # the highest label id; the others up to it are ignored
 
-VALUES = values_as(dict.fromkeys(range(LAST + 1), 255) | {value: k for k, value in enumerate(LABEL_IDS)})
+VALUES = make_table(dict.fromkeys(range(LAST + 1), 255) | {value: k for k, value in enumerate(LABEL_IDS)})
 
 
 class Cityscapes(SegmentationDataModule):
@@ -61,20 +62,20 @@ class Cityscapes(SegmentationDataModule):
         Raises:
             UserError: A folder is missing, an image has no label or a label no image.
         """
-        root = Path(self.place())
+        root = Path(self.require_root())
         if name not in self.published:
             raise UserError(f"Cityscapes has no split '{name}': choose one of {', '.join(self.published)}")
-        images = frames(root / "leftImg8bit" / name, "_leftImg8bit.png")
+        images = index_frames(root / "leftImg8bit" / name, "_leftImg8bit.png")
         require_frames(root / "leftImg8bit" / name, images)
         if name == "test":
             return Pairs([(frame, path, None) for frame, path in images.items()], self.read_label)
         kind = "gtCoarse" if name == "train_extra" else self.labels if name == "train" else "gtFine"
-        labels = frames(root / kind / name, f"_{kind}_labelIds.png")
-        return Pairs(paired(images, labels, root / "leftImg8bit" / name, root / kind / name), self.read_label)
+        labels = index_frames(root / kind / name, f"_{kind}_labelIds.png")
+        return Pairs(match_pairs(images, labels, root / "leftImg8bit" / name, root / kind / name), self.read_label)
 
-    def available(self) -> list[str]:
-        """The splits that the folder has."""
-        return [name for name in self.published if (Path(self.place()) / "leftImg8bit" / name).is_dir()]
+    def list_splits(self) -> list[str]:
+        """Return the splits that the directory has."""
+        return [name for name in self.published if (Path(self.require_root()) / "leftImg8bit" / name).is_dir()]
 
     @property
     def read_label(self) -> ReadLabel:
@@ -101,8 +102,8 @@ def require_frames(folder: Path, images: Mapping[str, Path]) -> None:
         )
 
 
-def frames(folder: Path, ending: str) -> dict[str, Path]:
-    """The files of all cities by "CITY_SEQUENCE_FRAME", in that order.
+def index_frames(folder: Path, ending: str) -> dict[str, Path]:
+    """Return the files of all cities by "CITY_SEQUENCE_FRAME", in that order.
 
     Raises:
         UserError: There is no such folder, or two cities have one frame.
@@ -111,10 +112,10 @@ def frames(folder: Path, ending: str) -> dict[str, Path]:
         raise UserError(
             f"{folder} is no folder: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
         )
-    found: dict[str, Path] = {}
+    frames: dict[str, Path] = {}
     for path in sorted(folder.glob(f"*/[!.]*{ending}"), key=lambda path: path.name):
         frame = path.name.removesuffix(ending)
-        if frame in found:
-            raise UserError(f"{found[frame]} and {path} are one frame: remove one of them")
-        found[frame] = path
-    return found
+        if frame in frames:
+            raise UserError(f"{frames[frame]} and {path} are one frame: remove one of them")
+        frames[frame] = path
+    return frames

@@ -40,27 +40,27 @@ def describe_absent(
     if len(absent) == len(classes):
         return (
             f"none of {where} has a pixel of any class: all {total:,} pixels are ignored ({ignore_index}); write class ids "
-            f"into the masks ({listed(range(len(classes)), classes)}), or correct what the dataset ignores"
+            f"into the masks ({format_classes(range(len(classes)), classes)}), or correct what the dataset ignores"
         )
     present = [k for k in range(len(classes)) if pixels[k]]
     present.sort(key=lambda k: -int(pixels[k]))
-    values = [f"{k} '{classes[k]}' ({share(int(pixels[k]), total)})" for k in present[:6]]
+    values = [f"{k} '{classes[k]}' ({format_share(int(pixels[k]), total)})" for k in present[:6]]
     values += [f"{len(present) - 6} more classes"] if len(present) > 6 else []
-    values += [f"{ignore_index}, which is ignored ({share(ignored, total)})"] if ignored else []
-    sentence = f"none of {where} has a pixel of {listed(absent, classes)}: they hold {', '.join(values)}"
+    values += [f"{ignore_index}, which is ignored ({format_share(ignored, total)})"] if ignored else []
+    sentence = f"none of {where} has a pixel of {format_classes(absent, classes)}: they hold {', '.join(values)}"
     if len(absent) == 1 and ignored:
         k = absent[0]
         sentence += f"; if {ignore_index} is your '{classes[k]}', write {k} in the place of {ignore_index} in the masks"
     return sentence
 
 
-def listed(ids: Sequence[int], classes: Sequence[str]) -> str:
+def format_classes(ids: Sequence[int], classes: Sequence[str]) -> str:
     """Return the first of some classes by id and name, and the number of the others."""
     names = [f"{k} '{classes[k]}'" for k in ids[:4]]
     return ", ".join(names) + (f" and {len(ids) - 4} more classes" if len(ids) > 4 else "")
 
 
-def share(pixels: int, total: int) -> str:
+def format_share(pixels: int, total: int) -> str:
     """Return a part as a percentage that is not rounded to nothing or everything."""
     percent = 100 * pixels / total
     if 0.05 <= percent < 99.95 or pixels == total:
@@ -83,8 +83,8 @@ def describe_labels(pixels: Sequence[int], ignored: int, classes: Sequence[str],
     notes = []
     if len(present) == 1:
         notes.append(
-            f"only {listed(present, classes)} has pixels in {where}: these scores do not tell a trained network from one that "
-            "predicts this class everywhere"
+            f"only {format_classes(present, classes)} has pixels in {where}: these scores do not tell a trained network from "
+            "one that predicts this class everywhere"
         )
     absent = describe_absent(pixels, ignored, classes, where, ignore_index)
     return notes + ([absent] if absent else [])

@@ -6,26 +6,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from dilated_seg import storage
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.decode import ReadLabel, read_mask, values_as
-from dilated_seg.data.pairs import (
-    LABEL,
+from dilated_seg.data.directories import (
+    MASK_SUFFIX,
     SUFFIXES,
-    Pairs,
-    by_name,
+    check_no_problems,
+    index_files,
     is_image,
+    list_pairs,
     list_visible,
-    names,
-    partners,
-    refuse,
+    read_list,
     require_usable,
     show_names,
 )
+from dilated_seg.data.masks import ReadLabel, make_table, read_mask
+from dilated_seg.data.pairs import Pair, Pairs
 from dilated_seg.errors import UserError, format_error
 
 CLASSES = "classes.yaml"
@@ -46,21 +46,28 @@ class Folder(SegmentationDataModule):
 
     Args:
         root: The folder.
+        mask_orientation: How masks are stored whose images EXIF turns: "upright", as the image is seen, or "as_stored", as its
+            file, and are then turned with it; "auto" finds it out for the whole dataset, or takes "upright" and prints that.
         options: See SegmentationDataModule.
 
     Raises:
         UserError: There is no classes.yaml, or it is not as above.
     """
 
-    def __init__(self, root: str, **options: Any) -> None:  # noqa: ANN401 - jsonargparse reads the base's types
+    def __init__(
+        self,
+        root: str,
+        mask_orientation: Literal["auto", "upright", "as_stored"] = "auto",
+        **options: Any,  # noqa: ANN401 - jsonargparse reads the base's types
+    ) -> None:
         super().__init__(**options)
-        self.root = root
+        self.root, self.mask_orientation = root, mask_orientation
         facts = read_facts(root)
         self.classes = tuple(facts["classes"])
         self.stated = tuple(tuple(colour) for colour in facts.get("palette") or ())  # colors made up here say nothing of masks
-        self.palette = self.stated or tuple(tuple(colour) for colour in colours(len(self.classes)))
+        self.palette = self.stated or tuple(tuple(color) for color in make_colors(len(self.classes)))
         values = {k: k for k in range(len(self.classes))} | dict.fromkeys(facts.get("ignore", [255]), 255)
-        self.values = values_as(values)
+        self.values = make_table(values)
 
     def split(self, name: str) -> Pairs:
         """The images of "train", "val" or "test".
@@ -68,23 +75,23 @@ class Folder(SegmentationDataModule):
         Raises:
             UserError: The split, an image or a mask is missing.
         """
-        root = Path(self.place())
+        root = Path(self.require_root())
         if Path(name).name != name:
             raise UserError(f"'{name}' is no name of a split: {CLASSES} lies beside the lists and folders that are")
         if not (root / name).is_dir():
             expected = f"each image of {name}.txt should have {root / 'masks'}/NAME.png"
-            return Pairs(self.listed_pairs(root, name), self.read_label, expected)
+            return Pairs(self.list_named_pairs(root, name), self.read_label, expected)
         images, masks = root / name / "images", root / name / "masks"
         require_images(images)
         if masks.is_dir() and list_visible(masks):
-            return Pairs(partners(images, masks), self.read_label)
-        pictures = by_name(images)
-        require_usable(images, pictures, SUFFIXES)
+            return Pairs(list_pairs(images, masks), self.read_label)
+        files = index_files(images)
+        require_usable(images, files, SUFFIXES)
         holds = show_names(list_visible(root / name), 6)
         expected = f"each image should have {masks}/NAME.png, but {root / name} holds {holds}"
-        return Pairs([(stem, path, None) for stem, path in pictures.items()], self.read_label, expected)
+        return Pairs([(stem, path, None) for stem, path in files.items()], self.read_label, expected)
 
-    def listed_pairs(self, root: Path, name: str) -> list[tuple[str, Path, Path | None]]:
+    def list_named_pairs(self, root: Path, name: str) -> list[Pair]:
         """Return the images that a split's list names, with their masks.
 
         Raises:
@@ -94,24 +101,26 @@ class Folder(SegmentationDataModule):
         if not path.is_file():
             require_split(root, name)
         require_images(root / "images")
-        images = by_name(root / "images")
-        masks = by_name(root / "masks", suffixes=(LABEL,)) if (root / "masks").is_dir() else {}
-        listed = [known(line, images) for line in names(path)]
-        refuse([f"the list {path} names {stem} twice: remove one of the lines" for stem, n in Counter(listed).items() if n > 1])
+        images = index_files(root / "images")
+        masks = index_files(root / "masks", suffixes=(MASK_SUFFIX,)) if (root / "masks").is_dir() else {}
+        listed = [strip_suffix(line, images) for line in read_list(path)]
+        check_no_problems(
+            [f"the list {path} names {stem} twice: remove one of the lines" for stem, n in Counter(listed).items() if n > 1]
+        )
         unknown = [stem for stem in listed if stem not in images]
         hint = hint_at_image(unknown, root / "images")
-        refuse([f"{path} names {stem}, which is not in {root / 'images'}{hint}" for stem in unknown])
+        check_no_problems([f"{path} names {stem}, which is not in {root / 'images'}{hint}" for stem in unknown])
         without = [stem for stem in listed if stem not in masks]
         hint = hint_at_mask(without, root / "masks", images)
         if hint or len(without) < len(listed):
-            said = hint or ", and others of the split have"
-            refuse([f"{images[stem]} has no mask {root / 'masks' / stem}.png{said}" for stem in without])
+            end = hint or ", and others of the split have"
+            check_no_problems([f"{images[stem]} has no mask {root / 'masks' / stem}.png{end}" for stem in without])
         return [(stem, images[stem], masks.get(stem)) for stem in listed]
 
     @property
     def names_source(self) -> str:
         """The file of the class names."""
-        return storage.join(self.place(), CLASSES)
+        return storage.join(self.require_root(), CLASSES)
 
     @property
     def read_label(self) -> ReadLabel:
@@ -123,9 +132,9 @@ class Folder(SegmentationDataModule):
         """The facts belong to the shards as well."""
         return (CLASSES,)
 
-    def available(self) -> list[str]:
-        """The splits that the folder has."""
-        root = Path(self.place())
+    def list_splits(self) -> list[str]:
+        """Return the splits that the directory has."""
+        root = Path(self.require_root())
         return [name for name in ("train", "val", "test") if (root / name).is_dir() or (root / f"{name}.txt").is_file()]
 
 
@@ -138,7 +147,7 @@ def require_images(images: Path) -> None:
     if not images.is_dir():
         near = show_names(list_visible(images.parent), 6) or "nothing"
         raise UserError(f"{images} is no folder: it should hold the images, but {images.parent} holds {near}")
-    if not by_name(images):
+    if not index_files(images):
         others = list_visible(images)
         holds = f"{len(others):,} others ({show_names(others)}): convert or move them" if others else "nothing"
         raise UserError(f"{images} has no images that are read, whose names end in {', '.join(SUFFIXES)}; it holds {holds}")
@@ -178,7 +187,7 @@ def hint_at_mask(stems: Sequence[str], masks: Path, images: Mapping[str, Path]) 
     wanted = {stem.lower() for stem in stems}
     others = list_visible(masks) if wanted and masks.is_dir() else []
     for path in others:
-        if is_image(path) and not (path.suffix.lower() == LABEL and path.stem in images):
+        if is_image(path) and not (path.suffix.lower() == MASK_SUFFIX and path.stem in images):
             parts = re.split(r"([\W_]+)", path.stem.lower())
             cuts = [("".join(parts[:k]), "".join(parts[k:])) for k in range(len(parts) + 1)]
             meant = [rest for first, last in cuts for name, rest in ((first, last), (last, first)) if name in wanted]
@@ -187,14 +196,14 @@ def hint_at_mask(stems: Sequence[str], masks: Path, images: Mapping[str, Path]) 
     return ""
 
 
-def known(line: str, images: dict[str, Path]) -> str:
-    """A list's line as an image's name, with or without its suffix."""
+def strip_suffix(line: str, images: dict[str, Path]) -> str:
+    """Return a list's line as an image's name, without its suffix if it has one."""
     path = Path(line)
     return path.stem if line not in images and path.suffix.lower() in SUFFIXES and path.stem in images else line
 
 
 def read_facts(root: str) -> dict[str, Any]:
-    """What classes.yaml says.
+    """Return the content of classes.yaml.
 
     Raises:
         UserError: The file is missing or says something else.
@@ -234,8 +243,8 @@ def read_facts(root: str) -> dict[str, Any]:
     return facts
 
 
-def colours(classes: int) -> list[list[int]]:
-    """Colours as different as a circle has room for; black for the first class."""
+def make_colors(num_classes: int) -> list[list[int]]:
+    """Return equally spaced hues, one color for each class; black for the first."""
     return [[0, 0, 0]] + [
-        [round(255 * v) for v in colorsys.hsv_to_rgb(k / (classes - 1), 0.75, 0.9)] for k in range(classes - 1)
+        [round(255 * v) for v in colorsys.hsv_to_rgb(k / (num_classes - 1), 0.75, 0.9)] for k in range(num_classes - 1)
     ]

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dilated_seg.data.collate import Split
-from dilated_seg.data.pairs import Pairs
-from dilated_seg.data.shards import Shards
+from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 
 # For reading masks before the first step. A mask of 375 x 500 takes 2.4 ms, one of 1024 x 2048 about 20 ms: within this
@@ -45,20 +43,20 @@ def count_pixels(mask: Any) -> np.ndarray:  # noqa: ANN401 - a tensor, or a mask
 def count_labels(split: Split, num_classes: int, skip_bad: bool = False, seconds: float = SECONDS) -> LabelCounts | None:
     """Count the classes of a split: from the manifest of a prepared one, else from masks until every class has occurred.
 
-    Masks are read evenly spread over the split, in this process, until the time is over. Splits that are neither files nor
-    mapped shards are left alone: a dataset's own reader may open files that worker processes must not inherit.
+    Masks are read evenly spread over the split, in this process, until the time is over. Splits that are not
+    ``countable`` are not read: a dataset's own reader may open files that worker processes must not inherit.
 
     Raises:
         UserError: A mask cannot be read, unless ``skip_bad``.
     """
-    if isinstance(split, Shards) and split.pixels is not None:
+    if split.pixels is not None:
         return LabelCounts(np.array(split.pixels), len(split), len(split))
-    if not (isinstance(split, Pairs) or (isinstance(split, Shards) and not split.streaming)):
+    if not split.countable:
         return None
     pixels, masks, end = np.zeros(256, np.int64), 0, time.monotonic() + seconds
     for index in spread_indices(len(split)):
         try:
-            pixels += count_pixels(read_mask_of(split, index))
+            pixels += count_pixels(split.read_mask(index))
             masks += 1
         except UserError:
             if not skip_bad:
@@ -66,12 +64,6 @@ def count_labels(split: Split, num_classes: int, skip_bad: bool = False, seconds
         if pixels[:num_classes].all() or time.monotonic() > end:
             break
     return LabelCounts(pixels, masks, len(split))
-
-
-def read_mask_of(split: Pairs | Shards, index: int) -> Any:  # noqa: ANN401 - as count_pixels takes it
-    """Return the mask of an image, without decoding the image of a pair of files."""
-    label = split.pairs[index][2] if isinstance(split, Pairs) else None
-    return split.read_label(label) if label else split[index]["mask"]
 
 
 def spread_indices(length: int) -> list[int]:

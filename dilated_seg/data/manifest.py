@@ -1,7 +1,4 @@
-"""What ``prepare`` wrote into a folder: shards, how many images each holds, and the checksums they must have.
-
-Nothing heavy is imported before it is needed: asking whether a dataset is prepared takes no time.
-"""
+"""The manifest that ``prepare`` writes into a directory: its shards, their images and their checksums."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +13,7 @@ FORMAT = 1
 
 
 def read(root: str) -> dict[str, Any] | None:
-    """The manifest of a prepared folder or URL; None if a folder has none, as a dataset's own folders.
+    """Return the manifest of a prepared directory or URL; None if a directory has none, such as a dataset's own.
 
     Raises:
         UserError: It cannot be read, or is of another version.
@@ -39,15 +36,15 @@ def read(root: str) -> dict[str, Any] | None:
     return manifest
 
 
-def shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
-    """The shards that make up a split, in the order of its images."""
+def list_shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    """Return the shards that make up a split, in the order of its images."""
     return [shard for part in manifest["splits"][split]["parts"] for shard in manifest["shards"][part]]
 
 
-def pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
+def sum_pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
     """Return the number of pixels of each of the 256 class ids in a split; None if ``prepare`` did not count them yet."""
     total = [0] * 256
-    for shard in shards(manifest, split):
+    for shard in list_shards(manifest, split):
         if "pixels" not in shard or not manifest["splits"][split]["labelled"]:
             return None
         for value, number in shard["pixels"].items():
@@ -55,8 +52,8 @@ def pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
     return total
 
 
-def altered(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    """What is missing from a prepared folder or not as it was written, a sentence each."""
+def list_altered(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each file of a prepared directory that is missing or not as it was written."""
     expected = {shard["file"]: shard["sha256"] for part in manifest["shards"].values() for shard in part}
     for name, checksum in (expected | manifest["files"]).items():
         path = root / name

@@ -1,6 +1,6 @@
 """Which images make up which batch.
 
-Nothing here remembers where it is.  Batch b of process r is computed from the seed and b, the augmentation of an image
+Nothing here keeps a position.  Batch b of process r is computed from the seed and b, the augmentation of an image
 from the seed, the epoch and the image's index: so an interrupted run sees the same batches as one that went through, and
 the number of workers changes nothing.
 """
@@ -25,11 +25,11 @@ class TrainingOrder(Sampler[list[Key]]):
         size: Images in the split.
         batch_size: Images a process takes.
         seed: Of the run.
-        rank: This process; all processes cut their share out of the same permutation.
+        rank: This process; all processes take their share of the same permutation.
         world: Number of processes.
-        done: Says how many batches were taken before, so that iteration starts where the run stands.
+        done: Returns how many batches were taken before, after which iteration starts.
         passes: Batches whose gradients make up one step; an epoch's last steps have as many as the others.
-        permute: Gives the order of all images from (seed, epoch, batch_size, world); any order if None.
+        permute: Returns the order of all images from (seed, epoch, batch_size, world).
     """
 
     def __init__(
@@ -85,14 +85,18 @@ WINDOW = 4  # row groups of a queue that are shuffled into each other
 CACHED_GROUPS = 3 * LANES * WINDOW // 2  # that a process keeps: what one worker is in the middle of, and more
 
 
-def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
-    """An epoch's order that reads row groups as wholes, for data that are streamed: each image once.
+def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
+    """Return an epoch's order that reads each row group as a whole, for streamed data: each image once.
 
-    The groups are shuffled and dealt out to queues, always to the shortest; in a queue, images are shuffled within a few
-    groups that follow one another. Batch b of process r then comes from queue ``(b * world + r) % queues``. So a process
-    reads queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every so-manieth batch, so does a worker: hardly
-    any group is read twice. With other numbers, several workers read the same groups; no number changes a batch. A split
-    of so few groups that a process can keep them all is shuffled as a whole.
+    The groups are shuffled and each is appended to the shortest queue; in a queue, images are shuffled within a few groups
+    that follow one another. Batch b of process r then comes from queue ``(b * world + r) % queues``. So a process reads
+    queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every n-th batch, so does a worker: hardly any group
+    is read twice. With other numbers, several workers read the same groups; no number changes a batch. A split of at most
+    ``CACHED_GROUPS`` groups, which a process keeps, is shuffled as a whole. With one process, two queues and batches of 2::
+
+        row groups        {0 1 2} {3 4 5} {6 7 8} {9 10 11}
+        queue 0           2 7 0 6 8 1          queue 1           11 3 9 5 10 4
+        batches           [2 7] [11 3] [0 6] [9 5] [8 1] [10 4]
 
     Args:
         sizes: Images in each row group, in the order of the split.
@@ -124,14 +128,14 @@ def by_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, worl
     return np.concatenate([*aligned, *(queue[rounds:].ravel() for queue in batches), *ends]).astype(np.int64)
 
 
-def run_seed() -> int:
-    """The run's seed, as ``seed_everything`` set it, in every process of the run."""
+def get_run_seed() -> int:
+    """Return the run's seed, as ``seed_everything`` set it, in every process of the run."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's CPU random numbers from a seed, and afterwards as if nothing had been.
+def fix_seed(seed: int) -> Iterator[None]:
+    """Draw torch's CPU random numbers from a seed inside the block; afterwards the generator is as it was.
 
     Not torch.manual_seed: without a GPU, each call of it formats its stack, for an error that a GPU might raise later.
     """
@@ -143,6 +147,6 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def mix(*numbers: int) -> int:
-    """One seed of 63 bits out of several numbers: neighbours in, unrelated seeds out."""
+def mix_seeds(*numbers: int) -> int:
+    """Return one seed of 63 bits from several numbers: close numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

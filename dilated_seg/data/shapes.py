@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.pairs import Sample
+from dilated_seg.data.split import Sample, Split
 from dilated_seg.errors import UserError
 
 # The first eight classes, in this order; further ones are more dots, wires and stars in other colours.
@@ -74,14 +74,14 @@ class Shapes(SegmentationDataModule):
         self.classes = tuple(class_name(k) for k in range(num_classes))
         self.palette = tuple(class_colour(k) for k in range(num_classes))
 
-    def split(self, name: str) -> "Pictures":
-        """The pictures of "train", "val" or "test"."""
+    def split(self, name: str) -> "ShapesSplit":
+        """Return the images of "train", "val" or "test"."""
         number = SPLITS.index(name)
-        return Pictures(self.size, len(self.classes), self.images[number], (self.world, number), name)
+        return ShapesSplit(self.size, len(self.classes), self.images[number], (self.world, number), name)
 
 
-class Pictures:
-    """The pictures of one split; picture i is a pure function of i."""
+class ShapesSplit(Split):
+    """The images of one split; image i is a pure function of i."""
 
     def __init__(self, size: tuple[int, int], num_classes: int, length: int, seed: tuple[int, ...], name: str) -> None:
         self.size, self.num_classes, self.length, self.seed, self.name = size, num_classes, length, seed, name
@@ -89,16 +89,12 @@ class Pictures:
     def __len__(self) -> int:
         return self.length
 
-    def fingerprint(self) -> str:
-        """What the pictures are drawn from."""
-        return f"{self.size} {self.num_classes} {self.seed}"
-
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
         image, mask = draw(self.size, self.num_classes, np.random.default_rng([*self.seed, index]))
-        picture = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return Sample(image=picture, mask=torch.from_numpy(mask), id=f"{self.name}{index:06d}")
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return Sample(image=pixels, mask=torch.from_numpy(mask), id=f"{self.name}{index:06d}")
 
 
 def class_name(k: int) -> str:

@@ -1,7 +1,6 @@
-"""Splits that ``prepare`` wrote as shards: memory-mapped, or streamed from wherever they lie."""
+"""Splits that ``prepare`` wrote as shards: memory-mapped, or streamed from a disk or URL."""
 
 import glob
-import hashlib
 import os
 import warnings
 from collections import OrderedDict
@@ -14,9 +13,11 @@ import torch
 
 from dilated_seg import storage
 from dilated_seg.data import manifest
-from dilated_seg.data.decode import ReadLabel, Stored
-from dilated_seg.data.pairs import Sample, decode
-from dilated_seg.data.samplers import CACHED_GROUPS, by_groups
+from dilated_seg.data.decode import Stored
+from dilated_seg.data.masks import ReadLabel
+from dilated_seg.data.pairs import read_pair
+from dilated_seg.data.samplers import CACHED_GROUPS, order_by_row_groups
+from dilated_seg.data.split import Sample, Split
 from dilated_seg.errors import UserError, explain_system_error, explain_url_error, format_error
 
 
@@ -27,7 +28,7 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> pa.Table: ...
 
 
-class Shards:
+class Shards(Split):
     """A prepared split.
 
     Args:
@@ -44,14 +45,14 @@ class Shards:
     def __init__(self, root: str, facts: dict[str, Any], name: str, read_label: ReadLabel, streaming: bool) -> None:
         if name not in facts["splits"]:
             raise UserError(f"{root} holds no split '{name}', only {', '.join(facts['splits'])}: prepare it as well")
-        self.labelled: bool = facts["splits"][name]["labelled"]
-        self.pixels = manifest.pixels(facts, name)
+        self.labelled = facts["splits"][name]["labelled"]
+        self.pixels = manifest.sum_pixels(facts, name)
         self.members = set(facts["splits"][name]["parts"])
-        self.as_stored: bool | None = None  # whether labels lie as their images' files do; None: as their sizes tell
+        self.as_stored: bool | None = None  # whether masks are stored as their images' files; None: as their sizes tell
         self.read_label, self.raw = read_label, facts["store"] == "raw"
-        self.entries = manifest.shards(facts, name)
+        self.entries = manifest.list_shards(facts, name)
         self.places = [storage.join(root, entry["file"]) for entry in self.entries]
-        self.streaming = streaming
+        self.streaming, self.countable = streaming, not streaming
         if self.raw and (streaming or storage.is_url(root)):
             raise UserError(f"{root} is a raw store, which is mapped into memory: stream one that holds the files instead")
         if not streaming and storage.is_url(root):
@@ -60,18 +61,13 @@ class Shards:
             check_shard(place, entry["bytes"])
         self.rows: Rows
         if streaming:
-            self.rows = Streamed(self.places, self.entries)
+            self.rows = StreamedRows(self.places, self.entries)
         else:
-            self.rows = (mapped_raw if self.raw else mapped)(self.places, self.entries)
+            self.rows = (map_arrow if self.raw else map_parquet)(self.places, self.entries)
         self.starts = np.cumsum([0] + [entry["rows"] for entry in self.entries])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    def fingerprint(self) -> str:
-        """Changes when the shards do, or their order."""
-        told = () if self.as_stored is None else (self.as_stored,)
-        return hashlib.sha256(repr([*(entry["sha256"] for entry in self.entries), *told]).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
         shard = int(np.searchsorted(self.starts, index, "right")) - 1
@@ -88,26 +84,26 @@ class Shards:
             Stored(place, cell["path"].as_py(), cell["bytes"].as_py())
             for cell in (row["image"][0], row["label"][0])
         )  # fmt: skip
-        return decode(row["id"][0].as_py(), image, label if label.name else None, self.read_label, self.as_stored)
+        return read_pair(row["id"][0].as_py(), image, label if label.name else None, self.read_label, self.as_stored)
 
     @staticmethod
     def from_raw(row: pa.Table) -> Sample:
-        """Views of the mapped pixels: what no crop touches is not even read from the disk."""
+        """Return views of the mapped pixels: what no crop takes is not read from the disk."""
         height, width = row["height"][0].as_py(), row["width"][0].as_py()
         image, mask = (np.frombuffer(row[name][0].as_buffer(), np.uint8) for name in ("image", "mask"))
-        pixels = read_only(image.reshape(height, width, 3)).permute(2, 0, 1)
-        return Sample(image=pixels, mask=read_only(mask.reshape(height, width)), id=row["id"][0].as_py())
+        pixels = view_read_only(image.reshape(height, width, 3)).permute(2, 0, 1)
+        return Sample(image=pixels, mask=view_read_only(mask.reshape(height, width)), id=row["id"][0].as_py())
 
-    def order(self, seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
-        """An epoch's order: any for mapped shards; for streamed ones, one that takes row groups as wholes."""
+    def order_images(self, seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
+        """Return an epoch's order: any permutation of mapped shards; of streamed ones, one that reads row groups as wholes."""
         if not self.streaming:
-            return np.random.default_rng([seed, epoch]).permutation(len(self))
+            return super().order_images(seed, epoch, batch_size, world)
         sizes = [rows for entry in self.entries for rows in entry["groups"]]
-        return by_groups(sizes, seed, epoch, batch_size, world)
+        return order_by_row_groups(sizes, seed, epoch, batch_size, world)
 
 
-def mapped(places: list[str], entries: list[dict[str, Any]]) -> Rows:
-    """Parquet shards as `datasets` maps them: through a copy in its cache that is made when they are first opened."""
+def map_parquet(places: list[str], entries: list[dict[str, Any]]) -> Rows:
+    """Return Parquet shards as `datasets` maps them: through a copy in its cache that is made when they are first opened."""
     from datasets import Dataset
 
     try:
@@ -118,8 +114,8 @@ def mapped(places: list[str], entries: list[dict[str, Any]]) -> Rows:
         raise
 
 
-def mapped_raw(places: list[str], entries: list[dict[str, Any]]) -> Rows:
-    """Arrow shards, mapped as they are."""
+def map_arrow(places: list[str], entries: list[dict[str, Any]]) -> Rows:
+    """Return Arrow shards, mapped as they are."""
     from datasets import Dataset, concatenate_datasets
 
     parts = []
@@ -133,8 +129,8 @@ def mapped_raw(places: list[str], entries: list[dict[str, Any]]) -> Rows:
     return concatenate_datasets(parts).with_format("arrow")
 
 
-class Streamed:
-    """Parquet shards of which one row group is read at a time; every process opens for itself those that it needs."""
+class StreamedRows:
+    """Parquet shards, one row group of which is read at a time; every process opens those that it needs."""
 
     def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
         import datasets  # noqa: F401 - takes a second: here, before workers are forked, and not in each of them
@@ -162,7 +158,7 @@ class Streamed:
         return self.groups[group].slice(index - int(self.starts[group]), 1)
 
     def read(self, shard: int, group: int) -> pa.Table:
-        """One row group: the shard's stream is cut into as many parts as it has groups, so no other is read."""
+        """Return one row group: the shard's stream is cut into as many parts as it has groups, so no other is read."""
         from datasets import IterableDataset
 
         if shard not in self.streams:
@@ -171,19 +167,19 @@ class Streamed:
         return pa.concat_tables(stream.shard(num_shards=stream.num_shards, index=group).iter(batch_size=1 << 20))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker process that is not forked: nothing that was opened goes along."""
+        """Return the state for a worker process that is not forked, without what was opened."""
         return self.__dict__ | {"process": 0, "streams": {}, "groups": OrderedDict()}
 
 
-def read_only(array: np.ndarray) -> torch.Tensor:
-    """A tensor on memory that nobody may write to; torch would warn of that."""
+def view_read_only(array: np.ndarray) -> torch.Tensor:
+    """Return a tensor on read-only memory; torch would warn of that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def check_shard(place: str, size: int) -> None:
-    """A local shard must be there and as long as it was written.
+    """Check that a local shard exists and has the size that was written.
 
     Raises:
         UserError: It is not.

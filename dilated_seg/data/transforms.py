@@ -1,4 +1,4 @@
-"""Joint transforms of image and mask, on uint8 tensors: a mask only ever moves, or is resized by nearest neighbour."""
+"""Joint augmentation of image and mask, on uint8 tensors: a mask only ever moves, or is resized by nearest neighbor."""
 
 from typing import Any
 
@@ -7,14 +7,59 @@ import torch.nn.functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from dilated_seg.errors import UserError
+
 GREY = (124, 117, 104)  # ImageNet's mean, rounded: what is put around an image
 
 
-class ScaleAndCrop(v2.Transform):  # type: ignore[misc] # torchvision has no types
+def mirror_half(image: tv_tensors.Image, mask: tv_tensors.Mask) -> Any:  # noqa: ANN401 - image and mask
+    """Mirror image and mask left to right with probability 1/2: what training does unless ``augmentation`` is given."""
+    return v2.RandomHorizontalFlip()(image, mask)
+
+
+class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
+    """Resize, crop, mirror, rotate and color image and mask at random, in this order; what is around an image is ignored.
+
+    Args:
+        crop_size: (height, width) of the crop; None trains on whole images.
+        scale: Images are resized by a factor drawn uniformly from this range before cropping.
+        flip: Whether to mirror half of the images left to right.
+        rotate: Images are rotated by up to this many degrees to either side.
+        jitter: Brightness, contrast and saturation change by up to this fraction.
+        ignore_index: The mask's value around the image.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int] | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
+        flip: bool = True,
+        rotate: float = 0.0,
+        jitter: float = 0.0,
+        ignore_index: int = 255,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1]:
+            raise UserError(f"data.augmentation.scale is {list(scale)}: it must be two factors above 0, the smaller first")
+        if crop_size is not None and min(crop_size) < 1:
+            raise UserError(f"data.augmentation.crop_size is {list(crop_size)}: height and width must be at least 1")
+        steps: list[v2.Transform] = [v2.Identity()]
+        if tuple(scale) != (1.0, 1.0) or crop_size is not None:
+            steps.append(RandomScaledCrop(scale, crop_size, ignore_index))
+        if flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if rotate:
+            fill = {tv_tensors.Image: list(GREY), tv_tensors.Mask: ignore_index}
+            steps.append(v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill))
+        if jitter:
+            steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+        super().__init__(steps)
+
+
+class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no types
     """Resize image and mask by one factor drawn uniformly from a range, and take a crop of the result at random.
 
-    Only what will be in the crop is resized. Where the resized image is smaller than the crop, it lies anywhere in it, and
-    what is around it is grey and ignored.
+    Only the part in the crop is resized. Where the resized image is smaller than the crop, it is anywhere in it, and the rest
+    is grey and ignored. v2.ScaleJitter with v2.RandomCrop would resize the whole image, and shift masks by half a pixel.
 
     Args:
         scale: The range of the factor.
@@ -27,19 +72,19 @@ class ScaleAndCrop(v2.Transform):  # type: ignore[misc] # torchvision has no typ
         self.scale, self.crop_size, self.ignore_index = scale, crop_size, ignore_index
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The part to take, its new size, and what to put around it, for this call."""
+        """Return the part to take, its new size, and the border to add, for this call."""
         low, high = self.scale
         factor = low + (high - low) * torch.rand(()).item()
         sides = v2.functional.get_size(flat_inputs[0])
         (top, height, h, above, below), (left, width, w, before, after) = (
-            cut(side, factor, crop) for side, crop in zip(sides, self.crop_size or (None, None), strict=True)
+            draw_side(side, factor, crop) for side, crop in zip(sides, self.crop_size or (None, None), strict=True)
         )
         return {"part": (top, left, height, width), "size": [h, w], "border": [before, above, after, below]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
-        """Bilinear for an image; for a mask the nearest neighbour of each pixel's centre.
+        """Resize an image bilinearly; a mask by the nearest neighbor of each pixel's center.
 
-        torchvision's own nearest neighbour takes the pixel's corner: the labels would sit up to half a pixel to one side.
+        torchvision's own nearest neighbor takes the pixel's corner: masks would shift by up to half a pixel.
         """
         part = v2.functional.crop(inpt, *params["part"])
         mask = isinstance(inpt, tv_tensors.Mask)
@@ -55,8 +100,8 @@ class ScaleAndCrop(v2.Transform):  # type: ignore[misc] # torchvision has no typ
         return v2.functional.pad(part, params["border"], fill=self.ignore_index if mask else list(GREY))
 
 
-def cut(side: int, factor: float, crop: int | None) -> tuple[int, int, int, int, int]:
-    """One side of a crop: where it begins and how long it is in the image, its new length, and what is added at both ends."""
+def draw_side(side: int, factor: float, crop: int | None) -> tuple[int, int, int, int, int]:
+    """Return one side of a crop: its start and length in the image, its new length, and what is added at both ends."""
     if crop is None:
         return 0, side, max(1, round(side * factor)), 0, 0
     wanted = max(1, round(crop / factor))
@@ -65,25 +110,3 @@ def cut(side: int, factor: float, crop: int | None) -> tuple[int, int, int, int,
     size = crop if taken == wanted else min(crop, max(1, round(side * factor)))
     before = int(torch.randint(crop - size + 1, ()))
     return start, taken, size, before, crop - size - before
-
-
-def training(
-    crop_size: tuple[int, int] | None,
-    scale: tuple[float, float],
-    flip: bool,
-    jitter: float,
-    ignore_index: int,
-    rotate: float = 0.0,
-) -> v2.Compose:
-    """Random scale, crop, mirror, turn and colour; what comes in around an image is grey and ignored."""
-    steps: list[v2.Transform] = [v2.Identity()]
-    if tuple(scale) != (1.0, 1.0) or crop_size is not None:
-        steps.append(ScaleAndCrop(scale, crop_size, ignore_index))
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if rotate:
-        fill = {tv_tensors.Image: list(GREY), tv_tensors.Mask: ignore_index}
-        steps.append(v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill))
-    if jitter:
-        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
-    return v2.Compose(steps)

@@ -1,7 +1,14 @@
-"""W&B's import hooks: removed where they cannot work."""
+"""Processes that load data: signals, W&B's import hooks, and lines that only one of them prints."""
 
+import atexit
+import multiprocessing
 import os
+import signal
 import sys
+
+from torch.utils.data import get_worker_info
+
+PRINTED: set[bytes] = set()  # the topics of the lines that were printed
 
 
 def remove_import_hooks() -> None:
@@ -16,3 +23,32 @@ def remove_import_hooks() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where processes are not forked
     os.register_at_fork(after_in_child=remove_import_hooks)
+
+
+def initialize_worker(worker: int) -> None:
+    """Prepare a DataLoader's worker: remove W&B's import hooks, and ignore signals.
+
+    A signal to all processes of a job, or Ctrl-C, must not end a worker before the training process has saved its checkpoint.
+    """
+    remove_import_hooks()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Kill the workers that are left when this process exits, such as after an error.
+
+    multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def print_once(topic: bytes, line: str) -> None:
+    """Print the first line of a topic to stderr; of the processes that train and load data, only the first prints."""
+    worker = get_worker_info()
+    if topic not in PRINTED and (worker is None or worker.id == 0) and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)
+    PRINTED.add(topic)

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from dilated_seg.crf import DenseCRF
-from dilated_seg.data.decode import as_rgb, mask_picture, read_image
+from dilated_seg.data.decode import as_rgb, read_image
+from dilated_seg.data.masks import paint_mask
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference.strategies import FullImage, Inference, Tiles, predict, predict_logits
 from dilated_seg.models.segmenter import Segmenter
@@ -32,7 +33,7 @@ class Segmentation:
 
     def mask(self) -> Image.Image:
         """The class ids as a picture with the dataset's palette."""
-        return mask_picture(self.ids.numpy(), self.palette)
+        return paint_mask(self.ids.numpy(), self.palette)
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The classes' colours over the picture."""

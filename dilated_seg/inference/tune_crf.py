@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dilated_seg.crf import DenseCRF
-from dilated_seg.data.collate import Split
+from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError, format_command
 from dilated_seg.inference.devices import resolve_device
 from dilated_seg.inference.load import load

@@ -130,15 +130,8 @@ class DilatedNet(nn.Module):
                 self.ctx_upsample = bilinear_deconvolution(num_classes, 16, 8, padding=4, groups=num_classes)
 
     def forward(self, image: Image) -> Logits:
-        return self.finish(self.score(image), *image.shape[-2:])
-
-    def score(self, image: Image) -> Maps:
-        """The front end's class scores (B, C, ceil(H / 8), ceil(W / 8)): what the context stage of training starts from."""
-        return self.front_end(reflect(image, self.margin) if self.margin else image)
-
-    def finish(self, scores: Maps, height: int, width: int) -> Logits:
-        """Logits of an image's size from the front end's scores of it."""
-        return self.ctx_upsample(self.context(scores))[..., :height, :width]
+        features = self.front_end(reflect(image, self.margin) if self.margin else image)
+        return self.ctx_upsample(self.context(features))[..., : image.shape[-2], : image.shape[-1]]
 
 
 class FrontEnd(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dilated_seg.data.decode import mask_picture
+from dilated_seg.data.masks import paint_mask
 from dilated_seg.storage import atomic_path
 
 
@@ -26,8 +26,8 @@ def write_gallery_images(
     """Write an image (H, W, 3), its ground truth and its prediction (H, W); the last one comes last: all are there with it."""
     pngs = {
         "image": Image.fromarray(image),
-        "truth": mask_picture(truth, palette),
-        "prediction": mask_picture(prediction, palette),
+        "truth": paint_mask(truth, palette),
+        "prediction": paint_mask(prediction, palette),
     }
     directory.mkdir(parents=True, exist_ok=True)
     for kind, png in pngs.items():

@@ -7,9 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from dilated_seg.data.classes import first_difference
-from dilated_seg.data.collate import Split
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.pairs import Sample
+from dilated_seg.data.split import Sample, Split
 from dilated_seg.errors import UserError
 
 
@@ -20,10 +19,10 @@ def open_labelled_split(dataset: SegmentationDataModule, split: str) -> Split:
         UserError: There is no split of this name, or it has no images, or its masks are kept back.
     """
     try:
-        opened = dataset.opened(split)
+        opened = dataset.open_split(split)
     except ValueError as error:
         raise UserError(f"--split {split}: {type(dataset).__name__} has none of this name") from error
-    if not len(opened) or not getattr(opened, "labelled", True):
+    if not len(opened) or not opened.labelled:
         raise UserError(f"{type(dataset).__name__} has no labels for its split {split}: name another one")
     return opened
 

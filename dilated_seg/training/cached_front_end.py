@@ -1,13 +1,13 @@
-"""The context stage without its front end, which is frozen: its scores of the training images are computed once."""
+"""CachedFrontEnd: trains a context module on the features of its frozen front end, which are computed once."""
 
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,136 +18,147 @@ from lightning import LightningModule, Trainer
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from dilated_seg.data import SegmentationDataModule, collate, decode, pairs, samplers, shards, transforms
-from dilated_seg.data.collate import initialize_worker
-from dilated_seg.data.feature_cache import ROWS, StoredScores
+from dilated_seg import storage
+from dilated_seg.data import SegmentationDataModule, collate, decode, masks, pairs, samplers, shards, transforms
+from dilated_seg.data.pairs import Pairs
+from dilated_seg.data.samplers import get_run_seed
+from dilated_seg.data.shards import Shards
+from dilated_seg.data.split import Split
+from dilated_seg.data.workers import initialize_worker
 from dilated_seg.errors import UserError
-from dilated_seg.storage import write_text
+from dilated_seg.models.layers import reflect
 from dilated_seg.training.freeze import Freeze
-from dilated_seg.training.lightning_internals import wait_without_timeout
 from dilated_seg.training.signals import StopOnSignal
+from dilated_seg.training.stored_features import ROWS, Block, StoredFeatures, stack_features
 
 # The modules that decide the tensors of a training image: finding, decoding, seeding and augmenting it.
-READING = (decode, collate, pairs, samplers, shards, transforms)
+READING = (decode, masks, collate, pairs, samplers, shards, transforms)
 
 
 class CachedFrontEnd(Freeze):
-    """Freezes DilatedNet's front end for good and trains the rest on its scores of the training images, computed once.
+    """Freezes DilatedNet's front end for good and trains the rest on its features of the training images, computed once.
 
-    The scores, in float32, and the masks lie in shards in ``folder``/KEY. The key is of all that decides them: the front
-    end's weights, mean and deviation, precision, the images, their augmentations, the run's seed, and the code that reads
-    and scores them. When one of these changes, they are computed anew, into another folder; an earlier one can be removed
-    when nobody trains on it. What was interrupted goes on where it was; what this run will not read is left out. Several
-    processes share the work, and need a folder that all of them see; several runs wait for each other.
+    The features, in float32, and the masks are kept in shards in ``folder``/KEY. The key depends on all that decides them: the
+    front end's weights, the normalization, precision, the images, their augmentation, the run's seed, and the code. When one of
+    these changes, they are computed again in another directory; an earlier one can be removed when no run uses it. An
+    interrupted computation continues; what this run will not read is not computed. Several processes share the work, and need
+    a directory that all of them see; several runs wait for each other.
 
-    The data need ``variants``: there are as many augmentations of each image as it says. A run with plain `Freeze` on the
-    same variants has the same losses; it takes the front end's time for them. ``model.compile`` does nothing here.
+    In its first ``variants`` epochs a run has the same losses as one with `Freeze`; then the augmentations repeat. The data
+    module, the batches of evaluation, the network and the task are those of any other run: only training batches are replaced.
 
     Args:
-        folder: Where to keep them. An image of VOC takes about 0.6 MB for each variant.
+        folder: Where to keep the features. An image of VOC takes about 0.6 MB for each variant.
+        variants: The number of augmentations of each training image, one an epoch, before they repeat.
     """
 
-    def __init__(self, folder: str = "runs/scores") -> None:
+    def __init__(self, folder: str = "runs/scores", variants: int = 2) -> None:
         super().__init__(["net.front_end"])
-        self.folder = Path(folder)
+        if variants < 1:
+            raise UserError(f"CachedFrontEnd.variants is {variants}: it must be at least 1")
+        self.folder, self.variants = Path(folder), variants
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: ANN401 - a SegmentationTask
         if stage == "fit":
             net: Any = pl_module.model.net
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            if not (hasattr(net, "score") and hasattr(net, "finish") and len(list(net.context.parameters()))):
+            if not (hasattr(net, "front_end") and hasattr(net, "context") and len(list(net.context.parameters()))):
                 raise UserError("CachedFrontEnd is for a DilatedNet with a context module: set model.net, or use Freeze")
             if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in net.front_end.modules()):
                 raise UserError("CachedFrontEnd keeps scores without dropout: set model.net.init_args.dropout to 0")
+            if pl_module.hparams.get("compile"):
+                raise UserError(
+                    "CachedFrontEnd trains the context module alone, which is not compiled: set model.compile to false"
+                )
             if pl_module.model.crf:
                 raise UserError("CachedFrontEnd keeps scores and not images, which a CRF needs: set model.crf to null")
-            if not isinstance(data, SegmentationDataModule):
+            if not isinstance(trainer.datamodule, SegmentationDataModule):  # type: ignore[attr-defined]
                 raise UserError("CachedFrontEnd needs one of our datasets: give the trainer a SegmentationDataModule")
-            if data.variants is None:
-                raise UserError(
-                    "CachedFrontEnd keeps the scores of so many augmentations of each image as data.init_args.variants says: "
-                    "set it, such as to 2"
-                )
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute what is missing of what this run will read; then training reads it."""
+        """Compute the features that this run will read and that do not exist; then give training its own loader."""
         super().on_fit_start(trainer, pl_module)
         if trainer.limit_train_batches == 0:
             return  # nothing is to be trained
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        facts = identity(pl_module) | data.identity() | {"precision": str(trainer.precision)}
-        facts["data_code"] = hash_code(sys.modules[type(data).__module__], *READING)
-        text = trainer.strategy.broadcast(json.dumps(facts, indent=1))
-        folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        scores = StoredScores(folder, len(data.training_images()), data.variants)
-        missing: list[tuple[int, int]] = []
-        with ExitStack() as stack:
-            with wait_without_timeout():  # checksums of many gigabytes, or another run, take their time
-                if trainer.is_global_zero:
-                    stack.enter_context(claimed(folder))
-                    for begun in folder.glob("*.partial"):  # of a run that was killed
-                        begun.unlink(missing_ok=True)
-                    write_text(folder / "key.json", text + "\n")
-                    missing = sorted(set(scores.missing()) & needed(trainer, data))
+        key = trainer.strategy.broadcast(json.dumps(describe_features(trainer, pl_module, data), indent=1))
+        folder = self.folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        features = StoredFeatures(folder, len(data.training_images()), self.variants)
+        with lock_folder(folder) if trainer.is_global_zero else nullcontext():
+            missing: list[Block] = []
+            if trainer.is_global_zero:
+                storage.write_text(folder / "key.json", key + "\n")
+                missing = sorted(features.find_missing() & find_needed(trainer, data, features))
             missing = trainer.strategy.broadcast(missing)
             if not (folder / "key.json").is_file():
                 raise UserError(f"{folder} is not seen by every process: name a folder that all machines share")
-            with wait_without_timeout():
-                self.compute(trainer, pl_module, scores, missing)
-        for path in folder.glob("*-*-*.safetensors"):
-            scores.add(path)
-        if any(shard not in scores.places for shard in missing):
+            self.compute(trainer, pl_module, features, missing)
+            trainer.strategy.barrier()
+        features.find_shards()
+        if any(block not in features.shards for block in missing):
             raise UserError(f"{folder} does not hold what was written to it: name a folder that all machines share")
-        data.scores = scores
+        data.train_dataloader = partial(data.load_training, features, stack_features)
 
     @torch.no_grad()
-    def compute(self, trainer: Trainer, task: Any, scores: StoredScores, missing: list[tuple[int, int]]) -> None:  # noqa: ANN401
-        """This process's share of the missing shards, image by image, with the network as it stands."""
+    def compute(self, trainer: Trainer, task: Any, features: StoredFeatures, missing: list[Block]) -> None:  # noqa: ANN401
+        """Write this process's share of the missing shards, image by image."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        mine: Iterable[tuple[int, int]] = missing[trainer.global_rank :: trainer.world_size]
-        keys = [[(variant, index) for index in scores.rows(block)] for variant, block in mine]
+        blocks: Sequence[Block] = missing[trainer.global_rank :: trainer.world_size]
         loader = DataLoader(
             data.training_images(),
-            sampler=list(chain(*keys)),
+            sampler=[(variant, index) for variant, block in blocks for index in features.rows(block)],
             batch_size=None,
-            num_workers=min(data.num_workers, 4) if keys else 0,
+            num_workers=min(data.num_workers, 4) if blocks else 0,
             worker_init_fn=initialize_worker,
         )
         if trainer.is_global_zero:
-            print(
-                f"front end's scores: {scores.folder}" + (f", {len(missing)} shards to compute" if missing else ""), flush=True
-            )
-            mine = track(mine, "Front end", disable=not missing or not sys.stdout.isatty(), transient=True)
-        mode = task.model.net.front_end.training
+            work = f", {len(missing)} shards to compute" if missing else ""
+            print(f"front end's scores: {features.folder}{work}", flush=True)
+        quiet = not (trainer.is_global_zero and missing and sys.stdout.isatty())
+        training = task.model.net.front_end.training
         task.model.net.front_end.eval()
-        samples = (self.scored(trainer, task, sample) for sample in loader)
-        for number, (variant, block) in enumerate(mine):
-            size = scores.write(variant, block, islice(samples, len(scores.rows(block))))
+        samples = (compute_sample(trainer, task, sample) for sample in loader)
+        for number, (variant, block) in enumerate(track(blocks, "Front end", disable=quiet, transient=True)):
+            size = features.write(variant, block, list(islice(samples, len(features.rows(block)))))
             if number == 0 and trainer.is_global_zero:
-                require_space(scores.folder, size * (len(missing) - 1))
+                require_space(features.folder, size * (len(missing) - 1))
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, StopOnSignal):
                     callback.before_training(trainer)
-        task.model.net.front_end.train(mode)
+        task.model.net.front_end.train(training)
 
-    @staticmethod
-    def scored(trainer: Trainer, task: Any, sample: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-        """A sample with the scores of its image in the image's place."""
-        trainer.datamodule.on_before_batch_transfer(sample, 0)  # type: ignore[attr-defined]
-        with trainer.precision_plugin.forward_context():
-            scores = task.model.net.score(task.model.normalize(sample["image"][None].to(task.device)))
-        return {"scores": scores[0].float().cpu(), "mask": sample["mask"], "id": sample["id"]}
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Let the front end return the batch's features; the image that the task gives the network only has its size."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        features, front_end = batch.pop("features"), pl_module.model.net.front_end
+        batch["image"] = torch.zeros((), dtype=torch.uint8, device=features.device).expand(
+            len(features), 3, *batch["mask"].shape[1:]
+        )
+        front_end.forward = lambda image: features
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:  # noqa: ANN401
+        """Give the front end its own forward back, for validation."""
+        vars(pl_module.model.net.front_end).pop("forward", None)
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: ANN401
         super().teardown(trainer, pl_module, stage)
-        if stage == "fit" and isinstance(data := trainer.datamodule, SegmentationDataModule):  # type: ignore[attr-defined]
-            data.scores = None
+        if stage == "fit":
+            self.on_train_batch_end(trainer, pl_module)
+            vars(trainer.datamodule).pop("train_dataloader", None)  # type: ignore[attr-defined]
+
+
+def compute_sample(trainer: Trainer, task: Any, sample: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """Return a sample with the front end's features in the place of its image."""
+    trainer.datamodule.on_before_batch_transfer(sample, 0)  # type: ignore[attr-defined]
+    with trainer.precision_plugin.forward_context():
+        image = task.model.normalize(sample["image"][None].to(task.device))
+        features = task.model.net.front_end(reflect(image, task.model.net.margin) if task.model.net.margin else image)
+    return {"features": features[0].float().cpu(), "mask": sample["mask"], "id": sample["id"]}
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Let one run at a time compute the scores in a folder; another one waits, and finds them there."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Let one run at a time compute the features in a folder; another one waits."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -161,50 +172,97 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def needed(trainer: Trainer, data: SegmentationDataModule) -> set[tuple[int, int]]:
-    """The shards (variant, block) that the run will read: all, but in a few steps, as of a rehearsal."""
-    variants, order = data.variants or 1, data.training_order(0, int)
-    everything = {(v, b) for v in range(variants) for b in range(-(-len(data.training_images()) // ROWS))}
+def find_needed(trainer: Trainer, data: SegmentationDataModule, features: StoredFeatures) -> set[Block]:
+    """Return the shards that the run will read: all, unless it takes a few steps only."""
     if trainer.max_steps < 0:
-        return everything
-    batches, found = trainer.max_steps * data.passes, set[tuple[int, int]]()
+        return features.blocks
+    order = data.training_order(0, int)
+    batches, needed = trainer.max_steps * data.passes, set[Block]()
     for epoch in range(-(-batches // len(order))):
-        if found == everything:
+        if needed == features.blocks:
             break
         for rank in range(trainer.world_size):
             order = data.training_order(rank, partial(int, epoch * len(order)))
             for batch in islice(order, batches - epoch * len(order)):
-                found |= {(epoch % variants, key[1] // ROWS) for key in batch if isinstance(key, tuple)}
-    return found
+                needed |= {(epoch % features.variants, key[1] // ROWS) for key in batch if isinstance(key, tuple)}
+    return needed
+
+
+def describe_features(trainer: Trainer, task: Any, data: SegmentationDataModule) -> dict[str, Any]:  # noqa: ANN401
+    """Return all that decides the features: network, normalization, precision, images, augmentation, seed, and code."""
+    net = task.model.net
+    weights = hashlib.sha256()
+    for name, tensor in net.front_end.state_dict().items():
+        weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    layers = {type(layer).__module__ for layer in (net, *net.front_end.modules())}
+    ours = (sys.modules[name] for name in sorted(layers) if not name.startswith("torch."))
+    sources = {sys.modules[module.__module__] for module in (data.augmentation, type(data)) if module is not None}
+    return {
+        "weights": weights.hexdigest(), "front_end": repr(net.front_end), "margin": net.margin,
+        "mean": task.model.mean.flatten().tolist(), "std": task.model.std.flatten().tolist(),
+        "precision": str(trainer.precision),
+        "network_code": hash_code(*ours),
+        "data": describe_images(data), "data_code": hash_code(*sources, *READING),
+    }  # fmt: skip
+
+
+def describe_images(data: SegmentationDataModule) -> dict[str, Any]:
+    """Return all that decides the training images and their augmentations.
+
+    Raises:
+        UserError: The augmentation or the split does not tell its values.
+    """
+    augmentation = getattr(data.augmentation, "__qualname__", repr(data.augmentation))
+    if " at 0x" in augmentation:
+        raise UserError(
+            f"CachedFrontEnd cannot tell when {type(data.augmentation).__name__} changes: give it a __repr__ of all its values"
+        )
+    split = data.open_split(data.train_split)
+    texts = {name: storage.read_text(data.require_root(), name) for name in data.texts}
+    return {
+        "dataset": type(data).__name__, "split": data.train_split, "classes": list(data.classes), "texts": texts,
+        "choices": data.choices, "images": len(split), "files": describe_split(split), "seed": get_run_seed(),
+        "augmentation": augmentation, "on_bad_image": data.on_bad_image,
+    }  # fmt: skip
+
+
+def describe_split(split: Split) -> str:
+    """Return what changes when an image of a split does: names, sizes and times of files, checksums of shards, or values.
+
+    Raises:
+        UserError: The split is of another kind, and holds more than plain values.
+    """
+    if isinstance(split, Pairs):
+        files = ((name, path) for name, *both in split.pairs for path in both if path)
+        facts: Any = [(name, path.name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
+        return hash_text(repr((facts, split.as_stored)))
+    if isinstance(split, Shards):
+        return hash_text(repr(([entry["sha256"] for entry in split.entries], split.as_stored)))
+    if not all(isinstance(value, str | int | float | tuple) for value in vars(split).values()):
+        raise UserError(f"CachedFrontEnd cannot tell when images of {type(split).__name__} change: use Freeze")
+    return hash_text(repr(sorted(vars(split).items())))
+
+
+def hash_text(text: str) -> str:
+    """Return the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_code(*modules: ModuleType) -> str:
-    """Return the SHA-256 of the source files of some modules; what was typed into a console has no file."""
+    """Return the SHA-256 of the source files of some modules; code typed into a console has no file."""
     paths = sorted({file for module in modules if (file := getattr(module, "__file__", None))})
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
 
 
-def identity(task: Any) -> dict[str, Any]:  # noqa: ANN401
-    """What decides the scores of an image: code, structure and weights of the front end, and what the image goes through."""
-    weights = hashlib.sha256()
-    for name, tensor in task.model.net.front_end.state_dict().items():
-        weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    numbers = {name: getattr(task.model, name).flatten().tolist() for name in ("mean", "std")}
-    structure = {"front_end": repr(task.model.net.front_end), "margin": task.model.net.margin}
-    names = {type(layer).__module__ for layer in (task.model.net, *task.model.net.front_end.modules())}
-    ours = hash_code(*(sys.modules[name] for name in names if not name.startswith("torch.")))
-    return {"weights": weights.hexdigest(), **numbers, **structure, "network_code": ours}
-
-
 def require_space(folder: Path, needed: int) -> None:
-    """Say before hours of work that the disk is too small for its result.
+    """Check before hours of work that the disk has space for its result.
 
     Raises:
-        UserError: It is.
+        UserError: It has not.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{folder} needs {needed / 1e9:.1f} GB more for the front end's scores and the disk has {free / 1e9:.1f} GB: "
-            "name another CachedFrontEnd.folder, or lower data.init_args.variants"
+            "name another CachedFrontEnd.folder, or lower its variants"
         )

@@ -8,7 +8,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
-from dilated_seg.data.decode import mask_picture
+from dilated_seg.data.masks import paint_mask
 from dilated_seg.runs.gallery import write_gallery_images
 from dilated_seg.runs.run import Run
 from dilated_seg.runs.version import commit
@@ -114,7 +114,7 @@ class PredictionWriter(Callback):
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
                 ids = prediction[:height, :width].cpu().numpy()
-                mask_picture(ids, dataset.palette).save(folder / f"{name}.png")
+                paint_mask(ids, dataset.palette).save(folder / f"{name}.png")
                 if dataset.submitted:
                     Image.fromarray(np.array(dataset.submitted, np.uint8)[ids]).save(submission / f"{name}.png")
 

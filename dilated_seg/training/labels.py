@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from dilated_seg.data.classes import listed
+from dilated_seg.data.classes import format_classes
 from dilated_seg.errors import UserError
 
 # Training crops after which to judge, unless the first epoch is shorter. Where only one crop in a hundred has a label, a
@@ -72,5 +72,5 @@ class RequireLabels(Callback):
         absent = [k for k, there in enumerate(occurs) if not there]
         counted = getattr(data, "train_split", None) in getattr(data, "label_counts", ())
         if absent and enough and trainer.is_global_zero and not counted:
-            names = listed(absent, task.classes)
+            names = format_classes(absent, task.classes)
             print(f"warning: none of {where} has a pixel of {names}, which cannot be learnt", file=sys.stderr)

@@ -4,11 +4,9 @@ Private names may change in any release: setup.cfg bounds the versions, and test
 a name is gone.
 """
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning import Trainer
-from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch.callbacks import RichProgressBar
 
 
@@ -30,11 +28,6 @@ def set_logged_step(trainer: Trainer, step: int) -> None:
 def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Return the checkpoint that Trainer.save_checkpoint would write, without waiting for other processes."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-
-
-def wait_without_timeout() -> AbstractContextManager[Any]:
-    """Return a context at whose end all processes wait for each other, however long that takes."""
-    return _InfiniteBarrier()
 
 
 class EpochProgressBar(RichProgressBar):

@@ -19,7 +19,7 @@ from dilated_seg.training.loggers import SafeWandbLogger
 FIXED = (
     "seed_everything", "model.net", "model.crf", "model.mean", "model.std", "model.weights", "model.weights_without",
     "model.lr_factors", "model.optimizer.class_path", "data.class_path", "data.init_args.batch_size",
-    "data.init_args.global_batch_size", "data.init_args.streaming", "data.init_args.variants",
+    "data.init_args.global_batch_size", "data.init_args.streaming",
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches",
 )  # fmt: skip
 REMEDY = "give it that value, or start a training of its own from these weights with --model.weights instead of --ckpt_path"

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dilated_seg.data.samplers import mix, run_seed
+from dilated_seg.data.samplers import get_run_seed, mix_seeds
 from dilated_seg.errors import format_error
 from dilated_seg.runs.run import Run
 from dilated_seg.training.labels import NothingToLearnError
@@ -27,7 +27,7 @@ class SeedEveryStep(Callback):
     """Seeds dropout from the run's seed, the batch's number and the process: what a resumed run needs to draw the same."""
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
-        seed = mix(run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank)
+        seed = mix_seeds(get_run_seed(), trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_rank)
         torch.manual_seed(seed)
 
 

@@ -46,7 +46,7 @@ def main():
     frozen = "{class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end]}}"
     times = {}
     with tempfile.TemporaryDirectory() as folder:
-        stored = f"{{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}/scores}}}}"
+        stored = f"{{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}/scores, variants: 1}}}}"
         for name, callback, steps in (
             ("through the front end", frozen, options.steps),
             ("on stored scores", stored, 10 * options.steps),
@@ -54,7 +54,7 @@ def main():
             started = time.perf_counter()
             settings = {
                 "data": "Shapes", "data.images": [images, 1, 1], "data.size": list(options.size),
-                "data.batch_size": options.batch, "data.variants": 1, "data.num_classes": 11,
+                "data.batch_size": options.batch, "data.num_classes": 11,
                 "model.net": "dilated_seg.models.DilatedNet",
                 "model.net.width": options.width, "model.net.dropout": 0, "model.net.padding": options.padding,
                 "model.optimizer": "SGD", "model.optimizer.lr": 1e-4, "trainer.max_steps": steps,

@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 
 from dilated_seg.data import Folder
 from dilated_seg.data.prepare import prepare
+from dilated_seg.data.transforms import ScaleAndCrop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -109,7 +110,7 @@ def rate(loader):
 
 def ours(root, crop, batch, workers, streaming=False):
     data = Folder(
-        root=str(root), crop_size=crop, scale=(0.5, 2.0), batch_size=batch, num_workers=workers, streaming=streaming,
+        root=str(root), augmentation=ScaleAndCrop(crop, (0.5, 2.0)), batch_size=batch, num_workers=workers, streaming=streaming,
     )  # fmt: skip
     return data.train_dataloader()
 

@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 from dilated_seg.data import CamVid, Shapes
+from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.models import FCN, DeconvNet, DeepLabV1, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.processes import keep_memory
@@ -59,7 +60,7 @@ def main():
         training = seconds(step(build(), batch), 5) / 8
         print(f"  {name:24}{1000 * training:7.2f} ms an image to train on: {training / image:5.1f} times the drawing")
     if os.environ.get("DILATED_SEG_CAMVID"):
-        data = CamVid(batch_size=4, crop_size=(256, 320), scale=(0.6, 1.4), jitter=0.3)
+        data = CamVid(batch_size=4, augmentation=ScaleAndCrop((256, 320), (0.6, 1.4), jitter=0.3))
         loader = iter(data.train_dataloader())
         print(f"CamVid, scaled, cropped, jittered: {1000 * seconds(lambda: next(loader), 10) / 4:.2f} ms an image")
 

@@ -83,7 +83,7 @@ def record_evaluations(place):
         "--data=Folder",
         f"--data.init_args.root={place / 'images'}",
         "--data.init_args.batch_size=4",
-        "--data.init_args.crop_size=[32,32]",
+        "--data.init_args.augmentation={class_path: ScaleAndCrop, init_args: {crop_size: [32, 32]}}",
     ]
     network = ["--model.net=dilated_seg.models.FCN", "--model.net.init_args.stride=8", "--model.net.init_args.width=0.05"]
     optimizer = ["--model.optimizer=AdamW", "--model.optimizer.init_args.lr=3e-3"]

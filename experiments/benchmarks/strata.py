@@ -88,7 +88,8 @@ def main():
             root = Path(place) / name
             folder(root / "data", *pictures)
             (root / "data.yaml").write_text(
-                f"class_path: Folder\ninit_args: {{root: {root / 'data'}, batch_size: 4, crop_size: [128, 128]}}\n"
+                f"class_path: Folder\ninit_args: {{root: {root / 'data'}, batch_size: 4, "
+                "augmentation: {class_path: ScaleAndCrop, init_args: {crop_size: [128, 128]}}}\n"
             )
             flags = [f"--data={root / 'data.yaml'}", "--model.class_weights=null"]
             compare(f"{name}, DilatedNet", trained("shapes/dilatednet", root / "run", *flags))

@@ -97,7 +97,10 @@ def test_reduce_on_plateau_is_the_one_that_takes_a_monitor(cli):
         (["--trainer.max_steps", "abc"], "--trainer.max_steps abc: a whole number is expected"),
         (["--trainer.max_steps", "1e5"], "--trainer.max_steps 1e5: a whole number is expected: write 100000"),
         (["--seed_everything", "abc"], "--seed_everything abc: true or false or a whole number is expected"),
-        (["--data.crop_size", "[3]"], "--data.crop_size [3]: a tuple with 2 elements is expected"),
+        (
+            ["--data.augmentation=ScaleAndCrop", "--data.augmentation.crop_size", "[3]"],
+            "--data.augmentation.crop_size [3]: a tuple with 2 elements is expected",
+        ),
         (["--model.lr_scheduler.power", "abc"], "--model.lr_scheduler.power abc: a number is expected"),
         (["--data", "Folder"], "data needs root: say it by --data.root"),
         (["--trainer.callbacks+", "EarlyStopping"], "trainer.callbacks needs monitor: say it by --trainer.callbacks.monitor"),

@@ -9,7 +9,7 @@ from PIL import Image
 from dilated_seg.data import VOC, CamVid, Cityscapes, Folder
 from dilated_seg.data.cityscapes import LABEL_IDS
 from dilated_seg.data.collate import pad
-from dilated_seg.data.voc import around
+from dilated_seg.data.voc_objects import enlarge_range
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.task import SegmentationTask
@@ -84,8 +84,8 @@ def test_an_object_is_cut_out_with_a_margin_and_all_else_is_background(voc):
 
 
 def test_an_object_at_the_edge_is_cut_where_the_image_ends():
-    assert around(torch.tensor([0, 99]), 105, 1.2) == slice(0, 105)
-    assert around(torch.tensor([40, 59]), 105, 1.2) == slice(38, 62)
+    assert enlarge_range(torch.tensor([0, 99]), 105, 1.2) == slice(0, 105)
+    assert enlarge_range(torch.tensor([40, 59]), 105, 1.2) == slice(38, 62)
 
 
 def test_objects_need_the_folders_as_released(voc):
@@ -102,7 +102,7 @@ def test_objects_need_the_folders_as_released(voc):
 def test_vocs_palette_is_the_official_one():
     assert VOC.palette[:6] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128))
     assert VOC.palette[20] == (0, 64, 128)
-    assert fake_datasets.palette(256)[255] == (224, 224, 192)
+    assert fake_datasets.default_palette(256)[255] == (224, 224, 192)
 
 
 def test_a_split_without_labels_can_be_predicted_and_not_scored(voc):
@@ -215,13 +215,13 @@ def test_a_wrong_list_is_one_sentence(folder, content, sentence):
 
 
 def test_another_number_of_images_than_published_is_said(voc, capsys):
-    VOC(root=str(voc)).opened("val")
+    VOC(root=str(voc)).open_split("val")
     assert capsys.readouterr().err == "VOC: val has 2 images here, as published 1,449\n"
 
 
 def test_a_split_is_looked_through_once(voc):
     data = VOC(root=str(voc))
-    assert data.opened("val") is data.opened("val")
+    assert data.open_split("val") is data.open_split("val")
 
 
 def test_values_that_your_masks_ignore_are_named_in_classes_yaml(folder):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dilated_seg.__main__ import main
-from dilated_seg.data import Folder, decode
+from dilated_seg.data import Folder, workers
 from dilated_seg.data.prepare import prepare
 from dilated_seg.errors import UserError
 
@@ -15,7 +15,7 @@ SIDEWAYS = (5, 6, 7, 8)
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(decode, "SAID", set())
+    monkeypatch.setattr(workers, "PRINTED", set())
 
 
 def add(root, split, name, way, size, convention, suffix="png"):
@@ -57,7 +57,7 @@ def everyone(split):
 
 @pytest.mark.parametrize("convention", ["upright", "as_stored"])
 def test_all_orientations_follow_the_convention_that_a_size_tells(convention, tmp_path, capsys):
-    split = Folder(root=str(dataset(tmp_path, convention))).opened("val")
+    split = Folder(root=str(dataset(tmp_path, convention))).open_split("val")
     assert len(split) == 16
     assert right(split) == everyone(split)
     assert not capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_shards_and_streams_keep_the_convention(convention, store, tmp_path):
     dataset(tmp_path / "mine", convention, told=False)
     add(tmp_path / "mine", "train", "tells", 6, (5, 9), convention)  # in another split
     prepare("Folder", str(tmp_path / "mine"), tmp_path / "out", "raw" if store == "raw" else "files", ["val"])
-    split = Folder(root=str(tmp_path / "out"), streaming=store == "stream").opened("val")
+    split = Folder(root=str(tmp_path / "out"), streaming=store == "stream").open_split("val")
     assert right(split) == everyone(split)
 
 
@@ -77,7 +77,7 @@ def test_shards_and_streams_keep_the_convention(convention, store, tmp_path):
 def test_one_split_tells_the_convention_of_the_others(convention, tmp_path):
     dataset(tmp_path, convention, told=False)
     add(tmp_path, "train", "tells", 8, (5, 9), convention, "jpg")
-    split = Folder(root=str(tmp_path)).opened("val")
+    split = Folder(root=str(tmp_path)).open_split("val")
     assert right(split) == everyone(split)
 
 
@@ -86,21 +86,21 @@ def test_where_nothing_tells_the_default_is_said_once_and_the_option_counts(conv
     dataset(tmp_path / "mine", convention, told=False)
     root = str(tmp_path / "mine")
     for _ in range(2):
-        split = Folder(root=root).opened("val")
+        split = Folder(root=root).open_split("val")
     assert (right(split) == everyone(split)) == (convention == "upright")
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "EXIF turns 10 images" in said and "set data.mask_orientation to as_stored" in said
-    split = Folder(root=root, mask_orientation=convention).opened("val")
+    split = Folder(root=root, mask_orientation=convention).open_split("val")
     assert right(split) == everyone(split)
     assert not capsys.readouterr().err
     options = ["--root", root, "--out", str(tmp_path / "out"), "--mask_orientation", convention]
     assert main(["prepare", "folder", *options]) == 0
-    split = Folder(root=str(tmp_path / "out"), streaming=True).opened("val")
+    split = Folder(root=str(tmp_path / "out"), streaming=True).open_split("val")
     assert right(split) == everyone(split)
     other = {"upright": "as_stored", "as_stored": "upright"}[convention]
     with pytest.raises(UserError, match=f"prepared with masks {convention}, not {other}: prepare it again with --mask_or"):
-        Folder(root=str(tmp_path / "out"), mask_orientation=other).opened("val")
+        Folder(root=str(tmp_path / "out"), mask_orientation=other).open_split("val")
 
 
 def test_masks_of_both_conventions_are_refused_with_two_files(tmp_path):
@@ -108,9 +108,9 @@ def test_masks_of_both_conventions_are_refused_with_two_files(tmp_path):
     add(tmp_path, "train", "lies", 6, (5, 9), "as_stored")
     for name in ("train", "val"):
         with pytest.raises(UserError, match=r"EXIF turns .*images/wide 5\.jpg, whose mask is upright, and .*images/lies\.png"):
-            Folder(root=str(tmp_path)).opened(name)
+            Folder(root=str(tmp_path)).open_split(name)
     with pytest.raises(UserError, match=r"lies\.png is 9 x 5 and its label .* is 5 x 9: .*masks are taken to lie upright"):
-        Folder(root=str(tmp_path), mask_orientation="upright").opened("train")
+        Folder(root=str(tmp_path), mask_orientation="upright").open_split("train")
 
 
 def test_images_that_cannot_be_read_or_have_damaged_exif_tell_nothing(tmp_path, capsys):
@@ -122,16 +122,16 @@ def test_images_that_cannot_be_read_or_have_damaged_exif_tell_nothing(tmp_path, 
         tmp_path / "val/images/damaged.jpg", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff" + bytes(9)
     )
     Image.new("L", (9, 5)).save(tmp_path / "val/masks/damaged.png")
-    split = Folder(root=str(tmp_path), on_bad_image="skip").opened("val")
+    split = Folder(root=str(tmp_path), on_bad_image="skip").open_split("val")
     assert right(split) == everyone(split)
     assert not capsys.readouterr().err
-    assert len(Folder(root=str(tmp_path), on_bad_image="skip").opened("train")) == 2
+    assert len(Folder(root=str(tmp_path), on_bad_image="skip").open_split("train")) == 2
 
 
 def test_datasets_that_exif_does_not_turn_are_as_before(tmp_path, capsys):
     add(tmp_path, "val", "a", 1, (5, 9), "upright", "jpg")
     (tmp_path / "classes.yaml").write_text("classes: [a, b, c, d, e]\n")
-    split = Folder(root=str(tmp_path)).opened("val")
+    split = Folder(root=str(tmp_path)).open_split("val")
     assert split.as_stored is None and right(split) == {"a"}
     assert not capsys.readouterr().err
 
@@ -148,5 +148,5 @@ def test_xmp_and_png_say_the_orientation_too(tmp_path):
     notes = PngInfo()
     notes.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     pixels.save(path, pnginfo=notes)
-    split = Folder(root=str(tmp_path)).opened("val")  # the mask has the size of the file as it lies
+    split = Folder(root=str(tmp_path)).open_split("val")  # the mask has the size of the file as it lies
     assert split.as_stored and split[0]["image"].shape == (3, 9, 5) and right(split) == {"a"}

@@ -16,8 +16,10 @@ from PIL import Image
 
 from dilated_seg.__main__ import main
 from dilated_seg.data import CamVid, Folder, SegmentationDataModule, manifest
+from dilated_seg.data.checks import check_labels
 from dilated_seg.data.classes import describe_absent, first_difference
 from dilated_seg.data.labels import count_labels, spread_indices
+from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.report.results import read_results, require_same_split
@@ -121,7 +123,7 @@ def test_a_prepared_split_without_labels_is_refused(tmp_path):
     shutil.rmtree(root / "train/masks")
     assert main(["prepare", "folder", "--root", str(root), "--out", str(tmp_path / "shards")]) == 0
     with pytest.raises(UserError, match="4 images and 0 labels"):
-        Folder(root=str(tmp_path / "shards")).check_labels()
+        check_labels(Folder(root=str(tmp_path / "shards")))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -141,7 +143,7 @@ def test_colors_that_all_mean_void_are_refused(tmp_path):
             size = image.size
         Image.new("RGB", size).save(label)  # black is Void, which belongs to none of the 11 classes
     with pytest.raises(UserError, match="CamVid: none of the 2 masks of train has a pixel of any class"):
-        CamVid(root=str(root)).check_labels()
+        check_labels(CamVid(root=str(root)))
 
 
 def test_prepared_masks_that_are_ignored_everywhere_are_refused_when_streamed(tmp_path, capsys):
@@ -149,7 +151,7 @@ def test_prepared_masks_that_are_ignored_everywhere_are_refused_when_streamed(tm
     assert main(["prepare", "folder", "--root", str(root), "--out", str(tmp_path / "shards")]) == 0
     assert "warning: none of the 3 masks of train has a pixel of any class" in capsys.readouterr().err
     with pytest.raises(UserError, match="none of the 3 masks of train has a pixel of any class"):
-        Folder(root=str(tmp_path / "shards"), streaming=True).check_labels()
+        check_labels(Folder(root=str(tmp_path / "shards"), streaming=True))
 
 
 @pytest.mark.slow
@@ -163,6 +165,23 @@ def test_one_process_of_two_may_see_no_label(tmp_path):
     assert "warning" not in result.stderr
 
 
+class DrawnSplit(Split):
+    """Images whose masks have one value each, in turn."""
+
+    def __init__(self, values, images, name):
+        self.values, self.images, self.name = values, images, name
+
+    def __len__(self):
+        return self.images
+
+    def __getitem__(self, index):
+        return {
+            "image": torch.full((3, 16, 16), 9, dtype=torch.uint8),
+            "mask": torch.full((16, 16), self.values[index % len(self.values)], dtype=torch.uint8),
+            "id": f"{self.name}{index}",
+        }
+
+
 class Drawn(SegmentationDataModule):
     """A user's own dataset, which nobody looks through before the first step."""
 
@@ -174,14 +193,7 @@ class Drawn(SegmentationDataModule):
         self.drawn, self.images = list(values), images
 
     def split(self, name):
-        return [
-            {
-                "image": torch.full((3, 16, 16), 9, dtype=torch.uint8),
-                "mask": torch.full((16, 16), self.drawn[index % len(self.drawn)], dtype=torch.uint8),
-                "id": f"{name}{index}",
-            }
-            for index in range(self.images)
-        ]
+        return DrawnSplit(self.drawn, self.images, name)
 
 
 def train(data, folder, steps=-1, **options):
@@ -257,7 +269,7 @@ def test_binary_masks_of_0_and_255_are_noticed_by_prepare_fit_and_validate(tmp_p
     assert remedy in warning
     assert main(["prepare", "folder", "--root", str(root), "--out", str(tmp_path / "shards")]) == 0
     assert f"warning: {sentence}" in capsys.readouterr().err
-    Folder(root=str(tmp_path / "shards")).check_labels()  # by the manifest
+    check_labels(Folder(root=str(tmp_path / "shards")))  # by the manifest
     assert sentence in capsys.readouterr().err
     last = f"--ckpt_path={tmp_path}/run/checkpoints/last.ckpt"
     assert call("validate", root, tmp_path / "run", last) == 0
@@ -269,7 +281,7 @@ def test_binary_masks_of_0_and_255_are_noticed_by_prepare_fit_and_validate(tmp_p
 
 
 def test_masks_that_hold_every_class_are_not_spoken_of(run, capsys):
-    Folder(root=str(run / "data")).check_labels()
+    check_labels(Folder(root=str(run / "data")))
     assert capsys.readouterr().err == ""
     assert Run(run / "run").evaluation("val").describe_labels() == []
 
@@ -285,8 +297,8 @@ def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_lo
 
 
 def test_what_was_not_looked_at_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dilated_seg.data.datamodule.count_labels", lambda *args: count_labels(*args, seconds=0))
-    Folder(root=str(write_folder(tmp_path / "data", [VOID] * 3))).check_labels()  # no error: the others may have labels
+    monkeypatch.setattr("dilated_seg.data.checks.count_labels", lambda *args: count_labels(*args, seconds=0))
+    check_labels(Folder(root=str(write_folder(tmp_path / "data", [VOID] * 3))))  # no error: the others may have labels
     assert "none of the 1 masks of train that were looked at (of 3) has a pixel of any class" in capsys.readouterr().err
 
 
@@ -306,7 +318,7 @@ def test_prepare_counts_the_pixels_of_every_class(tmp_path, camvid):
         facts = manifest.read(out)
         for split in ("train", "val"):
             masks = torch.stack([sample["mask"] for sample in CamVid(root=str(camvid)).split(split)])
-            assert manifest.pixels(facts, split) == torch.bincount(masks.flatten(), minlength=256).tolist()
+            assert manifest.sum_pixels(facts, split) == torch.bincount(masks.flatten(), minlength=256).tolist()
 
 
 def test_what_an_earlier_version_prepared_is_counted_from_its_masks(tmp_path, capsys):
@@ -320,9 +332,9 @@ def test_what_an_earlier_version_prepared_is_counted_from_its_masks(tmp_path, ca
             del shard["pixels"]
     file.write_text(json.dumps(facts))
     capsys.readouterr()
-    Folder(root=str(tmp_path / "shards")).check_labels()
+    check_labels(Folder(root=str(tmp_path / "shards")))
     assert "none of the 4 masks of train has a pixel of 1 'object'" in capsys.readouterr().err
-    Folder(root=str(tmp_path / "shards"), streaming=True).check_labels()  # not read twice from a URL
+    check_labels(Folder(root=str(tmp_path / "shards"), streaming=True))  # not read twice from a URL
     assert capsys.readouterr().err == ""
 
 
@@ -446,7 +458,7 @@ def test_a_prepared_copy_whose_classes_were_swapped_is_refused(run, tmp_path):
     assert main(["prepare", "folder", "--root", str(run / "data"), "--out", str(tmp_path / "shards")]) == 0
     (tmp_path / "shards/classes.yaml").write_text(f"classes: {SWAPPED}\n")
     with pytest.raises(UserError, match=r"class 0 is 'background' when .* was prepared and 'object' in "):
-        Folder(root=str(tmp_path / "shards")).opened("train")
+        Folder(root=str(tmp_path / "shards")).open_split("train")
 
 
 # Headers
@@ -468,7 +480,7 @@ def test_the_header_of_every_label_is_looked_at_before_the_first_step(split, dam
     root = write_folder(tmp_path / "data", [mask_of(1)] * 5)
     damage(root / split / f"masks/{split}3.png")
     with pytest.raises(UserError, match=words) as refused:
-        Folder(root=str(root)).opened(split)
+        Folder(root=str(root)).open_split(split)
     assert f"{split}3.png" in str(refused.value)
 
 
@@ -477,7 +489,7 @@ def test_every_label_of_a_mode_that_is_not_read_is_counted(tmp_path):
     for path in (root / "train/masks").iterdir():
         Image.open(path).convert("RGB").save(path)
     with pytest.raises(UserError, match=r"mode RGB.*4 more such problems"):
-        Folder(root=str(root)).opened("train")
+        Folder(root=str(root)).open_split("train")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -488,7 +500,7 @@ def test_grayscale_labels_of_fewer_bits_hold_their_values(bits, tmp_path):
     write_png(path, content, bits)
     with Image.open(path) as image:
         assert image.size == (24, 16)
-    sample = Folder(root=str(root)).opened("train")[0]
+    sample = Folder(root=str(root)).open_split("train")[0]
     assert torch.equal(sample["mask"], torch.from_numpy(content))
 
 

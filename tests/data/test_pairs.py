@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dilated_seg.data import VOC, CamVid, Cityscapes, Folder, decode
+from dilated_seg.data import VOC, CamVid, Cityscapes, Folder, workers
 from dilated_seg.data.prepare import prepare
 from dilated_seg.errors import UserError
 from tests.support import fake_datasets
@@ -14,7 +14,7 @@ from tests.support import fake_datasets
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(decode, "SAID", set())
+    monkeypatch.setattr(workers, "PRINTED", set())
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def refused(root, split, dataset=Folder, **options):
     """Return the sentence that a split is refused with."""
     with pytest.raises(UserError) as caught:
         data = dataset(root=str(root), **options)
-        data.val_dataloader() if split == "val" else data.opened(split)
+        data.val_dataloader() if split == "val" else data.open_split(split)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -102,13 +102,13 @@ def test_files_that_are_no_images_are_said_once_and_hidden_ones_never(mine, caps
     for name in ("._train0.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (mine / "train/images" / name).write_bytes(b"x")
     (mine / "train/images/__MACOSX").mkdir()
-    assert len(Folder(root=str(mine)).opened("train")) == 4
+    assert len(Folder(root=str(mine)).open_split("train")) == 4
     assert not capsys.readouterr().err
     (mine / "train/masks/train0.json").write_text("{}")
     (mine / "train/masks/empty").mkdir()
     Image.new("L", (8, 6)).save(mine / "train/masks/train1.bmp")  # beside train1.png, which is read
     for _ in range(2):
-        assert len(Folder(root=str(mine)).opened("train")) == 4
+        assert len(Folder(root=str(mine)).open_split("train")) == 4
     said = capsys.readouterr().err
     assert said == f"{mine}/train/masks: 3 files or directories are passed over (empty/, train0.json, train1.bmp)\n"
 
@@ -119,8 +119,8 @@ def test_upper_case_suffixes_stems_with_dots_and_links_are_read(mine, tmp_path):
     shutil.move(mine / "val", tmp_path / "elsewhere")
     (mine / "val").symlink_to(tmp_path / "elsewhere")
     data = Folder(root=str(mine))
-    assert [data.opened("train")[i]["id"] for i in range(4)] == ["a.b.v2", "train1", "train2", "train3"]
-    assert len(data.opened("val")) == 4
+    assert [data.open_split("train")[i]["id"] for i in range(4)] == ["a.b.v2", "train1", "train2", "train3"]
+    assert len(data.open_split("val")) == 4
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_masks_of_images_in_training_are_none_of_images_to_predict(listed):
     Image.new("RGB", (4, 4)).save(listed / "images/photo.png")
     (listed / "test.txt").write_text("photo\n")
     Image.new("L", (4, 4)).save(listed / "masks/photo_77.png")  # whose image is gone, and no list names it
-    assert not Folder(root=str(listed)).opened("test").labelled  # masks/photo 0.png is that of another
+    assert not Folder(root=str(listed)).open_split("test").labelled  # masks/photo 0.png is that of another
 
 
 @pytest.mark.parametrize("name", ["mask", "labels"])
@@ -197,7 +197,7 @@ def test_lines_of_a_list_that_are_no_names_are_shown_with_the_remedy(listed, con
 def test_a_list_says_what_is_used_however_its_lines_end(listed):
     Image.new("RGB", (4, 4)).save(listed / "images/not listed.webp")
     (listed / "val.txt").write_bytes(b"\xef\xbb\xbf  photo 2 \t\r\n\r\n")
-    assert len(Folder(root=str(listed)).opened("val")) == 1
+    assert len(Folder(root=str(listed)).open_split("val")) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ FILES = sorted(f for f in (ROOT / "experiments").rglob("*.yaml") if f.parent.nam
 ABLATIONS = [f for f in FILES if "experiments" in (yaml.safe_load(f.read_text()) or {})]
 PARTS = [f for f in FILES if f.parent.name in ("data", "crf") or f.name == "defaults.yaml"]
 EXPERIMENTS = [f for f in FILES if f not in ABLATIONS and f not in PARTS]
+CROP = "--data.init_args.augmentation={{class_path: ScaleAndCrop, init_args: {{crop_size: [{0}, {0}]}}}}"
 SMALL = {
-    "CamVid": ["--data.init_args.crop_size=[32,32]"],
+    "CamVid": [CROP.format(32)],
     "Shapes": ["--data.init_args.images=[4,1,1]", "--data.init_args.size=[32,48]"],
-    "Folder": ["--data.init_args.crop_size=[16,16]", "--data.init_args.root=kitti"],
+    "Folder": [CROP.format(16), "--data.init_args.root=kitti"],
 }
-CROPS = ["--data.init_args.crop_size=[16,16]"]  # of every other dataset
+CROPS = [CROP.format(16)]  # of every other dataset
 
 
 def name(file):

@@ -123,7 +123,7 @@ def test_a_partial_prediction_lies_apart_and_one_that_ended_early_says_so(run, m
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dilated_seg.training.gallery.mask_picture", fail)
+    monkeypatch.setattr("dilated_seg.training.gallery.paint_mask", fail)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         CLI(arguments)
     assert predicted(run / "predictions") == "3, not finished"

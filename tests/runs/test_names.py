@@ -230,7 +230,8 @@ def test_classes_runs_and_directories_of_any_name_are_trained_evaluated_and_comp
             f"--data.init_args.root={root}", "--model.net.init_args.width=0.02", "--model.class_weights=null",
             "--trainer.accelerator=cpu", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
             "--trainer.log_every_n_steps=1",
-            "--data.init_args.crop_size=[8,8]", "--data.init_args.batch_size=1", "--run_dir", str(run),
+            "--data.init_args.augmentation={class_path: ScaleAndCrop, init_args: {crop_size: [8, 8]}}",
+            "--data.init_args.batch_size=1", "--run_dir", str(run),
         ]  # fmt: skip
         for words in (["fit", *arguments], ["validate", "--config", str(run / "config.yaml")]):
             assert main(words) == 0

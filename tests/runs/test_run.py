@@ -24,7 +24,7 @@ def test_a_run_has_its_experiment_its_dataset_and_its_checkpoints(run):
     assert run.config.seed == 0 and run.config.weights is None
     assert run.config.net.class_path == "dilated_seg.models.DilatedNet" and run.config.net.init_args["width"] == 0.02
     dataset = run.dataset()
-    assert isinstance(dataset, Shapes) and len(dataset.opened("val")) == 3
+    assert isinstance(dataset, Shapes) and len(dataset.open_split("val")) == 3
     assert run.checkpoints()[0].name == "last"
     assert {checkpoint.name for checkpoint in run.checkpoints()} >= {"best", "last"}
     last = run.checkpoint("last")

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from dilated_seg.cli import CLI
 from dilated_seg.data import Folder, Shapes
 from dilated_seg.data.decode import Stored, read_image
-from dilated_seg.data.feature_cache import StoredScores
 from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet, FrontEnd
-from dilated_seg.training.cached_front_end import READING, hash_code
+from dilated_seg.training.cached_front_end import READING, describe_images, hash_code
+from dilated_seg.training.stored_features import StoredFeatures
 from tests.support import fake_datasets, tolerance
 from tests.support.commands import ROOT, THREADS
 
@@ -32,14 +32,15 @@ STAGE = [
     "--model.optimizer=SGD", "--model.optimizer.lr=0.05",  # Adam would make steps of what is rounding: see tolerance.py
     "--model.lr_factors={}", "--model.mean=[120,120,120]", "--model.std=[60,60,60]",
     "--data.init_args.images=[20,2,2]", "--data.init_args.size=[32,48]", "--data.init_args.batch_size=4",
-    "--data.init_args.variants=2", f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5",
+    f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5",
     "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
 ]  # fmt: skip
 FROZEN = "--trainer.callbacks+={class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end]}}"
 
 
-def cached(folder):
-    return f"--trainer.callbacks+={{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}}}}}"
+def cached(folder, variants=2):
+    options = f"{{folder: {folder}, variants: {variants}}}"
+    return f"--trainer.callbacks+={{class_path: dilated_seg.training.CachedFrontEnd, init_args: {options}}}"
 
 
 def losses(run):
@@ -95,11 +96,11 @@ def test_training_reads_the_stored_scores_and_leaves_the_front_end_alone(stages,
     shutil.copytree(stages / "scores", copy)
     folder = copy / first(stages).name
     (shard,) = folder.glob("0-0-*.safetensors")
-    scores = StoredScores(folder, 20, 2)
-    assert scores.missing() == []
+    scores = StoredFeatures(folder, 20, 2)
+    assert not scores.find_missing()
     rows = [scores[0, index] for index in scores.rows(0)]
-    order = list(Shapes(images=(20, 2, 2), size=(32, 48), variants=2, batch_size=4).training_order(0, int))
-    rows[order[2][0][1] if order[2][0][1] < 16 else order[2][1][1]]["scores"][:] = 0
+    order = list(Shapes(images=(20, 2, 2), size=(32, 48), batch_size=4).training_order(0, int))
+    rows[order[2][0][1] if order[2][0][1] < 16 else order[2][1][1]]["features"][:] = 0
     shard.unlink()
     scores.write(0, 0, rows)
     called = []
@@ -127,19 +128,19 @@ def test_validation_is_that_of_the_whole_network(stages):
 
 
 def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monkeypatch):
-    scores = StoredScores(first(stages), 20, 2)
-    assert scores.missing() == []
-    data = Shapes(images=(20, 2, 2), size=(32, 48), variants=2)
+    scores = StoredFeatures(first(stages), 20, 2)
+    assert not scores.find_missing()
+    data = Shapes(images=(20, 2, 2), size=(32, 48))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     images = data.training_images()
     for epoch in range(5):
         for index in (0, 7, 19):
-            ours, theirs = scores[epoch, index], images[epoch, index]
+            ours, theirs = scores[epoch, index], images[epoch % 2, index]
             assert ours["id"] == theirs["id"]
             assert torch.equal(ours["mask"], theirs["mask"])
-            assert ours["scores"].shape == (8, 4, 6)
-    assert not torch.equal(scores[0, 0]["scores"], scores[0, 1]["scores"])
-    assert any(not torch.equal(scores[0, i]["scores"], scores[1, i]["scores"]) for i in range(20))  # mirrored or not
+            assert ours["features"].shape == (8, 4, 6)
+    assert not torch.equal(scores[0, 0]["features"], scores[0, 1]["features"])
+    assert any(not torch.equal(scores[0, i]["features"], scores[1, i]["features"]) for i in range(20))  # mirrored or not
 
 
 def test_a_second_run_computes_nothing_and_other_weights_compute_anew(stages, front_end, tmp_path, capsys):
@@ -153,7 +154,7 @@ def test_a_second_run_computes_nothing_and_other_weights_compute_anew(stages, fr
     for number, other in enumerate(
         (
             [],
-            [front_end, "--data.init_args.flip=false"],
+            [front_end, "--data.init_args.augmentation=null"],
             [front_end, "--seed_everything=1"],
             [front_end, "--model.std=[50,50,50]"],
         )
@@ -171,22 +172,22 @@ def test_a_damaged_shard_is_removed_and_computed_again(stages, front_end, tmp_pa
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     next(folder.glob("0-0-*.safetensors")).unlink()  # as if it had been interrupted
-    (folder / "0-0.somewhere-1.partial").touch()
+    (folder / ".1-ab.partial.safetensors").touch()
     CLI([*STAGE, front_end, cached(copy), "--run_dir", str(tmp_path / "run")])
     assert "2 shards to compute" in capsys.readouterr().out
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.partial*"))
     assert shard.read_bytes() == content  # under the same name: the same scores
     assert losses(tmp_path / "run") == losses(stages / "cached")
 
 
 def test_a_changed_file_of_the_data_changes_the_key(tmp_path):
-    data = Folder(root=str(fake_datasets.folder(tmp_path)), variants=1)
-    before = data.identity()
-    assert Folder(root=str(tmp_path), variants=1).identity() == before
+    before = describe_images(Folder(root=str(fake_datasets.folder(tmp_path))))
+    assert describe_images(Folder(root=str(tmp_path))) == before
     for image in (tmp_path / "images").rglob("*.*"):
         os.utime(image, ns=(1, 1))
-    assert Folder(root=str(tmp_path), variants=1).identity() != before
-    assert Folder(root=str(tmp_path), variants=1, crop_size=(9, 9)).identity()["augmentation"] != before["augmentation"]
+    assert describe_images(Folder(root=str(tmp_path))) != before
+    crops = [Folder(root=str(tmp_path), augmentation=ScaleAndCrop((9, 9), (1.0, scale))) for scale in (2.0, 3.0)]
+    assert len({describe_images(data)["augmentation"] for data in crops} | {before["augmentation"]}) == 3
 
 
 @pytest.mark.parametrize("module", READING, ids=lambda module: module.__name__)
@@ -217,13 +218,17 @@ def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_pa
     assert losses(tmp_path / "run") == pytest.approx(losses(stages / "cached"), rel=LOSS)
 
 
+def test_no_variant_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"CachedFrontEnd\.variants is 0: it must be at least 1"):
+        CLI([*STAGE, cached(tmp_path / "scores", variants=0), "--run_dir", str(tmp_path / "run")])
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--data.init_args.variants=null"], "set it, such as to 2"),
+        (["--model.compile=true"], "set model.compile to false"),
         (["--model.net.init_args.context=null"], "DilatedNet with a context module"),
         (["--model.net.init_args.dropout=0.5"], "scores without dropout"),
-        (["--data.init_args.variants=0"], "data.variants is 0: it must be at least 1"),
     ],
 )
 def test_what_cannot_be_cached_is_said(flags, sentence, tmp_path):

@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 from lightning import Callback, Trainer
-from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -57,12 +56,6 @@ def test_a_dumped_checkpoint_is_the_one_that_is_saved(watched, tmp_path):
     assert {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} <= watch.checkpoints[-1].keys()
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     assert torch.load(tmp_path / "saved.ckpt", weights_only=True).keys() == internals.dump_checkpoint(trainer).keys()
-
-
-def test_processes_wait_for_each_other_without_a_timeout():
-    assert isinstance(internals.wait_without_timeout(), _InfiniteBarrier)
-    with internals.wait_without_timeout():  # one process: nothing to wait for
-        pass
 
 
 def test_the_progress_bar_asks_for_the_description_that_we_replace():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dilated_seg.__main__ import main as command
-from dilated_seg.data.collate import initialize_worker
+from dilated_seg.data.workers import initialize_worker
 from dilated_seg.runs import Checkpoint
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import loggers
@@ -176,7 +176,9 @@ def test_a_bad_mask_costs_nothing_but_its_repair(tmp_path, monkeypatch, capsys, 
     root = fake_datasets.folder(tmp_path / "mine", images=16)
     flags = [
         "fit", "--config", str(ROOT / "experiments/shapes/segnet.yaml"), "--data=Folder", f"--data.root={root}",
-        "--data.init_args.batch_size=2", "--data.init_args.crop_size=[16,16]", "--model.net.init_args.width=0.03",
+        "--data.init_args.batch_size=2",
+        "--data.init_args.augmentation={class_path: ScaleAndCrop, init_args: {crop_size: [16, 16]}}",
+        "--model.net.init_args.width=0.03",
         "--model.class_weights=null", "--data.init_args.num_workers=2", *SMALL, "--trainer.max_steps=7",
     ]  # fmt: skip
     assert main([*flags, "--run_dir", str(tmp_path / "whole")]) == 0

@@ -41,7 +41,12 @@ def shards(tmp_path_factory):
 EXPERIMENT = """
 data:
   class_path: Folder
-  init_args: {{root: {root}, batch_size: 3, crop_size: [16, 16], scale: [0.5, 2.0], jitter: 0.3, rotate: 10}}
+  init_args:
+    root: {root}
+    batch_size: 3
+    augmentation:
+      class_path: ScaleAndCrop
+      init_args: {{crop_size: [16, 16], scale: [0.5, 2.0], jitter: 0.3, rotate: 10}}
 model:
   net: {{class_path: dilated_seg.models.DilatedNet, init_args: {{context: null, width: 0.02, dropout: 0.5}}}}
   optimizer: {{class_path: AdamW, init_args: {{lr: 2.0e-3}}}}

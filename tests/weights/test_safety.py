@@ -20,7 +20,7 @@ from dilated_seg import weights
 from dilated_seg.__main__ import main
 from dilated_seg.commands.text import parse_network
 from dilated_seg.data import Shapes
-from dilated_seg.data.shards import mapped_raw
+from dilated_seg.data.shards import map_arrow
 from dilated_seg.errors import UserError
 from dilated_seg.storage import digest
 from dilated_seg.task import SegmentationTask
@@ -357,5 +357,5 @@ def test_a_shard_that_brings_a_pickled_type_along_is_only_data(tmp_path):
     schema = pa.schema([pa.field("image", pa.binary(), metadata=facts)])
     with (tmp_path / "a.arrow").open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
         writer.write_table(pa.table({"image": pa.array([b"x"], pa.binary())}, schema=schema))
-    assert mapped_raw([str(tmp_path / "a.arrow")], [{}])[0]["image"][0].as_py() == b"x"
+    assert map_arrow([str(tmp_path / "a.arrow")], [{}])[0]["image"][0].as_py() == b"x"
     assert not (tmp_path / "harm").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dilated_seg.analysis import receptive_field
-from dilated_seg.data.pairs import Sample
+from dilated_seg.data.split import Sample
 from dilated_seg.errors import UserError
 from dilated_seg.inference.devices import resolve_device
 from dilated_seg.models.segmenter import Segmenter

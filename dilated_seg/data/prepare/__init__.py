@@ -1,4 +1,4 @@
-"""A dataset as its publisher gives it, checked file by file and written as shards with a manifest and a data card."""
+"""Checks a dataset as its publisher gives it, file by file, and writes it as shards with a manifest and a data card."""
 
 import json
 import os
@@ -8,24 +8,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dilated_seg import __version__, storage
 from dilated_seg.data import manifest
 from dilated_seg.data.classes import describe_absent
-from dilated_seg.data.prepare.sources import Triple, divide, fetch, listed, opened, remove
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.pairs import Pair, find_masks_as_stored
+from dilated_seg.data.prepare.sources import divide_parts, download, list_split, open_dataset, remove_unpacked
 from dilated_seg.data.prepare.write import write_parts
 from dilated_seg.errors import ResourceError, UserError
 
-if TYPE_CHECKING:
-    from dilated_seg.data import SegmentationDataModule
-
-
 # What a call that was interrupted leaves in OUT.partial.
 OURS = re.compile(
-    r"\.lock|.*-\d{5}\.(parquet|arrow)(\.json)?(\.partial)?|README\.md|manifest\.json|classes\.yaml|label_colors\.txt"
+    r"\.lock|.*-\d{5}\.(parquet|arrow)(\.json)?|\..*\.partial(\.\w+)?|README\.md|manifest\.json|classes\.yaml|label_colors\.txt"
 )
 
 
@@ -38,7 +36,7 @@ def prepare(
     options: dict[str, str] | None = None,
     other_counts: bool = False,
     skip_bad: bool = False,
-    download: bool = False,
+    fetch: bool = False,
 ) -> None:
     """Check a dataset and write it as shards; does nothing if that was done, and goes on where it was interrupted.
 
@@ -52,31 +50,32 @@ def prepare(
         options: Of the dataset's class, such as ``labels`` of Cityscapes and ``sbd`` of VOC.
         other_counts: Accept another number of images than was published.
         skip_bad: Leave out training images that cannot be read, and list them in the manifest.
-        download: Fetch VOC and SBD into ``root`` first.
+        fetch: Download VOC and SBD into ``root`` first.
 
     Raises:
         UserError: Files are missing or damaged, which are then named, a line each; or ``out`` holds something else.
     """
     out, options = Path(os.path.abspath(out)), dict(options or {})  # "." has no name to put ".partial" behind
     asked = {"dataset": name, "store": store, "splits": sorted(splits) if splits else None, "options": sorted(options.items())}
-    if done(out, asked):
+    if is_prepared(out, asked):
         print(f"{out} is prepared already: nothing to do. To look at the data anew, remove it; --verify checks its own files")
         return
     partial, tree = (out.with_name(f"{out.name}.{end}") for end in ("partial", "unpacked"))
     begun = partial.exists()  # by an earlier call, whose work no mistake in this one takes away
     try:
-        with alone(partial):
-            if download:
-                root, options["sbd"] = fetch(name, root, out, options.get("sbd"))
-            dataset = opened(name, root, options, tree, check=not other_counts)
-            here = dataset.available()
-            if unknown := sorted(set(splits or ()) - set(here)):
-                raise UserError(f"--splits {unknown[0]} is not in {dataset.place()}, only {', '.join(here)}")
-            wanted = [split for split in here if not splits or split in splits]  # the dataset's order: trainval after its parts
-            pairs = {split: listed(dataset, split, other_counts) for split in wanted}
-            orientation = dataset.masks_as_stored(pairs)
-            parts, contents = divide(pairs)
-            facts = describe(
+        with lock_directory(partial):
+            if fetch:
+                root, options["sbd"] = download(name, root, out, options.get("sbd"))
+            dataset = open_dataset(name, root, options, tree, check=not other_counts)
+            available = dataset.list_splits()
+            if unknown := sorted(set(splits or ()) - set(available)):
+                raise UserError(f"--splits {unknown[0]} is not in {dataset.require_root()}, only {', '.join(available)}")
+            # in the dataset's order: trainval after its parts
+            wanted = [split for split in available if not splits or split in splits]
+            pairs = {split: list_split(dataset, split, other_counts) for split in wanted}
+            orientation = find_masks_as_stored(dataset, pairs)
+            parts, contents = divide_parts(pairs)
+            facts = build_manifest(
                 dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad, orientation)
             )
             if orientation is not None:
@@ -87,24 +86,29 @@ def prepare(
     except UserError:
         if not begun:
             shutil.rmtree(partial, ignore_errors=True)
-            remove(tree)
+            remove_unpacked(tree)
         raise
     except OSError as error:
         where = error.filename or partial
         raise UserError(f"{where}: {error.strerror or error}; the same command goes on when that is mended") from error
-    remove(tree)
+    remove_unpacked(tree)
+    print_summary(dataset, facts, out)
+
+
+def print_summary(dataset: SegmentationDataModule, facts: dict[str, Any], out: Path) -> None:
+    """Print how many images were written, and warn of classes that do not occur."""
     for split, fact in facts["splits"].items():
         print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no labels'}")
-        if problem := absent_classes(dataset, facts, split):
+        if problem := describe_absent_classes(dataset, facts, split):
             print(f"warning: {problem}", file=sys.stderr)
     stored = [shard for part in facts["shards"].values() for shard in part]
     size = sum(shard["bytes"] for shard in stored) / 1e6
     print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
 
 
-def absent_classes(dataset: "SegmentationDataModule", facts: dict[str, Any], split: str) -> str | None:
+def describe_absent_classes(dataset: SegmentationDataModule, facts: dict[str, Any], split: str) -> str | None:
     """Return a sentence that names the classes without a pixel in a prepared split, if there are any."""
-    pixels = manifest.pixels(facts, split)
+    pixels = manifest.sum_pixels(facts, split)
     if pixels is None:
         return None
     where = f"the {facts['splits'][split]['images']:,} masks of {split}"
@@ -112,8 +116,8 @@ def absent_classes(dataset: "SegmentationDataModule", facts: dict[str, Any], spl
 
 
 @contextmanager
-def alone(partial: Path) -> Iterator[None]:
-    """Make the folder of unfinished work, in which only one call may be at a time.
+def lock_directory(partial: Path) -> Iterator[None]:
+    """Make the directory of unfinished work, which one call at a time uses.
 
     Raises:
         UserError: Another one is, or what is there is somebody else's.
@@ -130,14 +134,14 @@ def alone(partial: Path) -> Iterator[None]:
         raise UserError(f"another call is writing {partial}: wait for it, or name another --out") from None
 
 
-def describe(
-    dataset: "SegmentationDataModule",
+def build_manifest(
+    dataset: SegmentationDataModule,
     asked: dict[str, Any],
-    parts: dict[str, list[Triple]],
+    parts: dict[str, list[Pair]],
     contents: dict[str, list[str]],
     shards: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """What the manifest says, but for the checksums of texts.
+    """Return the manifest, but for the checksums of texts.
 
     Raises:
         UserError: A split has no images left.
@@ -162,8 +166,8 @@ def describe(
     }
 
 
-def done(out: Path, asked: dict[str, Any]) -> bool:
-    """Whether the folder holds what is asked for.
+def is_prepared(out: Path, asked: dict[str, Any]) -> bool:
+    """Return whether the directory holds what is asked for.
 
     Raises:
         UserError: It holds something else.
@@ -189,7 +193,7 @@ def verify(out: Path) -> None:
     facts = manifest.read(str(out))
     if facts is None:
         raise UserError(f"{out} holds no prepared dataset: there is no {manifest.NAME} in it")
-    problems = list(manifest.altered(out, facts))
+    problems = list(manifest.list_altered(out, facts))
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -197,15 +201,15 @@ def verify(out: Path) -> None:
     print(f"{out}: all files are as they were written")
 
 
-def finish(dataset: "SegmentationDataModule", partial: Path, out: Path, facts: dict[str, Any]) -> None:
+def finish(dataset: SegmentationDataModule, partial: Path, out: Path, facts: dict[str, Any]) -> None:
     """Add texts, card and manifest, take away what only an interrupted call needs, and give the folder its name."""
     kept = {shard["file"] for part in facts["shards"].values() for shard in part}
     for path in partial.iterdir():
         if path.name not in kept and path.name != ".lock":  # which this call holds
             path.unlink()
     for name in dataset.texts:
-        shutil.copyfile(Path(dataset.place()) / name, partial / name)
-    (partial / "README.md").write_text(card(dataset, facts))
+        shutil.copyfile(Path(dataset.require_root()) / name, partial / name)
+    (partial / "README.md").write_text(make_card(dataset, facts))
     facts["files"] = {name: storage.digest(partial / name) for name in (*dataset.texts, "README.md")}
     with (partial / manifest.NAME).open("w") as file:
         file.write(json.dumps(facts, indent=1) + "\n")
@@ -215,15 +219,15 @@ def finish(dataset: "SegmentationDataModule", partial: Path, out: Path, facts: d
     partial.replace(out)
 
 
-def card(dataset: "SegmentationDataModule", facts: dict[str, Any]) -> str:
-    """A data card: what this is, for people and for `datasets`."""
-    about = (type(dataset).__doc__ or "").splitlines()[0]
+def make_card(dataset: SegmentationDataModule, facts: dict[str, Any]) -> str:
+    """Return the data card, for people and for `datasets`."""
+    summary = (type(dataset).__doc__ or "").splitlines()[0]
     lines = ["---", "task_categories: [image-segmentation]"]
     if facts["store"] == "files":
         lines += ["configs:", "- config_name: default", "  data_files:"]
         for split, fact in facts["splits"].items():
             lines += [f"  - split: {split}", f"    path: [{', '.join(f'{part}-0*.parquet' for part in fact['parts'])}]"]
-    lines += ["---", "", f"# {facts['dataset']}, prepared for dilated_seg", "", about, ""]
+    lines += ["---", "", f"# {facts['dataset']}, prepared for dilated_seg", "", summary, ""]
     lines += ["| split | images | labels |", "|---|---|---|"]
     lines += [
         f"| {split} | {fact['images']:,} | {'yes' if fact['labelled'] else 'kept back'} |"

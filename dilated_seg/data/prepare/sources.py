@@ -1,4 +1,4 @@
-"""Where a dataset comes from: its folders, or its archives; and which files make up which split."""
+"""Where a dataset comes from: its directories or its archives; and which files make up which split."""
 
 import json
 import os
@@ -6,21 +6,20 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dilated_seg import data
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.directories import DataError
+from dilated_seg.data.pairs import Pair, Pairs
 from dilated_seg.data.prepare import archives
 from dilated_seg.errors import UserError
 
-if TYPE_CHECKING:
-    from dilated_seg.data import SegmentationDataModule
-    from dilated_seg.data.pairs import Pairs
-
 NOTE = ".unpacked.json"  # in a folder that archives were unpacked into: which of them
-Triple = tuple[str, Path, Path | None]  # an image's name, its file and its label's
 
 
-def fetch(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[str, str]:
-    """Download VOC and, unless it is there, SBD; gives the folder of both."""
+def download(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[str, str]:
+    """Download VOC and, unless its directory is given, SBD; return the directories of both."""
     if name != "VOC":
         raise UserError(f"{name} cannot be downloaded by --download: get it from its publisher and name its folder with --root")
     folder = Path(root or out.with_name(f"{out.name}.downloads"))
@@ -30,33 +29,39 @@ def fetch(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[str,
     return str(folder), sbd or str(folder)
 
 
-def opened(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> "SegmentationDataModule":
-    """The dataset from its folders, or from its archives, which are unpacked into ``tree`` first.
+def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> SegmentationDataModule:
+    """Return the dataset from its directories, or from its archives, which are unpacked into ``tree`` first.
 
     Raises:
         UserError: There are neither, or an archive is damaged or, if ``check``, not the published one.
     """
-    from dilated_seg import data
-
-    build = getattr(data, name)
+    build: type[SegmentationDataModule] = getattr(data, name)
     place = root or os.environ.get(build.variable)
-    sbd = archives.archives(Path(options["sbd"])) if "sbd" in options else []
-    packed = [] if not place or is_tree(build, place, options) else archives.archives(Path(place))
+    sbd = archives.list_archives(Path(options["sbd"])) if "sbd" in options else []
+    packed = [] if not place or is_tree(build, place, options) else archives.list_archives(Path(place))
     unpack(list(dict.fromkeys(packed + sbd)), tree, check)
     options = options | ({"sbd": str(tree)} if sbd else {})
     if packed:  # whose files may lie in a folder of their own
         inside = [tree, *sorted(path for path in tree.iterdir() if path.is_dir())]
         place = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
-    dataset: SegmentationDataModule = build(root=place, **options)
-    if not dataset.available():
-        raise UserError(f"{root or dataset.place()} holds no split of {name}: name the folder as its publisher unpacks it")
+    dataset = build_dataset(build, place, options)
+    if not dataset.list_splits():
+        raise UserError(
+            f"{root or dataset.require_root()} holds no split of {name}: name the folder as its publisher unpacks it"
+        )
     return dataset
 
 
-def is_tree(build: Any, place: str, options: dict[str, str]) -> bool:  # noqa: ANN401 - a dataset's class
-    """Whether a folder holds a dataset, unpacked."""
+def build_dataset(build: Any, root: str | None, options: dict[str, str]) -> SegmentationDataModule:  # noqa: ANN401 - a class
+    """Return a dataset of this class; each takes its own options."""
+    dataset: SegmentationDataModule = build(root=root, **options)
+    return dataset
+
+
+def is_tree(build: type[SegmentationDataModule], root: str, options: dict[str, str]) -> bool:
+    """Return whether a directory holds a dataset, unpacked."""
     try:
-        return bool(build(root=place, **options).available())
+        return bool(build_dataset(build, root, options).list_splits())
     except UserError:
         return False
 
@@ -86,29 +91,31 @@ def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
     for number, archive in enumerate(packed):
         if number >= len(done):
             if check:
-                archives.check(archive)
+                archives.check_published(archive)
             archives.unpack(archive, tree)
             note.write_text(json.dumps(state[: number + 1]))
 
 
-def remove(tree: Path) -> None:
-    """Delete what was unpacked, and nothing that somebody else put there."""
+def remove_unpacked(tree: Path) -> None:
+    """Delete what was unpacked, and no directory that `unpack` did not make."""
     if (tree / NOTE).is_file():
         shutil.rmtree(tree, ignore_errors=True)
 
 
-def listed(dataset: "SegmentationDataModule", split: str, other_counts: bool) -> "Pairs":
-    """A split's pairs of files, as many as were published.
+def list_split(dataset: SegmentationDataModule, split: str, other_counts: bool) -> Pairs:
+    """Return a split's pairs of files, as many as were published.
 
     Raises:
         UserError: One is missing, or there are more or fewer.
     """
     try:
-        pairs: Any = dataset.split(split)
-    except UserError as error:
-        for problem in getattr(error, "problems", ())[1:]:
+        pairs = dataset.split(split)
+    except DataError as error:
+        for problem in error.problems[1:]:
             print(problem, file=sys.stderr)
         raise
+    if not isinstance(pairs, Pairs):
+        raise UserError(f"{type(dataset).__name__}: the split {split} is not made of files, so it cannot be prepared")
     expected = dataset.published.get(split, len(pairs))
     if len(pairs) != expected and not other_counts:
         raise UserError(
@@ -120,17 +127,17 @@ def listed(dataset: "SegmentationDataModule", split: str, other_counts: bool) ->
     return pairs
 
 
-def divide(splits: "dict[str, Pairs]") -> tuple[dict[str, list[Triple]], dict[str, list[str]]]:
-    """What to write: parts of images, and the parts that make up each split, so that trainaug need not store train again.
+def divide_parts(splits: dict[str, Pairs]) -> tuple[dict[str, list[Pair]], dict[str, list[str]]]:
+    """Return parts of images to write, and the parts that make up each split: so trainaug does not store train again.
 
     Raises:
         UserError: Images of val or test are also trained on, in a split that is not known to be both.
     """
-    parts: dict[str, list[Triple]] = {}
+    parts: dict[str, list[Pair]] = {}
     contents: dict[str, list[str]] = {}
     for name, pairs in splits.items():
         for other in ("val", "test"):
-            if name not in ("trainval", other) and other in splits and (shared := pairs.members & splits[other].members):
+            if name not in ("trainval", other) and other in splits and (shared := {*pairs.members} & {*splits[other].members}):
                 raise UserError(
                     f"{len(shared)} images are in {name} and in {other}, such as {min(shared)}: take each out of one of the two"
                 )

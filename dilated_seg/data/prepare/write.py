@@ -1,4 +1,4 @@
-"""Writing shards: every image and label decoded once to see that it can be, then stored in files that appear whole."""
+"""Writing shards: every image and mask is decoded once, to check it, then stored in files that are written atomically."""
 
 import hashlib
 import json
@@ -11,27 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dilated_seg import storage
-from dilated_seg.data.prepare.sources import Triple
+from dilated_seg.data.datamodule import SegmentationDataModule
+from dilated_seg.data.headers import read_image_header
+from dilated_seg.data.labels import count_pixels
+from dilated_seg.data.pairs import Pair, read_pair
 from dilated_seg.errors import ResourceError, UserError, explain_system_error, open_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from dilated_seg.data import SegmentationDataModule
 
 SHARD_BYTES = 128 << 20
 GROUP_BYTES = 2 << 20  # what a stream reads at once
 
 
 def write_parts(
-    dataset: "SegmentationDataModule",
+    dataset: SegmentationDataModule,
     folder: Path,
-    parts: dict[str, list[Triple]],
+    parts: dict[str, list[Pair]],
     store: str,
     skip_bad: bool,
     as_stored: bool | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write all shards that are not there yet; gives what the manifest says of them.
+    """Write all shards that do not exist yet; return their entries in the manifest.
 
     Raises:
         UserError: Images or labels cannot be read; all of them are named, a line each.
@@ -45,18 +46,18 @@ def write_parts(
     with Progress(*columns, console=console) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for part, pairs in parts.items():
             shown = bar.add_task(part, total=len(pairs))
-            for number, chosen in enumerate(chunks(pairs, store)):
+            for number, chosen in enumerate(divide_shards(pairs, store)):
                 path = folder / f"{part}-{number:05d}.{'arrow' if store == 'raw' else 'parquet'}"
-                entry = written(path, source := fingerprint(dataset, chosen, store, as_stored))
+                entry = read_note(path, source := fingerprint(dataset, chosen, store, as_stored))
                 if entry is None:
                     rows = []
-                    for row in pool.map(bind(read, dataset.read_label, store, as_stored), chosen):
+                    for row in pool.map(bind(encode_row, dataset.read_label, store, as_stored), chosen):
                         rows.append(row)
                         bar.advance(shown)
                     good = [row for row in rows if isinstance(row, dict)]
                     skipped = [row for row in rows if isinstance(row, str)]
-                    entry = write(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
-                    record(path, {"source": source, "entry": entry})
+                    entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
+                    write_note(path, {"source": source, "entry": entry})
                 else:
                     bar.advance(shown, len(chosen))
                 for problem in entry["skipped"]:
@@ -74,16 +75,14 @@ def write_parts(
     return shards
 
 
-def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
-    """The images of each shard: one after another, until it is full."""
-    from dilated_seg.data.decode import header
-
-    chosen: list[Triple] = []
+def divide_shards(pairs: Sequence[Pair], store: str) -> Iterator[list[Pair]]:
+    """Yield the images of each shard: one after another, until it is full."""
+    chosen: list[Pair] = []
     size = 0
     for name, image, label in pairs:
         chosen.append((name, image, label))
         try:
-            width, height = header(image)[0] if store == "raw" else (0, 0)
+            width, height = read_image_header(image)[0] if store == "raw" else (0, 0)
             size += 4 * width * height or image.stat().st_size + (label.stat().st_size if label else 0)
         except (UserError, OSError):
             pass  # to be named when it is read
@@ -94,14 +93,11 @@ def chunks(pairs: Sequence[Triple], store: str) -> Iterator[list[Triple]]:
         yield chosen
 
 
-def read(read_label: Any, store: str, as_stored: bool | None, pair: Triple) -> dict[str, Any] | str:  # noqa: ANN401
-    """An image and its label as a row of a shard, both decoded once to see that they can be; or what is wrong with them."""
-    from dilated_seg.data.labels import count_pixels
-    from dilated_seg.data.pairs import decode
-
+def encode_row(read_label: Any, store: str, as_stored: bool | None, pair: Pair) -> dict[str, Any] | str:  # noqa: ANN401
+    """Return an image and its mask as a row of a shard, or what is wrong with them; both are decoded once."""
     name, image, label = pair
     try:
-        sample = decode(name, image, label, read_label, as_stored)
+        sample = read_pair(name, image, label, read_label, as_stored)
         counted = enumerate(count_pixels(sample["mask"]).tolist()) if label else ()
         pixels = {str(value): number for value, number in counted if number}
         if store == "raw":
@@ -131,8 +127,8 @@ def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:
     return dict(total)
 
 
-def schema(store: str) -> "pa.Schema":
-    """A shard's columns; `datasets` shows the images of a store of files as such."""
+def make_schema(store: str) -> "pa.Schema":
+    """Return a shard's columns; `datasets` shows the images of a store of files as such."""
     from datasets import Features, Image, Value
 
     file = {"bytes": Value("binary"), "path": Value("string")}
@@ -140,16 +136,16 @@ def schema(store: str) -> "pa.Schema":
     return Features({"id": Value("string")} | (raw if store == "raw" else {"image": Image(), "label": file})).arrow_schema
 
 
-def write(path: Path, rows: list[dict[str, Any]], store: str) -> dict[str, Any]:
-    """Write a shard, whole or not at all; gives its rows, row groups, bytes and checksum."""
+def write_shard(path: Path, rows: list[dict[str, Any]], store: str) -> dict[str, Any]:
+    """Write a shard atomically; return its rows, row groups, bytes and checksum."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns, partial = schema(store), path.with_name(f"{path.name}.partial")
+    columns = make_schema(store)
     if not rows:
         return {"file": path.name, "rows": 0}
-    groups = [[row] for row in rows] if store == "raw" else list(grouped(rows))
-    with partial.open("wb") as file:
+    groups = [[row] for row in rows] if store == "raw" else list(group_rows(rows))
+    with storage.atomic_path(path) as partial, partial.open("wb") as file:
         # images are compressed already
         writer: Any = (
             pa.ipc.new_stream(file, columns)
@@ -161,7 +157,6 @@ def write(path: Path, rows: list[dict[str, Any]], store: str) -> dict[str, Any]:
                 writer.write_table(pa.Table.from_pylist(group, schema=columns))
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
     return {
         "file": path.name,
         "rows": len(rows),
@@ -171,8 +166,8 @@ def write(path: Path, rows: list[dict[str, Any]], store: str) -> dict[str, Any]:
     }
 
 
-def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each row group."""
+def group_rows(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each row group."""
     group: list[dict[str, Any]] = []
     for row in rows:
         group.append(row)
@@ -183,28 +178,26 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
-def fingerprint(dataset: "SegmentationDataModule", chosen: Sequence[Triple], store: str, as_stored: bool | None) -> str:
-    """Tells whether a shard of an interrupted call was made of the same files."""
+def fingerprint(dataset: SegmentationDataModule, chosen: Sequence[Pair], store: str, as_stored: bool | None) -> str:
+    """Return what tells whether a shard of an interrupted call was made of the same files."""
     files = [path for _, *paths in chosen for path in paths if path]
-    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
-    texts = [storage.read_text(dataset.place(), name) for name in dataset.texts]
-    return hashlib.sha256(repr((store, dataset.choices, texts, told, as_stored)).encode()).hexdigest()
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
+    texts = [storage.read_text(dataset.require_root(), name) for name in dataset.texts]
+    return hashlib.sha256(repr((store, dataset.choices, texts, facts, as_stored)).encode()).hexdigest()
 
 
-def written(path: Path, source: str) -> dict[str, Any] | None:
-    """What was noted of a shard when it was finished, by this call or an interrupted one, from the same files."""
+def read_note(path: Path, source: str) -> dict[str, Any] | None:
+    """Return what was noted of a shard that this call or an interrupted one finished, from the same files; or None."""
     note = path.with_name(f"{path.name}.json")
     try:
-        noted = json.loads(note.read_text())
-        entry: dict[str, Any] = noted["entry"]
+        content = json.loads(note.read_text())
+        entry: dict[str, Any] = content["entry"]
         whole = not entry["rows"] or path.stat().st_size == entry["bytes"]
-        return entry if whole and noted["source"] == source and "skipped" in entry else None
+        return entry if whole and content["source"] == source and "skipped" in entry else None
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # nobody finished it
+        return None  # it was not finished
 
 
-def record(path: Path, note: dict[str, Any]) -> None:
+def write_note(path: Path, note: dict[str, Any]) -> None:
     """Note that a shard is finished."""
-    partial = path.with_name(f"{path.name}.json.partial")
-    partial.write_text(json.dumps(note))
-    partial.replace(path.with_name(f"{path.name}.json"))
+    storage.write_text(path.with_name(f"{path.name}.json"), json.dumps(note))

@@ -1,0 +1,61 @@
+"""Checks of a dataset before training: whether there are masks, which classes they hold, which images two splits share."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from dilated_seg.data.classes import describe_absent
+from dilated_seg.data.labels import count_labels
+from dilated_seg.errors import UserError
+
+if TYPE_CHECKING:
+    from dilated_seg.data.datamodule import SegmentationDataModule
+
+
+def require_labels(dataset: "SegmentationDataModule") -> None:
+    """Check that the training split has masks.
+
+    Raises:
+        UserError: It has none, or none that this dataset finds.
+    """
+    split = dataset.open_split(dataset.train_split)
+    if not split.count_masks() and len(split):
+        where = f" in {dataset.require_root()}" if dataset.stored else ""
+        expected = split.expected or "put a label for each image where this dataset reads them from"
+        raise UserError(
+            f"{type(dataset).__name__}: the split {dataset.train_split}{where} has {len(split):,} images and 0 labels, so "
+            f"there is nothing to learn: {expected}"
+        )
+
+
+def check_labels(dataset: "SegmentationDataModule") -> None:
+    """Count the classes in the masks of the training and validation splits, and warn of those that do not occur.
+
+    Raises:
+        UserError: The masks of a split hold no class at all, or one of those that were read is damaged.
+    """
+    require_labels(dataset)
+    for name in (dataset.train_split, "val"):
+        split = dataset.open_split(name)
+        skip = dataset.on_bad_image == "skip" and name == dataset.train_split
+        counts = count_labels(split, len(dataset.classes), skip) if split.labelled and len(split) else None
+        if counts is None:
+            continue
+        dataset.label_counts[name] = counts
+        where = f"the {counts.masks:,} masks of {name}"
+        where += "" if counts.complete else f" that were looked at (of {counts.images:,})"
+        ignored = int(counts.pixels[dataset.ignore_index])
+        problem = describe_absent(counts.pixels.tolist(), ignored, dataset.classes, where, dataset.ignore_index)
+        if problem and counts.complete and not counts.pixels[: len(dataset.classes)].any():
+            raise UserError(f"{type(dataset).__name__}: {problem}")
+        if problem:
+            print(f"warning: {type(dataset).__name__}: {problem}", file=sys.stderr)
+
+
+def warn_of_shared_images(dataset: "SegmentationDataModule") -> None:
+    """Warn if validation images are trained on: their metrics then tell nothing about new images."""
+    train, val = (set(dataset.open_split(name).members) for name in (dataset.train_split, "val"))
+    if train & val:
+        print(
+            f"{type(dataset).__name__}: {dataset.train_split} has images of val: val's scores say nothing about new images",
+            file=sys.stderr,
+        )
