@@ -1,5 +1,17 @@
 """The confusion matrix, all that is read from it, and counts stratified by object size and boundary distance."""
 
-from dilated_seg.metrics.confusion import SegmentationMetrics
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dilated_seg.metrics.segmentation import SegmentationMetrics
 
 __all__ = ["SegmentationMetrics"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import SegmentationMetrics when it is asked for: reading an evaluation does without torchmetrics."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dilated_seg.metrics import segmentation
+
+    return getattr(segmentation, name)

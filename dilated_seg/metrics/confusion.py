@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from dilated_seg.tensors import Logits, Mask, predict
+from dilated_seg.tensors import Mask
 
 
 def confusion_matrices(prediction: Mask, mask: Mask, num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -56,45 +55,6 @@ def compute_metrics(matrix: Tensor) -> dict[str, Tensor]:
         "iou": iou,
         "accuracy": accuracy,
     }
-
-
-class SegmentationMetrics(Metric):
-    """All metrics of a split, computed from one int64 confusion matrix: the same on any number of processes.
-
-    They are never means over batches or images, which differ from the metrics of the split where images differ.
-
-    Args:
-        num_classes: C, not counting the ignored label.
-        ignore_index: The mask value of pixels that are not counted.
-    """
-
-    full_state_update = False
-    matrix: Tensor
-    images: Tensor  # the confusion matrices (B, C, C) of the last batch
-
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.add_state("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, prediction: Logits | Mask, mask: Mask) -> None:
-        """Count a batch.
-
-        Args:
-            prediction: Logits (B, C, H, W) or class ids (B, H, W).
-            mask: Class ids, and ``ignore_index`` where unlabelled (B, H, W).
-
-        Raises:
-            ValueError: A mask or prediction holds a value outside the classes.
-        """
-        if prediction.ndim == 4:
-            prediction = predict(prediction)
-        self.images = confusion_matrices(prediction, mask, self.num_classes, self.ignore_index)
-        self.matrix += self.images.sum(0)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches counted so far; see `compute_metrics`."""
-        return compute_metrics(self.matrix)
 
 
 def percent(value: Any) -> str:  # noqa: ANN401 - a float or a tensor of one

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from dilated_seg.data.classes import describe_labels
 from dilated_seg.errors import open_console
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.report.comparison import Comparison
@@ -35,7 +36,7 @@ def show_evaluation(evaluation: Evaluation, refined: Evaluation | None = None) -
     console = open_console()
     console.print(table)
     console.print(str(protocol), soft_wrap=True)
-    for note in evaluation.describe_labels():
+    for note in list_label_notes(evaluation):
         console.print(f"warning: {note}", soft_wrap=True)
     if refined:
         console.print(f"CRF: {refined.protocol.describe()['inference']}", soft_wrap=True)
@@ -60,3 +61,9 @@ def show_comparison(comparison: Comparison) -> None:
     for sentence in describe_pairs(comparison.pairs):
         console.print(sentence, soft_wrap=True)
     console.print(describe_shared_protocol(comparison.results), soft_wrap=True)
+
+
+def list_label_notes(evaluation: Evaluation) -> list[str]:
+    """Return what the masks do not hold, a sentence each: it bears on what the metrics mean."""
+    pixels, split = evaluation.matrix.sum(1).tolist(), evaluation.protocol.split
+    return describe_labels(pixels, evaluation.ignored_pixels, evaluation.classes, split, evaluation.ignore_index)

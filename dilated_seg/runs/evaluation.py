@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dilated_seg.data.classes import describe_labels
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.runs.protocol import EvaluationProtocol
@@ -144,11 +143,6 @@ class Evaluation:
     def strata(self) -> Strata | None:
         """The counts stratified by object size and boundary distance; None if they were not counted."""
         return read_strata(self.strata_file) if self.strata_file.is_file() else None
-
-    def describe_labels(self) -> list[str]:
-        """Return what the masks do not hold, a sentence each: it bears on what the metrics mean."""
-        pixels = self.matrix.sum(1).tolist()
-        return describe_labels(pixels, self.ignored_pixels, self.classes, self.protocol.split, self.ignore_index)
 
     def summary(self) -> dict[str, Any]:
         """Return what goes with the weights, as JSON has it: name, printed protocol, classes and confusion matrix."""

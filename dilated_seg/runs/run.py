@@ -88,7 +88,7 @@ class Run(RunFiles):
         checkpoint = Checkpoint(self.checkpoint_dir / f"{name}.ckpt")
         if not checkpoint.path.is_file():
             names = ", ".join(checkpoint.name for checkpoint in self.checkpoints()) or "none"
-            raise UserError(f"{self} has no checkpoint {name}: there are {names}")
+            raise UserError(f"{self} has no {name}.ckpt in its checkpoints, but {names}")
         return checkpoint
 
     @property

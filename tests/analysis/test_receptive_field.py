@@ -257,7 +257,8 @@ def test_pictures_show_what_was_measured():
     context = receptive_field.context(model, samples, (4, None), 20)
     field = receptive_field.effective(model, pictures_of)
     theory = {"side": 11, "box": [8, 8, 7, 17]}
-    measured = receptive_field.Measured({}, {}, ["white", "black"], theory, field, context)
+    protocol = receptive_field.MeasurementProtocol("Made", "val", 2, 2, 20, 0, "last", 1, "abc")
+    measured = receptive_field.Measured({}, protocol, ["white", "black"], theory, field, context)
     (field_axes,) = field_plots.draw_field_maps({"far": measured}).axes[:1]
     profile_axes = field_plots.draw_profiles({"far": measured}, {"far": 0}).axes[0]
     right = [Interval(share, np.nan, np.nan) for share in context.accuracy([1])]

@@ -23,6 +23,7 @@ from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.report.results import read_results, require_same_split
+from dilated_seg.report.tables import list_label_notes
 from dilated_seg.runs import Run
 from dilated_seg.runs.samples import require_same_classes
 from dilated_seg.task import SegmentationTask
@@ -283,7 +284,7 @@ def test_binary_masks_of_0_and_255_are_noticed_by_prepare_fit_and_validate(tmp_p
 def test_masks_that_hold_every_class_are_not_spoken_of(run, capsys):
     check_labels(Folder(root=str(run / "data")))
     assert capsys.readouterr().err == ""
-    assert Run(run / "run").evaluation("val").describe_labels() == []
+    assert list_label_notes(Run(run / "run").evaluation("val")) == []
 
 
 def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_long(tmp_path):

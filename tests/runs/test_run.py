@@ -59,7 +59,7 @@ def test_a_directory_that_is_no_run_of_this_version_is_refused_in_one_sentence(r
     torch.save({"state_dict": {"net.weight": torch.zeros(1)}, "epoch": 3}, tmp_path / "old.ckpt")
     with pytest.raises(UserError, match="is no checkpoint of a run"):
         Checkpoint(tmp_path / "old.ckpt").read()
-    with pytest.raises(UserError, match="has no checkpoint first: there are last, "):
+    with pytest.raises(UserError, match=r"has no first\.ckpt in its checkpoints, but last, "):
         run.checkpoint("first")
 
 
