@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from rich.table import Column, Table
 
-from dilated_seg.ablation.file import Ablation, check, failure, finished, trained
+from dilated_seg.ablation.check import check_ablation
 from dilated_seg.ablation.file import read as read
 from dilated_seg.ablation.launchers import Launcher, Local, check_device_count
+from dilated_seg.ablation.plan import Ablation, failure, finished, trained
 from dilated_seg.ablation.processes import torchrun_arguments
 from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
 from dilated_seg.ablation.worker import carry_out, claimed, is_claimed
@@ -42,7 +43,7 @@ def run(
     processes: Launcher | None = Slurm(ablation, slurm) if launcher == "slurm" else None
     if launcher != "slurm" and (queued := slurm_jobs(ablation)):
         raise UserError(f"SLURM still has runs of {ablation.folder}: call it with --launcher slurm, or first {scancel(queued)}")
-    check(ablation)
+    check_ablation(ablation)
     waiting = [chain for chain in ablation.chains if not all(finished(one, ablation) for one in chain)]
     if taken := [chain[0] for chain in waiting if is_claimed(chain, ablation)]:
         raise UserError(f"another process is training {taken[0].folder}: wait for it, or end it")

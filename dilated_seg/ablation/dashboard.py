@@ -12,7 +12,7 @@ import wandb
 from wandb_workspaces import expr, workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 
-from dilated_seg.ablation.file import Ablation, finished
+from dilated_seg.ablation.plan import Ablation, finished
 from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.markdown import render_row

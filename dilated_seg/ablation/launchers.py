@@ -14,7 +14,7 @@ from submitit import Job as Submitted
 from submitit import LocalExecutor
 from submitit.core.utils import DelayedSubmission
 
-from dilated_seg.ablation.file import FAILED, Ablation, Chain, failure, finished
+from dilated_seg.ablation.plan import FAILED, Ablation, Chain, failure, finished
 from dilated_seg.ablation.worker import carry_out, claimed, is_claimed, note_failure
 from dilated_seg.errors import UserError
 

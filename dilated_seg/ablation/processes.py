@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dilated_seg.ablation.file import PlannedRun
+from dilated_seg.ablation.plan import PlannedRun
 from dilated_seg.errors import REASON_FILE, UserError
 
 GRACE = "3600"  # seconds that torchrun gives processes which were told to stop: they save after their step or validation

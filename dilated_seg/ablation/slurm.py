@@ -10,8 +10,8 @@ from submitit import AutoExecutor, SlurmJob
 from submitit import Job as Submitted
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from dilated_seg.ablation.file import Ablation, Chain, finished
 from dilated_seg.ablation.launchers import Job, Launcher, title
+from dilated_seg.ablation.plan import Ablation, Chain, finished
 from dilated_seg.errors import UserError, format_error
 
 TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 from rich.rule import Rule
 
-from dilated_seg.ablation.file import FAILED, Ablation, Chain, PlannedRun, failure, finished
+from dilated_seg.ablation.plan import FAILED, Ablation, Chain, PlannedRun, failure, finished
 from dilated_seg.ablation.processes import run_processes
 from dilated_seg.errors import UserError, open_console
 

@@ -9,6 +9,26 @@ from dilated_seg.errors import UserError
 
 def main(args: list[str]) -> int:
     """Run ``dilated-seg ablate``."""
+    options = build_parser().parse_args(args)
+    check_options(options)
+    from dilated_seg import ablation
+
+    study = ablation.read(options.file, options.out, options.max_steps, options.devices_per_run)
+    if options.dry_run or options.status:
+        (ablation.show_commands if options.dry_run else ablation.show_status)(study)
+        return 0
+    how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
+    again = shlex.join(["dilated-seg", "ablate", *args])
+    status = ablation.run(study, **how, again=again)
+    if options.dashboard and status != 143:
+        from dilated_seg.ablation import dashboard
+
+        dashboard.publish(study)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command."""
     parser = argparse.ArgumentParser("dilated-seg ablate", description=COMMANDS["ablate"], allow_abbrev=False)
     parser.add_argument("file", help="the ablation, such as experiments/quickstart.yaml")
     parser.add_argument("--out", help="folder of its runs and its report; runs/NAME if not given")
@@ -36,7 +56,15 @@ def main(args: list[str]) -> int:
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
     what.add_argument("--status", action="store_true", help="only say how far each run is")
     parser.add_argument("--dashboard", action="store_true", help="then a workspace and a report at W&B; files if it is offline")
-    options = parser.parse_args(args)
+    return parser
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Require numbers from 1 on, and options that go with the launcher.
+
+    Raises:
+        UserError: One does not.
+    """
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
     for option, launcher in (("jobs", "local"), ("slurm", "slurm")):
@@ -46,17 +74,3 @@ def main(args: list[str]) -> int:
         raise UserError("--jobs takes a number from 1 on, --retries one from 0 on")
     if options.devices_per_run is not None and options.devices_per_run < 1:
         raise UserError(f"--devices_per_run {options.devices_per_run}: a run needs at least one device")
-    from dilated_seg import ablation
-
-    study = ablation.read(options.file, options.out, options.max_steps, options.devices_per_run)
-    if options.dry_run or options.status:
-        (ablation.show_commands if options.dry_run else ablation.show_status)(study)
-        return 0
-    how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
-    again = shlex.join(["dilated-seg", "ablate", *args])
-    status = ablation.run(study, **how, again=again)
-    if options.dashboard and status != 143:
-        from dilated_seg.ablation import dashboard
-
-        dashboard.publish(study)
-    return status

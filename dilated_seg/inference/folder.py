@@ -52,12 +52,10 @@ class Job:
         """
         name = image.name.name
 
-        def place(kind: str, suffix: str) -> Path:
-            return self.out / kind / image.name.with_name(name + suffix)
-
-        files: dict[Path, Encode] = {place("overlays", ".jpg"): encode_overlay}
+        below = image.name.parent
+        files: dict[Path, Encode] = {self.out / "overlays" / below / f"{name}.jpg": encode_overlay}
         if self.probabilities:
-            files[place("probabilities", ".npy")] = encode_probabilities
+            files[self.out / "probabilities" / below / f"{name}.npy"] = encode_probabilities
         if self.submission == "voc":
             if not VOC_NAME.fullmatch(name):
                 raise UserError(f"{image.file}: VOC's server takes names of year and number: 2008_000006")
@@ -68,7 +66,7 @@ class Job:
                     f"{image.file}: Cityscapes' server takes names of city, sequence and frame: aachen_000000_000019"
                 )
             files[self.out / SUBMISSION / f"{name.removesuffix('_leftImg8bit')}.png"] = self._encode_submitted
-        return files | {place("labels", ".png"): encode_mask}
+        return files | {self.out / "labels" / below / f"{name}.png": encode_mask}
 
     def _encode_submitted(self, result: Segmentation, file: io.BytesIO) -> None:
         """Write the test server's values in the place of class ids."""
@@ -208,9 +206,7 @@ def segment_file(job: Job, file: Path) -> Segmentation:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error):
-            raise UserError(
-                f"{file} needs more memory than there is: look at it in smaller tiles, --inference Tiles"
-            ) from error
+            raise UserError(f"{file} needs more memory than there is: use smaller tiles, --inference Tiles") from error
         raise
 
 

@@ -23,7 +23,7 @@ from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.report.results import read_results, require_same_split
-from dilated_seg.report.tables import list_label_notes
+from dilated_seg.report.terminal import list_label_notes
 from dilated_seg.runs import Run
 from dilated_seg.runs.samples import require_same_classes
 from dilated_seg.task import SegmentationTask

@@ -1,0 +1,73 @@
+"""Checks of an ablation before its first run is trained."""
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dilated_seg.ablation.plan import Ablation, PlannedRun
+from dilated_seg.errors import UserError
+from dilated_seg.report import claims
+from dilated_seg.runs.config import build_dataset
+from dilated_seg.runs.run import Run
+from dilated_seg.runs.version import EXPERIMENTS
+
+
+def check_ablation(ablation: Ablation) -> None:
+    """Parse the configuration of every run and open its data before the first is trained.
+
+    Raises:
+        UserError: A configuration, a dataset or initial weights are wrong, or a directory holds another run.
+    """
+    from dilated_seg.cli.parser import resolve_experiment
+
+    checked = []
+    for one in ablation.runs:
+        text, run = resolve_experiment(one.arguments[1:]), Run(one.folder)
+        if run.is_run and run.config_file.read_text() != text:
+            learnt = run.checkpoint_dir.exists() and not ablation.rehearsal
+            if learnt:
+                raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
+            shutil.rmtree(one.folder)  # it failed before it had learnt anything, or only rehearsed
+        settings = yaml.safe_load(text)
+        check_devices(one, settings)
+        start = settings["model"]["weights"]
+        if start and start != "imagenet" and one.before is None and not Path(start).exists():
+            raise UserError(f"{one.name} starts from {start}, which is not there: {suggest_start(start)}")
+        if settings["data"] not in checked:
+            checked.append(settings["data"])
+            data = build_dataset(settings["data"])
+            claims.require_known_classes(ablation.claims, data.classes)
+            for split in (data.train_split, "val", ablation.split):
+                data.open_split(split)
+
+
+def check_devices(one: PlannedRun, settings: Mapping[str, Any]) -> None:
+    """Check that a run's settings fit the devices that the ablation gives it.
+
+    Raises:
+        UserError: The experiment asks for other devices, or its steps would depend on their number.
+    """
+    asked = settings["trainer"]["devices"], settings["trainer"]["num_nodes"]
+    if tuple(map(str, asked)) != (str(one.devices), str(one.nodes)):
+        raise UserError(
+            f"{one.name} sets trainer.devices to {asked[0]} and trainer.num_nodes to {asked[1]}: leave both out, and set "
+            "devices_per_run (nodes_per_run) in the ablation"
+        )
+    if one.devices * one.nodes > 1 and settings["data"]["init_args"].get("global_batch_size") is None:
+        raise UserError(
+            f"{one.name} states data.batch_size, which is per process, so its steps would depend on the number of devices: set "
+            "data.global_batch_size, such as common: {data: {init_args: {global_batch_size: 8}}}"
+        )
+
+
+def suggest_start(weights: str) -> str:
+    """Return what to do about initial weights that are missing: train their run, if they are an experiment's."""
+    file = Path("experiments", *Path(weights).parts[1:]).with_suffix(".yaml")
+    if Path(weights).parts[0] == "runs" and (EXPERIMENTS.parent / file).is_file():
+        config = file if file.is_file() else EXPERIMENTS.parent / file
+        return f"first {shlex.join(['dilated-seg', 'fit', '--config', str(config)])}"
+    return "name a file, or the folder of a finished run, in model.weights"
