@@ -15,6 +15,7 @@ import torch
 
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI  # noqa: F401 - imported before the forks, not in each of them
+from dilated_seg.runs.checkpoint import Checkpoint
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import checkpoint_io
 from tests.support.commands import THREADS
@@ -145,7 +146,7 @@ def everything(folder, seed, whole, arguments):
         again = [*arguments, f"--data.init_args.num_workers={WORKERS[number % len(WORKERS)]}", "--run_dir", str(run)]
         ended = fork(again, log, prepare, wait)
         left = sorted(path.name for path in run.glob("checkpoints/*.ckpt"))
-        whole_files = all(checkpoint_io.verifies(path) for path in run.glob("checkpoints/*.ckpt"))
+        whole_files = all(Checkpoint(path).is_intact() for path in run.glob("checkpoints/*.ckpt"))
         continued = fork(again, log)
         found.append(
             {
