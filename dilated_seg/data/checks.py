@@ -1,5 +1,6 @@
 """Checks of a dataset before training: whether there are masks, which classes they hold, which images two splits share."""
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -59,3 +60,11 @@ def warn_of_shared_images(dataset: "SegmentationDataModule") -> None:
             f"{type(dataset).__name__}: {dataset.train_split} has images of val: val's scores say nothing about new images",
             file=sys.stderr,
         )
+
+
+def warn_of_other_count(dataset: "SegmentationDataModule", name: str, images: int) -> None:
+    """Warn if a split has another number of images than was published, in the first process."""
+    published = dataset.published.get(name, images)
+    if images != published and os.environ.get("LOCAL_RANK", "0") == "0":
+        counts = f"{images:,} images here, as published {published:,}"
+        print(f"{type(dataset).__name__}: {name} has {counts}", file=sys.stderr)

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dilated_seg.data.checks import require_labels
+from dilated_seg.data.checks import require_labels, warn_of_other_count
 from dilated_seg.data.collate import Images, pad, stack
 from dilated_seg.data.labels import LabelCounts
 from dilated_seg.data.masks import ReadLabel
@@ -154,9 +154,7 @@ class SegmentationDataModule(LightningDataModule):
                 split.as_stored = find_masks_as_stored(self, {name: split})
                 if not (self.on_bad_image == "skip" and name == self.train_split):
                     split.check()
-            if len(split) != self.published.get(name, len(split)) and os.environ.get("LOCAL_RANK", "0") == "0":
-                counts = f"{len(split):,} images here, as published {self.published[name]:,}"
-                print(f"{type(self).__name__}: {name} has {counts}", file=sys.stderr)
+            warn_of_other_count(self, name, len(split))
             self._splits[name] = split
         return self._splits[name]
 
@@ -170,13 +168,13 @@ class SegmentationDataModule(LightningDataModule):
 
     def load_training(self, images: Dataset[Any], collate: Callable[..., Any]) -> DataLoader[Any]:
         """Return the loader of training batches of these images, indexed by (epoch, index), from where the run is."""
-        return self._loader(images, self.training_order(self._rank, self._batches_done), collate)
+        rank = self.trainer.global_rank if self.trainer else 0
+        return self._loader(images, self.training_order(rank, self._batches_done), collate)
 
     def training_order(self, rank: int, done: Callable[[], int]) -> TrainingOrder:
         """Return which images a process takes, batch by batch, after the batches that ``done`` counts."""
-        split = self.open_split(self.train_split)
-        at_once = self.images_at_once()
-        return TrainingOrder(len(split), at_once, get_run_seed(), rank, self._world, done, self.passes, split.order_images)
+        split, seed, at_once = self.open_split(self.train_split), get_run_seed(), self.images_at_once()
+        return TrainingOrder(len(split), at_once, seed, rank, self._world, done, self.passes, split.order_images)
 
     @property
     def passes(self) -> int:
@@ -216,7 +214,8 @@ class SegmentationDataModule(LightningDataModule):
                 f"{type(self).__name__} has no labels for its split '{name}'{where}, so it cannot be scored here: "
                 f"predict it (predict --data.init_args.predict_split {name})"
             )
-        return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, self._rank, self._world), pad)
+        rank = self.trainer.global_rank if self.trainer else 0
+        return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, rank, self._world), pad)
 
     def _loader(self, images: Dataset[Any], order: Sampler[list[Key]], collate: Callable[..., Any]) -> DataLoader[Any]:
         return DataLoader(
@@ -241,10 +240,6 @@ class SegmentationDataModule(LightningDataModule):
         if self._skipped:
             print(f"skipped {len(self._skipped)} files, {self._skipped.total()} times in all", file=sys.stderr)
             self._skipped.clear()
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
 
     @property
     def _world(self) -> int:

@@ -19,7 +19,7 @@ from dilated_seg.data.decode import Stored, read_image
 from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet, FrontEnd
-from dilated_seg.training.cached_front_end import READING, describe_images, hash_code
+from dilated_seg.training.feature_key import READING, describe_images, hash_code
 from dilated_seg.training.stored_features import StoredFeatures
 from tests.support import fake_datasets, tolerance
 from tests.support.commands import ROOT, THREADS

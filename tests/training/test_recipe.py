@@ -110,7 +110,8 @@ def test_the_loss_and_the_crops_of_the_new_recipe_apply(short, tmp_path, capsys)
     changes.append("--data.init_args.augmentation={class_path: ScaleAndCrop, init_args: {crop_size: [32, 32]}}")
     assert continue_from(short, tmp_path / "run", *changes) == 0
     text = (tmp_path / "run/config.yaml").read_text()
-    assert "# model.class_weights: [0.5, " in text and "# data.init_args.crop_size: None before, [32, 32] since" in text
+    assert "# model.class_weights: [0.5, " in text
+    assert "# data.init_args.augmentation.init_args.crop_size: None before, [32, 32] since" in text
     assert [step for step, *_ in Rates.taken] == [6, 7]
 
 

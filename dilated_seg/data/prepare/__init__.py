@@ -16,7 +16,8 @@ from dilated_seg import __version__, storage
 from dilated_seg.data import manifest
 from dilated_seg.data.classes import describe_absent
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.pairs import Pair, find_masks_as_stored
+from dilated_seg.data.pairs import Pair, Pairs, find_masks_as_stored
+from dilated_seg.data.prepare.card import make_card
 from dilated_seg.data.prepare.sources import divide_parts, download, list_split, open_dataset, remove_unpacked
 from dilated_seg.data.prepare.write import write_parts
 from dilated_seg.errors import ResourceError, UserError
@@ -67,19 +68,8 @@ def prepare(
             if fetch:
                 root, options["sbd"] = download(name, root, out, options.get("sbd"))
             dataset = open_dataset(name, root, options, tree, check=not other_counts)
-            available = dataset.list_splits()
-            if unknown := sorted(set(splits or ()) - set(available)):
-                raise UserError(f"--splits {unknown[0]} is not in {dataset.require_root()}, only {', '.join(available)}")
-            # in the dataset's order: trainval after its parts
-            wanted = [split for split in available if not splits or split in splits]
-            pairs = {split: list_split(dataset, split, other_counts) for split in wanted}
-            orientation = find_masks_as_stored(dataset, pairs)
-            parts, contents = divide_parts(pairs)
-            facts = build_manifest(
-                dataset, asked, parts, contents, write_parts(dataset, partial, parts, store, skip_bad, orientation)
-            )
-            if orientation is not None:
-                facts["mask_orientation"] = "as_stored" if orientation else "upright"
+            pairs = list_pairs_of_splits(dataset, splits, other_counts)
+            facts = write_dataset(dataset, partial, pairs, asked, skip_bad)
             finish(dataset, partial, out, facts)
     except ResourceError as error:
         raise ResourceError(f"{error}; the same command goes on when that is mended") from error
@@ -93,6 +83,31 @@ def prepare(
         raise UserError(f"{where}: {error.strerror or error}; the same command goes on when that is mended") from error
     remove_unpacked(tree)
     print_summary(dataset, facts, out)
+
+
+def list_pairs_of_splits(dataset: SegmentationDataModule, splits: Sequence[str] | None, other_counts: bool) -> dict[str, Pairs]:
+    """Return the pairs of files of each split, in the dataset's order: trainval after its parts.
+
+    Raises:
+        UserError: A split does not exist, or has another number of images than was published.
+    """
+    available = dataset.list_splits()
+    if unknown := sorted(set(splits or ()) - set(available)):
+        raise UserError(f"--splits {unknown[0]} is not in {dataset.require_root()}, only {', '.join(available)}")
+    return {split: list_split(dataset, split, other_counts) for split in available if not splits or split in splits}
+
+
+def write_dataset(
+    dataset: SegmentationDataModule, partial: Path, pairs: dict[str, Pairs], asked: dict[str, Any], skip_bad: bool
+) -> dict[str, Any]:
+    """Write the shards of all splits; return the manifest."""
+    orientation = find_masks_as_stored(dataset, pairs)
+    parts, contents = divide_parts(pairs)
+    shards = write_parts(dataset, partial, parts, asked["store"], skip_bad, orientation)
+    facts = build_manifest(dataset, asked, parts, contents, shards)
+    if orientation is not None:
+        facts["mask_orientation"] = "as_stored" if orientation else "upright"
+    return facts
 
 
 def print_summary(dataset: SegmentationDataModule, facts: dict[str, Any], out: Path) -> None:
@@ -217,32 +232,3 @@ def finish(dataset: SegmentationDataModule, partial: Path, out: Path, facts: dic
         os.fsync(file.fileno())
     (partial / ".lock").unlink(missing_ok=True)
     partial.replace(out)
-
-
-def make_card(dataset: SegmentationDataModule, facts: dict[str, Any]) -> str:
-    """Return the data card, for people and for `datasets`."""
-    summary = (type(dataset).__doc__ or "").splitlines()[0]
-    lines = ["---", "task_categories: [image-segmentation]"]
-    if facts["store"] == "files":
-        lines += ["configs:", "- config_name: default", "  data_files:"]
-        for split, fact in facts["splits"].items():
-            lines += [f"  - split: {split}", f"    path: [{', '.join(f'{part}-0*.parquet' for part in fact['parts'])}]"]
-    lines += ["---", "", f"# {facts['dataset']}, prepared for dilated_seg", "", summary, ""]
-    lines += ["| split | images | labels |", "|---|---|---|"]
-    lines += [
-        f"| {split} | {fact['images']:,} | {'yes' if fact['labelled'] else 'kept back'} |"
-        for split, fact in facts["splits"].items()
-    ]  # fmt: skip
-    skipped = [problem for part in facts["shards"].values() for shard in part for problem in shard["skipped"]]
-    lines += ["", f"Left out, since they could not be read: {len(skipped)}.", *(f"- {problem}" for problem in skipped)]
-    stored = {
-        "files": "The columns `image` and `label` hold the publisher's files byte for byte, with their names.",
-        "raw": "The columns `image` (uint8 RGB, row by row) and `mask` (class ids, 255 ignored) hold pixels.",
-    }
-    lines += [
-        "",
-        stored[facts["store"]],
-        "`manifest.json` has their checksums. The dataset's own licence holds for all of it.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -54,10 +54,7 @@ def write_parts(
                     for row in pool.map(bind(encode_row, dataset.read_label, store, as_stored), chosen):
                         rows.append(row)
                         bar.advance(shown)
-                    good = [row for row in rows if isinstance(row, dict)]
-                    skipped = [row for row in rows if isinstance(row, str)]
-                    entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
-                    write_note(path, {"source": source, "entry": entry})
+                    entry = write_rows(path, rows, store, source)
                 else:
                     bar.advance(shown, len(chosen))
                 for problem in entry["skipped"]:
@@ -73,6 +70,15 @@ def write_parts(
             + ("" if skip_bad else ", or leave out those of training with --on_bad_image skip")
         )
     return shards
+
+
+def write_rows(path: Path, rows: list[dict[str, Any] | str], store: str, source: str) -> dict[str, Any]:
+    """Write a shard of the rows that are no problems, and a note that it is finished; return its entry in the manifest."""
+    good = [row for row in rows if isinstance(row, dict)]
+    skipped = [row for row in rows if isinstance(row, str)]
+    entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
+    write_note(path, {"source": source, "entry": entry})
+    return entry
 
 
 def divide_shards(pairs: Sequence[Pair], store: str) -> Iterator[list[Pair]]:
