@@ -3,8 +3,6 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -28,7 +26,7 @@ from dilated_seg.runs import Run
 from dilated_seg.runs.samples import require_same_classes
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.labels import NothingToLearnError
-from tests.conftest import ROOT
+from tests.support.commands import run_process
 from tests.support.fake_datasets import camvid32
 
 
@@ -160,8 +158,7 @@ def test_one_process_of_two_may_see_no_label(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1), VOID])
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]
     data = ["--data=Folder", f"--data.init_args.root={root}", "--data.init_args.batch_size=1"]
-    command = [sys.executable, "-m", "dilated_seg", "fit", *data, *TINY, *two, f"--run_dir={tmp_path}/run"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = run_process("fit", *data, *TINY, *two, f"--run_dir={tmp_path}/run")
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stderr
 

@@ -22,7 +22,7 @@ from dilated_seg.models import DilatedNet, FrontEnd
 from dilated_seg.training.feature_key import READING, describe_images, hash_code
 from dilated_seg.training.stored_features import StoredFeatures
 from tests.support import fake_datasets, tolerance
-from tests.support.commands import ROOT, THREADS
+from tests.support.commands import ROOT, run_process
 
 STEPS = 10
 LOSS = tolerance.SUM**0.5 * tolerance.SINGLE  # a mean over the pixels of a batch: 1e-5 of it
@@ -207,9 +207,7 @@ def test_the_key_covers_the_image_decoder_and_the_augmentation():
 def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     run = ["--run_dir", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "dilated_seg", *STAGE, front_end, cached(tmp_path / "scores"), *two, *run]
-    environment = {**os.environ, "OMP_NUM_THREADS": THREADS}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = run_process(*STAGE, front_end, cached(tmp_path / "scores"), *two, *run)
     assert result.returncode == 0, result.stderr
     assert "4 shards to compute" in result.stdout
     (folder,) = (tmp_path / "scores").iterdir()

@@ -2,9 +2,8 @@
 
 import csv
 import itertools
+import os
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +12,7 @@ import torch
 from dilated_seg.cli import CLI
 from dilated_seg.errors import UserError
 from dilated_seg.training.progress import duration
-from tests.conftest import ROOT
-from tests.training.test_distributed import environment
+from tests.support.commands import ROOT, run_process
 
 RUN = [
     "fit", "--config", str(ROOT / "experiments/shapes/dilatednet.yaml"), "--model.net.init_args.width=0.03",
@@ -81,8 +79,7 @@ def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path
         f"{{}}at_step(6, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)})); sys.exit(main(sys.argv[1:]))"
     )
     for run, way, status in (("whole", "0 and ", 0), ("killed", "", -signal.SIGKILL), ("killed", "0 and ", 0)):
-        command = [sys.executable, "-c", code.format(way), *RUN, AVERAGE, "--run_dir", tmp_path / run]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        done = run_process(*RUN, AVERAGE, "--run_dir", tmp_path / run, code=code.format(way))
         assert done.returncode == status, done.stderr
     whole, killed = last(tmp_path / "whole"), last(tmp_path / "killed")
     for name, value in whole["state_dict"].items():
@@ -97,9 +94,8 @@ def test_an_offline_run_does_not_make_the_next_one_of_the_process_offline(tmp_pa
         "sys.exit('WANDB_MODE' in os.environ)"
     )
     once = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--run_dir", tmp_path]
-    without = {name: value for name, value in environment().items() if not name.startswith("WANDB_")}
-    command = [sys.executable, "-c", code, *map(str, [*RUN, *once])]
-    done = subprocess.run(command, cwd=ROOT, env=without | {"HOME": str(tmp_path)}, capture_output=True, text=True)
+    without = dict.fromkeys(name for name in os.environ if name.startswith("WANDB_"))
+    done = run_process(*RUN, *once, code=code, **without, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("wandb/offline-run-*"))
 

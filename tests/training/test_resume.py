@@ -20,7 +20,7 @@ from dilated_seg.runs.run import Run
 from dilated_seg.training import checkpoint_io
 from dilated_seg.training.checkpoint_io import LAST, PREVIOUS, SafeCheckpointIO
 from tests.support import fake_datasets
-from tests.support.commands import ROOT, THREADS
+from tests.support.commands import ROOT, THREADS, run_process
 from tests.support.interrupted import same
 
 STATE = {"state_dict": {"a": torch.arange(1000.0)}, "global_step": 1}
@@ -255,8 +255,7 @@ def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
     for name, way in (("whole", "None"), ("killed", kill), ("killed", "None")):
         code = "import os, sys; from tests.support.interrupted import at_batch, main; "
         code += f"{way}; sys.exit(main(['fit', *sys.argv[1:]]))"
-        call = [sys.executable, "-c", code, *flags, "--run_dir", tmp_path / name]
-        done = subprocess.run(call, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+        done = run_process(*flags, "--run_dir", tmp_path / name, code=code, HF_DATASETS_CACHE=str(tmp_path / "cache"))
         assert done.returncode == (0 if way == "None" else -signal.SIGKILL), done.stderr
         states.append(torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True))
     assert states[1]["gradients"]
