@@ -65,11 +65,20 @@ class RunConfig:
 
 
 def build_dataset(data: dict[str, Any]) -> "SegmentationDataModule":
-    """Build the data module that a configuration names by ``class_path`` and ``init_args``."""
+    """Build the data module that a configuration names by ``class_path`` and ``init_args``.
+
+    Raises:
+        UserError: The data module refuses its arguments, or its files are missing.
+    """
     from jsonargparse import ArgumentParser
 
     from dilated_seg.data.datamodule import SegmentationDataModule  # imports Lightning
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SegmentationDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+    try:
+        return parser.instantiate_classes(parser.parse_object({"data": data})).data
+    except ValueError as error:  # jsonargparse's, in whose context is what the constructor raised
+        if isinstance(error.__context__, UserError):
+            raise UserError(str(error.__context__)) from error
+        raise
