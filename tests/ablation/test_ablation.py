@@ -20,7 +20,7 @@ from dilated_seg.report.results import (
     read_results,
     require_same_split,
 )
-from dilated_seg.report.sections import measured
+from dilated_seg.report.sections import build_protocol_section
 from dilated_seg.runs.find import newest_checkpoint
 from dilated_seg.runs.run import Run
 from dilated_seg.training import checkpoint_io
@@ -255,7 +255,7 @@ def test_what_differs_between_protocols_is_said_to_differ(study):
     best = replace(other.evaluation, protocol=replace(other.evaluation.protocol, checkpoint="best", step=2))
     other = replace(other, evaluation=best)
     assert "checkpoint: differs" in describe_shared_protocol([one, other])
-    table = measured(Comparison([one, other]), []).blocks[-2]
+    table = build_protocol_section(Comparison([one, other]), []).blocks[-2]
     assert [row[:3] for row in table.rows] == [["a", "0", "last, step 6"], ["a", "1", "best, step 2"]]
 
 

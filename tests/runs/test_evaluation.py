@@ -273,14 +273,12 @@ def test_what_tune_prints_scores_the_run_it_tuned(run, capsys):
 class Parsed(CLI):
     """Parses the arguments of a command as it would be run, and runs nothing."""
 
-    def before_instantiate_classes(self):
-        self.parsed = self.config[self.subcommand]
+    def build(self):
+        """Build nothing."""
+        self.trainer = SimpleNamespace(loggers=[])
 
-    def instantiate_classes(self):
-        """Nothing is built."""
-
-    def _run_subcommand(self, subcommand):
-        """Nothing is run."""
+    def evaluate(self, verb):
+        """Run nothing."""
 
 
 def test_commands_in_the_documentation_are_taken_and_name_weights_where_they_are_evaluated(run, monkeypatch):
@@ -289,7 +287,7 @@ def test_commands_in_the_documentation_are_taken_and_name_weights_where_they_are
     for page in sorted((ROOT / "docs").glob("*.md")):
         for line in re.findall(r"^ {4}(dilated-seg (?:validate|test|predict) .*)", page.read_text(), re.MULTILINE):
             words = [word.replace("RUN", str(run)) for word in shlex.split(line, comments=True)]
-            parsed = Parsed(words[1:]).parsed
+            parsed = Parsed(words[1:]).config
             assert parsed.ckpt_path or parsed.model.weights, line
 
 
