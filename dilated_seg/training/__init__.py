@@ -1,4 +1,4 @@
-"""What happens around training and evaluation; an experiment's YAML names these as dilated_seg.training.NAME."""
+"""What happens around training and evaluation; an experiment's YAML names these by their class names."""
 
 from dilated_seg.training.cached_front_end import CachedFrontEnd
 from dilated_seg.training.evaluation import EvaluationRecord

@@ -3,6 +3,9 @@
 import ast
 import doctest
 import re
+import subprocess
+import sys
+from importlib import import_module
 
 import pytest
 
@@ -46,3 +49,43 @@ def test_what_a_page_points_to_is_there(page):
     assert {verb for verb in re.findall(r"^    dilated-seg ([a-z]+)", text, re.M)} <= COMMANDS.keys()
     if page.name != "extending.md":  # whose files are not there yet
         assert [name for name in re.findall(r"\bexperiments/[\w/]+\.\w+", text) if not (ROOT / name).is_file()] == []
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module of ours, something in one, or an attribute of such a class."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+def test_every_dotted_name_of_ours_that_is_mentioned_exists():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    skipped = ("tests/", "CHANGELOG.md", "docs/extending.md")  # history, and what a page adds
+    kinds = (".md", ".py", ".yaml", ".ipynb", ".cfg")
+    mentioned = {}
+    for file in (ROOT / name for name in tracked if name.endswith(kinds) and not name.startswith(skipped)):
+        for name in re.findall(r"(?<![\w/.])dilated_seg(?:\.[A-Za-z_]\w*)+", file.read_text()):
+            mentioned.setdefault(name, file.name)
+    assert len(mentioned) > 100
+    assert {name: file for name, file in mentioned.items() if not resolves(name)} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_ours_that_a_page_names_is_there(page):
+    named = set(re.findall(r"`((?:dilated_seg/)?[a-z_]+(?:/[a-z_]+)*/[a-z_]+\.py)`", page.read_text()))
+    if page.name in ("extending.md", "CONTRIBUTING.md"):  # what they add
+        named = {name for name in named if not re.search(r"/my\w+\.py|oxfordpets|highresnet", name)}
+    places = [ROOT, ROOT / "dilated_seg"]
+    assert {name for name in named if not any((place / name).is_file() for place in places)} == set()
+
+
+def test_the_diagram_of_the_architecture_is_drawn_from_the_imports():
+    done = subprocess.run([sys.executable, ROOT / "docs/import_graph.py", "--check"], cwd=ROOT)
+    assert done.returncode == 0, "run python docs/import_graph.py"
