@@ -17,6 +17,7 @@ from dilated_seg.inference.strategies import FullImage
 from dilated_seg.report.fit_summary import show_training
 from dilated_seg.report.terminal import show_evaluation
 from dilated_seg.runs.checkpoint import Checkpoint
+from dilated_seg.runs.resume import find_resumed_checkpoint
 from dilated_seg.runs.version import commit
 from dilated_seg.training.checks import check_monitors
 from dilated_seg.training.evaluation import written_evaluations
@@ -31,7 +32,7 @@ class CLI:
     """Builds ``model``, ``datamodule`` and ``trainer`` from a command line, and runs its verb.
 
     What the dataset knows (classes, ignored label) reaches task and network from there, never from a YAML. Each run has a
-    directory: a new one below ``runs/``, or ``--run_dir``; see `Run.resume` for how a run continues.
+    directory: a new one below ``runs/``, or ``--run_dir``; see `runs.resume` for how a run continues.
 
     Args:
         args: What follows ``dilated-seg`` on the command line; without the verb if it is not run.
@@ -74,7 +75,7 @@ class CLI:
         if config.ckpt_path:
             Checkpoint.at(config.ckpt_path)
         self.text = format_config(self.parser, config)
-        if self.verb == "fit" and (checkpoint := self.run.resume(self.text, config.ckpt_path)):
+        if self.verb == "fit" and (checkpoint := find_resumed_checkpoint(self.run, self.text, config.ckpt_path)):
             config.ckpt_path, self.resumed = str(checkpoint), True
 
     def build(self) -> None:

@@ -15,7 +15,6 @@ from dilated_seg.errors import UserError, format_command
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.runs.checkpoint import LAST, Checkpoint
 from dilated_seg.runs.config import RunConfig, build_dataset
-from dilated_seg.runs.differences import find_differences
 from dilated_seg.runs.evaluation import Evaluation
 from dilated_seg.runs.files import CHECKPOINTS, RunFiles
 from dilated_seg.runs.segmenter import build_segmenter
@@ -123,45 +122,6 @@ class Run(RunFiles):
                 "or name one with --ckpt_path if you trust it"
             )
         return None
-
-    def resume(self, config: str, checkpoint: str | None) -> Path | None:
-        """Return this run's checkpoint from which a training continues; None if it begins, or continues another run's.
-
-        How a run continues, from the command to the same weights as if it had never been interrupted:
-
-        1. ``fit`` in a directory without config.yaml begins a run. With ``checkpoint`` (``--ckpt_path``) it continues another
-           run's training here: `training.recipe.Recipe` compares the recipes, takes what may change and refuses the rest.
-        2. In a directory with config.yaml it continues the run, if the configurations differ in nothing but options that
-           change no weight (`runs.differences.FREE`).
-        3. It continues from last.ckpt, or from the newest checkpoint whose checksum fits (`newest_checkpoint`);
-           `training.checkpoint_io` writes them so that at every moment there is one, and reads them without executing anything.
-        4. The checkpoint holds parameters, the optimizer, the schedule, Lightning's loops, the state of callbacks, the sums of
-           an accumulation (`SegmentationTask.accumulated`) and its gradients (`training.resume.KeepGradients`).
-        5. Nothing else is random: dropout is seeded by the step (`training.resume.SeedEveryStep`), and order and augmentation
-           of the images are a function of seed and position (`data.samplers`), so the data module skips what has been seen.
-        6. `training.signals.StopOnSignal` and `training.resume.SaveOnError` write last.ckpt after a whole step when a signal or
-           an error ends a session.
-        7. An earlier session's metrics.csv becomes metrics-N.csv (`keep_history`); W&B goes on with the id in wandb_id.
-        8. A run that is finished (`mark_finished`) loads its weights and trains no more.
-
-        Args:
-            config: The resolved configuration of the training, YAML.
-            checkpoint: The checkpoint that is to be continued, if one is named.
-
-        Raises:
-            UserError: The directory holds a run of another configuration, or no checkpoint is as it was written.
-        """
-        if not self.is_run:
-            return None
-        if change := next(find_differences(self.config_file.read_text(), config), None):
-            name, before, now = change
-            raise UserError(
-                f"{self} holds a run of another configuration: name another folder or remove it "
-                f"({name} is {before} there and {now} here; --ckpt_path continues it with that in another folder)"
-            )
-        if checkpoint and Path(checkpoint).resolve().parent == self.checkpoint_dir.resolve():
-            return None  # one of its own is named
-        return self.newest_checkpoint()  # though it may once have begun from another run's checkpoint
 
     def dataset(self) -> "SegmentationDataModule":
         """Return the data module that the run was trained on, with the same arguments."""

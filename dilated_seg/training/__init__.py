@@ -4,11 +4,11 @@ from dilated_seg.training.cached_front_end import CachedFrontEnd
 from dilated_seg.training.evaluation import EvaluationRecord
 from dilated_seg.training.freeze import Freeze
 from dilated_seg.training.gallery import Gallery, PredictionWriter
+from dilated_seg.training.interruption import KeepGradients, SaveOnError, SeedEveryStep
 from dilated_seg.training.labels import NothingToLearnError, RequireLabels
 from dilated_seg.training.processes import ProcessTimeout
 from dilated_seg.training.progress import Progress, Throughput, ValidationLines
 from dilated_seg.training.recipe import Recipe
-from dilated_seg.training.resume import KeepGradients, SaveOnError, SeedEveryStep
 from dilated_seg.training.signals import StopOnSignal
 
 __all__ = [

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.errors import UserError
-from dilated_seg.runs.differences import find_differences, is_part
+from dilated_seg.runs.resume import find_differences, is_part
 from dilated_seg.runs.run import Run
 from dilated_seg.storage import write_text
 from dilated_seg.training.loggers import SafeWandbLogger

@@ -10,8 +10,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg.training.interruption import how_to_continue, last_checkpoint
 from dilated_seg.training.lightning_internals import is_validation_due
-from dilated_seg.training.resume import how_to_continue, last_checkpoint
 
 
 class StopOnSignal(Callback):

@@ -14,11 +14,11 @@ from dilated_seg.runs.run import Run
 from dilated_seg.training.checkpoint_io import SafeCheckpointIO
 from dilated_seg.training.evaluation import EvaluationRecord
 from dilated_seg.training.gallery import PredictionWriter
+from dilated_seg.training.interruption import KeepGradients, SaveOnError, SeedEveryStep
 from dilated_seg.training.loggers import build_loggers, list_tags
 from dilated_seg.training.processes import ProcessTimeout
 from dilated_seg.training.progress import Throughput, ValidationLines
 from dilated_seg.training.recipe import Recipe
-from dilated_seg.training.resume import KeepGradients, SaveOnError, SeedEveryStep
 from dilated_seg.training.signals import StopOnSignal
 
 

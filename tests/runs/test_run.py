@@ -9,6 +9,7 @@ import torch
 from dilated_seg.data import Shapes
 from dilated_seg.errors import UserError
 from dilated_seg.runs import Checkpoint, EvaluatedImage, Evaluation, EvaluationProtocol, Run
+from dilated_seg.runs.resume import find_resumed_checkpoint
 from dilated_seg.storage import digest
 from tests.support.evaluations import make_evaluation, make_protocol
 
@@ -75,12 +76,12 @@ def test_the_run_of_a_checkpoint_and_the_newest_run_are_found(run, tmp_path):
 
 def test_a_run_continues_with_its_own_configuration_from_its_newest_intact_checkpoint(run, tmp_path):
     config = run.config_file.read_text()
-    assert run.resume(config, None) == run.last_checkpoint.path
-    assert run.resume(config.replace("run_dir: null", "run_dir: elsewhere"), None) == run.last_checkpoint.path
-    assert run.resume(config, str(run.checkpoint("best").path)) is None  # that one is named already
-    assert Run(tmp_path / "new").resume(config, None) is None
+    assert find_resumed_checkpoint(run, config, None) == run.last_checkpoint.path
+    assert find_resumed_checkpoint(run, config.replace("run_dir: null", "run_dir: elsewhere"), None) == run.last_checkpoint.path
+    assert find_resumed_checkpoint(run, config, str(run.checkpoint("best").path)) is None  # that one is named already
+    assert find_resumed_checkpoint(Run(tmp_path / "new"), config, None) is None
     with pytest.raises(UserError, match=r"another configuration: .* \(trainer.max_steps is 12 there and 13 here"):
-        run.resume(config.replace("max_steps: 12", "max_steps: 13"), None)
+        find_resumed_checkpoint(run, config.replace("max_steps: 12", "max_steps: 13"), None)
 
 
 def test_runs_of_one_second_have_directories_of_their_own(tmp_path):

@@ -8,7 +8,7 @@ import yaml
 from lightning import Callback
 
 from dilated_seg.__main__ import main
-from dilated_seg.runs.differences import find_differences
+from dilated_seg.runs.resume import find_differences
 from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO
 from tests.support.interrupted import same, state
 from tests.training.test_lost_work import RUN, act_once, crash

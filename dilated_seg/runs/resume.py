@@ -1,0 +1,80 @@
+"""Decides whether and from which checkpoint a run continues, and finds the options in which two configurations differ."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dilated_seg.errors import UserError
+from dilated_seg.runs.run import Run
+
+# What belongs to a call or to what is written, and changes no weight.
+FREE = (
+    "config", "run_dir", "process_timeout", "evaluate", "ckpt_path", "wandb", "trainer.logger",
+    "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary",
+    "data.init_args.num_workers", "data.init_args.eval_batch_size", "data.init_args.predict_split",
+)  # fmt: skip
+
+
+def find_resumed_checkpoint(run: Run, config: str, checkpoint: str | None) -> Path | None:
+    """Return the checkpoint from which a run continues; None if it begins, or continues another run's training.
+
+    How a run continues, from the command to the same weights as if it had never been interrupted:
+
+    1. ``fit`` in a directory without config.yaml begins a run. With ``checkpoint`` (``--ckpt_path``) it continues another
+       run's training here: `training.recipe.Recipe` compares the recipes, takes what may change and refuses the rest.
+    2. In a directory with config.yaml it continues the run, if the configurations differ in nothing but options that
+       change no weight (`FREE`).
+    3. It continues from last.ckpt, or from the newest checkpoint whose checksum fits (`Run.newest_checkpoint`);
+       `training.checkpoint_io` writes them so that at every moment there is one, and reads them without executing anything.
+    4. The checkpoint holds parameters, the optimizer, the schedule, Lightning's loops, the state of callbacks, the sums of
+       an accumulation (`SegmentationTask.accumulated`) and its gradients (`training.interruption.KeepGradients`).
+    5. Nothing else is random: dropout is seeded by the step (`training.interruption.SeedEveryStep`), and order and augmentation
+       of the images are a function of seed and position (`data.samplers`), so the data module skips what has been seen.
+    6. `training.signals.StopOnSignal` and `training.interruption.SaveOnError` write last.ckpt after a whole step when a signal
+       or an error ends a session.
+    7. An earlier session's metrics.csv becomes metrics-N.csv (`Run.keep_history`); W&B goes on with the id in wandb_id.
+    8. A run that is finished (`Run.mark_finished`) loads its weights and trains no more.
+
+    Args:
+        run: The run directory of `fit`.
+        config: The resolved configuration of the training, YAML.
+        checkpoint: The checkpoint that is to be continued, if one is named.
+
+    Raises:
+        UserError: The directory holds a run of another configuration, or no checkpoint is as it was written.
+    """
+    if not run.is_run:
+        return None
+    if change := next(find_differences(run.config_file.read_text(), config), None):
+        name, before, now = change
+        raise UserError(
+            f"{run} holds a run of another configuration: name another folder or remove it "
+            f"({name} is {before} there and {now} here; --ckpt_path continues it with that in another folder)"
+        )
+    if checkpoint and Path(checkpoint).resolve().parent == run.checkpoint_dir.resolve():
+        return None  # one of its own is named
+    return run.newest_checkpoint()  # though it may once have begun from another run's checkpoint
+
+
+def find_differences(before: str, now: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name and both values of each option in which two configurations differ, but for those that are free."""
+    one, other = (dict(flatten(yaml.safe_load(text))) for text in (before, now))
+    for name in dict.fromkeys([*one, *other]):
+        if one.get(name) != other.get(name) and not is_part(name, FREE):
+            yield name, one.get(name), other.get(name)
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the names of options, with dots, and their values."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def is_part(name: str, options: tuple[str, ...]) -> bool:
+    """Return whether an option is one of these, or part of one."""
+    return any(name == option or name.startswith(f"{option}.") for option in options)
