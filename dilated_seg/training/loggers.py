@@ -113,13 +113,13 @@ class SafeWandbLogger(WandbLogger):
         """Begin a run: online, or offline if that does not succeed, or without W&B."""
         try:
             try:
-                run = wandb.init(mode="offline" if self.starts_offline else None, **self.settings)
+                run = self.begin_offline() if self.starts_offline else wandb.init(**self.settings)
             except Exception as error:
                 if self.starts_offline:
                     raise
                 say_offline(error)
                 wandb.teardown()  # it would hold on to the run's id
-                run = wandb.init(mode="offline", **self.settings)
+                run = self.begin_offline()
         except Exception as error:
             self.lost = True
             print(f"W&B cannot begin, the run goes on without it: {format_error(error)}", file=sys.stderr)
@@ -127,6 +127,17 @@ class SafeWandbLogger(WandbLogger):
         run.define_metric("trainer/global_step")  # the x axis of every chart, as WandbLogger logs it
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return run
+
+    def begin_offline(self) -> Any:  # noqa: ANN401
+        """Begin an offline run. W&B's own process inherits the mode: else it sends a server metrics about itself."""
+        mode = os.environ.get("WANDB_MODE")
+        os.environ["WANDB_MODE"] = "offline"
+        try:
+            return wandb.init(**self.settings)
+        finally:
+            os.environ.pop("WANDB_MODE")
+            if mode is not None:
+                os.environ["WANDB_MODE"] = mode
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dilated_seg import ablation
+from dilated_seg.ablation.check import check_ablation
 from dilated_seg.errors import UserError
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
@@ -76,14 +77,8 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
     assert "**unpooling helps: " in markdown and f"dilated-seg ablate {folder}/study.yaml" in markdown
 
 
-@pytest.mark.parametrize(
-    ("kind", "code"),
-    [
-        (signal.SIGINT, 130),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
 def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_path, kind, code):
     folder, _ = study
     # every run passes step 3; the first one is finished and the second is killed there
@@ -154,7 +149,7 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     first, second = (tmp_path / f"out/DilatedNet/seed0/stage{k}" for k in (1, 2))
     (said,) = (line for line in killed.stdout.splitlines() if line.startswith(f"{first}/checkpoints/last.ckpt: "))
-    assert "0 left over, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
+    assert "0 unexpected, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
     written = (first / "checkpoints/last.ckpt").stat().st_mtime_ns
     again = run_command("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out")
     assert again.returncode == 0, again.stderr
@@ -187,7 +182,7 @@ def test_what_a_run_starts_from_must_be_there_before_the_first_is_trained(tmp_pa
     experiment = f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n"
     (tmp_path / "study.yaml").write_text(experiment + "common: {model: {weights: runs/voc/fcn32s}}\n")
     with pytest.raises(UserError, match=r"first dilated-seg fit --config experiments/voc/fcn32s\.yaml"):
-        ablation.check(ablation.read(tmp_path / "study.yaml", tmp_path / "out"))
+        check_ablation(ablation.read(tmp_path / "study.yaml", tmp_path / "out"))
 
 
 def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_path):
@@ -197,8 +192,8 @@ def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_pat
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("of another configuration")
     with pytest.raises(UserError, match="another configuration"):
-        ablation.check(study)
-    ablation.check(rehearsal)
+        check_ablation(study)
+    check_ablation(rehearsal)
     assert not folder.exists()
 
 

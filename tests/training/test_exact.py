@@ -75,6 +75,7 @@ def test_a_crf_after_any_protocol_counts_the_same_integers_in_every_way(data, tm
         assert counts == [sum(matrix) for matrix in record["matrices"]] * len(STRATA)
 
 
+@pytest.mark.slow
 def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp_path):
     first, *others = evaluated(data, tmp_path, [], WAYS)
     masks = [sample["mask"] for sample in map(Folder(root=str(data / "folder")).split("val").__getitem__, range(7))]

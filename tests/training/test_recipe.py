@@ -72,6 +72,7 @@ def test_a_longer_schedule_and_another_rate_are_what_is_written_logged_and_train
     assert (tmp_path / "run/config.yaml").read_text() == text
 
 
+@pytest.mark.slow
 def test_a_longer_run_by_a_schedule_that_goes_on_is_the_one_that_was_never_stopped(short, tmp_path):
     constant = ["--model.lr_scheduler=null", "--trainer.max_steps"]
     assert main([*RUN, RATES, *constant, "9", "--run_dir", str(tmp_path / "whole")]) == 0

@@ -237,6 +237,7 @@ finish()
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_falls_silent_while_the_run_begins_is_left_out(tmp_path):
     with BlackHole() as hole:
         environment = somebody(tmp_path, hole.url) | {"WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "1"}
