@@ -35,7 +35,8 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         bound = inspect.signature(constructor).bind(*args, **kwargs)
         check_arguments(constructor, bound.arguments)
         initialization = SkipInitialization() if device == "meta" else contextlib.nullcontext()
-        with torch.device(device), initialization, warnings.catch_warnings(action="error"):  # such as a layer without channels
+        # torch warns of layers without channels; warnings of other categories may come from the garbage collector
+        with torch.device(device), initialization, warnings.catch_warnings(action="error", category=UserWarning):
             return constructor(*args, **kwargs)
     except Exception as error:  # a constructor may raise anything; its arguments are the user's
         raise UserError(f"{text}: {format_error(error)}") from error

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -226,3 +227,16 @@ def test_what_a_class_states_about_itself_is_true(name):
         assert all(any(ours in path or "\\" in ours or ours == "ctx_" for path in paths) for ours in published)
     patterns = [release.layer for release in getattr(network, "releases", ())]
     assert all(re.compile(pattern) for pattern in patterns)
+
+
+def test_what_the_garbage_collector_warns_of_is_no_fault_of_a_network(monkeypatch):
+    """Such as a temporary directory of another library, in a cycle that is collected while a network is built."""
+
+    class Leaving(FCN):
+        def __init__(self, num_classes):
+            super().__init__(num_classes, width=0.05)
+            warnings.warn("a directory is left", ResourceWarning, stacklevel=1)
+
+    monkeypatch.setattr(build, "find", lambda path: Leaving)
+    with warnings.catch_warnings(action="ignore"):
+        assert build.construct("Leaving", [3], {}, "Leaving(3)").output_stride == 32
