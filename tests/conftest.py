@@ -6,7 +6,6 @@ One thread a test process, or DILATED_SEG_TEST_THREADS of them. W&B is as users 
 
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,15 +23,9 @@ os.environ.pop("DILATED_SEG_RUN_DIR", None)
 torch.set_num_threads(int(THREADS))
 
 
-# A training leaves its handler of SIGTERM behind, and a forked process that has it cannot be ended by Pool.terminate.
-HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-    for number, handler in HANDLERS.items():
-        signal.signal(number, handler)
 
 
 def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:

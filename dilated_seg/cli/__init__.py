@@ -25,6 +25,7 @@ from dilated_seg.training.labels import NothingToLearnError
 from dilated_seg.training.loggers import SafeWandbLogger, finish
 from dilated_seg.training.processes import end_other_processes, find_mistake, keep_memory, lost_process, quiet
 from dilated_seg.training.recipe import Recipe
+from dilated_seg.training.signals import keep_signal_handlers
 from dilated_seg.training.trainer import build_trainer, place_loggers
 
 
@@ -52,10 +53,11 @@ class CLI:
             self.config = parse(self.parser, self.verb, args[1:] if run else args)
             self.choose_run()
             self.build()
-            if self.verb == "fit":
-                self.fit()
-            elif self.verb:
-                self.evaluate(self.verb)
+            with keep_signal_handlers():
+                if self.verb == "fit":
+                    self.fit()
+                elif self.verb:
+                    self.evaluate(self.verb)
         except Exception as error:
             self.fail(error)
             raise

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,6 +14,23 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.training.interruption import how_to_continue, last_checkpoint
 from dilated_seg.training.lightning_internals import is_validation_due
+
+
+@contextmanager
+def keep_signal_handlers() -> Iterator[None]:
+    """Restore the handlers of SIGINT, SIGTERM and SIGUSR1 at the end, however it comes.
+
+    After an error Lightning restores the handlers that it found, which are those of `StopOnSignal`: SIGTERM would no longer end
+    the process, nor the processes that it forks.
+    """
+    numbers = (signal.SIGINT, *StopOnSignal.signals)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class StopOnSignal(Callback):
@@ -29,27 +48,31 @@ class StopOnSignal(Callback):
         self.saved = False
         self.first = True  # of several processes
         self.task: Any = None
-        self.before: Any = None  # who took SIGINT before training
+        self.before: dict[int, Any] = {}  # the handler of each signal before training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen. Lightning, whose own handler does not save, comes after this, and puts back what was there when it ends."""
-        if threading.current_thread() is threading.main_thread():
-            for number in self.signals:
-                signal.signal(number, self.note)
+        """Handle SIGTERM and SIGUSR1. Lightning's own handlers, which do not save, replace these after this hook."""
+        for number in self.signals:
+            self.handle(number, self.note)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen again, as Lightning's handlers have taken these places meanwhile, and for Ctrl-C."""
+        """Replace Lightning's handlers, and handle Ctrl-C unless it is ignored, as in a shell's background job."""
         self.on_fit_start(trainer, pl_module)
         self.task, self.first = pl_module, trainer.is_global_zero
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            self.before = signal.signal(signal.SIGINT, self.interrupt)
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            self.handle(signal.SIGINT, self.interrupt)
+
+    def handle(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        """Install a handler, and keep the one from before training."""
+        if threading.current_thread() is threading.main_thread():
+            self.before.setdefault(number, signal.signal(number, handler))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.before and signal.getsignal(signal.SIGINT) == self.interrupt:
-            signal.signal(signal.SIGINT, self.before)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
+        """Restore the handlers from before training; it is not called after an error, see `keep_signal_handlers`."""
+        for number, handler in self.before.items():
+            if signal.getsignal(number) in (self.note, self.interrupt):
+                signal.signal(number, handler)
+        self.before.clear()
 
     def before_training(self, trainer: Trainer) -> None:
         """End this process if it was told to stop while something long goes on before the first step."""

@@ -7,13 +7,15 @@ import signal
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
 from dilated_seg.__main__ import main as command
 from dilated_seg.data.workers import initialize_worker
 from dilated_seg.runs import Checkpoint
 from dilated_seg.task import SegmentationTask
-from dilated_seg.training import loggers
+from dilated_seg.training import StopOnSignal, loggers
 from dilated_seg.training.checkpoint_io import LAST, SafeCheckpointIO
 from tests.conftest import ROOT
 from tests.support import fake_datasets
@@ -31,12 +33,17 @@ RUN = [
 AVERAGE = "--trainer.callbacks+={class_path: EMAWeightAveraging, init_args: {decay: 0.9}}"
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 def main(arguments):
-    """Carry out a command as a process of its own would, at whose end W&B ends as well."""
+    """Carry out a command as a process of its own would, at whose end W&B ends as well; it leaves no signal handler behind."""
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     try:
         return command(arguments)
     finally:
         loggers.finish()
+        assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
 @pytest.fixture
@@ -129,7 +136,6 @@ def test_ctrl_c_ends_the_step_saves_it_and_says_how_to_continue(offline, whole, 
         main([*RUN, "--run_dir", str(tmp_path)])
     assert end.value.code == 130
     assert last_step(tmp_path) == (3 if hook == "validation_step" else 4)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert continue_as_told(capsys.readouterr().err) == 0
     assert same(state(tmp_path), state(whole))
 
@@ -142,13 +148,41 @@ def test_a_second_ctrl_c_does_not_wait_but_for_an_update(whole, tmp_path, monkey
             status = main([*RUN, "--run_dir", str(tmp_path)])
         except SystemExit as end:
             status = end.code
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert status == 130
     assert last_step(tmp_path) == saved
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     assert continue_as_told(printed) == 0
     assert same(state(tmp_path), state(whole))
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("a crash"), SystemExit(3)])
+def test_sigterm_has_its_handler_from_before_training_when_wandb_finishes(offline, tmp_path, monkeypatch, error):
+    def fail(task):
+        raise error
+
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    monkeypatch.setattr(loggers.SafeWandbLogger, "end", lambda self: signal.raise_signal(signal.SIGTERM))
+    if error:
+        act_once(monkeypatch, "training_step", 1, fail)
+    try:
+        main([*RUN, "--trainer.max_steps=2", "--run_dir", str(tmp_path)])
+    except (RuntimeError, SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
+def test_a_trainer_of_ones_own_restores_the_signal_handlers(tmp_path):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    trainer = Trainer(
+        max_steps=1, callbacks=[StopOnSignal()], logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    trainer.fit(BoringModel())
+    assert trainer.global_step == 1
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_an_error_within_an_accumulation_starts_it_again(tmp_path, monkeypatch, capsys):
