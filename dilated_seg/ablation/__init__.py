@@ -80,6 +80,7 @@ def conclude(ablation: Ablation, command: str | None = None) -> int:
     """
     from dilated_seg.analysis.receptive_field.measure import probe
     from dilated_seg.report.compare import compare
+    from dilated_seg.report.results import read_results
 
     compared = [one for one in ablation.runs if one.compared and finished(one, ablation)]
     missing = [(one, chain) for chain in ablation.chains for one in chain if not finished(one, ablation)]
@@ -91,8 +92,8 @@ def conclude(ablation: Ablation, command: str | None = None) -> int:
             except UserError as error:  # such as a run that was trained elsewhere and came without its checkpoint
                 print(f"receptive fields are not in the report: {error}", file=sys.stderr)
         without = [one.label for one, _ in missing if one.compared]
-        split, claims, title = ablation.evaluation, ablation.claims, f"Comparison: {ablation.name}"
-        compare(folders, ablation.folder, split, names, without, claims, command, title)
+        results = read_results([Run(folder) for folder in folders], ablation.evaluation, names)
+        compare(results, ablation.folder, without, ablation.claims, command, f"Comparison: {ablation.name}")
     for one, chain in missing:
         place = log if (log := ablation.log(chain)).exists() else one.folder
         print(f"{one.label} {failure(one, chain) or 'is not finished'} (see {place})", file=sys.stderr)

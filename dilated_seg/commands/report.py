@@ -3,6 +3,7 @@
 import argparse
 
 from dilated_seg.commands import COMMANDS
+from dilated_seg.errors import format_command
 
 
 def main(args: list[str]) -> int:
@@ -15,6 +16,9 @@ def main(args: list[str]) -> int:
     parser.add_argument("--evaluation", help="which evaluation of the runs to compare, such as test-last or val-best")
     options = parser.parse_args(args)
     from dilated_seg.report.compare import compare
+    from dilated_seg.report.results import find_results
 
-    compare(options.runs, options.out, options.evaluation)
+    results = find_results(options.runs, options.evaluation)
+    rest = ("--out", options.out, "--evaluation", results[0].evaluation.name)
+    compare(results, options.out, command=format_command("dilated-seg", "report", *options.runs, *rest))
     return 0

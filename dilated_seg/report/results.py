@@ -16,6 +16,7 @@ import torch
 from dilated_seg.data.classes import first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs import Evaluation, Run
+from dilated_seg.runs.find import find_common_evaluation, find_evaluated_runs
 from dilated_seg.storage import atomic_path
 
 MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou")
@@ -38,6 +39,23 @@ class Result:
 def read_results(runs: Sequence[Run], evaluation: str, names: Sequence[str]) -> list[Result]:
     """Read one evaluation of each run."""
     return [Result(name, run, run.evaluation(evaluation)) for run, name in zip(runs, names, strict=True)]
+
+
+def find_results(
+    directories: Sequence[str | Path], evaluation: str | None = None, names: Sequence[str] | None = None
+) -> list[Result]:  # fmt: skip
+    """Find runs in directories and read one evaluation of each.
+
+    Args:
+        directories: Of runs, or directories that hold some.
+        evaluation: Its name, such as "test-last"; the one that all runs have if there is only one.
+        names: One for each run, in tables; runs of one name are its seeds. Their directories' names if None.
+
+    Raises:
+        UserError: A directory holds no evaluated run, or the runs have no evaluation in common.
+    """
+    runs = [run for directory in directories for run in find_evaluated_runs(directory)]
+    return read_results(runs, evaluation or find_common_evaluation(runs), names or [name_run(run, runs) for run in runs])
 
 
 def name_run(run: Run, runs: Sequence[Run]) -> str:

@@ -16,6 +16,7 @@ from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.results import (
     Result,
     describe_shared_protocol,
+    find_results,
     name_run,
     predict_majority,
     read_results,
@@ -225,7 +226,7 @@ def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
 
 def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
     folder, _ = study
-    compare([folder / "out"], tmp_path, "test-last")
+    compare(find_results([folder / "out"], "test-last"), tmp_path)
     table = pq.read_table(tmp_path / "results.parquet").to_pandas()
     assert sorted(zip(table["network"], table["seed"], strict=True)) == [
         ("SegNet", 0), ("SegNet", 1), ("front_end", 0), ("front_end", 1),

@@ -21,7 +21,7 @@ from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.results import read_results
+from dilated_seg.report.results import find_results, read_results
 from dilated_seg.runs import EvaluatedImage, Run
 from dilated_seg.runs.gallery import write_gallery_images
 from dilated_seg.runs.strata import counted
@@ -127,7 +127,9 @@ def report(tmp_path_factory):
         Claim("blindness helps", "blind", "good", classes=(CLASSES[2],)),
         Claim("nothing differs", "same", "good", boundary=3),
     ]
-    page = compare(runs, folder / "out", missing=["late, seed 0"], claims=said, command="dilated-seg ablate x.yaml")
+    page = compare(
+        find_results(runs), folder / "out", missing=["late, seed 0"], claims=said, command="dilated-seg ablate x.yaml"
+    )
     return page.parent
 
 
@@ -154,7 +156,7 @@ def study(tmp_path_factory):
         for name, predict in SEEDED.items()
         for seed in range(3)
     ]
-    return compare(runs, folder / "out", claims=CLAIMS).parent
+    return compare(find_results(runs), folder / "out", claims=CLAIMS).parent
 
 
 SEEDED = {
@@ -209,7 +211,7 @@ VICTORY = re.compile(
 def test_with_one_seed_no_sentence_says_that_a_network_is_better(tmp_path, capsys):
     runs = [evaluated(tmp_path / "a", noisy()), evaluated(tmp_path / "b", without_cars())]
     claims = [Claim("details are kept", "a", "b", objects=16), Claim("less is more", "b", "a")]
-    compare(runs, tmp_path / "out", claims=claims)
+    compare(find_results(runs), tmp_path / "out", claims=claims)
     printed, text = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
     page = re.sub(r"<style.*?</style>|<[^>]+>", " ", (tmp_path / "out" / "report.html").read_text(), flags=re.DOTALL)
     for said in (printed, text, page):
@@ -227,7 +229,7 @@ def test_two_seeds_say_why_the_interval_is_wide_and_what_to_do(tmp_path):
         for name, predict in SEEDED.items()
         for seed in range(2)
     ]
-    text = (compare(runs, tmp_path / "out").parent / "report.md").read_text()
+    text = (compare(find_results(runs), tmp_path / "out").parent / "report.md").read_text()
     assert "which is why the intervals are wide: train 3 or more" in text
     assert "at least 3 seeds of each network are needed" in text and " beats " not in text
 
@@ -323,7 +325,7 @@ def test_drawings_take_the_colour_of_the_pages_ink(report):
 
 def test_the_same_evaluations_give_the_same_page(report, tmp_path):
     runs = [report.parent / name for name in ("good", "blind", "same")]
-    pages = [compare(runs, tmp_path / "out", EVALUATION).read_text() for _ in range(2)]
+    pages = [compare(find_results(runs), tmp_path / "out").read_text() for _ in range(2)]
     assert pages[0] == pages[1]
 
 
@@ -365,14 +367,14 @@ def test_nothing_overflows_in_a_browser_and_its_console_is_silent(report, tmp_pa
 
 def test_runs_without_strata_are_compared_without_them_and_claims_about_them_are_not_measured(tmp_path):
     runs = [evaluated(tmp_path / "a", noisy(), strata=False), evaluated(tmp_path / "b", perfect())]
-    compare(runs, tmp_path / "out", claims=[Claim("details", "b", "a", objects=16)])
+    compare(find_results(runs), tmp_path / "out", claims=[Claim("details", "b", "a", objects=16)])
     text = (tmp_path / "out" / "report.md").read_text()
     assert "**details: not measured.** A run has no strata: evaluate it again." in text
     assert "Boundaries" not in text and "Receptive fields" not in text
 
 
 def test_a_single_network_is_a_report_without_pairs(tmp_path):
-    compare([evaluated(tmp_path / "a", noisy())], tmp_path / "out")
+    compare(find_results([evaluated(tmp_path / "a", noisy())]), tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Differences between" not in text and "Variance over" not in text and "## IoU of each class" in text
 
@@ -380,7 +382,7 @@ def test_a_single_network_is_a_report_without_pairs(tmp_path):
 def test_images_that_cannot_be_predicted_again_are_named_in_a_sentence(tmp_path):
     runs = [evaluated(tmp_path / "a", noisy()), evaluated(tmp_path / "b", without_cars(), inference="tiles")]
     shutil.rmtree(tmp_path / "b" / "gallery")
-    compare(runs, tmp_path / "out")
+    compare(find_results(runs), tmp_path / "out")
     said = (tmp_path / "out" / "report.md").read_text()
     assert f"Some images are not shown, because they cannot be predicted here: {tmp_path}/b was evaluated by tiles." in said
 
@@ -399,7 +401,7 @@ def test_matrices_that_do_not_belong_to_the_evaluation_are_refused(tmp_path):
     table = pq.read_table(run / "evaluations" / f"{EVALUATION}.parquet")
     pq.write_table(table.slice(1), run / "evaluations" / f"{EVALUATION}.parquet")
     with pytest.raises(UserError, match="does not add up to the matrix beside it: evaluate the run again"):
-        compare([run, evaluated(tmp_path / "b", perfect())], tmp_path / "out")
+        compare(find_results([run, evaluated(tmp_path / "b", perfect())]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
