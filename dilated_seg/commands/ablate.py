@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from dilated_seg.commands import COMMANDS
+from dilated_seg.commands.parser import CommandParser
 from dilated_seg.errors import UserError
 
 
@@ -27,9 +27,9 @@ def main(args: list[str]) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command."""
-    parser = argparse.ArgumentParser("dilated-seg ablate", description=COMMANDS["ablate"], allow_abbrev=False)
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser("ablate", "experiments/quickstart.yaml --dry_run")
     parser.add_argument("file", help="the ablation, such as experiments/quickstart.yaml")
     parser.add_argument("--out", help="folder of its runs and its report; runs/NAME if not given")
     parser.add_argument(

@@ -1,12 +1,11 @@
 """The command ``dilated-seg describe``."""
 
-import argparse
 import json
 import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from dilated_seg.commands import COMMANDS
+from dilated_seg.commands.parser import CommandParser
 from dilated_seg.errors import UserError, print_table
 
 if TYPE_CHECKING:
@@ -21,17 +20,24 @@ CONTAINERS = {
 }  # fmt: skip
 
 
-def main(args: list[str]) -> int:
-    """Run ``dilated-seg describe``."""
-    parser = argparse.ArgumentParser("dilated-seg describe", description=COMMANDS["describe"], allow_abbrev=False)
-    parser.add_argument("network", nargs="?", help="such as 'FCN(21, stride=8)' or DilatedNet; all networks if not given")
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser("describe", "'FCN(21, stride=8)' --size 360 480")
     parser.add_argument(
-        "--size", nargs=2, type=int, default=(500, 500), metavar=("HEIGHT", "WIDTH"), help="of the image (500 500)"
+        "network", nargs="?", metavar="NETWORK", help="such as 'FCN(21, stride=8)' or DilatedNet; default: all networks"
+    )
+    parser.add_argument(
+        "--size", nargs=2, type=int, default=(500, 500), metavar=("HEIGHT", "WIDTH"), help="of the image (default: 500 500)"
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="everything, for machines")
-    form.add_argument("--markdown", action="store_true", help="the table of networks as docs/networks.md has it")
-    options = parser.parse_args(args)
+    form.add_argument("--json", action="store_true", help="print all values as JSON")
+    form.add_argument("--markdown", action="store_true", help="print the table of networks in docs/networks.md")
+    return parser
+
+
+def main(args: list[str]) -> int:
+    """Run ``dilated-seg describe``."""
+    options = build_parser().parse_args(args)
     if min(options.size) < 1:
         raise UserError(f"--size {options.size[0]} {options.size[1]}: an image has at least 1 x 1 pixels")
     from dilated_seg.analysis.summary import list_family, summarize

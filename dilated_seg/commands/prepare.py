@@ -1,28 +1,58 @@
 """The command ``dilated-seg prepare``."""
 
 import argparse
+import difflib
 import inspect
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from dilated_seg.commands import COMMANDS
+from dilated_seg.commands.parser import CommandParser
 from dilated_seg.errors import UserError
 
 # Options of a dataset's own constructor.
 OPTIONS = ("sbd", "labels", "mask_orientation")
 
 
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser("prepare", "voc --root ~/VOCdevkit --sbd ~/SBD --out data/voc")
+    parser.add_argument("dataset", help="a dataset's class in lower case: voc, cityscapes, camvid, folder, ...")
+    parser.add_argument("--root", help="the directory of its files or archives; default: its environment variable")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIRECTORY", help="to write; data.root then names it")
+    parser.add_argument(
+        "--store",
+        choices=("files", "raw"),
+        default="files",
+        help="the original files in Parquet; or decoded pixels in Arrow: larger, and several times as fast to read",
+    )
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all that exist")
+    parser.add_argument("--sbd", metavar="DIRECTORY", help="voc: SBD, for trainaug; default: its environment variable")
+    parser.add_argument("--labels", choices=("gtFine", "gtCoarse"), help="cityscapes: of training images (gtFine)")
+    parser.add_argument(
+        "--mask_orientation",
+        choices=("upright", "as_stored"),
+        help="folder: orientation of the masks of images that EXIF rotates; default: determined from their sizes",
+    )
+    parser.add_argument("--download", action="store_true", help="voc: download the archives of VOC and SBD into --root first")
+    parser.add_argument("--other_counts", action="store_true", help="accept other numbers of images than were published")
+    parser.add_argument(
+        "--on_bad_image", choices=("error", "skip"), default="error", help="skip: leave out unreadable training images"
+    )
+    parser.add_argument("--verify", action="store_true", help="only compare the files of --out with their checksums")
+    return parser
+
+
 def main(args: list[str]) -> int:
     """Run ``dilated-seg prepare``."""
-    options = parse(args)
+    options = build_parser().parse_args(args)
     given = {name: value for name in OPTIONS if (value := getattr(options, name))}
     if options.dataset == "voc" and os.environ.get("DILATED_SEG_SBD"):
         given.setdefault("sbd", os.environ["DILATED_SEG_SBD"])
     if not options.verify and is_prepared(options, given):
         out = os.path.abspath(options.out)
-        print(f"{out} is prepared already: nothing to do. To look at the data anew, remove it; --verify checks its own files")
+        print(f"{out} is prepared already: nothing to do. To read the data again, remove it; --verify checks its own files")
         return 0
     from dilated_seg.data import prepare
 
@@ -31,14 +61,16 @@ def main(args: list[str]) -> int:
         return 0
     datasets = list_datasets()
     if options.dataset not in datasets:
-        raise UserError(f"there is no dataset '{options.dataset}' to prepare: choose one of {', '.join(datasets)}")
+        near = difflib.get_close_matches(options.dataset, datasets, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(datasets)}"
+        raise UserError(f"unknown dataset '{options.dataset}': {hint}")
     kind = datasets[options.dataset]
     for name in given:
-        takers = [dataset for dataset, other in datasets.items() if name in inspect.signature(other).parameters]
-        if options.dataset not in takers:
-            raise UserError(f"--{name} is for {', '.join(takers)}, not for {options.dataset}")
+        accepting = [dataset for dataset, other in datasets.items() if name in inspect.signature(other).parameters]
+        if options.dataset not in accepting:
+            raise UserError(f"--{name} goes with {', '.join(accepting)}, not for {options.dataset}")
     if not kind.variable and not options.root:
-        raise UserError("name the folder with --root")
+        raise UserError(f"prepare {options.dataset} needs the directory of its files: pass --root DIRECTORY")
     skip, counts = options.on_bad_image == "skip", options.other_counts
     prepare.prepare(
         kind.__name__, options.root, options.out, options.store, options.splits, given, counts, skip, options.download
@@ -47,7 +79,7 @@ def main(args: list[str]) -> int:
 
 
 def is_prepared(options: argparse.Namespace, given: dict[str, str]) -> bool:
-    """Return whether ``--out`` holds what is asked for; nothing heavy is imported to tell."""
+    """Return whether ``--out`` was written by the same request, without importing anything heavy."""
     splits = sorted(options.splits) if options.splits else None
     request = {
         "dataset": options.dataset,
@@ -60,35 +92,6 @@ def is_prepared(options: argparse.Namespace, given: dict[str, str]) -> bool:
         return bool(asked | {"dataset": asked["dataset"].lower()} == request)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # prepare itself tells what is wrong
-
-
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser("dilated-seg prepare", description=COMMANDS["prepare"], allow_abbrev=False)
-    parser.add_argument("dataset", help="a dataset's class in lower case: voc, cityscapes, camvid, folder, ...")
-    parser.add_argument("--root", help="the folder of its release, or of its archives; or its environment variable is taken")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="to make; then name it as data.root")
-    parser.add_argument(
-        "--store",
-        choices=("files", "raw"),
-        default="files",
-        help="the original files in Parquet; or decoded pixels in Arrow: larger, and several times as fast to read",
-    )
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="all that are there if not given")
-    parser.add_argument("--sbd", metavar="FOLDER", help="voc: SBD, for trainaug; or its environment variable is taken")
-    parser.add_argument("--labels", choices=("gtFine", "gtCoarse"), help="cityscapes: of training images (gtFine)")
-    parser.add_argument(
-        "--mask_orientation",
-        choices=("upright", "as_stored"),
-        help="folder: how masks lie whose images EXIF turns: as these are seen, or as their files; found out if not given",
-    )
-    parser.add_argument("--download", action="store_true", help="voc: fetch the archives of VOC and SBD into --root first")
-    parser.add_argument("--other_counts", action="store_true", help="accept other numbers of images than were published")
-    parser.add_argument(
-        "--on_bad_image", choices=("error", "skip"), default="error", help="skip: leave out training images that cannot be read"
-    )
-    parser.add_argument("--verify", action="store_true", help="only compare the files of --out with their checksums")
-    return parser.parse_args(args)
 
 
 def list_datasets() -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """The command ``dilated-seg report``."""
 
-import argparse
-
-from dilated_seg.commands import COMMANDS
+from dilated_seg.commands.parser import CommandParser
 from dilated_seg.errors import format_command
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser("report", "runs/camvid/segnet runs/camvid/unet --evaluation test-last")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory, or a directory of runs")
+    parser.add_argument(
+        "--out", default="report", metavar="DIRECTORY", help="for report.html, report.md and their files (default: %(default)s)"
+    )
+    parser.add_argument("--evaluation", metavar="NAME", help="to compare, such as test-last or val-best")
+    return parser
 
 
 def main(args: list[str]) -> int:
     """Run ``dilated-seg report``."""
-    parser = argparse.ArgumentParser("dilated-seg report", description=COMMANDS["report"], allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or one that holds runs")
-    parser.add_argument(
-        "--out", default="report", help="folder of report.html, report.md and their files (default: %(default)s)"
-    )
-    parser.add_argument("--evaluation", help="which evaluation of the runs to compare, such as test-last or val-best")
-    options = parser.parse_args(args)
+    options = build_parser().parse_args(args)
     from dilated_seg.report.compare import compare
     from dilated_seg.report.results import find_results
 

@@ -1,52 +1,49 @@
 """The command ``dilated-seg segment``."""
 
-import argparse
-
-from dilated_seg.commands import COMMANDS
+from dilated_seg.commands.parser import CommandParser
 
 
-def main(args: list[str]) -> int:
-    """Run ``dilated-seg segment``."""
-    parser = argparse.ArgumentParser("dilated-seg segment", description=COMMANDS["segment"], allow_abbrev=False)
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = CommandParser("segment", "street/*.jpg --checkpoint runs/mine --inference 'Tiles(size=(512, 512))'")
     parser.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="a file, a folder, or a pattern such as 'street/**/*.jpg'"
+        "images", nargs="+", metavar="IMAGE", help="a file, a directory, or a pattern such as 'street/**/*.jpg'"
     )
     parser.add_argument(
         "--checkpoint",
         required=True,
-        metavar="FILE",
-        help="or a run's folder, a folder that export wrote, OWNER/NAME at the Hub",
+        metavar="NETWORK",
+        help="a run's directory, a checkpoint file, a directory that export wrote, or OWNER/NAME at the Hugging Face Hub",
     )
-    parser.add_argument("--out", default="segmented", metavar="FOLDER", help="of the results (default: %(default)s)")
+    parser.add_argument("--out", default="segmented", metavar="DIRECTORY", help="for the results (default: %(default)s)")
+    parser.add_object(
+        "inference",
+        metavar="STRATEGY",
+        help="FullImage, Tiles, MultiScale or ReflectedTiles, such as 'Tiles(size=(512, 512), overlap=128)'; "
+        "default: FullImage, but Tiles above 4 megapixels",
+    )
+    parser.add_object("crf", "DenseCRF", metavar="CRF", help="refine with a dense CRF, such as 'DenseCRF(w1=5, iterations=5)'")
     parser.add_argument(
-        "--inference",
-        metavar="PROTOCOL",
-        help="FullImage, Tiles, MultiScale or ReflectedTiles, such as 'Tiles(size=(512, 512), overlap=128)'; the whole picture "
-        "if not given, but Tiles above 4 megapixels",
+        "--probabilities", action="store_true", help="write probabilities too: .npy, float16 (classes, height, width)"
     )
-    parser.add_argument(
-        "--crf",
-        nargs="?",
-        const="DenseCRF",
-        metavar="CRF",
-        help="refine by a dense CRF, such as 'DenseCRF(w1=5, iterations=5)'",
-    )
-    parser.add_argument(
-        "--probabilities", action="store_true", help="write them too, as .npy of float16 (classes, height, width)"
-    )
-    parser.add_argument("--submission", choices=("voc", "cityscapes"), help="write what the test server takes as well")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there")
-    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
-    options = parser.parse_args(args)
+    parser.add_argument("--submission", choices=("voc", "cityscapes"), help="write the files of a test server too")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    return parser
+
+
+def main(args: list[str]) -> int:
+    """Run ``dilated-seg segment``."""
+    options = build_parser().parse_args(args)
     from dilated_seg.commands import text
     from dilated_seg.inference.folder import segment_files
 
     return segment_files(
-        options.pictures,
+        options.images,
         options.checkpoint,
         options.out,
-        text.parse_strategy(options.inference) if options.inference is not None else None,
-        text.parse_crf(options.crf) if options.crf is not None else None,
+        text.parse_strategy(options.inference),
+        text.parse_crf(options.crf),
         probabilities=options.probabilities,
         submission=options.submission,
         overwrite=options.overwrite,

@@ -1,12 +1,13 @@
-"""Networks from the name of their class and their arguments."""
+"""Objects from the name of their class and their arguments, written as a constructor call: ``FCN(21, stride=8)``."""
 
+import ast
 import contextlib
 import difflib
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from dilated_seg import models
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.models.layers import check_arguments
+
+T = TypeVar("T")
 
 
 def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: str, device: str = "meta") -> nn.Module:
@@ -51,24 +54,74 @@ class SkipInitialization(TorchFunctionMode):
 
 
 def find(path: str) -> type[nn.Module]:
-    """Return the class of this name in `dilated_seg.models`, or at this import path.
+    """Return the network class of this name in `dilated_seg.models`, or at this import path; see `find_class`."""
+    return find_class(path, {name: getattr(models, name) for name in models.__all__}, nn.Module, "network")
+
+
+def find_class(path: str, choices: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:
+    """Return the class of a short name or at an import path.
+
+    Args:
+        path: The name or the import path.
+        choices: Classes by short name.
+        base: Required base class.
+        what: What its objects are called in messages.
 
     Raises:
-        UserError: There is no such module or network.
+        UserError: The module cannot be imported, or there is no such subclass of ``base``.
     """
     module, _, name = path.rpartition(".")
     try:
-        network = getattr(import_module(module) if module else models, name, None)
+        kind = getattr(import_module(module), name, None) if module else choices.get(name)
     except ImportError as error:
         raise UserError(f"there is no module {module} to take {name} from") from error
     except Exception as error:
         raise UserError(f"the module {module} cannot be imported: {format_error(error)}") from error
-    if (not module and name not in models.__all__) or not (isinstance(network, type) and issubclass(network, nn.Module)):
-        lower = {each.lower(): each for each in models.__all__}
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        lower = {each.lower(): each for each in choices}
         near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, 1)]
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(models.__all__)}"
-        raise UserError(f"there is no network {path}: {hint}")
-    return network
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+        raise UserError(f"there is no {what} {path}: {hint}")
+    return kind
+
+
+def parse_call(
+    text: str, what: str, example: str, parse_inner: Callable[[str], Any] | None = None
+) -> tuple[str, list[Any], dict[str, Any]]:
+    """Return the class name, positional arguments and keyword arguments of a constructor call; nothing is executed.
+
+    Args:
+        text: The call, whose arguments are literals; without parentheses, a class alone.
+        what: What it should build, for the message.
+        example: Such a call, for the message.
+        parse_inner: Converts a call among the arguments; without it there may be none.
+
+    Raises:
+        UserError: The text is not a call with literal arguments.
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        function, args, keywords = (call.func, call.args, call.keywords) if isinstance(call, ast.Call) else (call, [], [])
+        path = ast.unparse(function)
+        if not all(part.isidentifier() for part in path.split(".")):
+            raise ValueError("not an import path")
+        kwargs = {str(keyword.arg): parse_value(keyword.value, parse_inner) for keyword in keywords}
+        return path, [parse_value(node, parse_inner) for node in args], kwargs
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise UserError(f"cannot parse {what} '{text}': write its class and its arguments, such as '{example}'") from error
+
+
+def parse_value(node: ast.expr, parse_inner: Callable[[str], Any] | None = None) -> Any:  # noqa: ANN401
+    """Return the value of an argument: a literal, a fraction of two numbers, a string without quotes, or several of them."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return ast.literal_eval(node.left) / ast.literal_eval(node.right)
+    if isinstance(node, ast.List | ast.Tuple):
+        return tuple(parse_value(element, parse_inner) for element in node.elts)
+    if parse_inner and isinstance(node, ast.Call):
+        return parse_inner(ast.unparse(node))
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "null": None}.get(node.id, node.id)
+    return ast.literal_eval(node)
 
 
 def format_call(name: str, /, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401

@@ -2,11 +2,11 @@
 
 import pytest
 
-from dilated_seg.commands.text import parse_call, parse_crf, parse_network, parse_strategy
+from dilated_seg.commands.text import parse_crf, parse_network, parse_strategy
 from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import MultiScale, Tiles
 from dilated_seg.models import FCN
-from dilated_seg.models.build import format_call
+from dilated_seg.models.build import format_call, parse_call
 
 
 def test_a_call_is_read_without_running_anything():
@@ -28,5 +28,5 @@ def test_a_strategy_may_hold_another_and_a_crf_has_its_parameters():
     strategy = parse_strategy("MultiScale(scales=(0.5, 1), each=Tiles(size=(64, 64), overlap=0))")
     assert isinstance(strategy, MultiScale) and isinstance(strategy.each, Tiles)
     assert parse_crf("DenseCRF(w1=5)").w1 == 5
-    with pytest.raises(UserError, match="there is no CRF Tiles: write DenseCRF"):
+    with pytest.raises(UserError, match="there is no CRF Tiles: choose one of DenseCRF"):
         parse_crf("Tiles(size=(64, 64))")
