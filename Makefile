@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-processors lint notebooks clean
+.PHONY: quickstart test test-slow test-processors lint docs notebooks clean
 
 quickstart: $(VENV)/installed  ## train seven networks on pictures drawn by code, compare them (5 minutes on 2 cores)
 	$(BIN)/dilated-seg ablate experiments/quickstart.yaml
@@ -30,13 +30,20 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dilated_seg
 
+docs: $(VENV)/docs-installed  ## the documentation site, in site/; a warning or a dead link fails
+	$(BIN)/mkdocs build --strict
+
 notebooks: $(VENV)/installed  ## execute every notebook
 	$(BIN)/python -m pytest --nbmake notebooks
 
-clean:  ## what can be made again; runs stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+$(VENV)/docs-installed: docs/requirements.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
 
-$(VENV)/installed: requirements.txt setup.cfg pyproject.toml
+clean:  ## what can be made again; runs stay
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/installed: requirements.txt setup.cfg setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 >= 3.11 is needed; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

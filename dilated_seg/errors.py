@@ -3,6 +3,7 @@
 import errno
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,3 +113,13 @@ def print_table(table: "Table") -> None:
 def format_command(*words: str | Path) -> str:
     """Return a command as a POSIX shell takes it; each word is one argument, whatever characters it has."""
     return shlex.join(str(word) for word in words)
+
+
+def require_extra(option: str, extra: str, *packages: str) -> None:
+    """Require the packages that an optional extra of setup.cfg installs.
+
+    Raises:
+        UserError: One is not installed.
+    """
+    if missing := [name for name in packages if find_spec(name.replace("-", "_")) is None]:
+        raise UserError(f"{option} needs {' and '.join(missing)}: pip install {' '.join(packages)} (the extra '{extra}')")

@@ -12,8 +12,8 @@ from dilated_seg.ablation.plan import Ablation, PlannedRun
 from dilated_seg.errors import UserError
 from dilated_seg.report import claims
 from dilated_seg.runs.config import build_dataset
+from dilated_seg.runs.experiments import find_experiment
 from dilated_seg.runs.run import Run
-from dilated_seg.runs.version import EXPERIMENTS
 
 
 def check_ablation(ablation: Ablation) -> None:
@@ -67,7 +67,6 @@ def check_devices(one: PlannedRun, settings: Mapping[str, Any]) -> None:
 def suggest_start(weights: str) -> str:
     """Return what to do about initial weights that are missing: train their run, if they are an experiment's."""
     file = Path("experiments", *Path(weights).parts[1:]).with_suffix(".yaml")
-    if Path(weights).parts[0] == "runs" and (EXPERIMENTS.parent / file).is_file():
-        config = file if file.is_file() else EXPERIMENTS.parent / file
-        return f"first {shlex.join(['dilated-seg', 'fit', '--config', str(config)])}"
+    if Path(weights).parts[0] == "runs" and Path(find_experiment(str(file))).is_file():
+        return f"first dilated-seg fit --config {shlex.quote(str(file))}"
     return "name a file, or the folder of a finished run, in model.weights"

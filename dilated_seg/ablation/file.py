@@ -13,6 +13,7 @@ import yaml
 from dilated_seg.ablation.plan import Ablation, PlannedRun
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.report import claims
+from dilated_seg.runs.experiments import find_experiment
 
 OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
 KEYS = ("experiments", "overlays", "common", "seeds", "evaluate", "claims", "probe", "devices_per_run", "nodes_per_run")
@@ -30,7 +31,7 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
     Raises:
         UserError: The file is missing, is no YAML, or has unknown or missing keys.
     """
-    path = Path(file)
+    path = Path(find_experiment(str(file)))
     content = read_content(path)
     folder = Path(out) if out else Path("runs") / (path.stem if max_steps is None else f"{path.stem}-rehearsal")
     common = [layer(path, content["common"])] if content.get("common") else []

@@ -8,15 +8,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
-
-from submitit import Job as Submitted
-from submitit import LocalExecutor
-from submitit.core.utils import DelayedSubmission
+from typing import TYPE_CHECKING, Any
 
 from dilated_seg.ablation.plan import FAILED, Ablation, Chain, failure, finished
 from dilated_seg.ablation.worker import carry_out, claimed, is_claimed, note_failure
 from dilated_seg.errors import UserError
+
+if TYPE_CHECKING:  # submitit is an optional extra
+    from submitit import Job as Submitted
+    from submitit.core.utils import DelayedSubmission
 
 
 class Job:
@@ -58,8 +58,10 @@ class Job:
                     queue_again(signal.SIGUSR2, None)
             raise
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> "DelayedSubmission":
         """What submitit queues again."""
+        from submitit.core.utils import DelayedSubmission
+
         return DelayedSubmission(self)
 
 
@@ -94,7 +96,7 @@ class Launcher(ABC):
         self.running: dict[int, tuple[Chain, Submitted[None]]] = {}  # by a number from 0 to room - 1
 
     @abstractmethod
-    def submit(self, batch: Mapping[int, Chain]) -> list[Submitted[None]]:
+    def submit(self, batch: Mapping[int, Chain]) -> "list[Submitted[None]]":
         """Start chains, or queue them."""
 
     @abstractmethod
@@ -140,7 +142,7 @@ class Launcher(ABC):
                 log.unlink(missing_ok=True)
                 log.symlink_to(os.path.relpath(job.paths.stdout, log.parent.resolve()))
 
-    def _end(self, chain: Chain, job: Submitted[None]) -> bool:
+    def _end(self, chain: Chain, job: "Submitted[None]") -> bool:
         """Say how a job ended; whether its chain is finished."""
         left = [one for one in chain if not finished(one, self.ablation)]
         if left and not any(failure(one, chain) for one in left) and not is_claimed(chain, self.ablation):
@@ -165,6 +167,7 @@ class Local(Launcher):
 
     def __init__(self, ablation: Ablation, jobs: int | None) -> None:
         import torch
+        from submitit import LocalExecutor
 
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = given.split(",") if given else []
@@ -184,7 +187,7 @@ class Local(Launcher):
         own = self.devices[first : first + self.share]
         return {"OMP_NUM_THREADS": self.threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
-    def submit(self, batch: Mapping[int, Chain]) -> list[Submitted[None]]:
+    def submit(self, batch: Mapping[int, Chain]) -> "list[Submitted[None]]":
         jobs = (Job(self.ablation, chain, self.environment(number), claim=True) for number, chain in batch.items())
         return [self.executor.submit(job) for job in jobs]
 

@@ -4,15 +4,14 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from submitit import AutoExecutor, SlurmJob
-from submitit import Job as Submitted
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from typing import TYPE_CHECKING, Any
 
 from dilated_seg.ablation.launchers import Job, Launcher, title
 from dilated_seg.ablation.plan import Ablation, Chain, finished
 from dilated_seg.errors import UserError, format_error
+
+if TYPE_CHECKING:  # submitit is an optional extra
+    from submitit import Job as Submitted
 
 TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
 
@@ -43,7 +42,9 @@ class Slurm(Launcher):
         known = [chain for chain, _ in self.running.values()]
         super().carry_out([chain for chain in waiting if chain not in known], retries)
 
-    def submit(self, batch: Mapping[int, Chain]) -> list[Submitted[None]]:
+    def submit(self, batch: Mapping[int, Chain]) -> "list[Submitted[None]]":
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         from dilated_seg.storage import write_text
 
         callables = [Job(self.ablation, chain, {}, claim=False) for chain in batch.values()]
@@ -65,6 +66,8 @@ class Slurm(Launcher):
 
 def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: ANN401 - submitit's types say too little
     """Submitit's executor for SLURM with the parameters of ``--slurm``."""
+    from submitit import AutoExecutor
+
     values: dict[str, Any] = {"name": ablation.name, "max_num_timeout": TIMEOUTS}
     for word in words:
         key, equals, value = word.partition("=")
@@ -133,12 +136,14 @@ def job_ids(ablation: Ablation) -> dict[str, str]:
     return known
 
 
-def slurm_jobs(ablation: Ablation) -> dict[Chain, Submitted[None]]:
+def slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
     """The chains that SLURM has queued or is running."""
     known = job_ids(ablation)
     if not known:
         return {}
     logging.getLogger("submitit").setLevel(logging.ERROR)  # it would say with each look that SLURM does not answer
+    from submitit import SlurmJob
+
     jobs: dict[Chain, Submitted[None]] = {}
     for chain in ablation.chains:
         job_id = known.get(ablation.place(chain))
@@ -149,6 +154,6 @@ def slurm_jobs(ablation: Ablation) -> dict[Chain, Submitted[None]]:
     return jobs
 
 
-def scancel(jobs: Mapping[Chain, Submitted[None]]) -> str:
+def scancel(jobs: "Mapping[Chain, Submitted[None]]") -> str:
     """The command that ends jobs of SLURM."""
     return f"scancel {' '.join(job.job_id for job in jobs.values())}"

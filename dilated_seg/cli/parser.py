@@ -20,7 +20,7 @@ from dilated_seg.data import SegmentationDataModule
 from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import Inference
 from dilated_seg.runs.config import RunConfig
-from dilated_seg.runs.version import EXPERIMENTS
+from dilated_seg.runs.experiments import EXPERIMENTS, find_experiment
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.processes import find_mistake
 
@@ -52,10 +52,10 @@ def build_parser(verb: str | None) -> Parser:
     """Return the parser of a verb, or of what all verbs have.
 
     Raises:
-        UserError: The package is not installed from a checkout.
+        UserError: The package is installed without its experiments.
     """
     if not DEFAULTS.is_file():
-        raise UserError(f"{DEFAULTS} is missing: install from a checkout, with pip install -e .")
+        raise UserError(f"{DEFAULTS} is missing: install the package again, from its wheel or with pip install -e .")
     header = ["the resolved configuration of a run"]
     parser = Parser(default_config_files=[str(DEFAULTS)], usage=USAGE.get(verb or ""), description=None, dump_header=header)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A configuration file in YAML.")
@@ -100,7 +100,7 @@ def parse(parser: Parser, verb: str | None, args: Sequence[str]) -> Namespace:
     Raises:
         UserError: An argument is wrong: which one, where it stands and what may be meant.
     """
-    args = [*expand_run(args)] if verb in EVALUATIONS else list(args)
+    args = find_configs(expand_run(args) if verb in EVALUATIONS else args)
     ready = complete_options(check_arguments(args))
     try:
         return parser.parse_args(ready)
@@ -120,6 +120,17 @@ def expand_run(args: Sequence[str]) -> list[str]:
     config = Path(args[0]) / "config.yaml"
     RunConfig.read(config)
     return ["--config", str(config), *args[1:]]
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the path of each ``--config``, which may name an experiment of the package."""
+    resolved: list[str] = []
+    for before, arg in zip(["", *args], args, strict=False):
+        option, joined, value = arg.partition("=")
+        if joined and option in ("--config", "-c"):
+            arg = f"{option}={find_experiment(value)}"
+        resolved.append(find_experiment(arg) if before in ("--config", "-c") else arg)
+    return resolved
 
 
 def check_arguments(args: Sequence[str]) -> list[str]:

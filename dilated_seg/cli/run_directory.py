@@ -8,8 +8,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dilated_seg.cli.explain import EVALUATIONS
 from dilated_seg.errors import UserError
+from dilated_seg.runs.experiments import experiment_name
 from dilated_seg.runs.run import Run
-from dilated_seg.runs.version import experiment_name
 
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # tells the processes that Lightning starts which directory the first one chose
 

@@ -18,7 +18,7 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference import strategies
-from dilated_seg.runs.version import EXPERIMENTS
+from dilated_seg.runs.experiments import EXPERIMENTS
 
 SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, training) for name in module.__all__} | {
     "DenseCRF": f"{DenseCRF.__module__}.DenseCRF",

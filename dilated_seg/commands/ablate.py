@@ -4,7 +4,7 @@ import argparse
 import shlex
 
 from dilated_seg.commands.parser import CommandParser
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, require_extra
 
 
 def main(args: list[str]) -> int:
@@ -60,16 +60,20 @@ def build_parser() -> CommandParser:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Require numbers from 1 on, and options that go with the launcher.
+    """Require numbers from 1 on, options that go with the launcher, and the packages of both.
 
     Raises:
-        UserError: One does not.
+        UserError: One does not, or a package is not installed.
     """
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")
     for option, launcher in (("jobs", "local"), ("slurm", "slurm")):
         if getattr(options, option) and options.launcher != launcher:
             raise UserError(f"--{option} is for --launcher {launcher}")
+    if options.launcher:
+        require_extra(f"--launcher {options.launcher}", "slurm", "submitit")
+    if options.dashboard:
+        require_extra("--dashboard", "dashboard", "wandb-workspaces")
     if options.retries < 0 or (options.jobs is not None and options.jobs < 1):
         raise UserError("--jobs takes a number from 1 on, --retries one from 0 on")
     if options.devices_per_run is not None and options.devices_per_run < 1:

@@ -13,7 +13,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dilated_seg.errors import UserError, describe_error
+from dilated_seg.errors import UserError, describe_error, require_extra
 from dilated_seg.export import hub
 from dilated_seg.export.agreement import CHECKED, Size, compare, create_images
 from dilated_seg.inference.load import load
@@ -97,8 +96,8 @@ def check_output(path: Path, form: Format, size: tuple[int, int] | None, overwri
     """Require an output that can be written, the packages that its format needs, and a size that can be checked."""
     if form != "hub" and path.suffix != f".{form}":
         raise UserError(f"--out {path}: let the name of the file end in .{form}")
-    if form == "onnx" and (missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]):
-        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")
+    if form == "onnx":
+        require_extra("--format onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
     if os.path.lexists(path) and not overwrite:
         raise UserError(f"--out {path} exists: name another one, or replace it with --overwrite")
     if form != "hub" and not path.parent.is_dir():

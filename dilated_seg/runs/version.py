@@ -1,23 +1,10 @@
-"""The code that runs: its commit, and the experiments of its checkout."""
+"""The commit of the running code."""
 
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import dilated_seg
-
-EXPERIMENTS = Path(dilated_seg.__file__).parents[1] / "experiments"
-
-
-def experiment_name(config: Any) -> Path:  # noqa: ANN401
-    """Return a run's path below runs/: that of its experiment below experiments/, or the dataset's name."""
-    for path in config.get("config") or []:
-        file = Path(str(path)).resolve()
-        if file.is_file():
-            inside = EXPERIMENTS in file.parents
-            return file.relative_to(EXPERIMENTS).with_suffix("") if inside else Path(file.stem)
-    return Path(config["data"]["class_path"].rpartition(".")[2].lower())
 
 
 @cache
@@ -26,7 +13,7 @@ def commit() -> str:
 
     It is read once: the checkout may change while a run lasts.
     """
-    root = EXPERIMENTS.parent
+    root = Path(dilated_seg.__file__).parents[1]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         if (root / ".git").exists():

@@ -22,8 +22,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from dilated_seg.data.workers import remove_import_hooks
 from dilated_seg.errors import format_error
+from dilated_seg.runs.experiments import experiment_name
 from dilated_seg.runs.run import Run
-from dilated_seg.runs.version import experiment_name
 from dilated_seg.storage import write_text
 
 PROBE, UPLOAD = 4, 300  # seconds that W&B has to answer at all, and to take a checkpoint

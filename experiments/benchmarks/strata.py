@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dilated_seg.cli import CLI
-from dilated_seg.runs.version import EXPERIMENTS
+from dilated_seg.runs.experiments import EXPERIMENTS
 
 # By name: an experiment on Shapes; or the pictures that are made, how many, their size, classes, and shapes in each.
 SHAPES = {

@@ -217,7 +217,7 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
 
 
 def test_onnx_says_what_to_install(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match="--format onnx needs onnxscript: pip install"):
         exporting.export_network(str(folders["segnet"]), "onnx", str(tmp_path / "x.onnx"))
 
