@@ -17,7 +17,7 @@ from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.markdown import render_row
 from dilated_seg.report.results import Result, describe_shared_protocol, read_results
-from dilated_seg.report.sections import tabulate_networks
+from dilated_seg.report.sections.result import tabulate_networks
 from dilated_seg.runs import Run
 from dilated_seg.storage import write_text
 from dilated_seg.training.lightning_internals import dump_wandb_view, set_workspace_identity, workspace_identity

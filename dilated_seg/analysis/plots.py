@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from dilated_seg.analysis.intervals import Interval
 
@@ -23,6 +24,7 @@ MARKERS = "os^Dv<>PX*"
 DASHES = ("-", "--", ":", "-.")
 
 FIGURE_WIDTH, FIGURE_HEIGHT = 5.2, 3.5  # inches
+MAX_CLASSES_WITH_TEXT = 12  # of a confusion matrix whose cells hold their value
 PLOT_STYLE: Any = {  # matplotlib types each of its three hundred keys
     name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor")
 } | {
@@ -115,6 +117,41 @@ def draw_class_map(names: Sequence[str], classes: Sequence[str], values: np.ndar
     return figure
 
 
+def draw_confusions(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
+    """Draw the row-normalized confusion matrix (C, C) of each network, all with the same axes; NaN is left blank.
+
+    Args:
+        matrices: Fractions of the pixels of each class (rows) that are predicted as each class (columns).
+        classes: Class names.
+    """
+    size = max(2.6, 0.22 * len(classes))  # inches
+    across = min(len(matrices), max(1, int(10 // size)))
+    down = -(-len(matrices) // across)
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(across * size + 1.4, down * (size + 0.3) + 1.2), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for panel in panels[len(matrices) :]:
+            panel.set_axis_off()
+        for k, (panel, (name, matrix)) in enumerate(zip(panels, matrices.items(), strict=False)):
+            panel.imshow(100 * matrix, cmap="cividis", vmin=0, vmax=100)
+            panel.set_title(name, fontsize=9, loc="left", pad=4)
+            panel.set_xticks(range(len(classes)), classes if k + across >= len(matrices) else [""] * len(classes), rotation=90)
+            panel.set_yticks(range(len(classes)), classes if k % across == 0 else [""] * len(classes))
+            panel.tick_params(length=0, labelsize=8)
+            panel.spines[:].set_visible(False)
+            if len(classes) <= MAX_CLASSES_WITH_TEXT:
+                annotate_percentages(panel, matrix)
+    return figure
+
+
+def annotate_percentages(panel: Axes, values: np.ndarray) -> None:
+    """Write fractions as whole percentages into the cells of a heat map; a dash for NaN, nothing below 0.5 %."""
+    for (row, column), value in np.ndenumerate(values):
+        text, color = ("-", INK) if np.isnan(value) else (f"{100 * value:.0f}", color_fraction(value)[1])
+        if np.isnan(value) or value >= 0.005:
+            panel.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+
+
 def draw_curves(
     histories: Sequence[tuple[str, History]], key: str, label: str, numbers: Mapping[str, int], percent: bool
 ) -> Figure | None:
@@ -137,6 +174,9 @@ def draw_curves(
                 )
                 drawn.add(name)
         panel.set(xlabel="step", ylabel=label, **({"ylim": (0, 100)} if percent else {"yscale": "log"}))
+        if not percent:  # 0.3 and not a formula, which is not drawn
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
         add_legend(figure, panel)
     return figure if drawn else None
 

@@ -1,7 +1,7 @@
-"""What a report is made of: sections of text, tables, plots, images and commands, before they become Markdown or HTML."""
+"""Blocks of a report: text, tables, plots, images and commands, before they are rendered as Markdown or HTML."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 NUMBER = re.compile(r"|-|yes|no|\[[-\d., ]+\]|(< )?[-+\d.,e ]+( \[[-\d., ]+\])?")  # aligned at the right of its column
+TOLD_APART = "apart"  # the shade of a cell that is emphasized; the others are h0 to h100, of heat maps
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing, written as NAME.png; ``alt`` is its text for those who do not see it."""
+    """A matplotlib figure, written as NAME.png; ``alt`` describes it to those who cannot see it."""
 
     name: str
     alt: str
@@ -22,21 +23,25 @@ class Plot:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows of text under a header, the first column naming them; also written as NAME.csv.
+    """Rows of text under a header; the first column names the rows. Also written as NAME.csv.
 
     Args:
-        name: Of the CSV file.
-        header: The columns' names.
+        name: Name of the CSV file; without one no file is written.
+        header: Names of the columns.
         rows: The cells.
-        heat: Whether cells that are percentages have a color, where a page can.
-        csv: The CSV's header and rows where they differ from what is read.
-        plot: A drawing of the same for where cells have no color.
+        shades: Of the cells after the first of each row: "h0" to "h100" for a heat map, ``TOLD_APART``, or "".
+        matrix: Whether to show it as a compact matrix, the header vertical.
+        caption: Above the table on the page.
+        csv: Header and rows of the CSV file if they differ.
+        plot: The same as a figure, for Markdown, whose cells have no colors.
     """
 
     name: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    heat: bool = False
+    shades: Sequence[Sequence[str]] = ()
+    matrix: bool = False
+    caption: str = ""
     csv: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None
     plot: Plot | None = None
 
@@ -48,16 +53,14 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Rows of images (H, W, 3), each with a line below it, and a line above each row.
+    """Rows of images (H, W, 3), each with a caption, under a heading for each row.
 
     Args:
-        rows: The line above, and the images with their lines.
-        plot: A drawing of some, which Markdown has in their place.
+        rows: The heading, and the images with their captions.
         legend: The color of each class.
     """
 
     rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]
-    plot: Plot
     legend: Sequence[tuple[str, tuple[int, int, int]]] = ()
 
 
@@ -68,12 +71,28 @@ class Commands:
     lines: Sequence[str]
 
 
-Block = str | ReportTable | Plot | ImageGrid | Commands
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that the page shows when the reader opens them, and print always."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+
+@dataclass(frozen=True)
+class PageOnly:
+    """Blocks of the page, in whose place Markdown has a plot."""
+
+    blocks: Sequence["Block"]
+    plot: Plot
+
+
+Block = str | ReportTable | Plot | ImageGrid | Commands | Fold | PageOnly
 
 
 @dataclass
 class Section:
-    """A heading and what stands under it; text may hold **bold** and `code`."""
+    """A heading and the blocks under it; text may hold **bold** and `code`."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)
@@ -82,3 +101,13 @@ class Section:
     def anchor(self) -> str:
         """The section's id within the page."""
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+def walk_blocks(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Yield all blocks, each before those inside it and the plot that goes with it."""
+    for block in blocks:
+        yield block
+        if isinstance(block, Fold | PageOnly):
+            yield from walk_blocks(block.blocks)
+        if isinstance(block, ReportTable | PageOnly) and block.plot:
+            yield block.plot

@@ -37,7 +37,7 @@ def compare(
     out = Path(out)
     sections = build_sections(comparison, missing, claims, [command] if command else [])
     write_report(title, sections, out, list_names(comparison, missing, claims))
-    write_results(comparison.results, out / "results.parquet")
+    write_results(comparison.results, comparison.settings, out / "results.parquet")
     show_comparison(comparison)
     if missing:
         print(f"not in this comparison: {'; '.join(missing)}")

@@ -13,6 +13,7 @@ from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
 from dilated_seg.report.claims import Claim, require_known_classes
 from dilated_seg.report.results import Result, group_by_name, measure_difficulty, require_same_split
+from dilated_seg.report.settings import compare_settings
 from dilated_seg.runs.strata import Strata
 
 RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for numbers, and for the bands of plots
@@ -70,6 +71,11 @@ class Comparison:
     def pairs(self) -> list[Difference]:
         """All pairs of networks, adjusted for their number."""
         return self.all_pixels.pairs()
+
+    @cached_property
+    def settings(self) -> dict[str, dict[str, str]]:
+        """The settings in which the runs differ, and the value of each network."""
+        return compare_settings(self.groups)
 
     @property
     def kind(self) -> str:

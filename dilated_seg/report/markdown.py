@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import zip_longest
 
-from dilated_seg.report.blocks import NUMBER, Block, Commands, ImageGrid, Plot, ReportTable, Section
+from dilated_seg.report.blocks import NUMBER, TOLD_APART, Block, Commands, Fold, ImageGrid, PageOnly, Plot, ReportTable, Section
 
 # What Markdown would interpret in a name: "front_end" stays as it is, "_x_" does not; and at the start of a paragraph.
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&$#\r\n]|_(?![^\W_])|(?<![^\W_])_")
@@ -28,20 +29,33 @@ def render_block(block: Block) -> list[str]:
         case str():
             return [SHIELDED.sub(lambda match: backslash(chr(ord(match[0]) - PRIVATE)), block)]
         case ReportTable():
-            rule = ["---" if word else "---:" for word in block.words]
-            lines = [render_row(cells) for cells in (block.header, rule, *block.rows)]
-            return [*lines, "", *render_block(block.plot)] if block.plot else lines
+            return render_table(block)
         case Commands():
             return [f"    {line}" for command in block.lines for line in command.split("\n")]
         case Plot():
             return [f"![{escape(block.alt)}]({block.name}.png)"]
-        case ImageGrid():
+        case PageOnly():
             return render_block(block.plot)
+        case Fold():
+            return [f"### {escape(block.title)}", *(line for inner in block.blocks for line in ("", *render_block(inner)))]
+        case ImageGrid():
+            return []  # inside PageOnly, which has a plot for it
 
 
-def render_row(cells: Sequence[str]) -> str:
+def render_table(table: ReportTable) -> list[str]:
+    """Return a table, cells that are told apart in bold, and its plot."""
+    rule = ["---" if word else "---:" for word in table.words]
+    lines = [render_row(table.header), render_row(rule)]
+    for cells, shades in zip_longest(table.rows, table.shades, fillvalue=()):
+        bold = [False, *(shade == TOLD_APART for shade in shades)]
+        lines.append(render_row(cells, bold))
+    return [*lines, "", *render_block(table.plot)] if table.plot else lines
+
+
+def render_row(cells: Sequence[str], bold: Sequence[bool] = ()) -> str:
     """Return a row of a Markdown table."""
-    return f"| {' | '.join(cell if NUMBER.fullmatch(cell) else escape(cell) for cell in cells)} |"
+    texts = [cell if NUMBER.fullmatch(cell) else escape(cell) for cell in cells]
+    return f"| {' | '.join(f'**{text}**' if marked else text for text, marked in zip_longest(texts, bold))} |"
 
 
 def escape(text: str) -> str:

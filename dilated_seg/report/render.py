@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from dilated_seg.analysis.plots import INK, color_fraction
-from dilated_seg.report.blocks import Commands, ImageGrid, Plot, ReportTable, Section
+from dilated_seg.report.blocks import Block, Commands, Fold, PageOnly, Plot, ReportTable, Section, walk_blocks
 from dilated_seg.report.markdown import render_markdown, reveal_names, shield_names
 from dilated_seg.storage import write_text
 
@@ -34,16 +34,22 @@ def write_report(title: str, sections: Sequence[Section], out: Path, names: Coll
     """
     out.mkdir(parents=True, exist_ok=True)
     for section in sections:
-        section.blocks = [shield_names(block, names) if isinstance(block, str) else block for block in section.blocks]
-        for block in section.blocks:
-            if isinstance(block, ReportTable):
+        section.blocks = [shield_block(block, names) for block in section.blocks]
+        for block in walk_blocks(section.blocks):
+            if isinstance(block, ReportTable) and block.name:
                 write_csv(block, out / f"{block.name}.csv")
-            plot = block if isinstance(block, Plot) else block.plot if isinstance(block, ReportTable | ImageGrid) else None
-            if plot:
-                with without_math(plot.figure):
-                    plot.figure.savefig(out / f"{plot.name}.png", dpi=150, facecolor="white")
+            elif isinstance(block, Plot):
+                with without_math(block.figure):
+                    block.figure.savefig(out / f"{block.name}.png", dpi=150, facecolor="white")
     write_text(out / "report.md", render_markdown(title, sections))
     write_text(out / "report.html", render_page(title, sections))
+
+
+def shield_block(block: Block, names: Collection[str]) -> Block:
+    """Return a block in whose text names are no markup."""
+    if isinstance(block, str):
+        return shield_names(block, names)
+    return Fold(block.title, [shield_block(inner, names) for inner in block.blocks]) if isinstance(block, Fold) else block
 
 
 def write_csv(table: ReportTable, file: Path) -> None:
@@ -56,7 +62,7 @@ def write_csv(table: ReportTable, file: Path) -> None:
 
 def render_page(title: str, sections: Sequence[Section]) -> str:
     """Return one HTML page that fetches nothing: images are inside, there are no scripts."""
-    return page_template().render(title=title, sections=sections)
+    return page_template().render(title=title, sections=sections, heat=style_heat())
 
 
 @cache
@@ -73,21 +79,23 @@ def page_template() -> jinja2.Template:
         "table": lambda block: isinstance(block, ReportTable),
         "commands": lambda block: isinstance(block, Commands),
         "plot": lambda block: isinstance(block, Plot),
+        "fold": lambda block: isinstance(block, Fold),
+        "page_only": lambda block: isinstance(block, PageOnly),
     }
     environment.filters |= {
         "split_bold": re.compile(r"\*\*(.+?)\*\*").split,  # every second part is bold
         "split_code": re.compile(r"`([^`]+)`").split,
         "reveal_names": reveal_names,
-        "heat_colors": heat_colors,
         "encode_png": encode_png,
         "draw_svg": draw_svg,
     }
     return environment.get_template("page.html")
 
 
-def heat_colors(cell: str) -> tuple[str, str] | None:
-    """Return the colors of a cell's background and text; None if it is no percentage."""
-    return color_fraction(float(cell) / 100) if re.fullmatch(r"\d+(\.\d+)?", cell) else None
+def style_heat() -> str:
+    """Return the CSS rules of the shades h0 to h100: the colors of percentages."""
+    colors = [color_fraction(value / 100) for value in range(101)]
+    return "".join(f".h{value}{{background:{back};color:{text}}}" for value, (back, text) in enumerate(colors))
 
 
 def encode_png(image: np.ndarray) -> str:

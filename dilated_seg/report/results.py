@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,14 +140,22 @@ def measure_difficulty(matrices: Sequence[np.ndarray], groups: int = 5) -> np.nd
     return group
 
 
-def write_results(results: Sequence[Result], file: Path) -> None:
-    """Write a Parquet table, one row a run: its metrics, the IoU of each class, its protocol and its directory."""
+def write_results(results: Sequence[Result], settings: Mapping[str, Mapping[str, str]], file: Path) -> None:
+    """Write a Parquet table, one row for each result: metrics, confusion matrix, protocol, run, and the settings that differ.
+
+    Args:
+        results: The rows.
+        settings: The value of each network of every setting that differs.
+        file: Where to write it.
+    """
     rows = []
     for result in results:
         evaluation = result.evaluation
         row: dict[str, Any] = {"network": result.name, "seed": result.seed, "run": str(result.run)}
         row |= {mean: float(evaluation.metrics[mean]) for mean in MEANS}
         row |= {f"iou/{c}": float(v) for c, v in zip(evaluation.classes, evaluation.metrics["iou"], strict=True)}
+        row |= {"confusion": evaluation.matrix.ravel().tolist()}  # by rows of the ground truth
+        row |= {"settings": json.dumps({name: values[result.name] for name, values in settings.items()})}
         rows.append(row | {"protocol": json.dumps(evaluation.protocol.to_json())})
     with atomic_path(file) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)

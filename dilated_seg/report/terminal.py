@@ -7,7 +7,8 @@ from dilated_seg.errors import open_console
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.results import describe_shared_protocol
-from dilated_seg.report.sections import tabulate_networks
+from dilated_seg.report.sections.result import tabulate_networks
+from dilated_seg.report.settings import list_warnings
 from dilated_seg.report.wording import describe_pairs
 from dilated_seg.runs import Evaluation
 
@@ -61,6 +62,10 @@ def show_comparison(comparison: Comparison) -> None:
     for sentence in describe_pairs(comparison.pairs):
         console.print(sentence, soft_wrap=True)
     console.print(describe_shared_protocol(comparison.results), soft_wrap=True)
+    if comparison.settings:
+        console.print(f"settings that differ: {', '.join(comparison.settings)}", soft_wrap=True)
+    for warning in list_warnings(comparison.settings):
+        console.print(f"warning: {warning.replace('**', '')}", soft_wrap=True)
 
 
 def list_label_notes(evaluation: Evaluation) -> list[str]:

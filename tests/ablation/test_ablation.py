@@ -22,7 +22,7 @@ from dilated_seg.report.results import (
     read_results,
     require_same_split,
 )
-from dilated_seg.report.sections import build_protocol_section
+from dilated_seg.report.sections.protocol import build_protocol_section
 from dilated_seg.runs.find import newest_checkpoint
 from dilated_seg.runs.run import Run
 from dilated_seg.training import checkpoint_io

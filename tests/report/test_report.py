@@ -21,7 +21,8 @@ from dilated_seg.report import claims
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.compare import compare
 from dilated_seg.report.comparison import Comparison
-from dilated_seg.report.results import find_results, read_results
+from dilated_seg.report.results import Result, find_results, read_results
+from dilated_seg.report.settings import read_settings
 from dilated_seg.runs import EvaluatedImage, Run
 from dilated_seg.runs.gallery import write_gallery_images
 from dilated_seg.runs.strata import counted
@@ -190,7 +191,7 @@ def test_with_three_seeds_networks_are_told_apart_and_every_interval_says_what_i
             float(row["new low"]) < float(row["repeat low"]) < low < high < float(row["repeat high"]) < float(row["new high"])
         )
     text = (study / "report.md").read_text()
-    assert "## Differences between networks" in text and " beats blind by " in text
+    assert "## Pairwise differences" in text and " beats blind by " in text
     assert "| network | parameters | seeds | mean IoU (trained again, other images) |" in text
 
 
@@ -219,7 +220,7 @@ def test_with_one_seed_no_sentence_says_that_a_network_is_better(tmp_path, capsy
         assert not VICTORY.search(said), VICTORY.search(said)
         assert "(these weights, other images)" in said and "at least 3 seeds of each network are needed" in said
     assert "**details are kept: observed in these runs.**" in text and "**less is more: not observed in these runs.**" in text
-    assert "## Differences between these runs" in text and "mean IoU (these weights, other images)" in text
+    assert "## Pairwise differences" in text and "mean IoU (these weights, other images)" in text
     assert [row["told apart"] for row in rows(tmp_path / "out" / "pairs.csv")] == ["1 of 3 seeds"]
 
 
@@ -268,6 +269,93 @@ def test_every_picture_of_the_markdown_is_a_file(report):
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert len(pictures) >= 10 and all((report / picture).stat().st_size > 1000 for picture in pictures)
     assert "Not in this comparison: late, seed 0" in text and "dilated-seg ablate x.yaml" in text
+
+
+CONFIG = """
+seed_everything: {seed}
+trainer: {{max_steps: {steps}, devices: 2, accumulate_grad_batches: 3}}
+model: {{net: {{class_path: dilated_seg.models.{net}, init_args: {{width: 0.1}}}}, weights: {weights}}}
+data:
+  class_path: dilated_seg.data.CamVid
+  init_args:
+    batch_size: {batch}
+    num_workers: {workers}
+    augmentation: {{class_path: dilated_seg.data.ScaleAndCrop, init_args: {{crop_size: {crop}}}}}
+run_dir: somewhere/{seed}
+"""
+EQUAL = {"steps": 400, "net": "FCN", "weights": "imagenet", "batch": 4, "workers": 2, "crop": [360, 480]}
+
+
+def configured(folder, seed=0, **values):
+    """A run with an evaluation and this configuration."""
+    evaluated(folder, noisy(seed), seed=seed)
+    (folder / "config.yaml").write_text(CONFIG.format(seed=seed, **EQUAL | values))
+    return folder
+
+
+def test_settings_that_differ_are_listed_and_an_unequal_budget_is_stated_first(tmp_path, capsys):
+    runs = [configured(tmp_path / "a" / "seed0"), configured(tmp_path / "a" / "seed1", seed=1)]
+    runs += [configured(tmp_path / "b" / "seed0", net="UNet", steps=800, batch=2, crop=[240, 240], workers=0)]
+    out = compare(find_results(runs), tmp_path / "out").parent
+    found = {row["setting"]: (row["a"], row["b"]) for row in rows(out / "settings.csv")}
+    assert found == {
+        "training steps, all stages": ("400", "800"),
+        "batch size, all devices": ("24", "12"),
+        "data.augmentation.crop_size": ("[360, 480]", "[240, 240]"),
+        "model.net": ("FCN", "UNet"),
+        "trainer.max_steps": ("400", "800"),
+        "data.batch_size": ("4", "2"),
+        "data.num_workers": ("2", "0"),
+    }
+    warning = "Not trained alike: training steps, batch size, crops and augmentation differ"
+    text, printed = (out / "report.md").read_text(), capsys.readouterr().out
+    assert text.index(f"**{warning}**") < text.index("## Pairwise differences") and f"warning: {warning}" in printed
+    assert pq.read_table(out / "results.parquet")["settings"].to_pylist()[2].startswith('{"training steps, all stages": "800"')
+
+
+def test_seeds_that_differ_in_more_than_the_seed_are_named(tmp_path):
+    runs = [configured(tmp_path / "a" / "seed0"), configured(tmp_path / "a" / "seed1", seed=1, batch=2)]
+    text = (compare(find_results(runs), tmp_path / "out").parent / "report.md").read_text()
+    assert "**Runs of one name differ in more than the seed: batch size, all devices, data.batch_size.**" in text
+    assert "24 \\| 12" in text
+
+
+def test_runs_that_differ_in_the_seed_alone_have_no_warning(tmp_path):
+    runs = [configured(tmp_path / name / f"seed{seed}", seed=seed) for name in "ab" for seed in range(2)]
+    text = (compare(find_results(runs), tmp_path / "out").parent / "report.md").read_text()
+    assert "differ in nothing but the seed" in text and "Not trained alike" not in text
+
+
+def test_steps_of_the_run_that_weights_come_from_are_counted(tmp_path):
+    first = configured(tmp_path / "first")
+    (first / "finished").touch()
+    second = configured(tmp_path / "second", weights=first, steps=100)
+    assert read_settings(Run(second))["training steps, all stages"] == "500"
+
+
+def test_one_run_has_several_rows_of_different_protocols(tmp_path):
+    run = Run(evaluated(tmp_path / "a", noisy()))
+    plain = run.evaluation(EVALUATION)
+    crf = replace(plain, name="test-last-crf", protocol=replace(plain.protocol, crf="DenseCRF(iterations=10)"))
+    crf.save([EvaluatedImage(name, matrix) for name, matrix in zip(*plain.images, strict=True)])
+    results = [Result("a", run, plain), Result("a, CRF", run, run.evaluation("test-last-crf"))]
+    out = compare(results, tmp_path / "out").parent
+    assert {row["setting"]: row["a, CRF"] for row in rows(out / "settings.csv")} == {
+        "evaluation: inference": "whole image, then DenseCRF(iterations=10)"
+    }
+    assert [row["network"] for row in rows(out / "networks.csv")][:2] == ["a", "a, CRF"]
+
+
+def test_confusion_matrices_are_summed_over_seeds_and_divided_by_the_pixels_of_each_class(report):
+    found = [row for row in rows(report / "confusion.csv") if row["network"] == "good"]
+    matrix = sum(Run(report.parent / "good" / f"seed{k}").evaluation(EVALUATION).matrix for k in range(3))
+    assert [int(row["pixels"]) for row in found] == matrix.ravel().tolist()
+    share = 100 * matrix / matrix.sum(1, keepdims=True)
+    assert [float(row["percent of the class"]) for row in found] == pytest.approx(share.ravel().tolist(), abs=0.006)
+    page = (report / "report.html").read_text()
+    assert page.count("<caption>") == 3 and f'class="h{share[0, 0]:.0f}"' in page
+    saved = pq.read_table(report / "results.parquet")["confusion"].to_pylist()
+    assert np.sum(saved[:3], axis=0).tolist() == matrix.ravel().tolist()
 
 
 class Reader(HTMLParser):
@@ -370,13 +458,13 @@ def test_runs_without_strata_are_compared_without_them_and_claims_about_them_are
     compare(find_results(runs), tmp_path / "out", claims=[Claim("details", "b", "a", objects=16)])
     text = (tmp_path / "out" / "report.md").read_text()
     assert "**details: not measured.** A run has no strata: evaluate it again." in text
-    assert "Boundaries" not in text and "Receptive fields" not in text
+    assert "Near boundaries" not in text and "Receptive fields" not in text
 
 
 def test_a_single_network_is_a_report_without_pairs(tmp_path):
     compare(find_results([evaluated(tmp_path / "a", noisy())]), tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "Differences between" not in text and "Variance over" not in text and "## IoU of each class" in text
+    assert "Pairwise differences" not in text and "Variance over" not in text and "## IoU of each class" in text
 
 
 def test_images_that_cannot_be_predicted_again_are_named_in_a_sentence(tmp_path):

@@ -21,7 +21,7 @@ from dilated_seg.analysis.summary import Summary
 from dilated_seg.commands.describe import print_family
 from dilated_seg.errors import format_command, open_console
 from dilated_seg.report import markdown
-from dilated_seg.report.blocks import ImageGrid, Plot, ReportTable, Section
+from dilated_seg.report.blocks import ImageGrid, PageOnly, Plot, ReportTable, Section
 from dilated_seg.report.markdown import render_markdown
 from dilated_seg.report.render import draw_svg, render_page
 from dilated_seg.report.terminal import show_evaluation
@@ -113,7 +113,7 @@ def sections(some):
     table = ReportTable("t", ["network", two], [[one, "12.3 [1.0, 2.0]"], [two, three]])
     rows = [(f"{three}: hardest", [(f"{one}, 12", picture), (two, picture)])]
     text = [f"**Best: {one}, 1.0; the others: {two} and {three}.**", f"{two} minus {one}: `code` of {three}."]
-    blocks = [*text, table, sheet, ImageGrid(rows, sheet, [(two, (1, 2, 3))])]
+    blocks = [*text, table, sheet, PageOnly([ImageGrid(rows, [(two, (1, 2, 3))])], sheet)]
     return [Section("Result", [markdown.shield_names(block, some) if isinstance(block, str) else block for block in blocks])]
 
 

@@ -1,7 +1,7 @@
-"""The report's images: some of the split, those that the networks see most differently, and those that all find hardest.
+"""The report's images: some of the split, those that the networks segment most differently, and those that are hardest for all.
 
-Runs keep a few images of their evaluation. Which ones tell most is known only when networks are compared, so what is missing is
-predicted once more and kept with the others; the numbers stay those of the evaluation.
+Runs keep a few images of their evaluation. Which ones differ most is known only when networks are compared, so missing
+predictions are computed once and kept with the others; the metrics stay those of the evaluation.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,26 @@ from PIL import Image
 from dilated_seg.analysis import plots
 from dilated_seg.analysis.resampling import count_pixels, mean_iou
 from dilated_seg.errors import UserError
-from dilated_seg.report.blocks import ImageGrid, Plot, Section
+from dilated_seg.report.blocks import Block, Fold, ImageGrid, PageOnly, Plot
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.results import Result
 from dilated_seg.runs.gallery import gallery_file, write_gallery_images
 from dilated_seg.runs.samples import open_labelled_split
 
-IMAGES_OF_EACH_KIND = 3
-MAX_SHEET_ROWS = 4  # of the one drawing that Markdown has in the place of all images
+IMAGES_OF_EACH_KIND = 3  # of which the page shows one at once
+MAX_SHEET_ROWS = 4  # of the one figure that Markdown has in the place of all images
 MAX_WIDTH = 640  # pixels
+IMAGES_EXPLAINED = (
+    "The legend's last color marks ground truth that is not scored. Below a prediction is its mean IoU on this image alone, in "
+    "percent. Networks differ most where the gap between the highest and the lowest is widest. Hardest are those of the "
+    "others with the lowest mean over networks."
+)
+
+Row = tuple[str, list[tuple[str, np.ndarray]]]  # a heading, and images with their captions
 
 
-def build_section(comparison: Comparison) -> Section | None:
-    """Build the section of images, their truth and each network's predictions (its first seed's); predict what is missing."""
+def build_blocks(comparison: Comparison) -> list[Block]:
+    """Build the blocks of images, their ground truth and the predictions of each network's first seed."""
     first = [group[0] for group in comparison.groups.values()]
     names = comparison.results[0].evaluation.images[0]
     scores = np.array([mean_iou(count_pixels(result.evaluation.images[1])) for result in first])  # of each network and image
@@ -35,24 +42,20 @@ def build_section(comparison: Comparison) -> Section | None:
     even = [k for k in select_evenly(len(names)) if k not in telling][:IMAGES_OF_EACH_KIND]
     kinds = {"evenly spread over the split": even, **kinds}
     problem = predict_missing(first, sorted({k for chosen in kinds.values() for k in chosen}))
-    rows = [
-        (f"{names[k]}: {kind}", read_row(first, names[k], scores[:, k]))
-        for kind, chosen in kinds.items()
-        for k in chosen
-        if all(image_file(result, names[k], "prediction").is_file() for result in first)
-    ]
-    if not rows:
-        return Section("Images", [problem]) if problem else None
-    sheet_rows = [row for k, row in enumerate(rows) if k % IMAGES_OF_EACH_KIND < 2][:MAX_SHEET_ROWS]
-    alt = "Images, their truth, and what each network predicts"
+    shown: list[Row] = []
+    folded: list[Row] = []
+    for kind, chosen in kinds.items():
+        rows = [(f"{names[k]}: {kind}", row) for k in chosen if (row := read_row(first, names[k], scores[:, k]))]
+        shown, folded = shown + rows[:1], folded + rows[1:]
+    problems: list[Block] = [problem] if problem else []
+    if not shown:
+        return problems
+    sheet_rows = [*shown, *folded][:MAX_SHEET_ROWS]
+    alt = "Images, their ground truth, and what each network predicts"
     sheet = Plot("predictions", alt, plots.draw_contact_sheet(sheet_rows))
-    how = (
-        "What has the legend's last colour in a truth is not scored. Below a prediction stands its mean "
-        "IoU on this image alone, in percent. Networks differ most where the gap between the best and the worst is widest; "
-        "hardest, of the other images, are those with the lowest mean over networks."
-    )
-    grid = ImageGrid(rows, sheet, read_legend(comparison, first[0], names))
-    return Section("Images", [*([problem] if problem else []), grid, how])
+    more = [Fold(f"{len(folded)} more image{'s' if len(folded) > 1 else ''}", [ImageGrid(folded)])] if folded else []
+    legend = read_legend(comparison, first, names)
+    return [*problems, PageOnly([ImageGrid(shown, legend), *more], sheet), Fold("How images are chosen", [IMAGES_EXPLAINED])]
 
 
 def select_evenly(images: int) -> list[int]:
@@ -76,14 +79,15 @@ def image_file(result: Result, name: str, kind: str) -> Path:
 
 def predict_missing(results: Sequence[Result], indices: Sequence[int]) -> str:
     """Predict these images of the split for every run that has not kept them; return what prevented it, or nothing."""
-    try:
-        for result in results:
-            names = result.evaluation.images[0]
-            if missing := [k for k in indices if not image_file(result, names[k], "prediction").is_file()]:
+    problems = []
+    for result in results:
+        names = result.evaluation.images[0]
+        if missing := [k for k in indices if not image_file(result, names[k], "prediction").is_file()]:
+            try:
                 predict_images(result, missing)
-    except (UserError, OSError) as error:
-        return f"Some images are not shown, because they cannot be predicted here: {error}."
-    return ""
+            except (UserError, OSError) as error:
+                problems.append(str(error))
+    return f"Some images are not shown, because they cannot be predicted here: {'; '.join(problems)}." if problems else ""
 
 
 def predict_images(result: Result, indices: Sequence[int]) -> None:
@@ -112,13 +116,23 @@ def predict_images(result: Result, indices: Sequence[int]) -> None:
 
 
 def read_row(results: Sequence[Result], name: str, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Read an image, its truth, and the prediction of each run, each with a line below it."""
-    files = [("image", image_file(results[0], name, "image")), ("truth", image_file(results[0], name, "truth"))]
-    files += [
-        (f"{result.name}, {'-' if np.isnan(score) else f'{100 * score:.0f}'}", image_file(result, name, "prediction"))
-        for result, score in zip(results, scores, strict=True)
-    ]
-    return [(line, read_rgb(file)) for line, file in files]
+    """Read an image, its ground truth, and the prediction of each run, each with its caption; nothing if no run has them all.
+
+    A run without its prediction gets a blank image.
+    """
+    source = next((one for one in results if image_file(one, name, "prediction").is_file()), None)
+    if source is None:
+        return []
+    row = [(kind, read_rgb(image_file(source, name, part))) for kind, part in (("image", "image"), ("ground truth", "truth"))]
+    for result, score in zip(results, scores, strict=True):
+        file, caption = (
+            image_file(result, name, "prediction"),
+            f"{result.name}, {'-' if np.isnan(score) else f'{100 * score:.0f}'}",
+        )
+        row.append(
+            (caption, read_rgb(file)) if file.is_file() else (f"{caption} (not predicted)", np.full_like(row[0][1], 255))
+        )
+    return row
 
 
 def read_rgb(file: Path) -> np.ndarray:
@@ -131,9 +145,12 @@ def read_rgb(file: Path) -> np.ndarray:
         return np.array(image.convert("RGB").reduce(factor) if factor > 1 else image.convert("RGB"))
 
 
-def read_legend(comparison: Comparison, result: Result, names: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
+def read_legend(
+    comparison: Comparison, results: Sequence[Result], names: Sequence[str]
+) -> list[tuple[str, tuple[int, int, int]]]:  # fmt: skip
     """Read the color of every class from the palette of a ground truth."""
-    file = next(path for name in names if (path := image_file(result, name, "truth")).is_file())
+    files = (image_file(result, name, "truth") for result in results for name in names)
+    file = next(file for file in files if file.is_file())
     with Image.open(file) as image:
         palette = image.getpalette() or []
     colors = [tuple(palette[3 * k : 3 * k + 3]) for k in range(len(comparison.classes))]

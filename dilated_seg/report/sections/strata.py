@@ -32,7 +32,7 @@ def build_object_section(comparison: Comparison) -> Section | None:
     )
     alt = "Mean IoU by the size of objects, a line for each network"
     table = tabulate_intervals("objects", labels, found)
-    return Section("Small and large objects", [Plot("objects", alt, figure), table, how])
+    return Section("By object size", [Plot("objects", alt, figure), table, how])
 
 
 def format_bin_start(k: int) -> str:
@@ -68,7 +68,7 @@ def build_boundary_section(comparison: Comparison) -> Section | None:
     )
     header = [*(f"within {w}" for w in chosen), "Boundary IoU"]
     alt = "Mean IoU within bands around the true boundaries, a line for each network"
-    return Section("Boundaries", [Plot("boundaries", alt, figure), tabulate_intervals("boundaries", header, table), how])
+    return Section("Near boundaries", [Plot("boundaries", alt, figure), tabulate_intervals("boundaries", header, table), how])
 
 
 def build_difficulty_section(comparison: Comparison) -> Section | None:
@@ -85,7 +85,7 @@ def build_difficulty_section(comparison: Comparison) -> Section | None:
     )
     table = tabulate_intervals("difficulty", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], found)
     alt = "Mean IoU on easy and on hard images, a line for each network"
-    return Section("Easy and hard images", [Plot("difficulty", alt, figure), table, how])
+    return Section("By image difficulty", [Plot("difficulty", alt, figure), table, how])
 
 
 def tabulate_intervals(name: str, header: Sequence[str], found: Mapping[str, Sequence[Interval]]) -> ReportTable:

@@ -1,7 +1,7 @@
 """The report's section on variance: how much the images and the seeds move each network, and what more seeds would show."""
 
 from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, Variation
-from dilated_seg.report.blocks import ReportTable, Section
+from dilated_seg.report.blocks import Fold, ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.wording import format_ends
 
@@ -22,9 +22,11 @@ def build_section(comparison: Comparison) -> Section | None:
         "Standard deviations in points of mean IoU: of one training over sets of as many images, and over seeds. Measured is "
         "that of the network's own seeds; few seeds measure it badly, so it is estimated with that of all networks "
         f"(median and 95 % interval of the posterior). {explain_widths(comparison)}",
-        tabulate_detectable(comparison),
-        "The difference that would be found in 80 % of studies with so many seeds of each network on as many images, at these "
-        "spreads, each pair taken alone (two-sided, 5 %).",
+        Fold("Differences that more seeds would tell apart", [
+            tabulate_detectable(comparison),
+            "The difference that would be found in 80 % of studies with so many seeds of each network on as many images, at "
+            "these spreads, each pair taken alone (two-sided, 5 %).",
+        ]),
     ])  # fmt: skip
 
 

@@ -6,17 +6,17 @@ import numpy as np
 
 from dilated_seg.analysis.intervals import MIN_SEEDS
 from dilated_seg.errors import UserError
-from dilated_seg.report.blocks import Block, ReportTable, Section
+from dilated_seg.report.blocks import Block, Fold, ReportTable, Section
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison, Verdict
 from dilated_seg.report.wording import format_ends, format_points, join_names
 
 HEADER = (
-    "argument", "networks", "measure", "seeds", "difference ({kind})", "one new training of each", "elsewhere ({kind})",
+    "claim", "networks", "measure", "seeds", "difference ({kind})", "one new training of each", "elsewhere ({kind})",
     "verdict",
 )  # fmt: skip
 CSV_HEADER = (
-    "argument", "better", "worse", "measure", "seeds", "difference", "low", "high", "interval", "new low", "new high", "p",
+    "claim", "better", "worse", "measure", "seeds", "difference", "low", "high", "interval", "new low", "new high", "p",
     "elsewhere", "verdict",
 )  # fmt: skip
 
@@ -38,8 +38,8 @@ def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | 
     header = [column.format(kind=comparison.kind) for column in HEADER]
     csv = (CSV_HEADER, [list_csv_cells(claim, verdict) for claim, verdict in measured])
     table = ReportTable("claims", header, [list_cells(claim, verdict) for claim, verdict in measured], csv=csv)
-    explained: list[Block] = [table, explain_verdicts(comparison)] if measured else []
-    return Section("The arguments, measured", [*sentences, *explained])
+    explained: list[Block] = [Fold("The measurements as a table", [table]), explain_verdicts(comparison)] if measured else []
+    return Section("Claims", [*sentences, *explained])
 
 
 def measure_claim(comparison: Comparison, claim: Claim) -> Verdict:
@@ -101,22 +101,22 @@ def describe_verdict(claim: Claim, verdict: Verdict) -> str:
     if more.low > 0:
         return f"{sentence}; more than elsewhere, where it is {there}."
     less = "less than" if more.high < 0 else "not distinguishable from"
-    return f"{sentence}; {less} the difference elsewhere, {there}: the gain is not specific to what the argument names."
+    return f"{sentence}; {less} the difference elsewhere, {there}: the gain is not specific to what the claim names."
 
 
 def explain_verdicts(comparison: Comparison) -> str:
     """Explain the verdicts that this report can have."""
     few = (
-        'An argument is "observed in these runs" if the 95 % interval of the difference lies above zero; to say more of the '
+        'A claim is "observed in these runs" if the 95 % interval of the difference lies above zero; to say more of the '
         f"networks takes at least {MIN_SEEDS} seeds of each. "
     )
     enough = (
-        "An argument holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
+        "A claim holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
         'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
         f"smaller. With fewer than {MIN_SEEDS} seeds of one of the networks, it is observed in these runs or it is not. "
     )
     return (enough if comparison.enough else few) + (
         "Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
         "classes, or on the other classes. What is tested is the difference, not its cause: networks may differ in more than "
-        "what an argument names."
+        "what a claim names."
     )

@@ -1,0 +1,82 @@
+"""The report's sections on how networks were trained and evaluated: curves, settings that differ, the protocol."""
+
+from collections.abc import Sequence
+
+from dilated_seg.analysis import plots
+from dilated_seg.errors import format_command
+from dilated_seg.report.blocks import Commands, Fold, Plot, ReportTable, Section
+from dilated_seg.report.comparison import Comparison
+from dilated_seg.report.results import Result, list_differences
+from dilated_seg.report.settings import find_kind
+
+SHOWN_RUNS = 8  # rows of the table of runs above which it is folded
+SETTINGS_EXPLAINED = (
+    "From the resolved configuration of each run (config.yaml); seeds, output paths and what only affects display are left "
+    "out. A dash: the network has no such setting. Two values (400 | 800): the seeds of a network differ."
+)
+
+
+def build_curve_section(comparison: Comparison) -> Section:
+    """Build the section of training curves; a run that was evaluated several times is drawn once."""
+    runs = {one.run.path: (one.name, one.run) for group in comparison.groups.values() for one in reversed(group)}
+    histories = [(name, run.history()) for name, run in sorted(runs.values(), key=lambda item: comparison.numbers[item[0]])]
+    drawn = (
+        ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
+        ("curve_loss", "Training loss over steps", "train/loss", "training loss", False),
+    )
+    figures = [
+        (name, alt, plots.draw_curves(histories, key, label, comparison.numbers, percent))
+        for name, alt, key, label, percent in drawn
+    ]
+    return Section("Training curves", [Plot(name, alt, figure) for name, alt, figure in figures if figure])
+
+
+def build_setting_section(comparison: Comparison) -> Section | None:
+    """Build the section of settings in which the runs differ; None for a single network whose seeds agree."""
+    networks = list(comparison.groups)
+    if not comparison.settings:
+        if len(networks) == 1:
+            return None
+        return Section("Settings that differ", ["The configurations of these runs differ in nothing but the seed."])
+    without = [str(result.run) for result in comparison.results if not result.run.is_run]
+    missing = f"**Without a configuration, so their settings are not known: {', '.join(without)}.**"
+    rows = [[f"{name} (!)" if find_kind(name) else name, *row.values()] for name, row in comparison.settings.items()]
+    lines = [[name, *row.values()] for name, row in comparison.settings.items()]
+    csv = (["setting", *networks], lines)
+    note = "(!): the training budget or data." if any(map(find_kind, comparison.settings)) else ""
+    table = ReportTable("settings", ["setting", *networks], rows, csv=csv)
+    return Section("Settings that differ", [*([missing] if without else []), table, f"{SETTINGS_EXPLAINED} {note}".strip()])
+
+
+def build_protocol_section(comparison: Comparison, commands: Sequence[str]) -> Section:
+    """Build the section on how all was measured: protocol, commands, and the directory of every run."""
+    apart = list_differences(comparison.results)
+    shared = {k: v for k, v in comparison.results[0].evaluation.protocol.describe().items() if k not in apart}
+    runs = []
+    for one in comparison.results:
+        values = [one.evaluation.protocol.describe()[key] for key in apart]
+        runs.append([one.name, str(one.seed), *values, str(one.run)])
+    table = ReportTable("runs", ["network", "seed", *apart, "directory"], runs)
+    again = list_commands(comparison.results[0])
+    return Section("Evaluation protocol", [
+        ReportTable("protocol", ["protocol", ""], [[key, value] for key, value in shared.items()]),
+        "Mean IoU is that of the whole split: one confusion matrix, never a mean over images; a class that is only predicted "
+        "counts 0. All numbers are read from the runs below; those of each run are in results.parquet, those of each table in "
+        "a CSV file of its name.",
+        *(["These commands make this page, train the first run below again, and evaluate it again."] if again else []),
+        Commands([*commands, *again]),
+        table if len(runs) <= SHOWN_RUNS else Fold(f"{len(runs)} runs", [table]),
+    ])  # fmt: skip
+
+
+def list_commands(result: Result) -> list[str]:
+    """Return the commands that train and evaluate a run again, as far as its protocol tells."""
+    protocol, run = result.evaluation.protocol, result.run
+    if not run.is_run:
+        return []
+    commands = [format_command("dilated-seg", "fit", "--config", run.config_file, "--run_dir", f"{run}-again")]
+    weights = run.checkpoint_dir / f"{protocol.checkpoint}.ckpt"
+    if protocol.is_whole_image and weights.is_file() and not protocol.partial:
+        command = "test" if protocol.split == "test" else "validate"
+        commands.append(format_command("dilated-seg", command, "--config", run.config_file, "--ckpt_path", weights))
+    return commands
