@@ -107,9 +107,7 @@ def draw_class_map(names: Sequence[str], classes: Sequence[str], values: np.ndar
         figure = Figure(figsize=(1.8 + 0.75 * len(names), 1.2 + 0.3 * len(classes)), layout="constrained")
         panel = figure.add_subplot()
         panel.imshow(100 * values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            text, color = ("-", INK) if np.isnan(value) else (f"{100 * value:.0f}", color_fraction(value)[1])
-            panel.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+        annotate_percentages(panel, values, fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
         panel.set_yticks(range(len(classes)), classes)
         panel.tick_params(length=0)
@@ -140,16 +138,16 @@ def draw_confusions(matrices: Mapping[str, np.ndarray], classes: Sequence[str]) 
             panel.tick_params(length=0, labelsize=8)
             panel.spines[:].set_visible(False)
             if len(classes) <= MAX_CLASSES_WITH_TEXT:
-                annotate_percentages(panel, matrix)
+                annotate_percentages(panel, matrix, fontsize=7, least=0.005)
     return figure
 
 
-def annotate_percentages(panel: Axes, values: np.ndarray) -> None:
-    """Write fractions as whole percentages into the cells of a heat map; a dash for NaN, nothing below 0.5 %."""
+def annotate_percentages(panel: Axes, values: np.ndarray, fontsize: float, least: float = 0) -> None:
+    """Write fractions as whole percentages into the cells of a heat map; a dash for NaN, nothing below ``least``."""
     for (row, column), value in np.ndenumerate(values):
         text, color = ("-", INK) if np.isnan(value) else (f"{100 * value:.0f}", color_fraction(value)[1])
-        if np.isnan(value) or value >= 0.005:
-            panel.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+        if not value < least:
+            panel.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
 
 
 def draw_curves(
