@@ -17,11 +17,13 @@ from tests.support import fake_datasets
 
 FILES = sorted(f for f in (ROOT / "experiments").rglob("*.yaml") if f.parent.name != "sweeps")  # those: test_sweeps.py
 ABLATIONS = [f for f in FILES if "experiments" in (yaml.safe_load(f.read_text()) or {})]
-PARTS = [f for f in FILES if f.parent.name in ("data", "crf") or f.name == "defaults.yaml"]
+ARCHITECTURES = [f for f in FILES if f.parent == ROOT / "experiments/architectures"]
+PARTS = [f for f in FILES if f.parent.name in ("data", "crf") or f.name == "defaults.yaml" or f in ARCHITECTURES]
 EXPERIMENTS = [f for f in FILES if f not in ABLATIONS and f not in PARTS]
 CROP = "--data.init_args.augmentation={{class_path: ScaleAndCrop, init_args: {{crop_size: [{0}, {0}]}}}}"
 SMALL = {
     "CamVid": [CROP.format(32)],
+    "Cityscapes": [CROP.format(32)],  # of images of one color: smaller crops would leave batch norm nothing that varies
     "Shapes": ["--data.init_args.images=[4,1,1]", "--data.init_args.size=[32,48]"],
     "Folder": [CROP.format(16), "--data.init_args.root=kitti"],
 }
@@ -94,6 +96,14 @@ def test_every_experiment_takes_two_steps(arguments, tmp_path):
     assert cli.model.num_classes == cli.datamodule.num_classes
     assert torch.isfinite(cli.trainer.callback_metrics["val/mean_iou"])
     assert (tmp_path / "run/evaluations/val.json").is_file()
+
+
+@pytest.mark.parametrize("file", ARCHITECTURES, ids=name)
+def test_an_architecture_is_a_network_and_its_start_for_any_dataset(file, tmp_path):
+    assert [*yaml.safe_load(file.read_text())] == ["model"]
+    assert f"# run:    python -m dilated_seg fit --config {name(file)} --data " in file.read_text()
+    cli = Build(["fit", "--config", str(file), "--data=Shapes", "--model.net.init_args.width=0.03", "--model.weights=null"])
+    assert cli.model.num_classes == cli.datamodule.num_classes == 8
 
 
 def test_the_overlay_of_deeplabs_crf_holds_its_numbers():
