@@ -19,14 +19,14 @@ BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
 # How each kind of command is tested. The first pattern that matches counts.
 NOT_RUN = {
     r"git clone|cd ": "there is no address",
-    r"pip install|source ": "it changes the environment: tests/test_installation.py runs the wheel, tests/commands the completion",
+    r"pip install|source ": "it changes the environment: tests/test_installation.py runs what the wheel holds",
     r"make ": "its targets are what runs the tests; that they exist is tested below",
     r"export [A-Z_]+=": "a variable of the reader's shell",
     r"torchrun ": "it needs two machines",
     r"wandb sweep ": "it needs W&B's server: tests/experiments/test_sweeps.py reads the sweeps",
     r"dilated-seg port ": "it needs the published file: tests/weights ports small files of the same layout",
     r"dilated-seg prepare ": "it needs the dataset: tests/data/test_prepare.py prepares small copies",
-    r"dilated-seg validate --config experiments/camvid/": "it needs CamVid and published weights: tests/weights evaluates others",
+    r"dilated-seg validate --config experiments/camvid/": "it needs CamVid and published weights",
 }
 # It would train for minutes: it is parsed here, and tests/experiments trains every experiment for some steps.
 PARSED = r"dilated-seg fit "
@@ -44,6 +44,12 @@ def list_commands(page: Path) -> list[str]:
 
 
 COMMANDS = {page: list_commands(page) for page in PAGES}
+
+
+def matching(pattern: str) -> list[object]:
+    """Return the command lines of a kind, each once, as parameters of a test."""
+    commands = sorted({line for lines in COMMANDS.values() for line in lines if re.match(pattern, line)})
+    return [pytest.param(command, id=command.removeprefix("dilated-seg ")[:70]) for command in commands]
 
 
 def run_kind(command: str) -> bool:
@@ -66,11 +72,7 @@ def test_every_reason_and_every_command_is_needed():
     assert {name for line in commands if line.startswith("make ") for name in line.split()[1:]} <= targets
 
 
-@pytest.mark.parametrize(
-    "command",
-    sorted({line for lines in COMMANDS.values() for line in lines if re.match(PARSED, line)}),
-    ids=lambda line: line[:70],
-)
+@pytest.mark.parametrize("command", matching(PARSED))
 def test_an_experiment_of_a_page_is_parsed(command, tmp_path, monkeypatch):
     from dilated_seg.cli.parser import build_parser, parse
 
@@ -95,11 +97,7 @@ def test_the_commands_of_a_page_run(page, run, tmp_path, monkeypatch):
         assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize(
-    "command",
-    sorted({line for lines in COMMANDS.values() for line in lines if re.match(DRY_RUN, line)}),
-    ids=lambda line: line[:70],
-)
+@pytest.mark.parametrize("command", matching(DRY_RUN))
 def test_an_ablation_of_a_page_names_its_runs(command, capsys):
     words = [word for word in shlex.split(command)[1:] if word != "--status"]
     result = run_command(*words, *(["--dry_run"] if "--dry_run" not in words else []))
