@@ -38,7 +38,7 @@ class CLI:
     Args:
         args: What follows ``dilated-seg`` on the command line; without the verb if it is not run.
         run: Whether to run the verb, or only build task, data and trainer.
-        summary: Whether ``fit`` ends with a table, the best checkpoint and the commands that come next.
+        summary: Whether a training or evaluation ends with its table, and ``fit`` with the commands that come next too.
     """
 
     def __init__(self, args: Sequence[str], run: bool = True, summary: bool = True) -> None:
@@ -137,7 +137,7 @@ class CLI:
         self.datamodule.open_split({"validate": "val", "test": "test"}.get(verb, self.datamodule.predict_split))
         quiet: dict[str, Any] = {"return_predictions": False} if verb == "predict" else {"verbose": False}
         getattr(self.trainer, verb)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **quiet)
-        if verb != "predict" and (found := written_evaluations(self.trainer)):
+        if self.summary and verb != "predict" and (found := written_evaluations(self.trainer)):
             show_evaluation(*found)
 
     def require_weights(self) -> None:

@@ -167,7 +167,7 @@ class Evaluation:
         other_weights = None not in (self.checkpoint_path, before.checkpoint_path)
         other_weights = other_weights and self.checkpoint_path != before.checkpoint_path
         if same_data and not other_weights:
-            return self
+            return self if self.cost else replace(self, cost=before.cost)  # an evaluation with a CRF measures none without it
         digest = hashlib.sha256(f"{self.checkpoint_path} {data}".encode()).hexdigest()[:8]
         renamed = replace(self, name=f"{self.name}-{digest}")
         what = "another checkpoint" if same_data else "other images or masks"

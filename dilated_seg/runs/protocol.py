@@ -74,6 +74,7 @@ class EvaluationProtocol:
         model_crf = f", with its own {self.model_crf}" if self.model_crf else ""
         precision = "" if self.precision == "32-true" else f", {self.precision}"
         crf = f", then {self.crf}" if self.crf else ""
+        chosen = " (chosen on this split)" if (self.checkpoint, self.split) == ("best", "val") else ""
         return {
             "dataset": self.dataset,
             "split": self.split,
@@ -82,7 +83,7 @@ class EvaluationProtocol:
             "resolution": self.resolution,
             "inference": f"{self.inference}{model_crf}{precision}{crf}",
             "absent classes": self.absent_classes,
-            "checkpoint": f"{self.checkpoint}, step {self.step}",
+            "checkpoint": f"{self.checkpoint}, step {self.step}{chosen}",
             "commit": self.commit,
         }
 
