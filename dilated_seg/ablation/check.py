@@ -34,6 +34,7 @@ def check_ablation(ablation: Ablation) -> None:
             shutil.rmtree(one.folder)  # it failed before it had learnt anything, or only rehearsed
         settings = yaml.safe_load(text)
         check_devices(one, settings)
+        check_evaluations(one, settings)
         start = settings["model"]["weights"]
         if start and start != "imagenet" and one.before is None and not Path(start).exists():
             raise UserError(f"{one.name} starts from {start}, which is not there: {suggest_start(start)}")
@@ -41,7 +42,7 @@ def check_ablation(ablation: Ablation) -> None:
             checked.append(settings["data"])
             data = build_dataset(settings["data"])
             claims.require_known_classes(ablation.claims, data.classes)
-            for split in (data.train_split, "val", ablation.split):
+            for split in (data.train_split, "val", ablation.split, *([ablation.selection.by] if ablation.selection else [])):
                 data.open_split(split)
 
 
@@ -62,6 +63,27 @@ def check_devices(one: PlannedRun, settings: Mapping[str, Any]) -> None:
             f"{one.name} states data.batch_size, which is per process, so its steps would depend on the number of devices: set "
             "data.global_batch_size, such as common: {data: {init_args: {global_batch_size: 8}}}"
         )
+
+
+def check_evaluations(one: PlannedRun, settings: Mapping[str, Any]) -> None:
+    """Check that a run's checkpoint and protocols fit its settings.
+
+    Raises:
+        UserError: It would have no best checkpoint, or its network has a CRF of its own.
+    """
+    interval, steps = settings["trainer"]["val_check_interval"], settings["trainer"]["max_steps"]
+    never = type(interval) is int and 0 < steps < interval
+    for evaluation in one.evaluations:
+        if evaluation.checkpoint == "best" and never:
+            raise UserError(
+                f"{one.name} would have no best checkpoint: it ends after {steps} steps, before its first validation; lower "
+                f"trainer.val_check_interval ({interval}), or evaluate checkpoint: last"
+            )
+        if settings["model"]["crf"] and any(option.startswith("--crf") for option in evaluation.options):
+            raise UserError(
+                f"{one.name} has a CRF of its own, model.crf, so the protocol '{evaluation.protocol}' would refine twice: "
+                "limit the protocol to others by its key 'experiments'"
+            )
 
 
 def suggest_start(weights: str) -> str:

@@ -12,13 +12,14 @@ import wandb
 from wandb_workspaces import expr, workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 
-from dilated_seg.ablation.plan import Ablation, finished
+from dilated_seg.ablation import read_rows
+from dilated_seg.ablation.plan import Ablation
+from dilated_seg.ablation.selection import describe_selection, read_choices
 from dilated_seg.errors import format_error
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.markdown import render_row
-from dilated_seg.report.results import Result, describe_shared_protocol, read_results
+from dilated_seg.report.results import Result, describe_shared_protocol
 from dilated_seg.report.sections.result import tabulate_networks
-from dilated_seg.runs import Run
 from dilated_seg.storage import write_text
 from dilated_seg.training.lightning_internals import dump_wandb_view, set_workspace_identity, workspace_identity
 from dilated_seg.training.loggers import online
@@ -34,11 +35,10 @@ def publish(ablation: Ablation) -> None:
 
     The files hold what W&B's server is sent. Published again, the same workspace and report change.
     """
-    compared = [run for run in ablation.runs if run.compared and finished(run, ablation)]
-    if not compared:
+    results = read_rows(ablation)
+    if not results:
         print("no dashboard: no run is finished", file=sys.stderr)
         return
-    results = read_results([Run(run.folder) for run in compared], ablation.evaluation, [run.name for run in compared])
     directory = ablation.folder / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
     if online():
@@ -77,8 +77,9 @@ def project() -> str:
 
 
 def select_runs(ablation: Ablation) -> list[Any]:
-    """Return W&B's filters for the runs of an ablation."""
-    return [expr.Metric("Group") == ablation.group, expr.Metric("JobType") == "fit"]
+    """Return W&B's filters for the runs of an ablation: its trainings, and its evaluations without a CRF."""
+    command = "test" if ablation.split == "test" else "validate"
+    return [expr.Metric("Group") == ablation.group, expr.Metric("JobType").isin(["fit", command])]
 
 
 def build_workspace(ablation: Ablation, results: Sequence[Result], entity: str) -> workspaces.Workspace:
@@ -105,7 +106,8 @@ def build_report(ablation: Ablation, results: Sequence[Result], entity: str) -> 
     protocol = f"{describe_shared_protocol(results)}; in percent."
     filters = select_runs(ablation)
     runs = reports.Runset(entity=entity, project=project(), name=ablation.name, filters=filters, groupby=["Name"])
-    blocks: list[Any] = [reports.MarkdownBlock(table), reports.P(protocol)]
+    selected = [describe_selection(ablation).replace("**", ""), *map(str, read_choices(ablation))] if ablation.selection else []
+    blocks: list[Any] = [reports.MarkdownBlock(table), reports.P(protocol), *map(reports.P, selected)]
     for name, section in list_panels(ablation.split, results[0].evaluation.classes).items():
         blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=section)]
     return reports.Report(

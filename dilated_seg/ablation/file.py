@@ -3,20 +3,25 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dilated_seg.ablation.plan import Ablation, PlannedRun
+from dilated_seg.ablation.plan import Ablation, PlannedRun, Selection, join_parts
+from dilated_seg.ablation.protocols import read_checkpoint, read_protocols
+from dilated_seg.ablation.selection import advance, read_selection
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.report import claims
 from dilated_seg.runs.experiments import find_experiment
 
 OWN = (".", "..", "dashboard", "jobs", "wandb")  # folders that no experiment may have
-KEYS = ("experiments", "overlays", "common", "seeds", "evaluate", "claims", "probe", "devices_per_run", "nodes_per_run")
+KEYS = (
+    "experiments", "overlays", "common", "seeds", "evaluate", "protocols", "checkpoint", "select", "claims", "probe",
+    "devices_per_run", "nodes_per_run",
+)  # fmt: skip
 
 
 def read(file: str | Path, out: str | Path | None = None, max_steps: int | None = None, devices: int | None = None) -> Ablation:
@@ -34,26 +39,59 @@ def read(file: str | Path, out: str | Path | None = None, max_steps: int | None 
     path = Path(find_experiment(str(file)))
     content = read_content(path)
     folder = Path(out) if out else Path("runs") / (path.stem if max_steps is None else f"{path.stem}-rehearsal")
-    common = [layer(path, content["common"])] if content.get("common") else []
-    if max_steps is not None:
-        common.append(json.dumps({"trainer": {"max_steps": max_steps}}))
     template = PlannedRun(
         "", (), 0, folder, devices=devices or read_count(path, content, "devices_per_run"),
-        nodes=read_count(path, content, "nodes_per_run"), evaluate=content.get("evaluate", "val"),
+        nodes=read_count(path, content, "nodes_per_run"),
     )  # fmt: skip
-    runs = []
-    for (experiment, base), (overlay, over) in itertools.product(
-        named(path, "experiments", content["experiments"]), named(path, "overlays", content.get("overlays") or {"": {}})
-    ):
-        name = ", ".join(part for part in (experiment, overlay) if part)
-        stages = [layer(path, stage) for stage in (base if isinstance(base, list) else [base])]
-        above = (*([layer(path, over)] if over else []), *common)
+    selection, checkpoint = read_selection(path, content), read_checkpoint(path, content)
+    split = selection.then if selection else content.get("evaluate", "val")
+    planned: list[PlannedRun] = []
+    common = read_common(path, content, max_steps)
+    for run, stages, above in plan_networks(path, content, template, selection):
         for seed in content.get("seeds", [0]):
-            runs += plan_stages(replace(template, name=name, seed=seed), stages, above)
-    check_directories(path, folder, runs)
-    claimed = claims.read_claims(path, content.get("claims", []), list(dict.fromkeys(one.name for one in runs)))
-    probe, split = content.get("probe"), content.get("evaluate", "val")
-    return Ablation(path.stem, tuple(runs), split, folder, max_steps is not None, claimed, probe)
+            trial = run.trial if selection and seed in selection.seeds else None
+            planned += plan_stages(replace(run, seed=seed, trial=trial), stages, (*above, *common))
+    check_directories(path, folder, planned)
+    names = list(dict.fromkeys(evaluation.row for one in planned for evaluation in one.evaluations))
+    claimed, probe = claims.read_claims(path, content.get("claims", []), names), content.get("probe")
+    rehearsal = max_steps is not None
+    return advance(Ablation(path.stem, tuple(planned), (), split, folder, rehearsal, claimed, probe, checkpoint, selection))
+
+
+def plan_networks(
+    path: Path, content: Mapping[str, Any], template: PlannedRun, selection: Selection | None
+) -> Iterator[tuple[PlannedRun, list[str], tuple[str, ...]]]:
+    """Yield each network under each overlay and candidate: a run of no seed yet, its stages, and what is laid over them."""
+    experiments = named(path, "experiments", content["experiments"])
+    overlays = named(path, "overlays", content.get("overlays") or {"": {}})
+    candidates = named(path, "select.over", content["select"]["over"]) if selection else [("", {})]
+    protocols = read_protocols(path, content.get("protocols"), [name for name, _ in experiments])
+    split, checkpoint = selection.then if selection else content.get("evaluate", "val"), read_checkpoint(path, content)
+    taken: dict[str, str] = {}
+    for (experiment, base), (overlay, over), (candidate, choice) in itertools.product(experiments, overlays, candidates):
+        network = join_parts(experiment, overlay)
+        own = [one for one in protocols if one.experiments is None or experiment in one.experiments]
+        rows = tuple(one.plan(network, split, checkpoint) for one in own)
+        for row in rows:
+            if taken.setdefault(row.row, network) != network:
+                raise UserError(f"{path} has two rows '{row.row}': rename a protocol, an overlay or an experiment")
+        trial = replace(own[0].plan(network, selection.by, checkpoint), row="") if selection else None
+        stages = [layer(path, stage) for stage in (base if isinstance(base, list) else [base])]
+        above = tuple(layer(path, settings) for settings in (over, choice) if settings)
+        name = join_parts(network, candidate)
+        run = replace(template, name=name, network=network, candidate=candidate, evaluations=rows, trial=trial)
+        yield run, stages, above
+
+
+def read_common(path: Path, content: Mapping[str, Any], max_steps: int | None) -> list[str]:
+    """Return the configurations laid over every run: the file's, and that of a rehearsal."""
+    common = [layer(path, content["common"])] if content.get("common") else []
+    if max_steps is None:
+        return common
+    steps = {"max_steps": max_steps}
+    if read_checkpoint(path, content) == "best":  # of which there is none before the first validation
+        steps["val_check_interval"] = max_steps
+    return [*common, json.dumps({"trainer": steps})]
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -94,13 +132,11 @@ def plan_stages(run: PlannedRun, stages: Sequence[str], above: tuple[str, ...]) 
     if len(stages) == 1:
         return [replace(run, configs=(stages[0], *above), folder=place)]
     folders = [place / f"stage{number}" for number in range(1, len(stages) + 1)]
-    return [
-        replace(
-            run, configs=(stage, *above), folder=folder, stage=f"stage {number} of {len(stages)}", before=before,
-            compared=number == len(stages), evaluate=run.evaluate if number == len(stages) else None,
-        )
+    planned = [
+        replace(run, configs=(stage, *above), folder=folder, stage=f"stage {number} of {len(stages)}", before=before)
         for number, (stage, folder, before) in enumerate(zip(stages, folders, [None, *folders], strict=False), start=1)
-    ]  # fmt: skip
+    ]
+    return [*(replace(one, evaluations=(), trial=None) for one in planned[:-1]), planned[-1]]
 
 
 def check_directories(path: Path, folder: Path, runs: Sequence[PlannedRun]) -> None:

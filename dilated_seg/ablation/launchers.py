@@ -144,7 +144,7 @@ class Launcher(ABC):
 
     def _end(self, chain: Chain, job: "Submitted[None]") -> bool:
         """Say how a job ended; whether its chain is finished."""
-        left = [one for one in chain if not finished(one, self.ablation)]
+        left = [one for one in chain if not finished(one)]
         if left and not any(failure(one, chain) for one in left) and not is_claimed(chain, self.ablation):
             note_failure(left[0], f"its process was killed (for want of memory?) or stopped by a signal (job {job.job_id})")
         said = f"{left[0].label} {failure(left[0], chain) or 'is not finished'}" if left else f"{title(chain)} is finished"

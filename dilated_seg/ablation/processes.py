@@ -26,23 +26,23 @@ def torchrun_arguments(one: PlannedRun) -> list[str]:
     return ["--nnodes", str(one.nodes), "--nproc_per_node", str(one.devices), *meeting]
 
 
-def launch_command(one: PlannedRun) -> list[str]:
-    """Return the command that trains and evaluates a run on its devices."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(one), "-m", "dilated_seg", *one.arguments]
+def launch_command(one: PlannedRun, arguments: Sequence[str]) -> list[str]:
+    """Return the command that trains or evaluates a run on its devices; ``arguments`` are those of ``dilated-seg``."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *torchrun_arguments(one), "-m", "dilated_seg", *arguments]
     # The job has one task, on its first node; from there a step of SLURM starts one torchrun a node beside it.
     step = ["srun", "--overlap", f"--nodes={one.nodes}", "--ntasks-per-node=1"] if one.nodes > 1 else []
     return [*step, *IGNORE_SIGUSR2, *torchrun]
 
 
-def run_processes(one: PlannedRun) -> None:
-    """Train and evaluate a run in processes of their own; an interruption of this one stops them after their step.
+def run_processes(one: PlannedRun, arguments: Sequence[str]) -> None:
+    """Train or evaluate a run in processes of their own; an interruption of this one stops them after their step.
 
     Raises:
         UserError: A process failed or was killed.
     """
     with tempfile.TemporaryDirectory(dir=shared_directory(one)) as folder:
         reason = Path(folder, "reason")
-        status = wait_for(launch_command(one), {REASON_FILE: str(reason), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE})
+        status = wait_for(launch_command(one, arguments), {REASON_FILE: str(reason), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE})
         if status != 0:
             killed = f"one of its {one.devices * one.nodes} processes was killed (for want of memory?) or stopped by a signal"
             raise UserError(reason.read_text(encoding="utf-8").strip() if reason.is_file() else killed)

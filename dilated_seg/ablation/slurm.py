@@ -147,7 +147,7 @@ def slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
     jobs: dict[Chain, Submitted[None]] = {}
     for chain in ablation.chains:
         job_id = known.get(ablation.place(chain))
-        if job_id and not all(finished(one, ablation) for one in chain):
+        if job_id and not all(finished(one) for one in chain):
             job: SlurmJob[None] = SlurmJob(ablation.jobs / "submitit", job_id)
             if not job.done():
                 jobs[chain] = job

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 from rich.rule import Rule
 
-from dilated_seg.ablation.plan import FAILED, Ablation, Chain, PlannedRun, failure, finished
+from dilated_seg.ablation.plan import FAILED, Ablation, Chain, PlannedRun, failure, finished, join_parts, trained
 from dilated_seg.ablation.processes import run_processes
 from dilated_seg.errors import UserError, open_console
 
@@ -19,7 +19,7 @@ def carry_out(chain: Chain, ablation: Ablation, retries: int = 0) -> None:
     failed = False
     for one in chain:
         label = f"{ablation.runs.index(one) + 1} of {len(ablation.runs)}: {one.label}"
-        if finished(one, ablation):
+        if finished(one):
             print(f"{label} is finished", flush=True)
         elif failed:
             print(f"{label} is not tried: a stage before it failed", flush=True)
@@ -46,22 +46,37 @@ def attempt(one: PlannedRun, ablation: Ablation, label: str) -> bool:
 
 
 def train(one: PlannedRun, ablation: Ablation) -> None:
-    """Train a run, or continue it, and evaluate its last weights if they are compared.
+    """Train a run, or continue it, and make the evaluations that it needs; once trained, only those that are missing.
 
     Raises:
         UserError: The run failed, and why.
     """
     # the seeds of one name are one curve
-    named = {"WANDB_RUN_GROUP": ablation.group, "WANDB_NAME": ", ".join(filter(None, (one.name, one.stage)))}
-    with variables(named):
+    named = {"WANDB_RUN_GROUP": ablation.group, "WANDB_NAME": join_parts(one.name, one.stage)}
+    if not trained(one):
+        execute(one, one.arguments, named)
+    for evaluation in one.missing():
+        # An evaluation with a CRF logs what the network says without it too, which the plain one has logged.
+        job = {"WANDB_JOB_TYPE": "crf"} if any(option.startswith("--crf") for option in evaluation.options) else {}
+        name = {"WANDB_NAME": join_parts(one.name, evaluation.protocol)}
+        execute(one, one.evaluation_arguments(evaluation), named | name | job)
+
+
+def execute(one: PlannedRun, arguments: list[str], environment: Mapping[str, str]) -> None:
+    """Train or evaluate a run: on one device in this process, on several in processes of their own.
+
+    Raises:
+        UserError: It failed, and why.
+    """
+    with variables(environment):
         if one.devices * one.nodes > 1:
-            run_processes(one)
+            run_processes(one, arguments)
             return
         from dilated_seg.cli import CLI
         from dilated_seg.training.loggers import finish
 
         try:
-            CLI(one.arguments, summary=False)
+            CLI(arguments, summary=False)
         except Exception:
             finish(1)
             raise

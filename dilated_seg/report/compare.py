@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dilated_seg.report.blocks import Section
 from dilated_seg.report.claims import Claim
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.render import write_report
@@ -18,6 +19,7 @@ def compare(
     claims: Sequence[Claim] = (),
     command: str | None = None,
     title: str = "Comparison",
+    extra: Sequence[Section] = (),
 ) -> Path:
     """Compare evaluations, write and print the report, and return its page.
 
@@ -29,6 +31,7 @@ def compare(
         claims: Statements to test.
         command: The command that trained and evaluated all of this, or that makes the report again.
         title: The title of the page.
+        extra: Sections that follow the result.
 
     Raises:
         UserError: The evaluations are not of the same images and classes.
@@ -36,6 +39,7 @@ def compare(
     comparison = Comparison(results)
     out = Path(out)
     sections = build_sections(comparison, missing, claims, [command] if command else [])
+    sections[1:1] = extra
     write_report(title, sections, out, list_names(comparison, missing, claims))
     write_results(comparison.results, comparison.settings, out / "results.parquet")
     show_comparison(comparison)

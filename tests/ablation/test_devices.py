@@ -119,7 +119,7 @@ def test_a_job_of_slurm_asks_for_the_nodes_and_gpus_of_a_run(folder, tmp_path):
     values = {"timeout_min": 240}
     request_devices(values, ablation)
     assert values == {"timeout_min": 240, "nodes": 2, "gpus_per_node": 4, "srun_args": ["--nodes=1", "--ntasks=1"]}
-    command = launch_command(ablation.runs[0])
+    command = launch_command(ablation.runs[0], ablation.runs[0].arguments)
     assert command[:4] == ["srun", "--overlap", "--nodes=2", "--ntasks-per-node=1"]
     torchrun = command[command.index("torch.distributed.run") + 1 : command.index("dilated_seg")]
     assert torchrun[:6] == ["--nnodes", "2", "--nproc_per_node", "4", "--rdzv_backend", "c10d"]

@@ -140,15 +140,18 @@ def test_every_ablation_expands_to_runs_that_parse(file):
 def test_architectures_are_compared_under_one_protocol(study):
     file = ROOT / f"experiments/ablations/{study}.yaml"
     content, compared = yaml.safe_load(file.read_text()), ablation.read(file)
-    for overlay in content["overlays"].values():
-        assert overlay == {"model": {"optimizer": {"init_args": {"lr": overlay["model"]["optimizer"]["init_args"]["lr"]}}}}
-    resolved = [yaml.safe_load(resolve_experiment(run.arguments[1:])) for run in compared.runs[:: len(content["overlays"])]]
+    rates = content["select"]["over"].values()
+    for rate in rates:
+        assert rate == {"model": {"optimizer": {"init_args": {"lr": rate["model"]["optimizer"]["init_args"]["lr"]}}}}
+    resolved = [yaml.safe_load(resolve_experiment(run.arguments[1:])) for run in compared.runs[:: len(rates)]]
     own = [{key: one["model"].pop(key) for key in ("net", "weights", "lr_factors")} for one in resolved]  # said to be unequal
     assert len({str(network["net"]) for network in own}) == len(own) == len(content["experiments"]) >= 7
     assert all(one == resolved[0] for one in resolved)  # data, optimiser, schedule, loss, trainer, callbacks, seed
     assert resolved[0]["trainer"]["max_steps"] == resolved[0]["model"]["lr_scheduler"]["init_args"]["total_iters"]
     assert {network["net"]["init_args"]["width"] for network in own} == {0.125 if "narrow" in study else 1.0}
-    assert compared.evaluation == "val-last" and all(run.compared and run.seed == 0 for run in compared.runs)
+    assert all([one.name for one in run.evaluations] == ["val-last"] and run.seed == 0 for run in compared.runs)
+    rows = {evaluation.row: evaluation.name.partition("-crf")[0] for run in compared.planned for evaluation in run.evaluations}
+    assert rows == dict.fromkeys([*content["experiments"], "DeepLab-LargeFOV, CRF"], "test-last")
 
 
 def test_names_may_be_numbers(tmp_path):

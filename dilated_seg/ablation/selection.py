@@ -1,0 +1,181 @@
+"""Selection: candidates of each network are tried with few seeds, and the best is trained with all and scored."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dilated_seg.ablation.plan import Ablation, Chain, PlannedRun, Selection, finished, group_chains, has_lost
+from dilated_seg.errors import UserError
+from dilated_seg.runs import Run
+from dilated_seg.storage import write_text
+
+if TYPE_CHECKING:
+    from dilated_seg.report.blocks import Section  # imports matplotlib
+
+SELECT_KEYS = ("over", "by", "seeds", "then")
+SPLITS = ("val", "test")
+
+
+def read_selection(file: Path, content: Mapping[str, Any]) -> Selection | None:
+    """Read the key ``select`` of an ablation file, without the settings of its candidates.
+
+    Raises:
+        UserError: It lacks something, or contradicts the other keys.
+    """
+    select, seeds = content.get("select"), content.get("seeds", [0])
+    if select is None:
+        return None
+    if not isinstance(select, dict) or not isinstance(select.get("over"), dict) or len(select["over"]) < 2:
+        raise UserError(
+            f"{file} selects over fewer than two candidates: write select: {{over: {{NAME: SETTINGS, NAME: SETTINGS}}}}"
+        )
+    if unknown := sorted(str(key) for key in select if key not in SELECT_KEYS):
+        raise UserError(f"{file} has the unknown key 'select.{unknown[0]}': select has {', '.join(SELECT_KEYS)}")
+    if "evaluate" in content:
+        raise UserError(f"{file} has both evaluate and select: the split of the result is select.then, leave evaluate out")
+    by, then, count = select.get("by", "val"), select.get("then", "test"), select.get("seeds", 1)
+    for key, split in (("by", by), ("then", then)):
+        if split not in SPLITS:
+            raise UserError(f"{file} has select.{key} {split}: choose val or test")
+    if type(count) is not int or not 1 <= count <= len(seeds):
+        raise UserError(
+            f"{file} has select.seeds {count}: give how many of the {len(seeds)} seeds try the candidates, from 1 on"
+        )
+    if not all(str(name) for name in select["over"]):
+        raise UserError(f"{file} has a candidate without a name in select.over: name it, as its folder is")
+    return Selection(by, then, tuple(map(str, select["over"])), tuple(seeds[:count]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is known of a network's candidates.
+
+    Args:
+        network: Its name.
+        scores: The mean IoU of each candidate, one for each seed that tries it, as far as they are there.
+        lost: The candidates whose training diverged.
+        seeds: How many seeds try each.
+    """
+
+    network: str
+    scores: Mapping[str, Sequence[float]]
+    lost: Collection[str]
+    seeds: int
+
+    @property
+    def selected(self) -> str | None:
+        """The candidate with the highest mean, of several the first; None until all have been tried, or if all diverged."""
+        left = [name for name in self.scores if name not in self.lost]
+        if not left or any(len(self.scores[name]) < self.seeds for name in left):
+            return None
+        return max(left, key=lambda name: float(np.nan_to_num(np.mean(self.scores[name]), nan=-1)))
+
+    def format_candidate(self, candidate: str) -> str:
+        """Format what a candidate scored, in percent."""
+        if candidate in self.lost:
+            return "diverged"
+        scores = self.scores[candidate]
+        return f"{100 * np.mean(scores):.1f}" if len(scores) == self.seeds else "not tried yet"
+
+    def __str__(self) -> str:
+        figures = ", ".join(f"{name} {self.format_candidate(name)}" for name in self.scores)
+        return f"{self.network}: {f'{self.selected} of' if self.selected else 'none selected yet;'} {figures}"
+
+
+def read_choices(ablation: Ablation) -> list[Choice]:
+    """Read what the candidates of each network have scored so far; empty without a selection.
+
+    Raises:
+        UserError: An evaluation cannot be read.
+    """
+    selection = ablation.selection
+    if selection is None:
+        return []
+    scores: dict[str, dict[str, list[float]]] = {}
+    lost: dict[str, set[str]] = {}
+    for chain in map(as_trial, group_chains(ablation.planned)):
+        if chain is None:
+            continue
+        last = chain[-1]
+        found = scores.setdefault(last.network, {}).setdefault(last.candidate, [])
+        if has_lost(chain):
+            lost.setdefault(last.network, set()).add(last.candidate)
+        elif finished(last):
+            found.append(Run(last.folder).evaluation(last.evaluations[0].name).mean_iou)
+    seeds = len(selection.seeds)
+    return [Choice(network, candidates, lost.get(network, ()), seeds) for network, candidates in scores.items()]
+
+
+def as_trial(chain: Chain) -> Chain | None:
+    """Return a chain with the evaluation by which its candidate is chosen only; None if its seed tries none."""
+    last = chain[-1]
+    return (*chain[:-1], replace(last, evaluations=(last.trial,))) if last.trial else None
+
+
+def as_selected(chain: Chain) -> Chain:
+    """Return a chain with the evaluations of the tables, and the one by which its candidate was chosen."""
+    last = chain[-1]
+    missing = last.trial and all(last.trial.name != evaluation.name for evaluation in last.evaluations)
+    return (*chain[:-1], replace(last, evaluations=(last.trial, *last.evaluations))) if last.trial and missing else chain
+
+
+def advance(ablation: Ablation) -> Ablation:
+    """Return the ablation with the runs that it needs by what has been tried so far.
+
+    Without a selection these are all. With one, they are the trials, and all seeds of the selected candidates.
+    """
+    if ablation.selection is None:
+        return replace(ablation, runs=ablation.planned)
+    selected = {choice.network: choice.selected for choice in read_choices(ablation)}
+    runs: list[PlannedRun] = []
+    for chain in group_chains(ablation.planned):
+        is_selected = selected[chain[-1].network] == chain[-1].candidate
+        runs += as_selected(chain) if is_selected else as_trial(chain) or ()
+    return replace(ablation, runs=tuple(runs))
+
+
+def write_selection(ablation: Ablation, choices: Sequence[Choice]) -> None:
+    """Write what was selected from what into the ablation's directory."""
+    selection = ablation.selection
+    if selection is None:
+        return
+    networks = {
+        choice.network: {"selected": choice.selected, "mean_iou": choice.scores, "diverged": sorted(choice.lost)}
+        for choice in choices
+    }
+    content = {"by": selection.by, "then": selection.then, "checkpoint": ablation.checkpoint, "seeds": selection.seeds}
+    write_text(ablation.folder / "selection.json", json.dumps(content | {"networks": networks}, indent=1) + "\n")
+
+
+def build_section(ablation: Ablation, choices: Sequence[Choice]) -> "Section | None":
+    """Build the section of a report on what was selected from what; None without a selection."""
+    from dilated_seg.report.blocks import ReportTable, Section
+
+    selection = ablation.selection
+    if selection is None:
+        return None
+    header = ["network", *(f"{candidate}: mean IoU on {selection.by}" for candidate in selection.candidates), "selected"]
+    rows = [
+        [choice.network, *map(choice.format_candidate, selection.candidates), choice.selected or "none yet"]
+        for choice in choices
+    ]  # fmt: skip
+    return Section("Selection", [describe_selection(ablation), ReportTable("selection", header, rows)])
+
+
+def describe_selection(ablation: Ablation) -> str:
+    """Describe in a sentence or two how networks were selected; empty without a selection."""
+    selection = ablation.selection
+    if selection is None:
+        return ""
+    seeds = f"seed{'s' if len(selection.seeds) > 1 else ''} {', '.join(map(str, selection.seeds))}"
+    how = (
+        f"Of each network {len(selection.candidates)} candidates were trained with {seeds}; the one with the highest mean IoU "
+        f"on {selection.by} was trained with all seeds and scored on {selection.then}."
+    )
+    if selection.by != selection.then:
+        return how
+    return f"{how} **{selection.by} is both: what was selected on a split scores higher there than on other images.**"
