@@ -1,4 +1,4 @@
-"""Atomic writes, SHA-256, downloads, and text from a path or a URL."""
+"""Atomic writes, SHA-256, downloads, and text from a path or URL."""
 
 import hashlib
 import os
@@ -17,10 +17,10 @@ TIMEOUT = 20.0  # seconds without a byte, after which a download fails
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same directory, which replaces ``path`` when the block ends; if it fails, it is removed.
+    """Yield a temporary path in the same directory, which replaces ``path`` when the block ends and is removed if it fails.
 
-    So a file is complete or absent, whatever ends the process. Of two processes that write it at once, the last one wins. The
-    temporary name keeps the suffix, from which libraries tell the format, and is short whatever the name of ``path``.
+    So a file is complete or absent, whatever ends the process. If two processes write it, the last one wins. The temporary
+    name is short and keeps the suffix, which tells libraries the format.
     """
     partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix[:16]}")
     try:
@@ -28,6 +28,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(path: Path, suffix: str, overwrite: bool) -> None:
+    """Raise UserError unless the file ``--out`` ends in ``suffix``, is new or may be replaced, and its directory exists."""
+    if path.suffix != suffix:
+        raise UserError(f"--out {path}: the file name must end in {suffix}")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a directory: give the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"--out {path} exists: give another name, or replace it with --overwrite")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no directory {path.parent}: create it first")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,12 +50,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def is_url(root: str) -> bool:
-    """Return whether data are behind a URL (hf://, s3://, https://), not in a directory."""
+    """Return whether a root is a URL (hf://, s3://, https://) and not a directory."""
     return "://" in root
 
 
 def join(root: str, name: str) -> str:
-    """Return the path of a file in a directory or below a URL."""
+    """Return the path or URL of a file in a directory or below a URL."""
     return f"{root.rstrip('/')}/{name}"
 
 
@@ -53,37 +65,33 @@ def read_text(root: str, name: str) -> str:
     Raises:
         UserError: It cannot be read.
     """
-    place = join(root, name)
+    location = join(root, name)
     try:
         if not is_url(root):
-            return Path(place).read_text("utf-8-sig")
+            return Path(location).read_text("utf-8-sig")
         import fsspec  # comes with datasets
 
-        with fsspec.open(place, encoding="utf-8-sig", mode="rt") as file:
+        with fsspec.open(location, encoding="utf-8-sig", mode="rt") as file:
             return str(file.read())
     except UnicodeDecodeError as error:
-        raise UserError(f"{place} is no UTF-8 text: save it as such") from error
+        raise UserError(f"{location} is not UTF-8 text: save it as UTF-8") from error
     except ImportError as error:  # fsspec names the package that this kind of URL needs
-        raise UserError(f"cannot read {place}: {format_error(error)}") from error
+        raise UserError(f"cannot read {location}: {format_error(error)}") from error
     except Exception as error:
-        if is_url(root) and (problem := explain_url_error(place, error)):
+        if is_url(root) and (problem := explain_url_error(location, error)):
             raise problem from error
         if isinstance(error, OSError):
-            raise UserError(f"cannot read {place}: {error.strerror or error}") from error
+            raise UserError(f"cannot read {location}: {error.strerror or error}") from error
         raise
 
 
 def download(url: str, path: Path, checksum: str) -> None:
-    """Download a file, whose SHA-256 is ``checksum`` or begins with it; it appears only when it is complete.
-
-    Raises:
-        OSError: It cannot be downloaded, or is another file.
-    """
+    """Download a file atomically; raise OSError if that fails or its SHA-256 does not begin with ``checksum``."""
     from torch.hub import download_url_to_file
 
     timeout = socket.getdefaulttimeout()
     try:
-        Request(url)  # torch would create a file before it finds that an address is not one
+        Request(url)  # raises for an invalid URL, for which torch would create a file first
         path.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT)
         download_url_to_file(url, str(path), checksum, progress=True)

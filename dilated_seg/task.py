@@ -93,7 +93,7 @@ class SegmentationTask(LightningModule):
             check_class_weights(class_weights, self.classes)
         check_values(lr_factors or {}, mean, std)
         if crf and crf.learnable and crf.num_classes is None:
-            crf.learn(num_classes)
+            crf.add_parameters(num_classes)
         mean_std = mean or VGG_MEAN, std or IMAGENET_STD
         self.model = Segmenter(net, self.classes, *mean_std, ignore_index=ignore_index, crf=crf)
         if compile:

@@ -1,31 +1,31 @@
-"""The tensors of this package as types: jaxtyping checks them on every call while the tests run, and never else."""
+"""Tensor types with shapes, which jaxtyping checks on every call in the tests only; and argmax over classes."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer, Num
 from torch import Tensor
 
-Image = Float[Tensor, "batch 3 height width"]  # RGB, normalised
+Image = Float[Tensor, "batch 3 height width"]  # RGB, normalized
 Mask = Integer[Tensor, "batch height width"]  # class ids, and ignore_index where unlabelled
-Logits = Float[Tensor, "batch classes height width"]  # one score map a class, at the image's size
-Probabilities = Float[Tensor, "batch classes height width"]  # the softmax of logits, or what a CRF makes of it
-Pixels = Num[Tensor, "_ 3 _ _"]  # plain RGB, 0 to 255, bytes or not
+Logits = Float[Tensor, "batch classes height width"]  # one map per class, at the image's size
+Probabilities = Float[Tensor, "batch classes height width"]  # softmax of logits, or the marginals of a CRF
+Pixels = Num[Tensor, "_ 3 _ _"]  # plain RGB, 0 to 255, of any dtype
 Maps = Float[Tensor, "batch _ _ _"]  # features inside a network, of any channels and size
-Planes = Float[Tensor, "batch {self.in_channels} height width"]  # an image of as many channels as its network says
+Planes = Float[Tensor, "batch {self.in_channels} height width"]  # an image with `self.in_channels` channels
 
-PIXELS = 1 << 12  # whose scores of all classes stay in a core's cache
+PIXELS = 1 << 12  # pixels whose logits of all classes fit into a core's cache
 
 
 def predict(logits: Logits) -> Mask:
-    """The class of the highest score at every pixel (B, H, W); of several, the first."""
+    """Return the class of the highest logit at every pixel (B, H, W), the first of equal ones."""
     if logits.device.type != "cpu":
         return logits.max(1).indices
-    # On a CPU, torch looks for a maximum over classes one pixel at a time, but pools many maps at once: so pixels become the
-    # maps here and the classes the window, a few pixels after the other. About three times as fast.
+    # torch's CPU argmax over classes handles one pixel at a time, its max pooling many channels at once. With pixels as
+    # channels and classes as the pooling window, block by block, this is about three times as fast.
     count, classes, height, width = logits.shape
-    found = torch.empty(count, height * width, dtype=torch.long)
-    for image, ids in zip(logits.detach().flatten(2), found, strict=True):
-        for scores, here in zip(image.split(PIXELS, 1), ids.split(PIXELS), strict=True):
-            pixels_as_maps = scores.T[None, :, :, None].contiguous(memory_format=torch.channels_last)
-            here[:] = F.max_pool2d(pixels_as_maps, (classes, 1), return_indices=True)[1].flatten()
-    return found.view(count, height, width)
+    prediction = torch.empty(count, height * width, dtype=torch.long)
+    for image, ids in zip(logits.detach().flatten(2), prediction, strict=True):
+        for block, block_ids in zip(image.split(PIXELS, 1), ids.split(PIXELS), strict=True):
+            pixels_as_channels = block.T[None, :, :, None].contiguous(memory_format=torch.channels_last)
+            block_ids[:] = F.max_pool2d(pixels_as_channels, (classes, 1), return_indices=True)[1].flatten()
+    return prediction.view(count, height, width)

@@ -1,4 +1,4 @@
-"""The fully connected CRF, on the permutohedral lattice, in torch alone: the same code on every device, differentiable.
+"""The fully connected CRF on the permutohedral lattice, in torch alone: one implementation for all devices, differentiable.
 
 Krähenbühl and Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NeurIPS 2011,
 https://arxiv.org/abs/1210.5644. Every pair of pixels is joined by two Gaussian kernels (their Equation 3): appearance, of
@@ -22,8 +22,8 @@ from dilated_seg.crf.permutohedral import Lattice, build_lattice, split_pixels
 from dilated_seg.errors import UserError
 from dilated_seg.tensors import Pixels, Probabilities
 
-MIN_PROBABILITY = 1e-5  # smaller ones count as this, as in pydensecrf's unary_from_softmax
-BLOCK = 1 << 13  # pixels a thread, whose values of all classes stay in a core's cache
+MIN_PROBABILITY = 1e-5  # lower bound of the input, as in pydensecrf's unary_from_softmax
+BLOCK = 1 << 13  # pixels per thread: their values of all classes fit into a core's cache
 LANES, MIN_LANES = 8, 16  # classes are padded to a multiple, and to this many: a CPU's softmax over fewer is far slower
 
 # DeepLab-LargeFOV's, from run_densecrf.sh of its release.
@@ -31,7 +31,7 @@ DEEPLAB = {"w1": 4.0, "theta_alpha": 49.0, "theta_beta": 5.0, "w2": 3.0, "theta_
 
 
 class DenseCRF(nn.Module):
-    """Mean field in the fully connected CRF: maps probabilities and their image to probabilities that follow its edges.
+    """Mean-field inference in the fully connected CRF: from probabilities and their image to probabilities refined at edges.
 
     Unrolled it is CRF-RNN (Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015): gradients flow
     to the probabilities, and with ``learnable`` to the weights and the compatibility; not to the image, nor to the thetas.
@@ -40,7 +40,7 @@ class DenseCRF(nn.Module):
     The defaults are those of pydensecrf's example, which most code uses; ``DenseCRF(**DEEPLAB)`` is DeepLab's.
 
     Args:
-        iterations: Of mean field; the papers take 10, and 5 while CRF-RNN is trained.
+        iterations: Of mean field; the papers use 10, and 5 while CRF-RNN is trained.
         w1: Weight of the appearance kernel.
         theta_alpha: Standard deviation of its positions, in pixels.
         theta_beta: Standard deviation of its colors, 0 to 255.
@@ -72,25 +72,25 @@ class DenseCRF(nn.Module):
     ) -> None:
         super().__init__()
         if type(iterations) is not int or not 1 <= iterations <= 1000:
-            raise UserError(f"DenseCRF: iterations is {iterations}: take a whole number from 1 to 1000")
+            raise UserError(f"DenseCRF: iterations is {iterations}: give an integer from 1 to 1000")
         if type(learnable) is not bool:
-            raise UserError(f"DenseCRF: learnable is {learnable}: take true or false")
+            raise UserError(f"DenseCRF: learnable is {learnable}: give true or false")
         for name, weight in (("w1", w1), ("w2", w2)):
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise UserError(f"DenseCRF: {name} is {weight}: take a finite number, not below 0")
+                raise UserError(f"DenseCRF: {name} is {weight}: give a finite number, not below 0")
         for name, theta in (("theta_alpha", theta_alpha), ("theta_beta", theta_beta), ("theta_gamma", theta_gamma)):
             if not isinstance(theta, int | float) or not 0 < theta < math.inf:
-                raise UserError(f"DenseCRF: {name} is {theta}: take a positive number")
+                raise UserError(f"DenseCRF: {name} is {theta}: give a positive finite number")
         self.iterations, self.num_classes = iterations, num_classes
         self.theta_alpha, self.theta_beta, self.theta_gamma = theta_alpha, theta_beta, theta_gamma
         self.w1, self.w2, self.compatibility, self.learnable = w1, w2, None, learnable
         self.start = {"iterations": iterations, "w1": w1, "theta_alpha": theta_alpha, "theta_beta": theta_beta}
         self.start |= {"w2": w2, "theta_gamma": theta_gamma}
         if learnable and num_classes is not None:
-            self.learn(num_classes)
+            self.add_parameters(num_classes)
 
-    def learn(self, num_classes: int) -> None:
-        """Make parameters of the weights and the compatibility."""
+    def add_parameters(self, num_classes: int) -> None:
+        """Make w1, w2 and the compatibility parameters."""
         self.num_classes = num_classes
         self.w1 = nn.Parameter(torch.full((num_classes,), float(self.start["w1"])))
         self.w2 = nn.Parameter(torch.full((num_classes,), float(self.start["w2"])))
@@ -98,7 +98,7 @@ class DenseCRF(nn.Module):
 
     @property
     def name(self) -> str:
-        """Name for files: ``crf``, and the arguments that are not the defaults."""
+        """Name for files: ``crf`` and the arguments that differ from the defaults."""
         defaults = signature(DenseCRF).parameters
         return "-".join(["crf", *(f"{k}_{value:g}" for k, value in self.start.items() if value != defaults[k].default)])
 
@@ -109,7 +109,7 @@ class DenseCRF(nn.Module):
         """Return the marginals Q after the last iteration, in float32, or float64 if the probabilities are.
 
         Args:
-            probabilities: The network's (B, C, H, W). Those below 1e-5 count as 1e-5 and have no gradient.
+            probabilities: The network's (B, C, H, W). Those below 1e-5 are replaced by 1e-5 and have no gradient.
             image: Plain RGB, 0 to 255 (B, 3, H, W).
 
         Raises:
@@ -117,48 +117,48 @@ class DenseCRF(nn.Module):
                 learnable one.
         """
         if self.learnable and self.num_classes is None:
-            raise ValueError("DenseCRF: what is learnable is by class: give num_classes too")
+            raise ValueError("DenseCRF: a learnable CRF has parameters for each class: give num_classes too")
         count, classes, *size = probabilities.shape
         if [count, *size] != [len(image), *image.shape[2:]]:
             raise ValueError(
-                f"DenseCRF has {count} images' probabilities of {size}, but {len(image)} images of {list(image.shape[2:])}"
+                f"DenseCRF: the probabilities are {count} of {size}, but the images {len(image)} of {list(image.shape[2:])}"
             )
         if self.num_classes not in (None, classes):
-            raise ValueError(f"DenseCRF has probabilities of {classes} classes, but num_classes is {self.num_classes}")
+            raise ValueError(f"DenseCRF: the probabilities are of {classes} classes, but num_classes is {self.num_classes}")
         precise = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
-        learning = torch.is_grad_enabled() and (precise.requires_grad or self.compatibility is not None)
-        with torch.autocast(precise.device.type, enabled=False), torch.set_grad_enabled(learning):
+        keep_gradients = torch.is_grad_enabled() and (precise.requires_grad or self.compatibility is not None)
+        with torch.autocast(precise.device.type, enabled=False), torch.set_grad_enabled(keep_gradients):
             return torch.stack([self.infer(*pair) for pair in zip(precise, image, strict=True)])
 
     def infer(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """Return the marginals (C, H, W) of one image (3, H, W)."""
         classes, height, width = probabilities.shape
         kernels = [
-            appearance(image, self.theta_alpha, self.theta_beta),
-            smoothness(height, width, self.theta_gamma, image.device),
+            build_appearance(image, self.theta_alpha, self.theta_beta),
+            build_smoothness(height, width, self.theta_gamma, image.device),
         ]
         # A pixel is a row of classes, padded by classes of probability 0.
-        more = max(MIN_LANES - classes, -classes % LANES)
-        unary = F.pad(probabilities.clamp(MIN_PROBABILITY, 1).log().flatten(1).T, (0, more), value=-math.inf).contiguous()
+        padding = max(MIN_LANES - classes, -classes % LANES)
+        unary = F.pad(probabilities.clamp(MIN_PROBABILITY, 1).log().flatten(1).T, (0, padding), value=-math.inf).contiguous()
         mixing = None if self.compatibility is None else -self.compatibility
-        weights = [w if mixing is None else F.pad(mixing * w, (0, more, 0, more)).T for w in (self.w1, self.w2)]
+        weights = [w if mixing is None else F.pad(mixing * w, (0, padding, 0, padding)).T for w in (self.w1, self.w2)]
         marginals = unary.softmax(1)
         for _ in range(self.iterations):
-            marginals = update(marginals, unary, kernels, weights)
+            marginals = update_marginals(marginals, unary, kernels, weights)
         return marginals[:, :classes].T.reshape(classes, height, width)
 
 
-def update(marginals: Tensor, unary: Tensor, kernels: list[Lattice], weights: list[float | Tensor]) -> Tensor:
-    """Return the marginals after one more iteration, computed in place, block by block, unless gradients are kept.
+def update_marginals(marginals: Tensor, unary: Tensor, kernels: list[Lattice], weights: list[float | Tensor]) -> Tensor:
+    """Return the marginals after one more iteration: in place and block by block, unless gradients are kept.
 
     Args:
         marginals: (N, C).
         unary: The negative unary potentials, log p (N, C).
         kernels: The Gaussian filters.
-        weights: Of each kernel: a number, or the learned weights times the compatibility (C, C).
+        weights: Of each kernel: its weight, or the learned weights times the compatibility (C, C).
     """
     blurred = [kernel.splat_and_blur(marginals) for kernel in kernels]
-    # Weights are applied at the vertices: a photograph has fewer of them than pixels.
+    # Weights are applied at the vertices, which are fewer than the pixels.
     blurred = [b @ w if isinstance(w, Tensor) else b.mul_(w) for b, w in zip(blurred, weights, strict=True)]
     if torch.is_grad_enabled():
         return sum((k.slice(b) for k, b in zip(kernels, blurred, strict=True)), unary).softmax(1)
@@ -170,21 +170,21 @@ def update(marginals: Tensor, unary: Tensor, kernels: list[Lattice], weights: li
     return marginals
 
 
-def appearance(image: Tensor, theta_alpha: float, theta_beta: float) -> Lattice:
+def build_appearance(image: Tensor, theta_alpha: float, theta_beta: float) -> Lattice:
     """Build the kernel of positions and colors of an image (3, H, W)."""
     _, height, width = image.shape
-    position = positions(height, width, image.device) / torch.tensor(theta_alpha, device=image.device)
+    position = list_positions(height, width, image.device) / torch.tensor(theta_alpha, device=image.device)
     return build_lattice(torch.cat([position, image.flatten(1).float() / torch.tensor(theta_beta, device=image.device)]))
 
 
 @lru_cache(maxsize=2)
 @torch.inference_mode(False)  # a lattice cached in evaluation may be used in training
-def smoothness(height: int, width: int, theta_gamma: float, device: torch.device) -> Lattice:
-    """Build the kernel of positions, once for images of one size."""
-    return build_lattice(positions(height, width, device) / torch.tensor(theta_gamma, device=device))
+def build_smoothness(height: int, width: int, theta_gamma: float, device: torch.device) -> Lattice:
+    """Build the kernel of positions, cached for images of one size."""
+    return build_lattice(list_positions(height, width, device) / torch.tensor(theta_gamma, device=device))
 
 
-def positions(height: int, width: int, device: torch.device) -> Tensor:
+def list_positions(height: int, width: int, device: torch.device) -> Tensor:
     """Return the column and the row of each pixel (2, N)."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     return torch.stack([columns.repeat(height), rows.repeat_interleave(width)])

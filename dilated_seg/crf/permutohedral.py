@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dilated_seg.errors import UserError
 
-SMALL = 1 << 15  # for fewer numbers than this, torch does not use several threads
+SMALL = 1 << 15  # torch computes on tensors of fewer elements in one thread
 
 
 class Matrix(NamedTuple):
@@ -44,7 +44,7 @@ class Matrix(NamedTuple):
         )
 
     def rows(self, part: slice) -> "Matrix":
-        """Return some rows of a matrix that has the same number of entries in each."""
+        """Return rows of a matrix whose rows have equally many entries."""
         width = len(self.columns) // (len(self.starts) - 1)
         entries = slice(part.start * width, part.stop * width)
         return Matrix(self.columns[entries], self.starts[: part.stop - part.start + 1], self.weights[entries])
@@ -115,18 +115,18 @@ def build_lattice(features: Tensor) -> Lattice:
     weights = torch.empty(pixels, d + 1, device=features.device)
     for part in split_pixels(pixels, (SMALL - 1) // (d + 1), features.device):
         find_simplices(features[:, part], scales, coding, codes[part], weights[part])
-    # One sort brings the entries of each vertex together, its pixels in order.
+    # Sorting the codes groups the entries of each vertex, its pixels in order.
     ordered, order = codes.flatten().sort(stable=True)
     vertices, vertex, counts = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)
     corners = torch.empty_like(order, dtype=torch.int32).scatter_(0, order, vertex.int())
     starts = F.pad(counts.cumsum(0), (1, 0)).int()
     members = order.int() // (d + 1)
-    every = torch.arange(0, (d + 1) * pixels + 1, d + 1, dtype=torch.int32, device=features.device)
+    row_starts = torch.arange(0, (d + 1) * pixels + 1, d + 1, dtype=torch.int32, device=features.device)
     blurs = [build_blur(vertices, stride) for stride in coding.strides]
 
     def kernel(weights: Tensor) -> Lattice:
         flat = weights.flatten()
-        return Lattice(Matrix(members, starts, flat.take(order)), blurs, Matrix(corners, every, flat))
+        return Lattice(Matrix(members, starts, flat.take(order)), blurs, Matrix(corners, row_starts, flat))
 
     weights *= (1 + 2.0**-d) ** -0.5  # the constant of Adams et al., its root on either side
     unnormalized = kernel(weights)
@@ -141,15 +141,15 @@ def choose_coding(features: Tensor, scales: list[float]) -> Coding:
     low, strides, total = [0], [0], 1
     for j in range(1, d + 1):
         # w_j falls with every feature. y is within 2 of x, in units of w_j; vertices are 1 further, and neighbours another.
-        most, least = (
+        highest, lowest = (
             -(sum(f * scale for f, scale in zip(ends[:j], scales, strict=False)) + j * ends[j - 1] * scales[j - 1]) / (d + 1)
             for ends in extremes
         )
-        low.append(math.floor(least) - 4)
+        low.append(math.floor(lowest) - 4)
         strides.append(total)
-        total *= math.ceil(most) + 4 - low[j] + 1
+        total *= math.ceil(highest) + 4 - low[j] + 1
     if total >= 2**63:
-        raise UserError("DenseCRF: a theta is too small for images of this size: take a larger one")
+        raise UserError("DenseCRF: a theta is too small for images of this size: give a larger one")
     strides[0] = -sum(strides)
     return Coding(low, strides, torch.int32 if total < 2**31 else torch.int64)
 

@@ -1,4 +1,4 @@
-"""Whether an exported program gives the labels that torch gives."""
+"""Compare the labels of an exported program with torch's."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,18 @@ from dilated_seg.errors import UserError, describe_error
 
 Size = tuple[int, int, int]  # images, height, width
 
-CHECKED: tuple[Size, ...] = ((1, 33, 47), (1, 219, 195), (2, 204, 220), (1, 188, 252))  # on which labels are compared
+CHECKED: tuple[Size, ...] = ((1, 33, 47), (1, 219, 195), (2, 204, 220), (1, 188, 252))  # images whose labels are compared
 
 # Two programs round differently. Where the two highest logits differ by less than TIE (a fraction of the highest of all),
-# either label is right. With pooling indices, rounding may choose other indices: for at most MOVED of the pixels.
+# either label is right. With pooling indices, rounding may also move maxima: for at most MOVED of the pixels.
 TIE, MOVED = 1e-4, 1e-3
 
 
 def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size, ...]) -> str:
-    """Compare the labels of another program with torch's on images of several sizes; return a sentence on how far they agree.
+    """Compare the labels of another program with torch's on images of these sizes; return a sentence on the agreement.
 
     Raises:
-        UserError: It fails, or gives other labels.
+        UserError: The program fails, or gives other labels.
     """
     allowed = MOVED if any(isinstance(layer, nn.MaxUnpool2d) for layer in plain.modules()) else 0.0
     seen, tied, moved, pixels = [], 0, 0, 0
@@ -30,7 +30,7 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
         try:
             with torch.no_grad():
                 ours = plain(image)
-        except Exception:  # too small for this network, or not of the sides that it takes
+        except Exception:  # the network needs larger images, or a fixed size
             continue
         theirs = run_program(run, image, ours.shape)
         best = ours.topk(min(2, ours.shape[1]), 1).values
@@ -39,32 +39,32 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
         tied, moved, pixels = tied + int((other & close).sum()), moved + int((other & ~close).sum()), pixels + other.numel()
         seen.append(f"{size[1]} x {size[2]}")
     if not seen:
-        raise UserError("the network takes no size that the export is checked on: fix one with --size HEIGHT WIDTH")
+        raise UserError("the network accepts no size that the export is checked on: fix one with --size HEIGHT WIDTH")
     if moved > allowed * pixels:
-        raise UserError(f"what was written labels {moved:,} of {pixels:,} pixels otherwise than torch: nothing is kept")
-    rest = [f"{tied} where two classes tie"] * bool(tied) + [f"{moved} where a pooling's maxima do"] * bool(moved)
-    but = f", but for {' and '.join(rest)}" if rest else ""
-    return f"checked on {', '.join(dict.fromkeys(seen))}: the labels are torch's{but}"
+        raise UserError(f"the exported program labels {moved:,} of {pixels:,} pixels differently from torch: it is not kept")
+    others = [f"{tied} where two classes tie"] * bool(tied) + [f"{moved} where a pooling's maxima do"] * bool(moved)
+    exception = f", but for {' and '.join(others)}" if others else ""
+    return f"checked on {', '.join(dict.fromkeys(seen))}: the labels are torch's{exception}"
 
 
 def run_program(run: Callable[[Tensor], Tensor], image: Tensor, shape: torch.Size) -> Tensor:
-    """Return the logits of another program, which must have this shape and be finite."""
+    """Return the logits of another program; raise UserError unless they have this shape and are finite."""
     try:
         with torch.no_grad():
             logits = run(image)
     except Exception as error:  # every runtime has its own
         problem = f"does not run on {image.shape[2]} x {image.shape[3]} ({describe_error(error)})"
-        raise UserError(f"what was written {problem}: nothing is kept; try --size") from error
+        raise UserError(f"the exported program {problem}: it is not kept; try --size") from error
     if logits.shape != shape:
         problem = f"gives {tuple(logits.shape)} where torch gives {tuple(shape)}"
-        raise UserError(f"what was written {problem}: nothing is kept")
+        raise UserError(f"the exported program {problem}: it is not kept")
     if not logits.isfinite().all():
-        raise UserError("what was written gives logits that are not finite: nothing is kept")
+        raise UserError("the exported program gives logits that are not finite: it is not kept")
     return logits
 
 
 def create_images(batch: int, height: int, width: int) -> Tensor:
-    """Return images (B, 3, H, W) with areas of color and noise, the same at every call."""
+    """Return uint8 images (B, 3, H, W) with areas of color and noise, the same at every call."""
     random = torch.Generator().manual_seed(0)
     areas = F.interpolate(torch.rand(batch, 3, 5, 7, generator=random), (height, width), mode="bilinear")
     return (200 * areas + 55 * torch.rand(batch, 3, height, width, generator=random)).to(torch.uint8)

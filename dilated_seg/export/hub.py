@@ -43,14 +43,14 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
     """Write configuration, weights and card into a directory, each atomically, the configuration last.
 
     Raises:
-        UserError: The network is not one of `dilated_seg.models`, or the directory cannot be written.
+        UserError: The network is not of `dilated_seg.models`, the directory holds other files, or it cannot be written.
     """
     if segmenter.built is None or segmenter.built[0] not in models.__all__:
-        raise UserError("only networks of dilated_seg.models can be loaded again from a folder: export this one as pt2 or onnx")
+        raise UserError("only networks of dilated_seg.models can be loaded again from a directory: use --format pt2 or onnx")
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
-        raise UserError(f"--licence {licence!a}: write the licence's short name, such as cc-by-nc-4.0")
+        raise UserError(f"--licence {licence!a} is not a short name: write one such as cc-by-nc-4.0")
     name, arguments = segmenter.built
-    mean, std = (numbers.flatten().tolist() for numbers in (segmenter.mean, segmenter.std))
+    mean, std = (values.flatten().tolist() for values in (segmenter.mean, segmenter.std))
     config = {
         "net": {"class": name, "arguments": arguments}, "mean": mean, "std": std,
         "classes": segmenter.classes, "palette": segmenter.palette, "ignore_index": segmenter.ignore_index,
@@ -63,13 +63,13 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
     try:
         texts = {CARD: format_card(segmenter, folder.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"what is known of this network cannot be written down ({describe_error(error)})") from error
+        raise UserError(f"this network's description cannot be written ({describe_error(error)}): export its run") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_directory(folder)
         with atomic_path(folder / WEIGHTS) as partial:
             save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, partial)
-            (folder / CONFIG).unlink(missing_ok=True)  # without it, the directory cannot be loaded while weights are replaced
+            (folder / CONFIG).unlink(missing_ok=True)  # so that old configuration and new weights are never loaded together
         for file, text in texts.items():
             write_text(folder / file, text)
     except (OSError, SafetensorError) as error:
@@ -77,25 +77,21 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
 
 
 def check_directory(folder: Path) -> None:
-    """Require a directory that is empty or that `save` wrote.
-
-    Raises:
-        UserError: It holds other files, such as a run.
-    """
+    """Raise UserError unless a directory is empty or written by `save`, so that no run or other file is overwritten."""
     config = folder / CONFIG
     try:
-        ours = config.is_file() and "class" in json.loads(config.read_text("utf-8"))["net"]
+        saved = config.is_file() and "class" in json.loads(config.read_text("utf-8"))["net"]
     except (ValueError, KeyError, TypeError):
-        ours = False
-    if any(folder.iterdir()) and (not ours or Run(folder).is_run):
-        raise UserError(f"{folder} holds other files: name a new folder for what goes to the Hub")
+        saved = False
+    if any(folder.iterdir()) and (not saved or Run(folder).is_run):
+        raise UserError(f"{folder} holds other files: give a new directory for the export")
 
 
 def push(segmenter: Segmenter, repository: str, licence: str | None = None, private: bool = True) -> str:
-    """Upload what `save` writes to OWNER/NAME at the Hub, which is created if necessary; return its address.
+    """Upload the directory that `save` writes to OWNER/NAME at the Hub, created if necessary; return its URL.
 
     Raises:
-        UserError: There is no token, or the Hub refuses.
+        UserError: There is no token, or the Hub rejects the upload.
     """
     from huggingface_hub import HfApi
 
@@ -105,14 +101,14 @@ def push(segmenter: Segmenter, repository: str, licence: str | None = None, priv
         try:
             HfApi().create_repo(repository, private=private, exist_ok=True)
             return str(HfApi().upload_folder(repo_id=repository, folder_path=folder))
-        except Exception as error:  # every layer below has its own
+        except Exception as error:  # HTTP, authentication and file errors of several libraries
             raise UserError(
-                f"the Hugging Face Hub does not take {repository} ({describe_error(error)}): see hf auth login"
+                f"the Hugging Face Hub rejected {repository} ({describe_error(error)}): log in with hf auth login"
             ) from error
 
 
 def format_card(segmenter: Segmenter, name: str, licence: str | None = None) -> str:
-    """Return the model card: the network, its data and its evaluations with their protocols; nothing that is not recorded."""
+    """Return the model card: the network, its dataset, and its recorded evaluations with their protocols."""
     from huggingface_hub import ModelCardData
 
     results = [result for record in segmenter.facts.get("evaluations", []) for result in list_results(record)]
@@ -125,7 +121,7 @@ def format_card(segmenter: Segmenter, name: str, licence: str | None = None) -> 
 
 
 def list_results(record: dict[str, Any]) -> "Iterator[EvalResult]":
-    """Yield the metrics of an evaluation for the card's header, from which the Hub lists them."""
+    """Yield the metrics of an evaluation for the card's header, which the Hub reads."""
     from huggingface_hub import EvalResult
 
     dataset = " ".join(str(record["protocol"]["dataset"]).split())
@@ -140,12 +136,12 @@ def list_results(record: dict[str, Any]) -> "Iterator[EvalResult]":
 
 
 def escape(text: str) -> str:
-    """Return a name for Markdown: in one line, without the meaning of its characters."""
+    """Return a name as one line of literal Markdown."""
     return re.sub(r"([\\|`*_\[\]<>#])", r"\\\1", " ".join(text.split()))
 
 
 def format_body(segmenter: Segmenter, licence: str | None) -> Iterator[str]:
-    """Yield the lines of the card between title and example."""
+    """Yield the card's lines between title and example."""
     dataset, facts = segmenter.dataset or "a dataset that its checkpoint does not name", segmenter.facts
     yield f"Semantic segmentation into {len(segmenter.classes)} classes, trained on {escape(dataset)} with dilated_seg:"
     yield f"`{format_call(segmenter.built[0], **segmenter.built[1])}`,"  # type: ignore[index]
@@ -153,7 +149,7 @@ def format_body(segmenter: Segmenter, licence: str | None) -> Iterator[str]:
     if segmenter.crf:
         learned = ", its weights and compatibility learned with the network (CRF-RNN)" if segmenter.crf.learnable else ""
         yield f"Its probabilities are refined by a {segmenter.crf}{learned}."
-    yield "It maps plain RGB (0 to 255), of any size that the network takes, to logits; normalization is part of it."
+    yield "It maps plain RGB (0 to 255), of any size that the network accepts, to logits; normalization is part of it."
     yield ""
     if "checkpoint" in facts:
         yield f"From `{facts['checkpoint']}`, step {facts['step']}, SHA-256 `{facts['sha256']}`; written at commit {commit()}."
@@ -161,20 +157,20 @@ def format_body(segmenter: Segmenter, licence: str | None) -> Iterator[str]:
     if licence:
         yield f"Licence: {licence}"
     else:
-        yield "Licence: not stated. The dataset, and the weights it started from, may restrict what these may be used for."
+        yield "Licence: not stated. Those of the dataset and of the initial weights may restrict the use of these weights."
     yield from ("", "## Evaluation", "")
     if not facts.get("evaluations"):
-        yield "Its run has no evaluation of these weights."
+        yield "There is no evaluation of these weights in its run."
     for record in facts.get("evaluations", []):
         yield from format_evaluation(record)
-    yield from ("## Classes", "", "| id | class | colour |", "|---:|---|---|")
+    yield from ("## Classes", "", "| id | class | color |", "|---:|---|---|")
     for k, (label, color) in enumerate(zip(segmenter.classes, segmenter.palette, strict=True)):
         yield f"| {k} | {escape(label)} | #{bytes(color).hex()} |"
     yield from ("", "## Use")
 
 
 def format_evaluation(record: dict[str, Any]) -> Iterator[str]:
-    """Yield the metrics of an evaluation as a table, and the protocol that they were measured by."""
+    """Yield the metrics of an evaluation as a table, and its protocol."""
     values = compute_metrics(torch.tensor(record["matrix"]))
     row = [values["mean_iou"], values["pixel_accuracy"], *values["iou"]]
     yield f"| {' | '.join(['mean IoU', 'pixel acc.', *map(escape, record['classes'])])} |"

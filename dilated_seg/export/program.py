@@ -1,16 +1,14 @@
-"""A trained network for programs without this package: ONNX or torch.export's pt2, or a directory for the Hugging Face Hub.
+"""Export a trained network as ONNX or torch.export's pt2, for programs without this package, or as a directory for the Hub.
 
 A file maps ``image``, plain RGB (B, 3, H, W) in uint8, to ``logits`` (B, C, H, W) in float32: normalization is part of it,
-softmax and argmax are not. B, H and W are open unless a size is given. Every file is read again and its labels are compared
-with torch's before it appears.
+softmax and argmax are not. B, H and W are free unless a size is given. Every file is loaded and its labels are compared with
+torch's before it replaces ``--out``.
 """
 
 import contextlib
-import errno
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +25,12 @@ from dilated_seg.inference.load import load
 from dilated_seg.models.segmenter import Segmenter, normalize
 from dilated_seg.models.torch_internals import trace_with_free_sizes
 from dilated_seg.runs.version import commit
-from dilated_seg.storage import atomic_path
+from dilated_seg.storage import atomic_path, require_writable
 
 Format = Literal["onnx", "pt2", "hub"]
 
-# Images on which a network with open sizes is traced: the first that it takes and that torch.export can generalize.
-OPEN: tuple[Size, ...] = ((2, 224, 240), (2, 252, 236))
+# Images on which a network with free sizes is traced: the first that it accepts and that torch.export can generalize.
+TRACED: tuple[Size, ...] = ((2, 224, 240), (2, 252, 236))
 
 MAX_SIDE = 20_000  # pixels, of --size
 
@@ -40,7 +38,7 @@ FACTS = "segmenter.json"  # the extra file of a .pt2
 
 
 class Plain(nn.Module):
-    """The segmenter for tracing, in contiguous memory format: channels last would fix sizes."""
+    """A segmenter for tracing, in contiguous memory format: channels last would fix the sizes."""
 
     mean: Tensor
     std: Tensor
@@ -63,26 +61,24 @@ def export_network(
     overwrite: bool = False,
     licence: str | None = None,
 ) -> None:
-    """Write a trained network as a file, or as a directory for the Hub, and print what it takes and how it was checked.
+    """Write a trained network as a file, or as a directory for the Hub, and print its input, its output and the check.
 
     Raises:
-        UserError: The source or an option is wrong, the network cannot be written, or what was written gives other labels.
+        UserError: The source or an option is wrong, the network cannot be exported, or the exported one gives other labels.
     """
     path = Path(out)
     check_output(path, form, size, overwrite)
     segmenter = load(source)
     if segmenter.crf and form != "hub":
-        raise UserError(f"{source} was trained with a CRF, which builds a lattice for each image: no {form} holds it; take hub")
+        raise UserError(f"{source} was trained with a CRF, whose lattice differs for each image: use --format hub, not {form}")
     if form == "hub":
         hub.save(segmenter, path, licence)
         print(compare(segmenter, load(path), CHECKED))
         print(f"written: {path}/ ({', '.join(sorted(file.name for file in path.iterdir()))})")
         return
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with atomic_path(path) as partial:
-            partial.touch()  # before the minutes that tracing takes
+            partial.touch()  # fails now instead of after minutes of tracing
             agreement = write(Plain(segmenter).eval(), describe_segmenter(segmenter), form, partial, size)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from error
@@ -93,21 +89,19 @@ def export_network(
 
 
 def check_output(path: Path, form: Format, size: tuple[int, int] | None, overwrite: bool) -> None:
-    """Require an output that can be written, the packages that its format needs, and a size that can be checked."""
-    if form != "hub" and path.suffix != f".{form}":
-        raise UserError(f"--out {path}: let the name of the file end in .{form}")
+    """Raise UserError unless the output can be written, its format's packages are installed and its size can be checked."""
+    if form != "hub":
+        require_writable(path, f".{form}", overwrite)
+    elif path.exists() and not overwrite:
+        raise UserError(f"--out {path} exists: give another name, or replace it with --overwrite")
     if form == "onnx":
         require_extra("--format onnx", "onnx", "onnx", "onnxscript", "onnxruntime")
-    if os.path.lexists(path) and not overwrite:
-        raise UserError(f"--out {path} exists: name another one, or replace it with --overwrite")
-    if form != "hub" and not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
     if size and max(size) > MAX_SIDE:
-        raise UserError(f"--size {size[0]} {size[1]}: images are checked in this size, of at most {MAX_SIDE:,} pixels a side")
+        raise UserError(f"--size {size[0]} {size[1]} is too large to be checked: give at most {MAX_SIDE:,} pixels a side")
 
 
 def write(plain: Plain, facts: dict[str, Any], form: Format, path: Path, size: tuple[int, int] | None = None) -> str:
-    """Write a file, read it again and return a sentence on how far its labels agree with torch's."""
+    """Write a file, load it and return a sentence on how its labels agree with torch's."""
     program = trace(plain, size)
     if form == "onnx":
         write_onnx(program, facts, path)
@@ -123,11 +117,11 @@ def trace(plain: Plain, size: tuple[int, int] | None = None) -> ExportedProgram:
     """Return the network as a graph for any number of images and, without ``size``, any height and width.
 
     Raises:
-        UserError: The network does not take such images, or torch.export cannot trace it.
+        UserError: The network does not accept images of the traced size, or torch.export cannot trace it.
     """
     axes = {0: Dim.DYNAMIC} if size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     failed: Exception | None = None
-    for example in [(2, *size)] if size else OPEN:
+    for example in [(2, *size)] if size else TRACED:
         image = create_images(*example)
         try:
             with silence_exporters(), torch.no_grad(), trace_with_free_sizes():
@@ -137,8 +131,8 @@ def trace(plain: Plain, size: tuple[int, int] | None = None) -> ExportedProgram:
             failed = error
     if isinstance(failed, UserError):
         raise failed
-    remedy = "it cannot be exported" if size else "fix the size of its images with --size HEIGHT WIDTH"
-    raise UserError(f"torch.export does not follow {type(plain.net).__name__} ({describe_error(failed)}): {remedy}") from failed  # type: ignore[arg-type]
+    remedy = "use --format hub" if size else "fix the size of its images with --size HEIGHT WIDTH"
+    raise UserError(f"torch.export cannot trace {type(plain.net).__name__} ({describe_error(failed)}): {remedy}") from failed  # type: ignore[arg-type]
 
 
 def write_onnx(program: ExportedProgram, facts: dict[str, Any], path: Path) -> None:
@@ -162,7 +156,7 @@ def write_onnx(program: ExportedProgram, facts: dict[str, Any], path: Path) -> N
         raise
     except Exception as error:  # as torch.export
         cause = describe_error(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-        raise UserError(f"this network cannot be written as ONNX ({cause}): take --format pt2") from error
+        raise UserError(f"this network cannot be written as ONNX ({cause}): use --format pt2") from error
 
 
 def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
@@ -189,7 +183,7 @@ def describe_segmenter(segmenter: Segmenter) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def silence_exporters() -> Iterator[None]:
-    """Suppress the warnings and remarks of torch's exporters, which are for their developers."""
+    """Suppress the warnings and log messages of torch's exporters, which users cannot act on."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):

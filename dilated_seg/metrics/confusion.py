@@ -18,21 +18,21 @@ def confusion_matrices(prediction: Mask, mask: Mask, num_classes: int, ignore_in
     if mask.dtype != torch.uint8:
         outside = ((mask < 0) | (mask > 255)) & (mask != ignore_index)
         if outside.any():
-            raise ValueError(f"a mask holds {int(mask[outside][0])}, which is none of {num_classes} classes")
+            raise ValueError(f"a mask holds {int(mask[outside][0])}, which is not one of {num_classes} classes")
         if not 0 <= ignore_index <= 255:  # map it to a value that a byte has
             mask, ignore_index = torch.where(mask == ignore_index, 255, mask), 255
     for extreme in prediction.aminmax() if prediction.numel() else ():
         if not 0 <= extreme < num_classes:
-            raise ValueError(f"a prediction holds {int(extreme)}, which is none of {num_classes} classes")
-    # One count over (mask value, predicted class), in the smallest integers that hold it. Ignored pixels and invalid values
-    # have rows of their own, which saves a pass over the pixels for each.
+            raise ValueError(f"a prediction holds {int(extreme)}, which is not one of {num_classes} classes")
+    # One count over (mask value, predicted class), in the smallest integer type that holds it. Ignored and invalid values have
+    # rows of their own, which are removed or checked after counting: this saves a pass over the pixels for each.
     dtype = torch.int16 if 256 * num_classes < 2**15 else torch.int32
     index = mask.to(dtype) * num_classes + prediction.to(dtype)
     counts = torch.stack([torch.bincount(image.flatten(), minlength=256 * num_classes) for image in index])
     counts = counts.view(len(mask), 256, num_classes)
     counts[:, ignore_index] = 0
-    if (wrong := counts[:, num_classes:].sum((0, 2)).nonzero()).numel():
-        raise ValueError(f"a mask holds {int(wrong[0]) + num_classes}, which is none of {num_classes} classes")
+    if (invalid := counts[:, num_classes:].sum((0, 2)).nonzero()).numel():
+        raise ValueError(f"a mask holds {int(invalid[0]) + num_classes}, which is not one of {num_classes} classes")
     return counts[:, :num_classes]
 
 

@@ -9,9 +9,9 @@ from dilated_seg.tensors import Logits, Mask, predict
 
 
 class SegmentationMetrics(Metric):
-    """All metrics of a split, computed from one int64 confusion matrix: the same on any number of processes.
+    """All metrics of a split, computed from one int64 confusion matrix: equal on any number of processes.
 
-    They are never means over batches or images, which differ from the metrics of the split where images differ.
+    They are not means over batches or images, which give other values.
 
     Args:
         num_classes: C, not counting the ignored label.

@@ -1,6 +1,6 @@
 """Counts of a prediction's pixels, stratified by object size and by distance to a boundary.
 
-A valid pixel lies in one stratum of each of three stratifications. Pixels are counted by (stratum, class, predicted class), so
+A valid pixel is in one stratum of each of three stratifications. Pixels are counted by (stratum, class, predicted class), so
 the strata of an image add up to its confusion matrix. Where a mask has ``ignore_index``, the prediction is ignored too, so that
 a perfect prediction has the mask's boundaries. Ignored pixels count nowhere, but they end objects and have a boundary like a
 class. The image's border is not a boundary.
@@ -22,7 +22,7 @@ SIZES = (16, 64, 256, 1024, 4096, 16384)  # pixels: the smallest region of each 
 MAX_BOUNDARY_DISTANCE = 40  # pixels: all larger distances are one stratum
 DIAGONAL = 0.02  # d, the width of Boundary IoU's band, as a fraction of the image's diagonal
 
-NEITHER, TRUTH, PREDICTION, BOTH = range(4)  # the strata of ``boundary_iou``: what has a boundary within d
+NEITHER, TRUTH, PREDICTION, BOTH = range(4)  # the strata of ``boundary_iou``: which of the two has a boundary within d
 
 # Number of strata. Those of ``boundary`` are 0, which is empty, the distances 1 to MAX_BOUNDARY_DISTANCE, and all larger.
 STRATA = {"size": len(SIZES) + 1, "boundary": MAX_BOUNDARY_DISTANCE + 2, "boundary_iou": 4}
@@ -41,7 +41,7 @@ def count_strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ign
         For each name in ``STRATA``: int64 (B, strata, C, C), whose entry [b, s, t, p] counts the pixels of image b in stratum s
         of class t that are predicted as p.
     """
-    side = num_classes + 1  # ignored pixels are one more class, removed after counting: cheaper than a pass to leave them out
+    side = num_classes + 1  # ignored pixels are counted as one more class, removed at the end: faster than selecting pixels
     shapes: dict[str, tuple[int, ...]] = {name: (len(mask), count, side, side) for name, count in STRATA.items()}
     if not mask.size:
         return {name: np.zeros(shape, np.int64)[..., 1:, 1:] for name, shape in shapes.items()}
@@ -155,17 +155,17 @@ def reduce_3x3(extreme: np.ufunc, values: np.ndarray, step: int) -> np.ndarray:
     return values
 
 
-def boundary_distance(edges: np.ndarray, furthest: int) -> np.ndarray:
-    """Return the chessboard distance to another value (..., H, W): 1 at the edges; furthest + 1 where it is larger.
+def boundary_distance(edges: np.ndarray, limit: int) -> np.ndarray:
+    """Return the chessboard distance to another value (..., H, W): 1 at the edges; limit + 1 where it is larger.
 
     Distances grow by doubling. Let all distances up to n be known. A pixel at distance D, n < D <= n + s, has a pixel at
     distance D - s among those s pixels from it, and none that is nearer: so its distance is their minimum plus s. With
-    2 s <= n + 1 that pixel lies on the way to the edge, so it is inside the image. From n = 1: s = 1, 1, 2, 3, 4, ...
+    2 s <= n + 1 that pixel is on the way to the edge, so it is inside the image. From n = 1: s = 1, 1, 2, 3, 4, ...
     """
-    distance = np.where(edges, 1, furthest + 1).astype(np.min_scalar_type(2 * furthest + 1))
+    distance = np.where(edges, 1, limit + 1).astype(np.min_scalar_type(2 * limit + 1))
     known = 1
-    while known < furthest:
-        step = min((known + 1) // 2, furthest - known)
+    while known < limit:
+        step = min((known + 1) // 2, limit - known)
         np.minimum(distance, reduce_3x3(np.minimum, distance, step) + distance.dtype.type(step), out=distance)
         known += step
     return distance

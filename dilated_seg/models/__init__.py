@@ -2,8 +2,8 @@
 
 A network is built as ``Net(num_classes, ..., width=1.0)`` and called as ``forward(image: Image) -> Logits``: the logits have
 the image's height and width, whatever these are. ``output_stride`` is the distance, in image pixels, of neighbouring cells
-before the last upsampling. A network has no loss and no softmax, and reads no files. What else its class may state is listed in
-`dilated_seg.models.release`.
+before the last upsampling. A network has no loss and no softmax, and reads no files. `dilated_seg.models.release` lists the
+optional attributes of its class.
 """
 
 from dilated_seg.models.deconvnet import DeconvNet

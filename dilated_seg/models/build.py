@@ -1,4 +1,4 @@
-"""Objects from the name of their class and their arguments, written as a constructor call: ``FCN(21, stride=8)``."""
+"""Build objects from the name of their class and their arguments, written as a constructor call: ``FCN(21, stride=8)``."""
 
 import ast
 import contextlib
@@ -28,12 +28,12 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         args: Positional arguments of the constructor.
         kwargs: Keyword arguments of the constructor.
         text: Where class and arguments are written, for the message.
-        device: Where the parameters go; "meta" gives names and shapes alone, without memory or initialization.
+        device: Of the parameters; on "meta" they have names and shapes, but no memory and no values.
 
     Raises:
-        UserError: The class is unknown, or refuses the arguments.
+        UserError: The class is unknown, or rejects the arguments.
     """
-    constructor = find(path)
+    constructor = find_network(path)
     try:
         bound = inspect.signature(constructor).bind(*args, **kwargs)
         check_arguments(constructor, bound.arguments)
@@ -41,19 +41,19 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         # torch warns of layers without channels; warnings of other categories may come from the garbage collector
         with torch.device(device), initialization, warnings.catch_warnings(action="error", category=UserWarning):
             return constructor(*args, **kwargs)
-    except Exception as error:  # a constructor may raise anything; its arguments are the user's
+    except Exception as error:  # constructors of other packages may raise any error
         raise UserError(f"{text}: {format_error(error)}") from error
 
 
 class SkipInitialization(TorchFunctionMode):
-    """While active, torch.nn.init does nothing: on "meta", torch imports for a second to draw values that do not exist."""
+    """Skip torch.nn.init while active: on "meta", drawing values would only cost a second of imports."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         return kwargs.get("tensor", *args[:1]) if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
 
 
-def find(path: str) -> type[nn.Module]:
+def find_network(path: str) -> type[nn.Module]:
     """Return the network class of this name in `dilated_seg.models`, or at this import path; see `find_class`."""
     return find_class(path, {name: getattr(models, name) for name in models.__all__}, nn.Module, "network")
 
@@ -74,13 +74,13 @@ def find_class(path: str, choices: Mapping[str, type[T]], base: type[T], what: s
     try:
         kind = getattr(import_module(module), name, None) if module else choices.get(name)
     except ImportError as error:
-        raise UserError(f"there is no module {module} to take {name} from") from error
+        raise UserError(f"there is no module {module}: give the import path of {name}") from error
     except Exception as error:
         raise UserError(f"the module {module} cannot be imported: {format_error(error)}") from error
     if not (isinstance(kind, type) and issubclass(kind, base)):
         lower = {each.lower(): each for each in choices}
-        near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, 1)]
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+        matches = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, 1)]
+        hint = f"did you mean {matches[0]}?" if matches else f"choose one of {', '.join(choices)}"
         raise UserError(f"there is no {what} {path}: {hint}")
     return kind
 

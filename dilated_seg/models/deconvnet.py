@@ -3,7 +3,7 @@
 Noh, Hong and Han, "Learning Deconvolution Network for Semantic Segmentation", ICCV 2015, https://arxiv.org/abs/1505.04366.
 
 ``form="authors"`` is the released network: fc6 and its deconvolution do not pad, so that 7 x 7 cells become one and 7 x 7
-again, and batch norm's epsilon is 1e-9; it takes images of at least 193 x 193 pixels, and was trained on 224 x 224. The
+again, and batch norm's epsilon is 1e-9; images need at least 193 x 193 pixels, and it was trained on 224 x 224. The
 deconvolutions and the scores are initialized from a normal distribution (0.01). ``form="any_size"`` pads both by 3, with
 torch's epsilon of 1e-5 and the initialization of He et al. Differs from the paper: evaluation uses running averages,
 where the authors collect the statistics in a separate pass over the training set.

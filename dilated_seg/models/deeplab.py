@@ -4,10 +4,10 @@ Chen, Papandreou, Kokkinos, Murphy and Yuille, "Semantic Image Segmentation with
 Connected CRFs", ICLR 2015, https://arxiv.org/abs/1412.7062; the LargeFOV and MSc-LargeFOV rows of its Table 1. The CRF is not
 part of it.
 
-The released network takes any size as it is, so ``form="authors"`` and ``form="any_size"`` are the same layers: 3 x 3
-poolings that round up, then scores at stride 8, enlarged with their corners aligned ((n - 1) x 8 + 1 pixels) and cut to the
-image. Images of 8 n + 1 pixels a side align exactly. Differs from the release: scores are enlarged in training too, where
-the authors compare them with every eighth pixel of the labels.
+The released network accepts any size, so ``form="authors"`` and ``form="any_size"`` are the same layers: 3 x 3 poolings that
+round up, then scores at stride 8, upsampled with their corners aligned ((n - 1) x 8 + 1 pixels) and cropped to the image.
+Images of 8 n + 1 pixels a side align exactly. Differs from the release: scores are upsampled in training too, where the
+authors compare them with every eighth pixel of the mask.
 """
 
 from collections import OrderedDict
@@ -43,7 +43,7 @@ class DeepLabV1(nn.Module):
         dropout: After fc6 and fc7, and in the branches of ``msc``.
         msc: The multi-scale form, DeepLab-MSc-LargeFOV: the scores of the image and of the first four poolings are added.
             An image is padded with zeros at its right and bottom to 8 n + 1 pixels, where all of them align. The names of its
-            layers are ours: the authors' file could not be had, and two independent ports agree on the layers.
+            layers are ours: the authors' file is not available, and two independent ports agree on the layers.
     """
 
     output_stride = 8

@@ -4,10 +4,10 @@ Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2
 
 ``padding="reflect"`` is the paper's and the released network: the image is reflected by 186 pixels once, and no convolution of
 the front end pads; published weights need it. ``padding="zeros"`` pads every convolution instead: a third of the pixels to
-compute at 500 x 500, and the better choice to train from nothing. In both, scores are enlarged to the image's size inside
-the network, for training too; the Basic module starts as the exact identity of Equation 4, where the release's filler
-leaves noise (0.01) beside it; and the front end's last bias starts above zero, so that a context module starts from what the
-front end says, and both can be trained from nothing together (HEADROOM).
+compute at 500 x 500, and the better choice to train from scratch. In both, scores are upsampled to the image's size inside
+the network, for training too; the Basic module starts as the exact identity of Equation 4, to which the release's filler
+adds noise (0.01); and the front end's last bias starts above zero, so that a context module starts from the scores of the
+front end, and both can be trained from scratch together (HEADROOM).
 """
 
 from collections import OrderedDict
@@ -35,7 +35,7 @@ from dilated_seg.tensors import Image, Logits, Maps
 POOL =        (True, True, True, False, False)  # fmt: skip
 DILATION =    (   1,    1,    1,     1,     2)  # fmt: skip
 FC6_DILATION = 4
-MARGIN = 186  # pixels that a score sees beyond each side of its own 8 x 8: (380 - 8) / 2
+MARGIN = 186  # pixels of the receptive field on each side of a score's own 8 x 8: (380 - 8) / 2
 
 # Table 1, one row a layer, and the two that the authors add for Cityscapes; channels in multiples of C, the number of classes.
 #                  kernel, dilation, basic, large     receptive field
@@ -52,11 +52,11 @@ CONTEXT = {
     "ctx_final":   (1,      1,        1,      1),
 }  # fmt: skip
 COLUMN = {"basic": 2, "large": 3}
-# The appendix: KITTI's frames are too low for dilation 16, Cityscapes' have room for two more.
+# The appendix: KITTI's images are too low for dilation 16; Cityscapes' are large enough for two more layers.
 LEFT_OUT = {7: ("ctx_conv5_1", "ctx_conv6_1", "ctx_conv7_1"), 8: ("ctx_conv6_1", "ctx_conv7_1"), 10: ()}
 
-# Names of the context module's layers in published files. The mean of a release is that of its dataset, which the numbers of
-# classes and of context layers tell.
+# Names of the context module's layers in published files. The mean of a release is that of its dataset, which follows from
+# the number of classes and of context layers.
 CONTEXT_LAYERS = r"ctx?_(conv|fc|final).*"
 RELEASES = tuple(
     Release(r"(fc-)?final", mean, num_classes, (CONTEXT_LAYERS, layers))
@@ -70,9 +70,9 @@ RELEASES = tuple(
 
 NOISE = 0.01  # standard deviation around the Large module's identity in its first two layers; later over their width
 
-# Every score of the front end starts this far above zero. Softmax does not see it. The ReLUs of a context module do, whether
-# it is trained along or in a stage of its own later: from zero they cut off every class that scores below the middle, and
-# such a class may never come back. Released weights bring their own bias.
+# Initial bias of the front end's scores. Softmax ignores it. The ReLUs of a context module, trained jointly or in a later
+# stage, do not: with a bias of 0 they cut off every class whose score is below average, and such a class may get no gradient
+# again. Released weights have their own bias.
 HEADROOM = 8.0
 
 
@@ -84,13 +84,13 @@ class DilatedNet(nn.Module):
         context: Width of the context module (a column of Table 1), or None for the front end alone.
         context_layers: Of the context module: 8 (VOC, CamVid), 7 (KITTI) or 10 (Cityscapes).
         padding: Of the image once by reflection, as in the paper and the releases, or of each convolution by zeros; see the
-            module. Reflected, a score belongs to the first of its 8 x 8 pixels, as the released nets were trained, but with 10
-            context layers to the middle of them, by the fixed deconvolution of the Cityscapes release. Padded with zeros,
-            it belongs to the middle, which is what it sees.
+            module. With "reflect", a score is that of the first of its 8 x 8 pixels, as the released networks were trained,
+            or with 10 context layers that of their middle, by the fixed deconvolution of the Cityscapes release. With
+            "zeros" it is that of the middle, the center of its receptive field.
         width: Multiplies the front end's hidden channels; 1 is the paper's network.
         dropout: After fc6 and fc7.
-        dilated: False sets every dilation of the context module to 1, for the ablation that asks what dilation buys.
-        resnet: Depth of a ResNet in the place of VGG-16, fc6 and fc7, not in the paper; for padding="zeros" only.
+        dilated: False sets every dilation of the context module to 1, for an ablation of dilation.
+        resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper); for padding="zeros" only.
     """
 
     output_stride = 8
@@ -137,15 +137,15 @@ class DilatedNet(nn.Module):
 class FrontEnd(nn.Module):
     """VGG-16 without its last two poolings, dilated instead (Section 4): class scores at stride 8.
 
-    An image of height H and width W gives scores of ceil(H / 8) x ceil(W / 8), each seeing 380 x 380 pixels. Without padding
-    it gives ceil((H - 372) / 8) x ceil((W - 372) / 8), and needs 373 pixels a side.
+    An image of height H and width W gives scores of ceil(H / 8) x ceil(W / 8), each with a receptive field of 380 x 380 pixels.
+    Without padding it gives ceil((H - 372) / 8) x ceil((W - 372) / 8), and needs 373 pixels a side.
 
     Args:
         num_classes: C, not counting the ignored label.
         padding: Zeros around the maps of every convolution, or "valid", none, as published.
         width: Multiplies the hidden channels; 1 is the paper's network.
         dropout: After fc6 and fc7.
-        resnet: Depth of a ResNet in the place of VGG-16, fc6 and fc7, its last two strides dilations; always padded.
+        resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7, with dilation in place of its last two strides; padded.
     """
 
     output_stride = 8
@@ -176,7 +176,7 @@ class FrontEnd(nn.Module):
 
 
 def pool2x2_or_none(stage: int) -> nn.Module:
-    """Return the pooling after this stage, or an identity where there is none."""
+    """Return the pooling after this stage, or the identity after stages 4 and 5."""
     return vgg.pool2x2(stage) if POOL[stage - 1] else nn.Identity()
 
 
@@ -189,22 +189,22 @@ def encoder_and_classifier(
         encoder = vgg.Encoder(width, DILATION, pool2x2_or_none, padding=pad)
         return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, padding=pad), fc
     if padding == "valid":
-        raise ValueError("padding='reflect' and 'valid' are VGG-16's; with resnet take padding='zeros'")
+        raise ValueError("padding='reflect' and 'valid' need VGG-16: with resnet use padding='zeros'")
     residual = resnet.Encoder(depth, width, output_stride=8)
     return residual, OrderedDict(drop=nn.Dropout(dropout)), residual.channels[4]
 
 
 class ContextModule(nn.Module):
-    """C score maps in, C score maps of the same size out, each seeing 67 x 67 of those that came in (Table 1).
+    """C score maps in, C score maps of the same size out, with a receptive field of 67 x 67 scores (Table 1).
 
-    It starts as the identity (Equations 4 and 5): what the front end scored at or above zero passes unchanged, what it
-    scored below zero is cut off by the ReLU of the first layer.
+    It starts as the identity (Equations 4 and 5) of scores of at least zero; the ReLU of the first layer sets negative scores
+    to zero.
 
     Args:
         num_classes: C.
         size: Which column of Table 1 gives the channels. The Large module is published with 8 layers only.
-        layers: 8, or 7 without the dilation of 16 (KITTI; each score sees 35 x 35), or 10 with dilations of 32 and 64 more
-            (Cityscapes; 259 x 259).
+        layers: 8, or 7 without dilation 16 (KITTI; receptive field 35 x 35), or 10 with dilations of 32 and 64 too (Cityscapes;
+            259 x 259).
         padding: "zeros" around every layer's maps, as the released Basic modules have it; "once", all of it (33 cells
             for 8 layers) around the first layer's, as the released Large module has it; or "valid", none: n cells give n - 66.
         dilated: False sets every dilation to 1: same layers and weights, receptive field 15 x 15.
@@ -248,8 +248,8 @@ class ContextModule(nn.Module):
 def identity_(convolution: nn.Module, num_classes: int, noise: float = 0.0) -> None:
     """Initialize a layer as the identity of class maps (Equations 4 and 5).
 
-    Input channels and output channels each fall into C groups of equal size, one a class. The centre tap between
-    channels of one group is C / out_channels, so that a class's maps add up to what came in. All else is zero in the Basic
+    Input and output channels are divided into C groups of equal size, one per class. The center tap between
+    channels of one group is C / out_channels, so that a class's output maps add up to its input. All else is zero in the Basic
     module (Equation 4); in the Large one it is ``noise``, a standard deviation, so that channels of one class come to differ.
     """
     weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")

@@ -5,7 +5,7 @@ Segmentation", CVPR workshops 2017, https://arxiv.org/abs/1611.09326.
 
 Differs from the release: evaluation uses running averages in batch norm, where the authors use the batch's statistics there too
 (``batch_statistics=True`` does the same, and a prediction then depends on the rest of its batch); an image with a side under 32
-pixels, which five halvings would reduce to nothing, is padded with zeros to 32.
+pixels, which five poolings would reduce to 0 cells, is padded with zeros to 32.
 """
 
 from collections import OrderedDict
@@ -99,10 +99,10 @@ class DenseBlock(nn.ModuleList):
         super().__init__(nn.Sequential(bn_relu_conv(channels + i * growth, growth, 3, dropout)) for i in range(layers))
 
     def forward(self, maps: Maps) -> Maps:
-        made: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
         for layer in self:
-            made.append(layer(torch.cat([maps, *made], dim=1)))
-        return torch.cat(made, dim=1)
+            outputs.append(layer(torch.cat([maps, *outputs], dim=1)))
+        return torch.cat(outputs, dim=1)
 
 
 def bn_relu_conv(in_channels: int, out_channels: int, kernel_size: int, dropout: float) -> "OrderedDict[str, nn.Module]":

@@ -26,16 +26,16 @@ LAST = {32: "upscore", 16: "upscore16", 8: "upscore8"}
 # Where the released Crop layers begin: of the scores of a pooling, and of the last upsampling.
 CROP = {"pool4": 5, "pool3": 9, "upscore": 19, "upscore16": 27, "upscore8": 31}
 
-# The at-once release scales the poolings by fixed factors, so that training starts from the coarse scores alone.
+# The at-once release scales the poolings by fixed factors, so that the initial scores are nearly the coarse ones alone.
 AT_ONCE = {"pool4": 0.01, "pool3": 0.0001}
 
-# The releases by their scores. For VOC's 21 classes the mean is known, for those of other datasets it is not.
+# Releases are recognized by their scores; the mean is known for VOC's 21 classes only.
 RELEASES = (Release(r"score[_-]fr", ILSVRC_MEAN, num_classes=21),)
 PUBLISHED_NAMES = ((r"^score-fr$", "score_fr"),)
 
 BORDER = 100  # pixels that the first released convolution pads by
 
-# Krizhevsky, Sutskever and Hinton (2012) as Caffe has it: kernel, stride, channels, groups, pooling and normalisation after it.
+# Krizhevsky, Sutskever and Hinton (2012) as Caffe has it: kernel, stride, channels, groups, pooling and normalization after it.
 ALEXNET = (
     ("conv1", 11, 4, 96, 1, True),
     ("conv2", 5, 1, 256, 2, True),
@@ -56,8 +56,8 @@ class FCN(nn.Module):
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: After fc6 and fc7.
         at_once: Fixed factors before the scores of pool4 and pool3, as in the release that trains all scores at once.
-        resnet: Depth of a ResNet instead of VGG-16, fc6 and fc7, which is not in the paper: scores of its last stage, skip
-            connections from the two before. It has no authors' form.
+        resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper): scores of its last stage, skip
+            connections from the two before; for form="any_size" only.
     """
 
     output_stride = 32
@@ -112,7 +112,7 @@ class FCN(nn.Module):
         return crop(scores, 0, finer) + finer
 
     def check_weights(self, in_file: Collection[str], loaded: Collection[str]) -> str | None:
-        """Return why a file's weights are those of another form, or None.
+        """Return the end of a message if a file's weights are of another value of ``at_once``, else None.
 
         Args:
             in_file: Names of the file's layers.
@@ -122,7 +122,7 @@ class FCN(nn.Module):
         theirs = any(name.startswith("scale_pool") for name in in_file)
         if ours == theirs or not any(name.startswith("score_pool") for name in loaded):
             return None
-        return f"was trained {'with' if theirs else 'without'} fixed scales: say at_once={theirs}"
+        return f"was trained {'with' if theirs else 'without'} fixed scales: set at_once={theirs}"
 
 
 def encoder_and_classifier(
@@ -135,7 +135,7 @@ def encoder_and_classifier(
         layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding=0 if authors else None)
         return encoder, nn.Sequential(layers), fc
     if authors:
-        raise ValueError("form='authors' is VGG-16's; with resnet take form='any_size'")
+        raise ValueError("form='authors' needs VGG-16: with resnet use form='any_size'")
     residual = resnet.Encoder(depth, width)
     return residual, nn.Sequential(OrderedDict(drop=nn.Dropout(dropout))), residual.channels[4]
 
@@ -153,7 +153,7 @@ class FCNAlexNet(nn.Module):
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: After fc6 and fc7.
-        one_tower: AlexNet without groups and without local response normalisation, whose weights torchvision publishes.
+        one_tower: AlexNet without groups and without local response normalization, whose weights torchvision publishes.
     """
 
     output_stride = 32
@@ -177,20 +177,20 @@ class FCNAlexNet(nn.Module):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         in_channels = 3
         for (name, kernel, stride, channels, groups, pooled), single in zip(ALEXNET, ONE_TOWER, strict=True):
-            # of two towers every layer has two halves, whether or not its own filters are split between them
+            # with two towers every layer has two halves, whether or not its filters are split between them
             groups, out_channels = (
                 (1, scale_channels(single, width)) if one_tower else (groups, 2 * scale_channels(channels // 2, width))
             )
             padding = BORDER if authors and stride > 1 else kernel // 2
             layers[name] = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups)
             layers[f"{name}_relu"] = nn.ReLU(inplace=True)
-            if pooled:  # padded by 1 where any size goes in, and then ceil(n / 2) cells as VGG's
+            if pooled:  # padded by 1 for any size, which gives ceil(n / 2) cells as VGG's
                 layers[f"pool{name[-1]}"] = nn.MaxPool2d(3, 2, padding=0 if authors else 1, ceil_mode=authors)
                 if name != "conv5" and not one_tower:
                     layers[f"norm{name[-1]}"] = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0)
             in_channels = out_channels
         fc = scale_channels(vgg.FC, width)
-        if not authors:  # a kernel of 6 has no middle: this centers it on a cell's 32 pixels
+        if not authors:  # centers the even kernel of 6 on a cell's 32 pixels
             layers["pad6"] = nn.ZeroPad2d((2, 3, 2, 3))
         self.layers = nn.Sequential(layers | vgg.classifier(in_channels, fc, 6, 1, dropout, padding=0))
         initialize(self)

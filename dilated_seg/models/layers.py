@@ -17,45 +17,45 @@ from dilated_seg.tensors import Maps
 CAFFE_EPS, CAFFE_SHIFT = 1e-9, 0.001
 
 
-# Type and range of the arguments of these names, in every network.
+# Type and range of arguments of all networks, and the end of the message if they are violated.
 RANGES: dict[str, tuple[Any, float, float, str]] = {
-    "num_classes": (Integral, 1, math.inf, "no whole number from 1 on"),
-    "in_channels": (Integral, 1, math.inf, "no whole number from 1 on"),
-    "width": (Real, 1e-6, 100, "no number above 0 and up to 100 (1 is the paper's)"),
-    "dropout": (Real, 0, 1, "no number from 0 to 1"),
+    "num_classes": (Integral, 1, math.inf, "not an integer of at least 1"),
+    "in_channels": (Integral, 1, math.inf, "not an integer of at least 1"),
+    "width": (Real, 1e-6, 100, "not a number above 0 and up to 100 (1 is the paper's)"),
+    "dropout": (Real, 0, 1, "not a number from 0 to 1"),
 }
 
 
 def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
-    """Require arguments that the constructor of a network documents.
+    """Check a network's arguments against the Literal types of its constructor and the ranges in `RANGES`.
 
     Args:
-        network: Its class; a Literal among the types of its constructor lists the values.
-        arguments: By name; those that are not the constructor's are ignored.
+        network: The network's class.
+        arguments: Values by name; names that are not arguments of the constructor are ignored.
 
     Raises:
-        ValueError: A value is not one of those listed, or outside the range in `RANGES`.
+        ValueError: A value is not one of its Literal's, or out of its range.
     """
-    for name, hint in get_type_hints(network.__init__).items():  # type: ignore[misc] # of the class that is meant
+    for name, hint in get_type_hints(network.__init__).items():  # type: ignore[misc] # of this class itself
         if name not in arguments:
             continue
-        given = arguments[name]
-        listed = [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
+        value = arguments[name]
+        listed = [choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)]
         allowed = [*listed, None] if type(None) in get_args(hint) else listed
-        if listed and not any(given == value and type(given) is type(value) for value in allowed):
-            raise ValueError(f"{name}={given!r} is not one of {', '.join(map(repr, allowed))}")
+        if listed and not any(value == choice and type(value) is type(choice) for choice in allowed):
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
         kind, least, most, problem = RANGES.get(name, (object, 0, 0, ""))
-        if name in RANGES and (not isinstance(given, kind) or isinstance(given, bool) or not least <= given <= most):
-            raise ValueError(f"{name}={given!r} is {problem}")
+        if name in RANGES and (not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most):
+            raise ValueError(f"{name}={value!r} is {problem}")
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """Return a hidden layer's number of channels at this width: at least one, and the published number at width 1."""
+    """Return a hidden layer's number of channels at this width, at least 1; width 1 is the paper's."""
     return max(1, round(channels * width))
 
 
 def promote(maps: Maps) -> Maps:
-    """Return maps in float32 at least: 16-bit floats become float32, float64 stays."""
+    """Return maps in float32, or float64 if they are float64."""
     return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
@@ -65,8 +65,8 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if self.training and input.numel() == input.shape[1]:
             raise UserError(
-                "batch norm has a single value a channel here (one image, maps of 1 x 1), so nothing to train on: "
-                "raise data.init_args.batch_size or use larger images"
+                "batch norm cannot be trained on a single value per channel (one image, maps of 1 x 1): raise "
+                "data.init_args.batch_size or use larger images"
             )
         return super().forward(input)
 
@@ -83,7 +83,7 @@ def conv_relu(
     groups: int = 1,
     relu: bool = True,
 ) -> "OrderedDict[str, nn.Module]":
-    """Return a convolution, batch norm if ``batch_norm`` names one, and ReLU, by their names.
+    """Return a convolution, a batch norm named ``batch_norm`` unless that is empty, and a ReLU, by name.
 
     Height and width stay the same unless ``padding`` is given. With ``deconvolution`` the convolution is a transposed one of
     stride 1, as in DeconvNet's decoder.
@@ -115,8 +115,8 @@ class Upsample(nn.Module):
 
     Args:
         stride: Pixels per cell.
-        corners: Whether a cell's value belongs to the first of its pixels, as after 3 x 3 poolings with padding 1 or a ResNet's
-            strides, or to the middle of them, as after 2 x 2 poolings.
+        corners: Whether a cell's value is that of its first pixel, as after 3 x 3 poolings with padding 1 or the strides of a
+            ResNet, or that of its middle, as after 2 x 2 poolings.
     """
 
     def __init__(self, stride: int, corners: bool = False) -> None:
@@ -124,7 +124,7 @@ class Upsample(nn.Module):
         self.stride, self.corners = stride, corners
 
     def forward(self, maps: Maps) -> Maps:
-        if self.corners:  # the last cell is repeated: the pixels after its first need a right neighbour
+        if self.corners:  # repeat the last cell: the pixels after its first are interpolated with it
             height, width = maps.shape[-2:]
             maps = F.pad(maps, (0, 1, 0, 1), mode="replicate")
             size = (self.stride * height + 1, self.stride * width + 1)
@@ -145,15 +145,15 @@ def bilinear_deconvolution(
     taps = 1 - (torch.arange(kernel_size, device="cpu") - centre).abs() / half
     with torch.no_grad():
         nn.init.zeros_(layer.weight)
-        own = torch.arange(channels)
-        layer.weight[own, own if groups == 1 else 0] = (taps[:, None] * taps[None, :]).to(own.device)
+        index = torch.arange(channels)
+        layer.weight[index, index if groups == 1 else 0] = (taps[:, None] * taps[None, :]).to(index.device)
     return layer.requires_grad_(False)
 
 
 class Unpool(nn.MaxUnpool2d):
-    """Unpooling of 2 x 2: every value returns to the position of its maximum, with zeros elsewhere.
+    """Unpooling of 2 x 2: every value goes to the position of its maximum, with zeros elsewhere.
 
-    torch's own unpooling fails if deterministic algorithms are required. Windows do not overlap here, so scatter gives the
+    torch's unpooling fails if deterministic algorithms are required. Windows do not overlap here, so scatter gives the
     same result on any device and in any order.
     """
 
@@ -180,13 +180,13 @@ class Scale(nn.Module):
 
 
 def crop(maps: Maps, offset: int, like: Tensor) -> Maps:
-    """Return the part of ``maps`` from (offset, offset) on, no higher and no wider than ``like``."""
+    """Return the part of ``maps`` that starts at (offset, offset) and is at most as high and wide as ``like``."""
     height, width = like.shape[-2:]
     return maps[..., offset : offset + height, offset : offset + width]
 
 
 def reflect(image: Tensor, margin: int) -> Tensor:
-    """Return the image with a border reflected at its edges, without repeating them; several times if the image is small."""
+    """Return the image padded by reflection at its edges, as often as the margin needs; edge pixels are not repeated."""
     for axis in (2, 3):
         image = image.index_select(axis, mirror_indices(image.shape[axis], margin).to(image.device))
     return image
@@ -195,16 +195,12 @@ def reflect(image: Tensor, margin: int) -> Tensor:
 def mirror_indices(n: int, margin: int) -> Tensor:
     """Return the index among n pixels of each of the n + 2 margin pixels of a reflected row."""
     position = torch.arange(-margin, n + margin, device="cpu")
-    period = position.new_full((), torch.sym_max(2 * (n - 1), 1))  # as tensor and maximum, which ONNX knows, and not as branch
+    period = position.new_full((), torch.sym_max(2 * (n - 1), 1))  # a tensor and a maximum: ONNX has no branches
     return n - 1 - (position % period - (n - 1)).abs()
 
 
 def check_size(image: Tensor, least: int, network: str) -> None:
-    """Require an image that is large enough for convolutions that do not pad.
-
-    Raises:
-        UserError: A side has fewer than ``least`` pixels.
-    """
+    """Raise UserError if a side of the image has fewer than ``least`` pixels, which convolutions without padding need."""
     height, width = image.shape[-2:]
     if min(height, width) < least:
         raise UserError(
@@ -213,9 +209,9 @@ def check_size(image: Tensor, least: int, network: str) -> None:
 
 
 def initialize(network: nn.Module, uniform: bool = False) -> None:
-    """Initialize every convolution from He's distribution (fan in; normal or ``uniform``) and every bias to zero.
+    """Initialize every convolution as He et al. (fan in; normal or ``uniform``) and every bias to zero.
 
-    The published networks start from ImageNet's VGG-16; this is for training from scratch.
+    The published networks are initialized with ImageNet's VGG-16; this is for training from scratch.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):

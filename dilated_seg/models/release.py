@@ -1,14 +1,14 @@
-"""What the class of a network may state about itself, for `describe` and for published weights.
+"""Optional class attributes of networks, for `describe` and for published weights.
 
-Each is a class attribute, and optional. Those marked * may also be stated by a part of a network, such as its encoder.
+Parts of a network, such as its encoder, may have those marked * too.
 
 - ``variants``: the keyword arguments of each form that `describe` lists; one form without arguments by default.
 - ``releases``: the files of weights that its authors released.
 - ``published_names`` *: pairs of a regular expression and our name, for layers that published files name differently.
 - ``image_layers``: names of the convolutions whose input channels are the image's colors; the first convolution by default.
-- ``indivisible`` *: a regular expression of layer names. Weights of the part are loaded as a whole or not at all, and only from
-  a file that has no further layers of such names.
-- ``imagenet`` *: the name of torchvision's weights that it can start from.
+- ``indivisible`` *: a regular expression of layer names. Weights of such a part are loaded only if the file has all of its
+  convolutions and no further layers of such names.
+- ``imagenet`` *: the name of torchvision's weights that it can be initialized with.
 - ``check_weights`` (a method): see `FCN`.
 """
 
@@ -20,7 +20,7 @@ RGB = tuple[float, float, float]
 Variants = tuple[Mapping[str, Any], ...]
 PublishedNames = tuple[tuple[str, str], ...]
 
-# Means of ImageNet's images (RGB, 0 to 255), as the authors of the released networks wrote them down.
+# Means of ImageNet's images (RGB, 0 to 255), as stated with the released networks.
 VGG_MEAN: RGB = (123.68, 116.779, 103.939)
 ILSVRC_MEAN: RGB = (122.67892, 116.66877, 104.00699)
 
@@ -30,14 +30,14 @@ ENCODER_LAYERS = r"(conv|bn)\d+(_\d+)?(_bn)?|features\.\d+|layer\d\..*|(res|bn|s
 
 @dataclass(frozen=True)
 class Release:
-    """A file of weights that a network's authors released: how it is recognized, and the mean of its images.
+    """A file of weights that a network's authors released: how it is recognized, and its normalization.
 
     Args:
         layer: Regular expression of the name of a layer that only this network's files have.
-        mean: RGB, 0 to 255, subtracted from the image.
+        mean: Of the normalization (RGB, 0 to 255).
         num_classes: Number of classes that the layer scores, where the mean depends on the dataset.
-        layers: A regular expression of names and the number of layers that have such a name, where the mean depends on that;
-            a file without any of them is of a front end that may belong to it.
+        layers: A regular expression and the number of layers whose names match it, where the mean depends on that; none
+            matches in a file of the front end alone.
     """
 
     layer: str

@@ -1,4 +1,4 @@
-"""A trained network with all it takes to use it, from wherever it lies: a run, a checkpoint, a folder to hand on, the Hub."""
+"""A trained network with its normalization, CRF and class metadata: plain RGB in, logits out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,30 +12,33 @@ from dilated_seg.models.layers import promote
 from dilated_seg.tensors import Image, Logits
 
 CHANNELS = torch.Size((3, 1, 1))
-MAX_CLASSES = 255  # of an 8-bit mask beside its ignored value
+MAX_CLASSES = 255  # class ids are bytes, and 255 is ignore_index
 
 
 def normalize(image: Tensor, mean: Tensor, std: Tensor) -> Image:
-    """Return what a network takes, from plain RGB (B, 3, H, W), 0 to 255, of any number type."""
+    """Return the input of a network from plain RGB (B, 3, H, W), 0 to 255, of any dtype: (image - mean) / std in float32."""
     return (image.float() - mean) / std
 
 
 class Segmenter(nn.Module):
-    """A trained network with normalisation, class names and colours: plain RGB in, logits out.
+    """A trained network with its normalization, class names and colors: plain RGB in, logits out.
 
     Args:
-        net: Takes normalised RGB (B, 3, H, W), gives logits (B, C, H, W).
+        net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W).
         classes: The names of the C classes.
         mean: Of each channel (RGB, 0 to 255), subtracted from the image.
-        std: The image is then divided by it.
-        palette: A colour (RGB) for each class; VOC's if None.
-        ignore_index: The value of a mask where nothing is labelled.
+        std: Of each channel; the difference is divided by it.
+        palette: A color (RGB, 0 to 255) for each class; VOC's if None.
+        ignore_index: The mask value of unlabelled pixels.
         submitted: A test server's value for each class, if it is not the class id.
-        dataset: What it was trained on.
-        built: The network's class and arguments, from which it can be built again; None if nobody knows.
-        crf: Part of it, if it was trained with one (CRF-RNN).
-        facts: Where it comes from: ``checkpoint``, a file's name, its ``sha256``, its ``step``, and the ``evaluations`` that
-            its run has of these weights, with protocol, classes and confusion matrix.
+        dataset: Name of the dataset that it was trained on.
+        built: The network's class and arguments, to build it again; None if unknown.
+        crf: The CRF that the network was trained with (CRF-RNN), if any.
+        facts: The origin of the weights: ``checkpoint``, the file's name, its ``sha256``, its ``step``, and the ``evaluations``
+            of these weights in the run, with protocol, classes and confusion matrix.
+
+    Raises:
+        UserError: The lengths of classes, palette and submitted values differ, or a value is out of its range.
     """
 
     mean: Tensor
@@ -58,7 +61,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # up to 4 times as fast for narrow networks on a CPU
-        self.crf = crf  # after the network, as optimizers number the parameters
+        self.crf = crf  # after the network: optimizers address parameters by their order
         self.classes = list(classes)
         self.palette = [(r, g, b) for r, g, b in palette or default_palette(len(classes))]
         self.ignore_index, self.dataset = ignore_index, dataset
@@ -66,33 +69,33 @@ class Segmenter(nn.Module):
         self.built, self.facts = built, facts or {}
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(CHANNELS))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(CHANNELS))
-        for name, values in (("colours", self.palette), ("submitted values", self.submitted)):
+        for name, values in (("colors", self.palette), ("submitted values", self.submitted)):
             if values and len(values) != len(self.classes):
                 raise UserError(f"there are {len(self.classes)} classes, but {len(values)} {name}")
         if len(self.classes) > MAX_CLASSES:
-            raise UserError(f"class ids are written as bytes, of which 255 says void: {len(self.classes)} classes are too many")
-        if not all(0 <= number <= 255 for number in (*(c for colour in self.palette for c in colour), *(self.submitted or ()))):
-            raise UserError("colours and submitted values are numbers from 0 to 255")
+            raise UserError(f"{len(self.classes)} classes are too many: masks of bytes hold {MAX_CLASSES} and ignore_index")
+        if not all(0 <= value <= 255 for value in (*(c for color in self.palette for c in color), *(self.submitted or ()))):
+            raise UserError("colors and submitted values must be integers from 0 to 255")
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
-            raise UserError("mean and deviation of the image must be finite, the deviation above 0")
+            raise UserError("mean and std of the normalization must be finite, std above 0")
 
     def forward(self, image: Tensor) -> Logits:
-        """Return logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any number type."""
+        """Return logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any dtype."""
         return self.apply_crf(promote(self.net(self.normalize(image))), image)
 
     def normalize(self, image: Tensor) -> Image:
-        """Return what the network takes, from plain RGB (B, 3, H, W), 0 to 255."""
+        """Return the network's input from plain RGB (B, 3, H, W), 0 to 255."""
         return normalize(image, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def apply_crf(self, logits: Logits, image: Tensor) -> Logits:
-        """Return the logarithm of the probabilities that the network's own CRF gives; without a CRF, the logits."""
+        """Return the log-probabilities of the model's CRF; without a CRF, the logits."""
         if self.crf is None:
             return logits
         return self.crf(logits.softmax(1), image).clamp_min(torch.finfo(logits.dtype).tiny).log()
 
 
 def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Return VOC's colors: the bits of a class id, three at a time, become the highest bits of red, green and blue."""
+    """Return VOC's colors: bits 0, 3, 6 of a class id are the highest bits of red, bits 1, 4, 7 of green, 2, 5 of blue."""
     return tuple(
         tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))  # type: ignore[misc]
         for index in range(num_classes)

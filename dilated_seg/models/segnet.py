@@ -5,9 +5,9 @@ PAMI 2017, https://arxiv.org/abs/1511.00561.
 
 ``form="authors"`` has the release's batch norm (epsilon 1e-9, shift starting at 0.001) and, in SegNet-Basic, its local
 response normalization of the raw image; ``form="any_size"`` has torch's batch norm, and no second normalization of the image.
-Sizes are the same: the release states those of 360 x 480, and here every unpooling takes the size that its pooling had.
+Sizes are the same: the release states those of 360 x 480, and here every unpooling restores the input size of its pooling.
 Differs from the paper: evaluation uses running averages, where the authors compute the statistics in a separate pass over the
-training set. The release meant here is that for CamVid; that for VOC has dropout and another initialization.
+training set. The release is the one for CamVid; that for VOC has dropout and another initialization.
 """
 
 from collections import OrderedDict
@@ -24,7 +24,7 @@ from dilated_seg.tensors import Image, Logits
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64,))
 
-# The releases subtract nothing: both normalize by batch norm, and SegNet-Basic the image too.
+# The releases subtract no mean: batch norm normalizes, and in SegNet-Basic a layer normalizes the image too.
 RELEASES = (Release(r"conv1(_1)?_bn", (0.0, 0.0, 0.0)),)
 
 BASIC = 64  # channels of all of SegNet-Basic's convolutions (Section 4), four down and four up, 7 x 7 each

@@ -23,7 +23,7 @@ from dilated_seg.tensors import Maps, Planes
 # Figure 1: channels at each level, top to bottom.
 LEVELS = (64, 128, 256, 512, 1024)
 
-BORDER = 184  # pixels that the unpadded convolutions take off the image
+BORDER = 184  # pixels by which the unpadded convolutions make the logits smaller than the image
 
 
 class UNet(nn.Module):
@@ -31,7 +31,7 @@ class UNet(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
-        form: Figure 1, or padded so that any size goes in; see the module.
+        form: Figure 1, or padded for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         in_channels: Of the image; the authors' microscope images have 1.
     """
@@ -82,7 +82,7 @@ class UNet(nn.Module):
 
 
 class Up(nn.Module):
-    """A level of the way up: the maps from below, upsampled, beside those of the skip connection, cropped to the same size."""
+    """A level of the expanding path: the maps from below, upsampled, concatenated with the cropped skip connection."""
 
     def __init__(self, enlarge: nn.Module, join: nn.Module, centred: bool) -> None:
         super().__init__()
@@ -95,14 +95,10 @@ class Up(nn.Module):
 
 
 def check_valid_size(image: torch.Tensor) -> None:
-    """Require an image whose sides are even before each of the four unpadded poolings.
-
-    Raises:
-        UserError: A side is not 16 n + 12 with n > 10.
-    """
+    """Raise UserError unless both sides are 16 n + 12 with n > 10, so that they are even before each unpadded pooling."""
     for side in image.shape[-2:]:
         if side % 16 != 12 or side < 188:
             near = max(188, (side - 12 + 15) // 16 * 16 + 12)
             raise UserError(
-                f"U-Net without padding takes sides of 188, 204, 220, ... pixels, not {side}: pad or crop to {near}"
+                f"U-Net without padding needs sides of 188, 204, 220, ... pixels, not {side}: pad or crop to {near}"
             )

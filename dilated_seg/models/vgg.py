@@ -1,4 +1,4 @@
-"""The convolutions of VGG-16, which the encoder of most networks here is made of.
+"""The convolutions of VGG-16, the encoder of most networks here.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015,
 https://arxiv.org/abs/1409.1556.
@@ -17,8 +17,7 @@ from dilated_seg.tensors import Image, Maps
 # Table 1, column D, one pair a stage: channels, 3x3 convolutions.  A pooling follows each stage.
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
-# The two layers of the classifier that dense prediction turned into convolutions.
-FC = 4096
+FC = 4096  # channels of the classifier's fc6 and fc7, here convolutions
 
 
 def pool2x2(stage: int, return_indices: bool = False) -> nn.Module:
@@ -32,7 +31,7 @@ class Encoder(nn.Module):
     Args:
         width: Multiplies the channels.
         dilation: Of the convolutions of each stage.
-        pool: Makes the pooling after the stage of this number, 1 to 5.
+        pool: Builds the pooling after a stage, given its number, 1 to 5.
         batch_norm: How the paper names its batch norms, with ``{}`` for the layer's number ("bn{}": bn1_1); none if empty.
         padding: Of every convolution; None keeps the size.
         border: Padding of the first convolution, if it differs.

@@ -81,7 +81,7 @@ def build_crf(given: Mapping[str, Any] | None, num_classes: int, state: Mapping[
         raise UserError(f"its CRF is of other than the {num_classes} classes")
     crf = DenseCRF(**arguments)
     if crf.learnable:
-        crf.learn(num_classes)
+        crf.add_parameters(num_classes)
     check_shapes(learnt, crf.state_dict(), "its CRF")
     crf.load_state_dict(learnt)
     return crf
@@ -97,4 +97,4 @@ def constructor(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, An
     module, _, own = name.rpartition(".")
     if module not in sys.modules:  # nothing is imported because a file names it
         raise UserError(f"{path} is of {name}, which is not imported: if it is one of yours, import its module first")
-    return (own if build.find(name) is getattr(models, own, None) else name), arguments
+    return (own if build.find_network(name) is getattr(models, own, None) else name), arguments

@@ -15,7 +15,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.runs.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, require_known_classes
 from dilated_seg.storage import digest
-from dilated_seg.weights.torch_file import without_variable
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -82,7 +81,6 @@ def open_checkpoint(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Binar
         name = getattr(file, "name", "the checkpoint")
         require_known_classes(read_checkpoint(file, name), name)
         file.seek(0)
-        stack.enter_context(without_variable("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"))
         yield file
 
 

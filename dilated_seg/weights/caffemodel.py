@@ -1,9 +1,9 @@
-"""Read .caffemodel files without Caffe: a protocol buffer, ``NetParameter`` of caffe.proto, field by field.
+"""Read .caffemodel files, without Caffe: a protocol buffer, ``NetParameter`` of caffe.proto, field by field.
 
 Layers are in field 2 (V1, up to 2014) or 100 (V2); their blobs have four sizes (V1) or a ``BlobShape``. A message is a sequence
 of fields: a varint ``number << 3 | wire type``, then a varint (type 0), 8 or 4 bytes (types 1 and 5), or a length and as many
-bytes (type 2). Lengths are checked against the file and names, shapes and blobs are limited: whatever a file holds, reading it
-takes at most 4 times its size in memory, and 1 MiB.
+bytes (type 2). Lengths are checked against the file and names, shapes and blobs are limited, so that reading any file needs at
+most 4 times its size in memory, and 1 MiB.
 """
 
 import math
@@ -54,7 +54,7 @@ def read_layers(file: BinaryIO) -> dict[str, dict[str, Tensor]]:
         except (UnicodeDecodeError, OverflowError) as error:
             raise CorruptError(f"is damaged or no Caffe model: {error}") from error
     if not layers:
-        raise CorruptError("is damaged or no file of weights: no layer with weights was found in it")
+        raise CorruptError("is damaged or no file of weights: it has no layer with weights")
     return layers
 
 
@@ -71,7 +71,7 @@ def iterate_fields(content: memoryview, at: int, end: int) -> Iterator[tuple[int
         if wire == 2:
             size, at = read_varint(content, at, end)
         if size is None or number == 0 or size > end - at:
-            raise CorruptError(f"is damaged or no Caffe model: what stands at byte {at:,} does not fit into it")
+            raise CorruptError(f"is damaged or no Caffe model: the field at byte {at:,} is not valid")
         yield number, wire, at, at + size
         at += size
 
@@ -81,7 +81,7 @@ def read_varint(content: memoryview, at: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:
-            raise CorruptError(f"is damaged or no Caffe model: it ends at byte {at:,}, in the middle of a number")
+            raise CorruptError(f"is damaged or no Caffe model: it ends at byte {at:,}, within a number")
         byte = content[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -102,35 +102,35 @@ def read_layer(
             name = bytes(content[a:b]).decode()
         elif wire == 2 and number == blob_field:
             if len(blobs) == limit:
-                raise CorruptError("is damaged or no Caffe model: it holds more blobs than a file of its size")
+                raise CorruptError("is damaged or no Caffe model: it has too many blobs for its size")
             blobs.append(read_blob(content, a, b, name))
         elif wire == 2 and number == V0_LAYER and blob_field == LAYER_FIELDS[V1_LAYERS][1]:
-            raise CorruptError("is in Caffe's first form (2013): bring it up to date with upgrade_net_proto_binary")
+            raise CorruptError("is in Caffe's first format (2013): convert it with upgrade_net_proto_binary")
     return name, blobs
 
 
 def read_blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
-    """Return a blob in its shape: a BlobShape, or the four sizes of V1."""
+    """Return a blob in its shape: that of its BlobShape, or V1's four sizes."""
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
-    numbers = bytearray()
+    data = bytearray()
     for number, wire, a, b in iterate_fields(content, start, end):
         if number in LEGACY_SIZES and wire == 0:
             legacy[number] = a
         elif number == SHAPE and wire == 2:
             shape = read_shape(content, a, b, name)
         elif number in (DATA, DOUBLES) and wire == 2 and (b - a) % (4 if number == DATA else 8):
-            raise CorruptError(f"is damaged: a blob of layer {name} ends in the middle of a number")
+            raise CorruptError(f"is damaged: a blob of layer {name} ends within a value")
         elif number == DATA and wire in (2, 5):
-            numbers += content[a:b]
+            data += content[a:b]
         elif number == DOUBLES and wire == 2:
             with np.errstate(all="ignore"):  # values too large for float32 become infinite
-                numbers += np.frombuffer(content[a:b], "<f8").astype("<f4").tobytes()
-    values = np.frombuffer(numbers, "<f4").astype(np.float32, copy=False)
+                data += np.frombuffer(content[a:b], "<f8").astype("<f4").tobytes()
+    values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
     if shape is None:
         shape = [legacy.get(n, 1) for n in LEGACY_SIZES] if legacy else [len(values)]
     if math.prod(shape) != len(values) or max(shape, default=0) > len(values):
-        raise CorruptError(f"is damaged: a blob of layer {name} says it is {shape}, but holds {len(values):,} numbers")
+        raise CorruptError(f"is damaged: a blob of layer {name} of shape {shape} has {len(values):,} values")
     return torch.from_numpy(values).reshape(shape)
 
 
@@ -144,5 +144,5 @@ def read_shape(content: memoryview, start: int, end: int, name: str) -> list[int
             value, a = read_varint(content, a, b)
             shape.append(value)
         if len(shape) > MAX_DIMENSIONS:
-            raise CorruptError(f"is damaged: a blob of layer {name} says it has more than {MAX_DIMENSIONS} sizes")
+            raise CorruptError(f"is damaged: a blob of layer {name} has more than {MAX_DIMENSIONS} dimensions")
     return shape

@@ -1,7 +1,7 @@
-"""Whether a network got weights that belong together, and saved weights of which every tensor must fit."""
+"""Check that a network gets weights that belong together, and that saved weights fit a network exactly."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from dilated_seg.weights.readers import Weights
 
 
 def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str]) -> None:
-    """Require that layers and the network's indivisible parts are loaded as a whole or not at all.
+    """Check that layers and indivisible parts of the network are loaded completely or keep all their initial values.
 
     Args:
         file: The file.
@@ -24,37 +24,32 @@ def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unma
     Raises:
         UserError: A layer or a part is loaded only partly, or the file has further layers of the part.
     """
-    check_layers(file, net, state)
-    for name, part in net.named_modules():
-        if foreign := getattr(part, "indivisible", ""):
-            check_indivisible(file, name, part, foreign, state, unmatched)
-        if hasattr(part, "check_weights"):
-            loaded = [last_name(key.rpartition(".")[0]) for key in state]
-            if problem := part.check_weights(list(map(last_name, file.layers)), loaded):
-                raise UserError(f"{file.path} {problem}")
-
-
-def check_layers(file: Weights, net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Require that each layer is loaded as a whole or not at all."""
     for path, kinds in group_by_layer(net.state_dict()).items():
         loaded = [kind for kind in kinds if f"{path}.{kind}" in state]
         missing = [kind for kind in kinds if f"{path}.{kind}" not in state and kind != "num_batches_tracked"]
         if loaded and missing:
             raise UserError(
-                f"{file.path} has half of layer {path}: {format_names(loaded)} there, {format_names(missing)} missing"
+                f"{file.path} has only a part of layer {path}: {format_names(loaded)} but no {format_names(missing)}: "
+                "save all tensors of the layer"
             )
+    for name, part in net.named_modules():
+        if getattr(part, "indivisible", ""):
+            check_indivisible(file, name, part, state, unmatched)
+        if hasattr(part, "check_weights"):
+            layers = [last_name(key.rpartition(".")[0]) for key in state]
+            if problem := part.check_weights(list(map(last_name, file.layers)), layers):
+                raise UserError(f"{file.path} {problem}")
 
 
 def check_indivisible(
-    file: Weights, name: str, part: nn.Module, foreign: str, state: Mapping[str, Tensor], unmatched: Collection[str]
+    file: Weights, name: str, part: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str]
 ) -> None:
-    """Require that a part's convolutions, but for those that score classes, are loaded as a whole or not at all.
+    """Raise UserError if only some convolutions of a part are loaded, but for those that score classes.
 
     Args:
         file: The file.
         name: The part's path in the network; empty for the network.
-        part: The part.
-        foreign: A regular expression of the names of layers that would belong to it.
+        part: The part; ``indivisible`` is a regular expression of the names of layers that would belong to it.
         state: The network's tensors that are loaded.
         unmatched: The layers of the file for which the network has none.
     """
@@ -70,13 +65,15 @@ def check_indivisible(
         raise UserError(
             f"{file.path} has {loaded[0]} and no {format_names(missing)}: it is of another network, or only part of one"
         )
+    pattern = str(part.indivisible)
     if further := [
         layer
         for layer in unmatched
-        if re.fullmatch(foreign, layer) or re.fullmatch(foreign, last_name(layer)) or (name and layer.startswith(f"{name}."))
+        if any(re.fullmatch(pattern, text) for text in (layer, last_name(layer))) or (name and layer.startswith(f"{name}."))
     ]:
         raise UserError(
-            f"{file.path} has {format_names(further)} beside {loaded[0]}, for which this network has no place: it is another's"
+            f"{file.path} has {format_names(further)} besides {loaded[0]}, but this network has no such layer: the file is of "
+            "another network"
         )
 
 
@@ -90,22 +87,14 @@ def rebuild(
 
 
 def assign_weights(net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Give a network these tensors.
-
-    Raises:
-        UserError: They are not exactly the network's.
-    """
+    """Give a network these tensors; raise UserError unless they are exactly the network's."""
     ours = net.state_dict()
     check_shapes(weights, ours, source)
     net.load_state_dict({name: tensor.to(ours[name].dtype) for name, tensor in weights.items()}, assign=True)
 
 
 def check_shapes(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str) -> None:
-    """Require that saved tensors have the names and shapes of ours.
-
-    Raises:
-        UserError: They do not; the message names the first three of each problem.
-    """
+    """Raise UserError unless saved tensors have the names and shapes of ours; it names the first three of each problem."""
     wrong = [name for name in ours if name in saved and saved[name].shape != ours[name].shape]
     problems = {
         "it has no": [name for name in ours if name not in saved],
@@ -117,18 +106,12 @@ def check_shapes(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor], source
 
 
 def group_by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a state dict by layer and kind."""
+    """Return the tensors of a state dict by the path of the layer and the kind of tensor."""
     layers: dict[str, dict[str, Tensor]] = {}
-    for path, kind, tensor in split_keys(state):
-        layers.setdefault(path, {})[kind] = tensor
-    return layers
-
-
-def split_keys(state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield the path of the layer, the kind and the tensor of each entry of a state dict."""
     for key, tensor in state.items():
         path, _, kind = key.rpartition(".")
-        yield path, kind, tensor
+        layers.setdefault(path, {})[kind] = tensor
+    return layers
 
 
 def last_name(path: str) -> str:

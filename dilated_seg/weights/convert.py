@@ -1,6 +1,6 @@
-"""Tensors of published files in the layouts of our networks.
+"""Convert tensors of published files to the layouts of our networks.
 
-Fully connected fc6 and fc7 become convolutions; DeepLab-LargeFOV takes every third tap and every fourth filter of them (its
+Fully connected fc6 and fc7 become convolutions; DeepLab-LargeFOV has every third tap and every fourth filter of them (its
 Section 3.1). The input channels of Caffe's first convolutions, BGR, become RGB.
 """
 
@@ -14,13 +14,7 @@ from dilated_seg.weights.readers import Weights
 
 
 def convert_layout(layer: str, tensor: Tensor, target: torch.Size) -> tuple[Tensor | None, str]:
-    """Return a tensor in the shape of ours and what was done to it; None if the shapes do not correspond.
-
-    Args:
-        layer: The name of our layer.
-        tensor: The file's tensor.
-        target: The shape of our tensor.
-    """
+    """Return a file's tensor in the shape of our layer's and a name of the conversion; None if the shapes do not correspond."""
     if tensor.shape == target:
         return tensor, ""
     sides = [n for n in tensor.shape if n != 1]
@@ -45,31 +39,28 @@ def decimate(tensor: Tensor, target: torch.Size) -> tuple[Tensor | None, str]:
 
 
 def convert_precision(file: Weights, name: str, tensor: Tensor) -> tuple[Tensor, str]:
-    """Return a tensor in float32 and what was done to it.
-
-    Raises:
-        UserError: It holds something else than finite real numbers.
-    """
+    """Return a tensor in float32 and a name of the conversion; raise UserError unless its values are finite real numbers."""
     if not tensor.is_floating_point():
-        raise UserError(f"{file.path} holds {name} as {str(tensor.dtype).removeprefix('torch.')}, which no weight is")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{file.path} has {name} as {dtype}: save weights as floating-point numbers")
     if not tensor.isfinite().all():
-        raise UserError(f"{file.path} holds numbers in {name or 'a layer'} that are not finite")
+        raise UserError(f"{file.path} has values in {name or 'a layer'} that are not finite: use another checkpoint")
     return tensor.float(), "" if tensor.dtype == torch.float32 else f"from {tensor.dtype}"
 
 
 def find_channel_order(file: Weights, layer: str, renamed: str, path: str) -> str:
-    """Return the order of the input channels of a convolution that reads the image: "bgr" or "rgb".
+    """Return the channel order, "bgr" or "rgb", of a convolution that reads the image.
 
-    Caffe's images are BGR, and so are those of arrays under Caffe's names; torchvision's and ours are RGB.
+    It is BGR in Caffe's files and in arrays with Caffe's names, RGB in torchvision's files and ours.
 
     Args:
         file: The file.
         layer: The convolution's name in the file.
-        renamed: The same, renamed if it is torchvision's.
+        renamed: The authors' name of it, if that in the file is torchvision's.
         path: The path of our layer.
 
     Raises:
-        UserError: The names are Caffe's, but the file is torch's: its channels may have been reversed, or not.
+        UserError: The names are Caffe's but the file is torch's: the conversion may have reversed the channels.
     """
     if file.kind == "caffe":
         return "bgr"
@@ -78,11 +69,11 @@ def find_channel_order(file: Weights, layer: str, renamed: str, path: str) -> st
     if file.kind == "npz":
         return "bgr"
     raise UserError(
-        f"{file.path} has Caffe's names in a file of torch, and does not say whether {layer} takes BGR or RGB: "
-        "say so with dilated-seg port --channels"
+        f"{file.path} has Caffe's names in a file of torch, so the channel order of {layer} is unknown: give it as "
+        "--channels bgr or rgb to dilated-seg port"
     )
 
 
 def format_shape(tensor: Tensor) -> str:
     """Return a tensor's shape as text."""
-    return " x ".join(map(str, tensor.shape)) or "a single number"
+    return " x ".join(map(str, tensor.shape)) or "a scalar"

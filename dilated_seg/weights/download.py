@@ -1,6 +1,6 @@
-"""Weights from addresses: downloaded into torch's cache, and used only if they have the stated SHA-256.
+"""Weights behind URLs, downloaded into torch's cache and used only if they have the stated SHA-256.
 
-An address ends with its file's checksum: ``https://example.org/fcn.safetensors#sha256=...`` (64 digits), or
+A URL ends with its file's checksum of 64 digits: ``https://example.org/fcn.safetensors#sha256=...``, or
 ``hf://OWNER/NAME/FILE#sha256=...`` on the Hugging Face Hub.
 """
 
@@ -15,33 +15,29 @@ from dilated_seg.storage import digest, download, is_url
 
 
 def fetch(source: str | Path) -> Path:
-    """Return a file's path; of an address, that of the downloaded file in torch's cache.
+    """Return the path of a file; that of a URL in torch's cache, downloaded unless it is there.
 
     Raises:
-        UserError: The address has no checksum or cannot be downloaded, or the file in the cache is another.
+        UserError: The URL has no checksum or cannot be downloaded, or the file in the cache is another.
     """
     if isinstance(source, Path) or not is_url(source):
         return Path(source)
     url, _, checksum = source.partition("#sha256=")
     if not re.fullmatch("[0-9a-f]{64}", checksum := checksum.lower()):
-        raise UserError(f"{source} does not say which file it is: write its SHA-256 behind it, {url.split('#')[0]}#sha256=...")
+        raise UserError(f"{source} has no checksum of its file: append its SHA-256, {url.split('#')[0]}#sha256=...")
     name = url.split("?")[0].rpartition("/")[2]
     return ensure_downloaded(resolve_url(url), cache_directory() / f"{checksum[:16]}-{name[-100:]}", checksum)
 
 
 def resolve_url(url: str) -> str:
-    """Return the http(s) address of a file.
-
-    Raises:
-        UserError: The address is neither an http(s) one nor one of the Hugging Face Hub.
-    """
+    """Return the http(s) address of a file; raise UserError unless the URL is http(s) or of the Hugging Face Hub."""
     if url.startswith(("https://", "http://")):
         return url
     if match := re.fullmatch(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", url):
         repository, revision, name = match.groups()
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         return f"{hub}/{repository}/resolve/{revision or 'main'}/{name}"
-    raise UserError(f"{url} cannot be fetched: give an https:// address, or hf://OWNER/NAME/FILE")
+    raise UserError(f"{url} cannot be downloaded: give an https:// address, or hf://OWNER/NAME/FILE")
 
 
 def cache_directory() -> Path:
@@ -50,7 +46,7 @@ def cache_directory() -> Path:
 
 
 def ensure_downloaded(url: str, path: Path, checksum: str) -> Path:
-    """Return the path of a file whose SHA-256 is ``checksum`` or begins with it, after a download if it is not there.
+    """Return the path of a file whose SHA-256 is ``checksum`` or begins with it, after a download unless it exists.
 
     Raises:
         UserError: It cannot be downloaded, or is another file.

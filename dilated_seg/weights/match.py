@@ -1,4 +1,4 @@
-"""Which tensor of a file goes where in a network: rename, match, convert, check."""
+"""Match the tensors of a file to those of a network: rename, match, convert, check."""
 
 import re
 from collections.abc import Sequence
@@ -10,14 +10,7 @@ from dilated_seg.errors import UserError, format_names, print_table
 from dilated_seg.weights.check import check_parts, group_by_layer, last_name
 from dilated_seg.weights.convert import convert_layout, convert_precision, find_channel_order, format_shape
 from dilated_seg.weights.readers import Weights
-from dilated_seg.weights.rename import (
-    collect_published_names,
-    find_layer,
-    name_tensors,
-    rename_kinds,
-    rename_torchvision,
-    strip_wrappers,
-)
+from dilated_seg.weights.rename import find_layer, name_tensors, rename_kinds, rename_torchvision, strip_wrappers
 
 Shape = tuple[int, ...]
 
@@ -31,8 +24,8 @@ class LoadResult:
         unexpected: Name and shape in the file, of tensors that are not loaded.
         missing: Our name and shape, of tensors that keep their initial values.
         stripped: The prefix that was removed from the file's names.
-        classes: The names of the classes that the file's network was trained on, if known.
-        reads_image: Whether a convolution was loaded that reads the image, so that mean and order of channels matter.
+        classes: Class names of the file's network, if known.
+        reads_image: Whether a convolution that reads the image was loaded, so that normalization and channel order matter.
     """
 
     loaded: list[tuple[str, Shape, str, str]] = field(default_factory=list)
@@ -79,12 +72,12 @@ def map_tensors(
     Args:
         file: The file.
         net: The network; it may be on the meta device, since only names and shapes are used.
-        channels: "bgr" or "rgb", what the file's first convolution takes; None if its names tell.
+        channels: Channel order of the file's first convolution, "bgr" or "rgb"; None to infer it from the names.
         without: Layers or parts of the network that are not loaded, by name ("score_fr", "context").
 
     Raises:
-        UserError: Nothing fits, a shape does not, a tensor does not hold finite real numbers, two are for one place, or a layer
-            or an indivisible part of the network is in the file only partly or with further layers.
+        UserError: No tensor matches, a shape differs, a tensor has values that are not finite real numbers, two tensors match
+            one of ours, or a layer or an indivisible part of the network is in the file only partly or with further layers.
     """
     tensors = TensorMap(file, net, channels, without)
     tensors.add_layers()
@@ -107,11 +100,11 @@ class TensorMap:
 
     def add_layers(self) -> None:
         """Match each layer of the file to one of ours."""
-        published_names = collect_published_names(self.net)
+        published_names = [pair for part in self.net.modules() for pair in getattr(part, "published_names", ())]
         for layer, renamed in rename_torchvision(self.file.layers).items():
             path = find_layer(renamed, self.ours, published_names)
             left_out = path is not None and not set(path.split(".")).isdisjoint(self.without)
-            # VGG's fc8 scores ImageNet's thousand classes, as no layer of ours does.
+            # VGG's fc8 scores ImageNet's 1,000 classes; DeepLab's layer of that name scores those of the dataset.
             imagenet = renamed == "fc8" and any(1000 in tensor.shape for tensor in self.file.layers[layer].values())
             if path is None or left_out or imagenet:
                 tensors = name_tensors(self.file, layer).values()
@@ -122,14 +115,14 @@ class TensorMap:
                 self.add_tensor(layer, renamed, path, kind, name, tensor)
 
     def add_tensor(self, layer: str, renamed: str, path: str, kind: str, name: str, tensor: Tensor) -> None:
-        """Convert a tensor and add it to the state, or note why it does not fit."""
+        """Convert a tensor and add it to the state, or record why it does not fit."""
         key, ours = f"{path}.{kind}", self.ours[path].get(kind)
         if ours is None:
             if kind != "num_batches_tracked":
                 self.result.unexpected.append((name, tuple(tensor.shape)))
             return
         if key in self.state:
-            raise UserError(f"{self.file.path} has two tensors for {key}: {name} is the second")
+            raise UserError(f"{self.file.path} has two tensors for {key}: remove one of them, such as {name}")
         converted, layout = convert_layout(last_name(path), tensor, ours.shape)
         if converted is None:
             problem = f"{name} is {format_shape(tensor)} there and {format_shape(ours)} here"
@@ -150,18 +143,18 @@ class TensorMap:
             self.result.loaded.append((name, tuple(tensor.shape), key, ", ".join(filter(None, conversions))))
 
     def check(self) -> None:
-        """Check that what was loaded belongs together, and list what is missing."""
+        """Check that the loaded tensors belong together, and list those that are missing."""
         file = self.file
         if self.misfits:
             problems, layer = format_names([problem for _, problem in self.misfits]), self.misfits[0][0]
             raise UserError(
-                f"{file.path} does not fit the network: {problems}; if {layer} is to start anew, as for other classes, name it "
-                "in model.weights_without (port --without)"
+                f"{file.path} does not fit the network: {problems}; to train {layer} from its initial values, as for other "
+                "classes, name it in model.weights_without (port --without)"
             )
         if not self.result.loaded:
             ours = format_names([last_name(path) for path in self.ours])
             theirs = format_names(list(file.layers))
-            raise UserError(f"{file.path} has nothing for this network: its layers are {theirs}, ours {ours}")
+            raise UserError(f"{file.path} has no layer of this network: its layers are {theirs}, ours {ours}")
         check_parts(file, self.net, self.state, self.unmatched)
         fixed = {name for name, parameter in self.net.named_parameters() if not parameter.requires_grad}
         self.result.missing = [
@@ -173,7 +166,7 @@ class TensorMap:
 
 
 def find_image_layers(net: nn.Module) -> list[str]:
-    """Return the paths of the convolutions that read the image: those that the network states, or else its first."""
+    """Return the paths of the convolutions that read the image: its class's ``image_layers``, or else the first one."""
     convolutions = [path for path, layer in net.named_modules() if isinstance(layer, nn.Conv2d)]
     stated = getattr(net, "image_layers", None)
     return convolutions[:1] if stated is None else [path for path in convolutions if last_name(path) in stated]

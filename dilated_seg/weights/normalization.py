@@ -1,9 +1,9 @@
-"""What the images of published weights were normalized by, and torchvision's ImageNet weights."""
+"""The normalization (mean, std) of published weights, and torchvision's ImageNet weights."""
 
 import re
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from dilated_seg import models
 from dilated_seg.errors import UserError
@@ -19,8 +19,8 @@ TORCHVISION: tuple[RGB, RGB] = ((123.675, 116.28, 103.53), IMAGENET_STD)
 # The classifiers that the networks start from: VGG and CaffeNet. Their layers are in the networks' files too.
 CLASSIFIERS = (Release(r"conv1_1", VGG_MEAN), Release(r"conv1", ILSVRC_MEAN))
 
-# The SHA-256 of the files of torchvision that our networks load. Of three of them nobody has published the whole checksum,
-# twice and independently: of those these are the first eight digits, which torchvision has in the name.
+# SHA-256 of the files of torchvision that our networks load. For three of them no two independent sources publish all digits:
+# those have the first eight, which are in the file's name.
 CHECKSUMS = {
     "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     "vgg16_features-amdegroot-88682ab5.pth": "88682ab5",
@@ -38,39 +38,31 @@ CHECKSUMS = {
 
 
 def find_normalization(file: Weights) -> tuple[RGB | None, RGB | None]:
-    """Return the mean and standard deviation (RGB, 0 to 255) that the images of a file's network were normalized by.
-
-    Both are None where nobody wrote them down.
-    """
+    """Return the mean and standard deviation (RGB, 0 to 255) that a file's network was trained with, None where unknown."""
     if file.mean and file.std:
         return file.mean, file.std
     if file.kind in ("torch", "safetensors"):
         return find_torchvision(file)
-    if any("." in name for name in file.layers):  # of our networks: the authors' names have no path
+    if any("." in name for name in file.layers):  # our networks' layers have paths, the authors' have none
         return None, None
     mean = find_released_mean(file)
     return mean, ONE if mean else None
 
 
 def find_released_mean(file: Weights) -> RGB | None:
-    """Return the mean of a released file, which its layers tell; None if it is not one of those that networks state."""
+    """Return the mean of a file that a network's class lists as released, recognized by its layers, or None."""
     releases = [release for name in models.__all__ for release in getattr(getattr(models, name), "releases", ())]
-    matches = [(release, layer) for release in (*releases, *CLASSIFIERS) if (layer := find_layer_of(file, release))]
-    if not matches:
+    releases += CLASSIFIERS
+    layer = next((name for release in releases for name in file.layers if re.fullmatch(release.layer, name)), None)
+    if layer is None:
         return None
-    name = matches[0][1]
-    means = {release.mean for release, layer in matches if layer == name and fits(file, release, file.layers[name])}
+    means = {release.mean for release in releases if re.fullmatch(release.layer, layer) and is_release(file, release, layer)}
     return means.pop() if len(means) == 1 else None
 
 
-def find_layer_of(file: Weights, release: Release) -> str | None:
-    """Return the name of the file's layer by which a release is recognized, or None."""
-    return next((name for name in file.layers if re.fullmatch(release.layer, name)), None)
-
-
-def fits(file: Weights, release: Release, scores: dict[str, Tensor]) -> bool:
-    """Return whether a file has a release's number of classes and of other layers."""
-    num_classes = next((n for n in next(iter(scores.values())).shape if n > 1), 1)
+def is_release(file: Weights, release: Release, layer: str) -> bool:
+    """Return whether a file whose scores are of ``layer`` has a release's number of classes and of other layers."""
+    num_classes = next((n for n in next(iter(file.layers[layer].values())).shape if n > 1), 1)
     pattern, expected = release.layers or ("", 0)
     layers = sum(bool(re.fullmatch(pattern, name)) for name in file.layers)
     return release.num_classes in (None, num_classes) and layers in (0, expected)
@@ -79,8 +71,8 @@ def fits(file: Weights, release: Release, scores: dict[str, Tensor]) -> bool:
 def find_torchvision(file: Weights) -> tuple[RGB | None, RGB | None]:
     """Return the normalization of torchvision's own files, recognized by their checksums.
 
-    Files that were converted from Caffe have the same names, and another normalization. VGG's original convolutions, the other
-    copy that torchvision has, come with a classifier of only NaN.
+    Files converted from Caffe have the same layers and another normalization. VGG's original convolutions, which torchvision
+    has too, come with a classifier of only NaN.
     """
     if not file.published and not digest(file.path).startswith(tuple(CHECKSUMS.values())):
         return None, None
@@ -91,10 +83,10 @@ def find_torchvision(file: Weights) -> tuple[RGB | None, RGB | None]:
 
 
 def fetch_imagenet(net: nn.Module) -> Path:
-    """Return the file of torchvision's ImageNet weights for the network's encoder, downloaded if it is not in torch's cache.
+    """Return the file of torchvision's ImageNet weights for the network's encoder, downloaded unless torch's cache has it.
 
     Raises:
-        UserError: There are none for this network, they cannot be downloaded, or the file in the cache is another.
+        UserError: torchvision has none for this network, they cannot be downloaded, or the file in the cache is another.
     """
     from torchvision.models import get_weight
 

@@ -1,4 +1,4 @@
-"""Files of weights as named tensors: Caffe models, .npz, torch state dicts, safetensors. Nothing in a file is ever executed."""
+"""Read files of weights as named tensors: Caffe models, .npz, torch state dicts, safetensors. No file is ever executed."""
 
 import io
 import json
@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dilated_seg.errors import CorruptError, UserError, format_error
+from dilated_seg.models.release import RGB
 from dilated_seg.weights.caffemodel import read_layers
 from dilated_seg.weights.download import fetch
 from dilated_seg.weights.torch_file import check_expansion, check_state_dict, load_torch
 
-# Names of the kinds of tensors in .npz files, in torch's words. Caffe's are numbers, whose meaning the layer decides.
+# torch's names of the kinds of tensors in .npz files. Caffe numbers them; what a number means depends on the layer.
 KINDS = {
     "weight": "weight", "weights": "weight", "w": "weight", "kernel": "weight", "0": "0",
     "scale": "weight", "gamma": "weight", "shift": "bias", "beta": "bias",
@@ -31,20 +32,20 @@ KINDS = {
     "num_batches_tracked": "num_batches_tracked",
 }  # fmt: skip
 
-# Names of the objects that hold a network in other programs: they precede the names of its tensors.
+# Names of the objects that hold a network in other programs: prefixes of the names of its tensors.
 WRAPPERS = ("module", "model", "net")
 
 
 @dataclass
 class Weights:
-    """The tensors of a file by layer and kind, and what is known of its images.
+    """The tensors of a file by layer and kind, and the normalization and classes that it states.
 
     Args:
         path: The file.
         kind: Its format.
         layers: Tensors by layer and kind: "weight", "bias", ..., or Caffe's "0", "1", ...
-        mean: Subtracted from the image (RGB, 0 to 255).
-        std: What the image is then divided by.
+        mean: Of the normalization (RGB, 0 to 255).
+        std: Of the normalization.
         classes: The names of its classes, if the file has them.
         published: Whether it was downloaded from torchvision.
         stripped: The prefix that was removed from its names.
@@ -53,22 +54,20 @@ class Weights:
     path: Path
     kind: Literal["caffe", "npz", "torch", "safetensors"]
     layers: dict[str, dict[str, Tensor]]
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: RGB | None = None
+    std: RGB | None = None
     classes: list[str] | None = None
     published: bool = False
     stripped: str = ""
 
 
 def read(path: str | Path) -> Weights:
-    """Read a file of any format, whatever its name ends with, or an address ``https://...#sha256=...``.
+    """Read a file, whose format its first bytes tell, or one behind a URL ``https://...#sha256=...``.
 
     Raises:
         UserError: There is no such file, it is damaged, of an unknown format, or would have to be executed.
     """
     path = fetch(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read {path}: it is no file")
     try:
         with path.open("rb") as file:
             weights = choose_reader(file)(path, file)
@@ -82,24 +81,19 @@ def read(path: str | Path) -> Weights:
 
 
 def choose_reader(file: BinaryIO) -> Callable[[Path, BinaryIO], Weights]:
-    """Return the function that reads a format, recognized by the first bytes of the file."""
+    """Return the function that reads the format that the first bytes of the file tell."""
     start = file.read(9)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if start.startswith(b"\x89HDF"):
-        raise CorruptError("is HDF5, which is not read here: save its arrays with numpy.savez, named LAYER/0 and LAYER/1")
+        raise CorruptError("is HDF5, which is not supported: save its arrays with numpy.savez, named LAYER/0 and LAYER/1")
     if start.startswith(b"PK\x03\x04"):
         return read_zip
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return read_torch
     if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] <= size - 8:
         return read_safetensors
-    return read_caffe
-
-
-def read_caffe(path: Path, file: BinaryIO) -> Weights:
-    """Read a .caffemodel."""
-    return Weights(path, "caffe", read_layers(file))
+    return lambda path, file: Weights(path, "caffe", read_layers(file))
 
 
 def read_zip(path: Path, file: BinaryIO) -> Weights:
@@ -126,26 +120,26 @@ def read_zip(path: Path, file: BinaryIO) -> Weights:
 
 
 def read_array(content: bytes, name: str) -> np.ndarray:
-    """Read an .npy file of numbers."""
+    """Read an .npy file of integers or floating-point numbers."""
     stream = io.BytesIO(content)
     try:
         values = np.load(stream, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError, TypeError, MemoryError) as error:
         if "pickle" in str(error):
             raise CorruptError(f"holds {name} as Python objects: nothing is executed to read it") from error
-        raise CorruptError(f"is damaged: {name} is not what its header says it is ({format_error(error)})") from error
+        raise CorruptError(f"is damaged: {name} does not match its header ({format_error(error)})") from error
     if values.dtype.kind not in "fiu":
         raise CorruptError(f"holds {name} of type {values.dtype}, no numbers")
     if stream.tell() != len(content):
-        raise CorruptError(f"is damaged: {name} says it is {values.shape}, but holds more bytes")
+        raise CorruptError(f"is damaged: {name} has more bytes than its shape {values.shape}")
     return np.array(values, np.float32 if values.dtype.kind == "f" else np.int64, order="C")
 
 
 def split_name(name: str) -> tuple[str, str]:
     """Return layer and kind of an array's name: "conv1_1/0", "conv1_1.weight", "conv1_1_biases"."""
     for mark in ("/", ".", ":", "_"):
-        layer, found, kind = name.rpartition(mark)
-        if found and kind.lower() in KINDS and not (mark == "_" and kind.isdigit()):
+        layer, separator, kind = name.rpartition(mark)
+        if separator and kind.lower() in KINDS and not (mark == "_" and kind.isdigit()):
             return layer, KINDS[kind.lower()]
     return name, ""
 
@@ -178,49 +172,30 @@ def read_safetensors(path: Path, file: BinaryIO) -> Weights:
 
 def split_state_dict(path: Path, kind: Literal["torch", "safetensors"], state: dict[str, Tensor]) -> Weights:
     """Return the tensors of a state dict by layer; a run's has the network below "model.net.", its mean and its std."""
-    compiled, state = state, {remove_compiled(key): tensor for key, tensor in state.items()}
-    if len(state) < len(compiled):
+    # torch.compile adds _orig_mod to names, at the front or further inside; AveragedModel counts in n_averaged
+    plain = {".".join(part for part in key.split(".") if part != "_orig_mod"): tensor for key, tensor in state.items()}
+    if len(plain) < len(state):
         raise CorruptError("has tensors of the same name with and without torch.compile's _orig_mod: save one network's alone")
-    stripped = "_orig_mod." if any("_orig_mod" in key for key in compiled) else ""
-    state.pop("n_averaged", None)  # the counter of torch's AveragedModel
-    if state and all(key.startswith("module.") for key in state):  # as DataParallel leaves it
-        stripped = f"{stripped}module."
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    mean, std = state.get("model.mean"), state.get("model.std")
-    run = mean is not None and std is not None
-    if run:
-        state = {key.removeprefix("model.net."): value for key, value in state.items() if key.startswith("model.net.")}
-    weights = Weights(path, kind, {}, stripped=stripped)
-    for key, tensor in state.items():
-        layer, _, part = key.rpartition(".")
-        weights.layers.setdefault(layer, {})[part] = tensor
+    plain.pop("n_averaged", None)
+    mean, std = plain.get("model.mean"), plain.get("model.std")
+    weights = Weights(path, kind, {}, stripped="_orig_mod." if any("_orig_mod" in key for key in state) else "")
     if mean is not None and std is not None:
         weights.mean, weights.std = read_normalization(mean.flatten().tolist(), std.flatten().tolist())
+        plain = {key.removeprefix("model.net."): value for key, value in plain.items() if key.startswith("model.net.")}
+    for key, tensor in plain.items():
+        layer, _, part = key.rpartition(".")
+        weights.layers.setdefault(layer, {})[part] = tensor
     return weights
 
 
-def remove_compiled(name: str) -> str:
-    """Return a tensor's name without what torch.compile adds to it, at the front or further inside."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-Triple = tuple[float, float, float]
-
-
-def read_normalization(mean: list[Any], std: list[Any]) -> tuple[Triple, Triple]:
-    """Return mean and std of the three channels as numbers.
-
-    Raises:
-        CorruptError: They are not three finite numbers, or a std is not above 0.
-    """
+def read_normalization(mean: list[Any], std: list[Any]) -> tuple[RGB, RGB]:
+    """Return mean and std of the three channels; raise CorruptError unless they are finite and std is above 0."""
     try:
         (red, green, blue), (red_std, green_std, blue_std) = (list(map(float, values)) for values in (mean, std))
     except ValueError as error:
         raise CorruptError(f"is damaged: {error}") from error
-    if not all(map(math.isfinite, (red, green, blue, red_std, green_std, blue_std))):
-        raise CorruptError("is damaged: its mean or deviation is not finite")
-    if min(red_std, green_std, blue_std) <= 0:
-        raise CorruptError("is damaged: its deviation is not above 0")
+    if not all(map(math.isfinite, (red, green, blue, red_std, green_std, blue_std))) or min(red_std, green_std, blue_std) <= 0:
+        raise CorruptError("is damaged: its mean or std is not finite, or its std not above 0")
     return (red, green, blue), (red_std, green_std, blue_std)
 
 

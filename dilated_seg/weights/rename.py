@@ -13,16 +13,16 @@ from dilated_seg.weights.readers import WRAPPERS, Weights
 # Caffe numbers a layer's blobs; batch norm has scale and shift, then its statistics unless they are folded in.
 BLOBS = {"0": "weight", "1": "bias", "2": "running_mean", "3": "running_var"}
 
-# Our names of torchvision's numbered convolutions, and its numbers of fc6 and fc7, by the number of convolutions.
+# By the number of convolutions: our names of those that torchvision numbers, and torchvision's numbers of fc6 and fc7.
 VGG_NAMES = [f"conv{stage}_{i}" for stage, (_, layers) in enumerate(vgg.VGG16, start=1) for i in range(1, layers + 1)]
 TORCHVISION = {13: (VGG_NAMES, (0, 3)), 5: ([f"conv{i}" for i in range(1, 6)], (1, 4))}
 
 
 def strip_wrappers(file: Weights, ours: Collection[str]) -> None:
-    """Remove the names of the objects that held the network from the names of the file's layers, unless ours have them too.
+    """Remove the prefixes in WRAPPERS from the names of the file's layers, unless ours have them too.
 
     Raises:
-        UserError: Two such names are present, or two layers would get one name.
+        UserError: The file has several such prefixes, or two layers would get one name.
     """
     roots = {path.partition(".")[0] for path in ours}
     while prefixes := [
@@ -31,15 +31,16 @@ def strip_wrappers(file: Weights, ours: Collection[str]) -> None:
         if len(prefixes) > 1:
             raise UserError(f"{file.path} has layers below {' and '.join(prefixes)}: save the state_dict of one network alone")
         names = [name.removeprefix(prefixes[0]) for name in file.layers]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{file.path} has {twice[0]} and {prefixes[0]}{twice[0]}: save the state_dict of one network alone")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            both = f"{repeated[0]} and {prefixes[0]}{repeated[0]}"
+            raise UserError(f"{file.path} has {both}: save the state_dict of one network alone")
         file.layers, file.stripped = dict(zip(names, file.layers.values(), strict=True)), file.stripped + prefixes[0]
 
 
 def rename_torchvision(layers: dict[str, dict[str, Tensor]]) -> dict[str, str]:
-    """Return the authors' name of each layer of the file: torchvision numbers those of VGG-16 and AlexNet.
+    """Return the authors' name of each layer of VGG-16 or AlexNet, which torchvision numbers; other names stay.
 
-    Layers that hold only NaN, as the classifier beside VGG's original convolutions does, keep their number.
+    Layers of only NaN keep their number: torchvision's file of VGG's original convolutions has such a classifier.
     """
     numbered = sorted((int(m[1]), name) for name in layers if (m := re.fullmatch(r"features\.(\d+)", name)))
     convolutions = [name for _, name in numbered if layers[name].get("weight", torch.empty(0)).dim() == 4]
@@ -51,13 +52,14 @@ def rename_torchvision(layers: dict[str, dict[str, Tensor]]) -> dict[str, str]:
     return {name: name if name in broken else names.get(name, name) for name in layers}
 
 
-def collect_published_names(net: nn.Module) -> list[tuple[str, str]]:
-    """Return the pairs of published name and our name that the parts of a network state; see `dilated_seg.models.release`."""
-    return [pair for part in net.modules() for pair in getattr(part, "published_names", ())]
-
-
 def find_layer(name: str, ours: Collection[str], published_names: Collection[tuple[str, str]]) -> str | None:
-    """Return the path of our layer of this name: the name itself, or else the shallowest path that ends with it."""
+    """Return the path of our layer of this name: the name itself, or else the shallowest path that ends with it.
+
+    Args:
+        name: The layer's name in the file, or the authors' name.
+        ours: The paths of our layers.
+        published_names: Pairs of a regular expression and our name, which networks state (`dilated_seg.models.release`).
+    """
     names = [name] + [re.sub(pattern, our_name, name) for pattern, our_name in published_names if re.search(pattern, name)]
     for candidate in names:
         if candidate in ours:
@@ -69,14 +71,14 @@ def find_layer(name: str, ours: Collection[str], published_names: Collection[tup
 
 def name_tensors(file: Weights, layer: str) -> dict[str, tuple[str, Tensor]]:
     """Return a layer's tensors by kind, each with its full name in the file."""
-    mark = "/" if file.kind in ("caffe", "npz") else "."
-    return {kind: (f"{layer}{mark}{kind}", tensor) for kind, tensor in file.layers[layer].items()}
+    separator = "/" if file.kind in ("caffe", "npz") else "."
+    return {kind: (f"{layer}{separator}{kind}", tensor) for kind, tensor in file.layers[layer].items()}
 
 
 def rename_kinds(file: Weights, layer: str, part: nn.Module) -> dict[str, tuple[str, Tensor]]:
     """Return a layer's tensors by their kinds in torch (weight, bias, ...), each with its full name in the file.
 
-    The statistics of a batch norm that has them folded into scale and shift are added, with an empty name: mean 0, variance 1.
+    A batch norm whose statistics are folded into scale and shift gets mean 0 and variance 1, with an empty name.
 
     Raises:
         UserError: Two tensors have one name.
@@ -85,7 +87,7 @@ def rename_kinds(file: Weights, layer: str, part: nn.Module) -> dict[str, tuple[
     renamed = {BLOBS.get(kind, kind): tensor for kind, tensor in named.items()}
     if len(renamed) < len(named):
         names = " and ".join(name for name, _ in named.values())
-        raise UserError(f"{file.path} has two tensors for one part of a layer: {names}")
+        raise UserError(f"{file.path} has two tensors for one part of a layer, {names}: remove one of them")
     if isinstance(part, nn.BatchNorm2d) and part.track_running_stats and "running_mean" not in renamed:
         channels = renamed["weight"][1].numel() if "weight" in renamed else 0
         renamed |= {"running_mean": ("", torch.zeros(channels)), "running_var": ("", torch.ones(channels))}

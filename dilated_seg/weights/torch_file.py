@@ -1,11 +1,9 @@
-"""Files that torch.save wrote, whose pickle is never executed."""
+"""Files that torch.save wrote; their pickle is never executed."""
 
-import contextlib
 import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -13,11 +11,11 @@ from torch import Tensor
 
 from dilated_seg.errors import CorruptError, format_error
 
-EXPANSION = 200  # a zip archive may be this much larger than its file; compressed arrays of one value included
+MAX_EXPANSION = 200  # size of a zip archive's content over that of the file; compressed constant arrays stay below it
 
 
 def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN401 - as torch.load's
-    """Load an open file without executing its pickle, whatever torch's environment variables say.
+    """Load an open file without executing its pickle.
 
     Raises:
         CorruptError: The file is damaged, not one of torch's, or would have to be executed.
@@ -27,16 +25,14 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
             with zipfile.ZipFile(file) as archive:
                 check_expansion(archive, file)
         file.seek(0)
-        with without_variable("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"), warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"):
             return torch.load(file, map_location=map_location, weights_only=True)
-    except CorruptError:
+    except (CorruptError, ImportError):
         raise
     except pickle.UnpicklingError as error:
         raise CorruptError("is a pickle that would have to be executed, or is damaged: save its state_dict alone") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise CorruptError("needs more memory than is free") from error
-    except ImportError:
-        raise
     except Exception as error:  # torch has no error of its own for a damaged file
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -44,11 +40,7 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
 
 
 def check_state_dict(state: Any) -> dict[str, Tensor]:  # noqa: ANN401
-    """Return the argument if it is a state dict whose tensors are plain arrays.
-
-    Raises:
-        CorruptError: It is not.
-    """
+    """Return the argument; raise CorruptError unless it is a state dict whose tensors are plain arrays."""
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CorruptError("holds no state dict of named tensors")
     for name, tensor in state.items():
@@ -58,22 +50,7 @@ def check_state_dict(state: Any) -> dict[str, Tensor]:  # noqa: ANN401
 
 
 def check_expansion(archive: zipfile.ZipFile, file: BinaryIO) -> None:
-    """Require that the members of a zip archive are not far larger than its file.
-
-    Raises:
-        CorruptError: They are.
-    """
+    """Raise CorruptError if the members of a zip archive are far larger than its file."""
     expanded = sum(member.file_size for member in archive.infolist())
-    if expanded > EXPANSION * max(file.seek(0, os.SEEK_END), 1 << 20):
+    if expanded > MAX_EXPANSION * max(file.seek(0, os.SEEK_END), 1 << 20):
         raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
-
-
-@contextlib.contextmanager
-def without_variable(variable: str) -> Iterator[None]:
-    """Remove a variable from the environment during the block."""
-    value = os.environ.pop(variable, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[variable] = value

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dilated_seg.crf import DenseCRF
-from dilated_seg.crf.dense_crf import DEEPLAB, appearance, smoothness
+from dilated_seg.crf.dense_crf import DEEPLAB, build_appearance, build_smoothness
 from dilated_seg.crf.permutohedral import Coding, elevate, find_remainder_0, find_simplices
 from dilated_seg.errors import UserError
 from tests.support import crf_marginals
@@ -101,7 +101,7 @@ def test_results_are_the_same_bits_on_any_number_of_threads():
     found = []
     try:
         for threads in (1, 2, 3):
-            smoothness.cache_clear()
+            build_smoothness.cache_clear()
             torch.set_num_threads(threads)
             found.append(DenseCRF(3)(probabilities, image))
     finally:
@@ -149,7 +149,7 @@ def test_the_simplex_of_the_example_in_the_documentation():
 
 def test_the_backward_of_a_kernel_is_its_transpose_though_the_blurs_do_not_commute():
     _, image = drawn((9, 11), 1)
-    kernel = appearance(image[0], 4.0, 20.0)
+    kernel = build_appearance(image[0], 4.0, 20.0)
     identity = torch.eye(99, dtype=torch.float64, requires_grad=True)
     matrix = kernel.slice(kernel.splat_and_blur(identity))
     left = torch.randn(99, 99, dtype=torch.float64)
@@ -165,7 +165,7 @@ def test_the_free_energy_does_not_rise_but_for_the_lattices_asymmetry():
     probabilities, image = corner("many", (60, 80))
     probabilities = probabilities.double()
     own = probabilities[0].clamp(1e-5, 1).log().flatten(1).T
-    kernels = ((10.0, appearance(image[0], 80.0, 13.0)), (3.0, smoothness(60, 80, 3.0, image.device)))
+    kernels = ((10.0, build_appearance(image[0], 80.0, 13.0)), (3.0, build_smoothness(60, 80, 3.0, image.device)))
 
     def energy(marginals):
         heard = sum(weight * kernel.slice(kernel.splat_and_blur(marginals)) for weight, kernel in kernels)
@@ -263,7 +263,7 @@ def test_what_is_learnable_needs_the_number_of_classes_before_it_is_called():
     probabilities, image = torch.full((1, 3, 2, 2), 1 / 3), torch.zeros(1, 3, 2, 2)
     with pytest.raises(ValueError, match="num_classes"):
         crf(probabilities, image)
-    crf.learn(3)
+    crf.add_parameters(3)
     torch.testing.assert_close(crf(probabilities, image), probabilities)
 
 

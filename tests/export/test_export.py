@@ -144,7 +144,7 @@ def test_a_fixed_size_is_the_only_one_that_a_file_takes(more_files):
 def test_what_gives_other_labels_is_refused(folders):
     plain = exporting.Plain(load(folders["reflected"]))
     assert agreement.compare(plain, plain, agreement.CHECKED).endswith("the labels are torch's")
-    with pytest.raises(UserError, match=r"labels .* pixels otherwise than torch: nothing is kept"):
+    with pytest.raises(UserError, match=r"labels .* pixels differently from torch: it is not kept"):
         agreement.compare(plain, lambda image: plain(image).roll(1, 1), agreement.CHECKED)
     with pytest.raises(UserError, match=r"gives .* where torch gives"):
         agreement.compare(plain, lambda image: plain(image)[..., 1:], agreement.CHECKED)
@@ -165,7 +165,7 @@ class Tied(nn.Module):
 
 def test_classes_that_tie_may_be_told_apart_otherwise_and_are_counted():
     assert agreement.compare(Tied(), Tied(1e-6), ((1, 9, 9),)).endswith("torch's, but for 81 where two classes tie")
-    with pytest.raises(UserError, match="labels 81 of 81 pixels otherwise"):
+    with pytest.raises(UserError, match="labels 81 of 81 pixels differently"):
         agreement.compare(Tied(-1e-3), Tied(1e-6), ((1, 9, 9),))
 
 
@@ -202,9 +202,9 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
     there = tmp_path / "there.onnx"
     there.write_text("mine")
     for sentence, form, out, *more in (
-        ("exists: name another one, or replace it with --overwrite", "onnx", there),
-        ("let the name of the file end in .pt2", "pt2", there),
-        ("there is no folder", "onnx", tmp_path / "no/x.onnx"),
+        ("exists: give another name, or replace it with --overwrite", "onnx", there),
+        ("the file name must end in .pt2", "pt2", there),
+        ("there is no directory", "onnx", tmp_path / "no/x.onnx"),
         ("--size takes height and width from 1 on", "onnx", tmp_path / "x.onnx", "--size", "0", "5"),
         ("--licence is for --format hub", "onnx", tmp_path / "x.onnx", "--licence", "mit"),
         ("there is no /nowhere", "onnx", tmp_path / "x.onnx"),
@@ -216,7 +216,7 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["there.onnx"] and there.read_text() == "mine"
 
 
-def test_onnx_says_what_to_install(folders, tmp_path, monkeypatch):
+def test_a_missing_package_of_onnx_is_named(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match="--format onnx needs onnxscript: pip install"):
         exporting.export_network(str(folders["segnet"]), "onnx", str(tmp_path / "x.onnx"))
@@ -270,10 +270,10 @@ def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
         ({"crf": {"init_args": {"num_classes": 10**9, "learnable": True}}}, "other than the 4 classes"),
         ({"crf": {"init_args": {"iterations": 10**9}}}, "from 1 to 1000"),
         ({"crf": {"init_args": {"learnable": True}}}, "its CRF does not fit"),
-        ({"std": [0, 0, 0]}, "the deviation above 0"),
+        ({"std": [0, 0, 0]}, "std above 0"),
     ],
 )
-def test_a_folder_of_strangers_builds_our_networks_or_nothing(folders, tmp_path, change, sentence):
+def test_a_directory_of_unknown_origin_builds_our_networks_or_nothing(folders, tmp_path, change, sentence):
     hub.save(load(folders["segnet"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -359,7 +359,7 @@ def test_places_where_nothing_can_be_written_are_one_sentence(folders, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.pt2"}
 
 
-def test_a_network_of_ones_own_has_no_folder(tmp_path):
+def test_a_network_of_another_package_has_no_directory(tmp_path):
     segmenter = Segmenter(nn.Conv2d(3, 2, 1), ["a", "b"], (0,) * 3, (1,) * 3)
     with pytest.raises(UserError, match=r"only networks of dilated_seg\.models can be loaded again"):
         hub.save(segmenter, tmp_path / "x")

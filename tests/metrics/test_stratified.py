@@ -115,13 +115,13 @@ def test_so_it_does_where_regions_are_large_and_boundaries_far(height, width, se
         assert np.array_equal(found[name], expected[name]), name
 
 
-@pytest.mark.parametrize("furthest", [1, 2, 7, 40, 46, 200])
+@pytest.mark.parametrize("limit", [1, 2, 7, 40, 46, 200])
 @pytest.mark.parametrize("place", [(0, 0), (2, 101), (69, 55), (35, 60)])
-def test_distances_from_one_pixel_are_exact_up_to_the_furthest(furthest, place):
+def test_distances_from_one_pixel_are_exact_up_to_the_limit(limit, place):
     edges = np.zeros((70, 130), bool)
     edges[place] = True
     expected = 1 + np.abs(np.indices(edges.shape) - np.reshape(place, (2, 1, 1))).max(0)
-    assert np.array_equal(boundary_distance(edges, furthest), np.minimum(expected, furthest + 1))
+    assert np.array_equal(boundary_distance(edges, limit), np.minimum(expected, limit + 1))
 
 
 @settings(max_examples=50, deadline=None)

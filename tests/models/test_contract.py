@@ -135,12 +135,12 @@ def test_networks_without_batch_norm_train_on_one_pixel(build):
         (lambda: UNet(2, "authors", width=1 / 64), (200, 204), "not 200: pad or crop to 204"),
     ],
 )
-def test_forms_that_do_not_pad_name_the_sizes_they_take(build, size, sentence):
+def test_forms_without_padding_name_the_sizes_that_they_accept(build, size, sentence):
     with pytest.raises(UserError, match=sentence):
         build()(torch.randn(1, 3, *size))
 
 
-def test_released_forms_work_on_the_smallest_images_they_take():
+def test_released_forms_work_on_the_smallest_images_that_they_accept():
     assert DeconvNet(2, "authors", width=1 / 64).eval()(torch.randn(1, 3, 193, 193)).shape == (1, 2, 193, 193)
     assert FrontEnd(2, "valid", width=1 / 64)(torch.randn(1, 3, 373, 373)).shape == (1, 2, 1, 1)
     assert UNet(2, "authors", width=1 / 64)(torch.randn(1, 3, 188, 204)).shape == (1, 2, 4, 20)
@@ -150,11 +150,11 @@ def test_released_forms_work_on_the_smallest_images_they_take():
     "build", [lambda **kw: FCN(2, form="authors", resnet=50, **kw), lambda **kw: DilatedNet(2, padding="reflect", resnet=50)]
 )
 def test_a_resnet_has_no_authors_form(build):
-    with pytest.raises(ValueError, match="with resnet take"):
+    with pytest.raises(ValueError, match="with resnet use"):
         build(width=1 / 16)
 
 
-def test_a_dense_network_by_batch_statistics_normalises_evaluation_by_the_batch():
+def test_a_dense_network_by_batch_statistics_normalizes_evaluation_by_the_batch():
     net = FCDenseNet(3, 56, width=1 / 6, dropout=0.0, batch_statistics=True).double()
     image = torch.randn(2, 3, 40, 40, dtype=torch.float64)
     assert_equal_but_for_rounding(net.eval()(image), net.train()(image))
@@ -208,14 +208,14 @@ print(tried)
 """
 
 
-def test_a_value_that_a_network_does_not_take_is_a_value_error_that_lists_those_it_takes():
+def test_an_invalid_argument_is_a_value_error_that_lists_the_valid_ones():
     result = subprocess.run([sys.executable, "-c", WRONG], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 200
 
 
 @pytest.mark.parametrize("name", models.__all__)
-def test_what_a_class_states_about_itself_is_true(name):
+def test_the_optional_attributes_of_a_network_are_correct(name):
     network = getattr(models, name)
     for kwargs in getattr(network, "variants", ({},)):
         net = build.construct(name, [3], {"width": 1 / 64} | kwargs, name)
@@ -229,7 +229,7 @@ def test_what_a_class_states_about_itself_is_true(name):
     assert all(re.compile(pattern) for pattern in patterns)
 
 
-def test_what_the_garbage_collector_warns_of_is_no_fault_of_a_network(monkeypatch):
+def test_a_warning_of_the_garbage_collector_is_not_an_error_of_the_network(monkeypatch):
     """Such as a temporary directory of another library, in a cycle that is collected while a network is built."""
 
     class Leaving(FCN):
@@ -237,6 +237,6 @@ def test_what_the_garbage_collector_warns_of_is_no_fault_of_a_network(monkeypatc
             super().__init__(num_classes, width=0.05)
             warnings.warn("a directory is left", ResourceWarning, stacklevel=1)
 
-    monkeypatch.setattr(build, "find", lambda path: Leaving)
+    monkeypatch.setattr(build, "find_network", lambda path: Leaving)
     with warnings.catch_warnings(action="ignore"):
         assert build.construct("Leaving", [3], {}, "Leaving(3)").output_stride == 32

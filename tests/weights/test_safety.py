@@ -219,7 +219,7 @@ def test_a_checkpoint_of_known_classes_is_loaded_from_a_path_and_from_an_open_fi
         (None, "cannot be loaded: it is damaged"),
     ],
 )
-def test_what_is_no_checkpoint_is_said_to_be_none(content, sentence, tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused(content, sentence, tmp_path):
     torch.save(content, tmp_path / "c.ckpt")
     if content is None:
         (tmp_path / "c.ckpt").write_bytes((tmp_path / "c.ckpt").read_bytes()[:-30])
@@ -293,15 +293,15 @@ def test_the_hub_is_an_address(published, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda url: url.partition("#")[0], "does not say which file it is: write its SHA-256 behind it"),
-        (lambda url: url[:-1], "does not say which file it is"),
-        (lambda url: url.partition("#")[0] + "#" + url[-64:], "does not say which file it is"),
+        (lambda url: url.partition("#")[0], "has no checksum of its file: append its SHA-256"),
+        (lambda url: url[:-1], "has no checksum of its file"),
+        (lambda url: url.partition("#")[0] + "#" + url[-64:], "has no checksum of its file"),
         (lambda url: url[:-64] + "0" * 64, "invalid hash value"),
         (lambda url: url.replace("w.pth", "missing.pth"), "HTTP Error 404"),
         (lambda url: url.replace("w.pth", "short/w.pth"), "invalid hash value"),
         (lambda url: url.replace("w.pth", "cut/w.pth"), "cannot download"),
-        (lambda url: url.replace("http", "ftp"), "cannot be fetched: give an https:// address"),
-        (lambda url: url.replace("http", "file"), "cannot be fetched: give an https:// address"),
+        (lambda url: url.replace("http", "ftp"), "cannot be downloaded: give an https:// address"),
+        (lambda url: url.replace("http", "file"), "cannot be downloaded: give an https:// address"),
         (lambda url: "http://127.0.0.1:9" + url[url.index("/w.pth") :], "refused"),
         (lambda url: "http://[" + url[url.index("/w.pth") :], "cannot download"),
     ],

@@ -153,14 +153,14 @@ def test_staged_scores_bring_fcns_mean_into_the_next_stage(tmp_path):
 def test_staged_and_at_once_are_not_taken_for_each_other(tmp_path):
     for name, other in (("fcn8s_voc", "fcn8s_atonce_voc"), ("fcn8s_atonce_voc", "fcn8s_voc")):
         (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs(name, parse_network(NARROW[name], "cpu"))[0]))
-        with pytest.raises(UserError, match=f"say at_once={'atonce' in name}"):
+        with pytest.raises(UserError, match=f"set at_once={'atonce' in name}"):
             weights.load(parse_network(NARROW[other], "cpu"), tmp_path / "f.caffemodel")
 
 
 def test_a_context_module_of_other_layers_is_refused(tmp_path):
     net = parse_network(NARROW["dilation8_camvid_basic"], "cpu")
     (tmp_path / "d.caffemodel").write_bytes(caffemodel(published_blobs("dilation8_camvid_basic", net)[0]))
-    with pytest.raises(UserError, match=r"has ctx_conv5_1 beside context\.layers\.ctx_conv1_1"):
+    with pytest.raises(UserError, match=r"has ctx_conv5_1 besides context\.layers\.ctx_conv1_1"):
         weights.load(parse_network(NARROW["dilation7_kitti_basic"], "cpu"), tmp_path / "d.caffemodel")
     with pytest.raises(UserError, match=r"and no context\.layers\.ctx_conv6_1"):
         weights.load(parse_network("DilatedNet(11, context_layers=10, width=1/64)", "cpu"), tmp_path / "d.caffemodel")
@@ -196,7 +196,7 @@ def test_every_network_reads_its_own_file(name, suffix, tmp_path):
             "DilatedNet(3, width=1/64)",
             "has context.layers.ctx_conv6_1, .* beside",
         ),
-        ("FCN(3, 8, at_once=True, width=1/64)", "FCN(3, 8, width=1/64)", "say at_once=True"),
+        ("FCN(3, 8, at_once=True, width=1/64)", "FCN(3, 8, width=1/64)", "set at_once=True"),
     ],
 )
 def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, tmp_path):
@@ -216,7 +216,7 @@ def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, t
 def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_path):
     torch.save(parse_network(call.format(5), "cpu").state_dict(), tmp_path / "five.pth")
     net = parse_network(call.format(3), "cpu")
-    with pytest.raises(UserError, match=r"is to start anew, as for other classes, name it in model\.weights_without"):
+    with pytest.raises(UserError, match=r"from its initial values, as for other classes, name it in model\.weights_without"):
         weights.load(net, tmp_path / "five.pth")
     result, _, _ = weights.load(net, tmp_path / "five.pth", without)
     assert result.missing and all(any(w in name for w in without) for name, _ in result.missing)
@@ -250,7 +250,7 @@ def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "beside", "said"),
+    ("prefix", "others", "reported"),
     [
         ("_orig_mod.", {}, "_orig_mod."),
         ("model.", {"criterion.weight": torch.ones(2)}, "model."),
@@ -260,19 +260,19 @@ def test_common_wrappings_of_a_state_dict_are_unwrapped(wrap, tmp_path):
         ("module.model.net.", {}, "module.model.net."),
     ],
 )
-def test_what_held_a_network_is_taken_off_the_names_of_its_tensors_and_said(prefix, beside, said, tmp_path):
+def test_prefixes_of_tensor_names_are_removed_and_reported(prefix, others, reported, tmp_path):
     net, again = parse_network(TINY, "cpu"), parse_network(TINY, "cpu")
-    torch.save({f"{prefix}{k}": v for k, v in net.state_dict().items()} | beside, tmp_path / "wrapped.pth")
+    torch.save({f"{prefix}{k}": v for k, v in net.state_dict().items()} | others, tmp_path / "wrapped.pth")
     result, _, _ = weights.load(again, tmp_path / "wrapped.pth")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in net.state_dict().items())
-    assert not result.missing and len(result.unexpected) == len([name for name in beside if name != "n_averaged"])
-    assert str(result).endswith(f"; names without their prefix {said}")
+    assert not result.missing and len(result.unexpected) == len([name for name in others if name != "n_averaged"])
+    assert str(result).endswith(f"; names without their prefix {reported}")
 
 
-def test_a_compiled_network_inside_a_task_keeps_what_is_subtracted_from_the_image(tmp_path):
+def test_a_compiled_network_inside_a_task_keeps_its_normalization(tmp_path):
     state = {f"model.net._orig_mod.{key}": value for key, value in parse_network(TINY, "cpu").state_dict().items()}
-    numbers = {"model.mean": torch.tensor([1.0, 2.0, 3.0]), "model.std": torch.ones(3)}
-    torch.save({"state_dict": state | numbers}, tmp_path / "task.ckpt")
+    normalization = {"model.mean": torch.tensor([1.0, 2.0, 3.0]), "model.std": torch.ones(3)}
+    torch.save({"state_dict": state | normalization}, tmp_path / "task.ckpt")
     result, mean, std = weights.load(parse_network(TINY, "cpu"), tmp_path / "task.ckpt")
     assert not result.missing and not result.unexpected and (mean, std) == ((1, 2, 3), (1, 1, 1))
 
@@ -546,23 +546,23 @@ def torch_saved(content, **options):
 HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000,), }".ljust(117) + b"\n"
 WRONG = {
     "missing file": (None, "cannot read"),
-    "a folder": ("folder", "cannot read"),
+    "a directory": ("folder", "cannot read"),
     "empty": (b"", "is empty"),
     "text": (b"conv1_1: 3.0\n" * 50, "is damaged or no"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "is damaged or no"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "is damaged or no"),
     "zeros": (bytes(5000), "is damaged or no"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
     "truncated": (caffemodel(GOOD)[:-40], "is damaged or no"),
     "no weights": (caffemodel({}), "no layer with weights"),
-    "V0": (b"\x12\x06\x0a\x04\x0a\x02ab", "first form"),
+    "V0": (b"\x12\x06\x0a\x04\x0a\x02ab", "first format"),
     "an empty blob": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3)), np.ones(0)]}), "conv1_1/1 is 0 there"),
     "two layers of one name": (caffemodel(GOOD) + caffemodel(GOOD), "two layers named conv1_1"),
     "another shape": (caffemodel(GOOD | {"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(1)]}), "conv1_1/0 is 2 x 3 x 3 x 3 there"),
     "another shape twice": (
         caffemodel({"conv1_1": [np.ones((2, 3, 3, 3)), np.ones(2)]}),
-        "here, conv1_1/1 is 2 there and 1 here; if",
+        "here, conv1_1/1 is 2 there and 1 here; to train conv1_1",
     ),
-    "half a layer": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3))]}), "half of layer encoder.stages.0.conv1_1"),
+    "half a layer": (caffemodel(GOOD | {"conv1_1": [np.ones((1, 3, 3, 3))]}), "only a part of layer encoder.stages.0.conv1_1"),
     "a part of an encoder": (caffemodel({k: v for k, v in GOOD.items() if k != "conv3_2"}), "no encoder.stages.2.conv3_2"),
     "a misspelt layer": (
         caffemodel({k.replace("conv3_2", "conv3_2 "): v for k, v in GOOD.items()}),
@@ -581,33 +581,33 @@ WRONG = {
     "not finite": (caffemodel(GOOD | {"conv2_1": [np.full((2, 1, 3, 3), np.nan), np.ones(2)]}), "not finite"),
     "whole numbers": (
         npz(**{f"{k}/{i}": v.astype(int) for k, b in GOOD.items() for i, v in enumerate(b)}),
-        "as int64, which no weight is",
+        "as int64: save weights as floating-point numbers",
     ),
     "Caffe's names in torch's file": (
         torch_saved(
             {f"{k}.{p}": torch.ones(v.shape) for k, b in GOOD.items() for p, v in zip(("weight", "bias"), b, strict=True)}
         ),
-        "whether conv1_1 takes BGR or RGB",
+        "so the channel order of conv1_1 is unknown",
     ),
     "an expanded tensor": (torch_saved({"conv1_1.weight": torch.ones(1).expand(10**7, 10**7)}), "no plain array of numbers"),
     "a sparse tensor": (torch_saved({"conv1_1.weight": torch.eye(3).to_sparse()}), "no plain array of numbers"),
-    "an unpronounceable layer": (caffemodel({"a\x1b[31m\nb": [np.ones(3)]}), "a layer whose name is no text"),
+    "a layer name that is no text": (caffemodel({"a\x1b[31m\nb": [np.ones(3)]}), "a layer whose name is no text"),
     "a blob of too many sides": (
         chunk(100, chunk(1, b"x") + chunk(7, chunk(7, chunk(1, b"\x01" * 99)) + chunk(5, bytes(4)))),
-        "more than 32 sizes",
+        "more than 32 dimensions",
     ),
     "a blob of immense sides": (
         chunk(100, chunk(1, b"x") + chunk(7, chunk(7, chunk(1, b"\x00" + b"\xff" * 8 + b"\x7f")))),
-        "says it is",
+        "a blob of layer x of shape",
     ),
-    "other names": (caffemodel({"stem": [np.ones(3)]}), "has nothing for this network: its layers are stem, ours conv1_1,"),
+    "other names": (caffemodel({"stem": [np.ones(3)]}), "has no layer of this network: its layers are stem, ours conv1_1,"),
     "executable pickle": (pickle.dumps(Harmful(), 2), "would have to be executed"),
     "executable torch file": (torch_saved({"a": Harmful()}), "would have to be executed"),
     "old torch file": (torch_saved({"a": Harmful()}, _use_new_zipfile_serialization=False), "would have to be executed"),
     "a torch list": (torch_saved([torch.ones(3)]), "holds no state dict"),
     "a torch file cut short": (torch_saved({"a": torch.ones(300)})[:-200], "is damaged"),
     "npz with objects": (npz(conv1_1=np.array([Harmful()], dtype=object)), "nothing is executed"),
-    "npz that lies": (zipped("conv1_1.npy", HEADER + bytes(400)), "says it is"),
+    "npz of another shape": (zipped("conv1_1.npy", HEADER + bytes(400)), "does not match its header"),
     "npz bomb": (zipped("conv1_1.npy", bytes(300 << 20)), "would unpack to"),
     "npz cut short": (npz(conv1_1=np.ones((40, 40)))[:-900], "is damaged"),
     "another zip": (zipped("word/document.xml", b"<a/>"), "neither numpy's nor torch's"),
@@ -637,14 +637,14 @@ def test_a_wrong_file_is_one_sentence_and_leaves_nothing(case, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("net", "out", "sentence"),
     [
-        ("FCN(2, width=1/64)", "o.pth", "let its name end in .safetensors"),
+        ("FCN(2, width=1/64)", "o.pth", "the file name must end in .safetensors"),
         ("FCN(2, width=1/64)", "there.safetensors", "replace it with --overwrite"),
-        ("FCN(2, width=1/64)", "no/folder/o.safetensors", "there is no folder no/folder"),
+        ("FCN(2, width=1/64)", "no/folder/o.safetensors", "there is no directory no/folder"),
         ("FCNN(2)", "o.safetensors", "did you mean FCN?"),
-        ("UNet(2, width=1/64)", "o.safetensors", "has nothing for this network"),
+        ("UNet(2, width=1/64)", "o.safetensors", "has no layer of this network"),
     ],
 )
-def test_a_wrong_order_to_port_is_one_sentence(net, out, sentence, tmp_path, capsys, monkeypatch):
+def test_a_wrong_argument_of_port_is_one_sentence(net, out, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.safetensors").write_bytes(b"precious")
     (tmp_path / "w.caffemodel").write_bytes(caffemodel(GOOD))
@@ -655,11 +655,11 @@ def test_a_wrong_order_to_port_is_one_sentence(net, out, sentence, tmp_path, cap
     assert (tmp_path / "there.safetensors").read_bytes() == b"precious"
 
 
-def test_weights_that_nobody_knows_the_mean_of_need_to_be_told(tmp_path, capsys):
+def test_weights_of_unknown_normalization_need_a_mean(tmp_path, capsys):
     net = parse_network("UNet(2, width=1/64)", "cpu")
     np.savez(tmp_path / "u.npz", **net.state_dict())
     assert port(tmp_path / "u.npz", "UNet(2, width=1/64)", tmp_path / "u.safetensors") == 2
-    assert "say --mean R G B" in capsys.readouterr().err
+    assert "give the mean, --mean R G B" in capsys.readouterr().err
     assert (
         port(
             tmp_path / "u.npz", "UNet(2, width=1/64)", tmp_path / "u.safetensors", "--mean", "9", "8", "7", "--channels", "rgb"
