@@ -1,4 +1,4 @@
-"""The datasets, one file each: a LightningDataModule that states one dataset's facts."""
+"""The datasets, one file each."""
 
 from dilated_seg.data.camvid import CamVid
 from dilated_seg.data.cityscapes import Cityscapes

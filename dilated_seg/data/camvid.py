@@ -1,4 +1,4 @@
-"""CamVid, as released with SegNet, and in the original 32 colours."""
+"""CamVid, as released with SegNet, or in the original 32 classes."""
 
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,15 +8,15 @@ from dilated_seg import storage
 from dilated_seg.data import manifest
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.directories import check_no_problems, list_pairs, read_list
-from dilated_seg.data.masks import ReadLabel, make_table, read_colors, read_mask
+from dilated_seg.data.masks import MaskReader, make_table, read_colors, read_mask
 from dilated_seg.data.pairs import Pairs
 from dilated_seg.errors import UserError
 
-# What a label's value means in SegNet's release: the class id; 11 is unlabelled.
+# Mask values in SegNet's release are class ids; 11 is unlabelled.
 VALUES = make_table({k: k for k in range(11)} | {11: 255})
 
-# The original 32 classes that make up each of the 11; Void is ignored. Listings agree but for RoadShoulder, which some count
-# as road: here it is pavement, as in the two that could be looked up.
+# The original 32 classes in each of the 11; Void is ignored. Published groupings agree except for RoadShoulder, which some have
+# as road; here it is pavement, as in the two available ones.
 GROUPS = {
     "sky": ("Sky",),
     "building": ("Building", "Archway", "Bridge", "Tunnel", "Wall"),
@@ -30,26 +30,26 @@ GROUPS = {
     "pedestrian": ("Pedestrian", "Child", "CartLuggagePram", "Animal"),
     "bicyclist": ("Bicyclist", "MotorcycleScooter"),
 }
-STILLS, LABELS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
+IMAGES, MASKS, COLORS = "701_StillsRaw_full", "LabeledApproved_full", "label_colors.txt"
 
 
 class CamVid(SegmentationDataModule):
     """CamVid: frames of driving video, 360 x 480, in SegNet's 11 classes and splits of 367, 101 and 233 frames.
 
-    Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009.  The folder holds
-    ``train/NAME.png`` (or .jpg) with ``trainannot/NAME.png`` and likewise ``val``, ``test``; a label's value is the class,
-    11 is unlabelled and ignored.  Or it holds the original release, 720 x 960: ``701_StillsRaw_full/NAME.png`` with
-    ``LabeledApproved_full/NAME_L.png``, ``label_colors.txt``, and lists ``train.txt``, ``val.txt``, ``test.txt``; its 32
-    colours are grouped into the 11 classes.  The validation frames come from one stretch of one video that training also
-    shows: its scores are optimistic and noisy.
+    Brostow, Fauqueur and Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009.  The directory has
+    ``train/NAME.png`` (or .jpg) with ``trainannot/NAME.png``, and likewise ``val`` and ``test``; mask values are class ids, and
+    11 is ignored.  Or it has the original release, 720 x 960: ``701_StillsRaw_full/NAME.png``, ``label_colors.txt``,
+    ``LabeledApproved_full/NAME_L.png``, and lists ``train.txt``, ``val.txt``, ``test.txt``; its 32 classes are grouped into
+    the 11.  The validation frames are from one part of a video that is also in the training split: metrics on them are
+    optimistic and noisy.
 
     Args:
-        root: The folder; None takes the environment variable DILATED_SEG_CAMVID.
+        root: The directory; by default the environment variable DILATED_SEG_CAMVID.
         options: See SegmentationDataModule.
     """
 
     classes = tuple(GROUPS)
-    # SegNet's colours; the 32-class release has others.
+    # SegNet's colors; the 32-class release has others.
     palette = (
         (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
@@ -66,16 +66,16 @@ class CamVid(SegmentationDataModule):
         """Return the frames of "train", "val" or "test".
 
         Raises:
-            UserError: A folder or a list is missing, a frame has no label or a label no frame.
+            UserError: A directory or a list is missing, a frame has no mask or a mask no frame.
         """
         root = Path(self.require_root())
-        if not (root / LABELS).is_dir():
-            return Pairs(list_pairs(root / name, root / f"{name}annot"), self.read_label)
+        if not (root / MASKS).is_dir():
+            return Pairs(list_pairs(root / name, root / f"{name}annot"), self.mask_reader)
         listed = {line.removesuffix(".png") for line in read_list(root / f"{name}.txt")}
-        pairs = [pair for pair in list_pairs(root / STILLS, root / LABELS, ("", "_L")) if pair[0] in listed]
+        pairs = [pair for pair in list_pairs(root / IMAGES, root / MASKS, ("", "_L")) if pair[0] in listed]
         missing = sorted(listed - {frame for frame, *_ in pairs})
-        check_no_problems([f"{root / name}.txt names {frame}, which is not in {root / STILLS}" for frame in missing])
-        return Pairs(pairs, self.read_label)
+        check_no_problems([f"{root / name}.txt names {frame}, which is not in {root / IMAGES}" for frame in missing])
+        return Pairs(pairs, self.mask_reader)
 
     def list_splits(self) -> list[str]:
         """Return the splits that the directory has."""
@@ -84,16 +84,16 @@ class CamVid(SegmentationDataModule):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The original release's labels need the list of their colours."""
-        return (COLOURS,) if (Path(self.require_root()) / LABELS).is_dir() else ()
+        """The list of colors, which the masks of the original release need."""
+        return (COLORS,) if (Path(self.require_root()) / MASKS).is_dir() else ()
 
     @cached_property
-    def read_label(self) -> ReadLabel:
-        """Class ids as SegNet's release has them, or the original's colours."""
+    def mask_reader(self) -> MaskReader:
+        """Read SegNet's class ids, or the colors of the original release."""
         root = self.require_root()
         prepared = manifest.read(root)
-        coloured = COLOURS in prepared["files"] if prepared else (Path(root) / LABELS).is_dir()
-        if coloured:
+        colored = COLORS in prepared["files"] if prepared else (Path(root) / MASKS).is_dir()
+        if colored:
             return partial(read_colors, classes=read_groups(root))
         return partial(read_mask, classes=VALUES, palette=self.palette)
 
@@ -102,16 +102,14 @@ def read_groups(root: str) -> dict[tuple[int, int, int], int]:
     """Return the class id of every color that label_colors.txt lists ("R G B NAME" a line); 255 for Void.
 
     Raises:
-        UserError: The file is missing, or lists a class that belongs to none of the 11.
+        UserError: The file is missing, or has a line of another form or class.
     """
     classes = {name: k for k, group in enumerate(GROUPS.values()) for name in group} | {"Void": 255}
     colors = {}
-    for line in filter(str.strip, storage.read_text(root, COLOURS).splitlines()):
-        *colour, name = line.split()
-        if name not in classes or len(colour) != 3 or not all(c.isdigit() for c in colour):
-            raise UserError(
-                f"{storage.join(root, COLOURS)} has the line '{line}', which is not R G B and one of CamVid's 32 classes"
-            )
-        red, green, blue = map(int, colour)
+    for line in filter(str.strip, storage.read_text(root, COLORS).splitlines()):
+        *color, name = line.split()
+        if name not in classes or len(color) != 3 or not all(c.isdigit() for c in color):
+            raise UserError(f"{storage.join(root, COLORS)} has the line '{line}': write R G B and one of CamVid's 32 classes")
+        red, green, blue = map(int, color)
         colors[red, green, blue] = classes[name]
     return colors

@@ -1,4 +1,4 @@
-"""Checks of a dataset before training: whether there are masks, which classes they hold, which images two splits share."""
+"""Check a dataset before training: whether it has masks, which classes occur, which images two splits share."""
 
 import os
 import sys
@@ -13,18 +13,14 @@ if TYPE_CHECKING:
 
 
 def require_labels(dataset: "SegmentationDataModule") -> None:
-    """Check that the training split has masks.
-
-    Raises:
-        UserError: It has none, or none that this dataset finds.
-    """
+    """Raise UserError if no image of the training split has a mask."""
     split = dataset.open_split(dataset.train_split)
     if not split.count_masks() and len(split):
         where = f" in {dataset.require_root()}" if dataset.stored else ""
-        expected = split.expected or "put a label for each image where this dataset reads them from"
+        expected = split.expected or "add a mask for each image where this dataset reads them from"
         raise UserError(
-            f"{type(dataset).__name__}: the split {dataset.train_split}{where} has {len(split):,} images and 0 labels, so "
-            f"there is nothing to learn: {expected}"
+            f"{type(dataset).__name__}: the split {dataset.train_split}{where} has {len(split):,} images and 0 masks, so "
+            f"nothing can be learnt: {expected}"
         )
 
 
@@ -32,7 +28,7 @@ def check_labels(dataset: "SegmentationDataModule") -> None:
     """Count the classes in the masks of the training and validation splits, and warn of those that do not occur.
 
     Raises:
-        UserError: The masks of a split hold no class at all, or one of those that were read is damaged.
+        UserError: All pixels of a split are ignored, or a mask that is read is damaged.
     """
     require_labels(dataset)
     for name in (dataset.train_split, "val"):
@@ -43,7 +39,7 @@ def check_labels(dataset: "SegmentationDataModule") -> None:
             continue
         dataset.label_counts[name] = counts
         where = f"the {counts.masks:,} masks of {name}"
-        where += "" if counts.complete else f" that were looked at (of {counts.images:,})"
+        where += "" if counts.complete else f" that were read (of {counts.images:,})"
         ignored = int(counts.pixels[dataset.ignore_index])
         problem = describe_absent(counts.pixels.tolist(), ignored, dataset.classes, where, dataset.ignore_index)
         if problem and counts.complete and not counts.pixels[: len(dataset.classes)].any():
@@ -53,17 +49,17 @@ def check_labels(dataset: "SegmentationDataModule") -> None:
 
 
 def warn_of_shared_images(dataset: "SegmentationDataModule") -> None:
-    """Warn if validation images are trained on: their metrics then tell nothing about new images."""
+    """Warn if the training and validation splits overlap."""
     train, val = (set(dataset.open_split(name).members) for name in (dataset.train_split, "val"))
     if train & val:
         print(
-            f"{type(dataset).__name__}: {dataset.train_split} has images of val: val's scores say nothing about new images",
+            f"{type(dataset).__name__}: {dataset.train_split} has images of val: metrics of val are not those of new images",
             file=sys.stderr,
         )
 
 
 def warn_of_other_count(dataset: "SegmentationDataModule", name: str, images: int) -> None:
-    """Warn if a split has another number of images than was published, in the first process."""
+    """Warn, in the first process, if a split has another number of images than published."""
     published = dataset.published.get(name, images)
     if images != published and os.environ.get("LOCAL_RANK", "0") == "0":
         counts = f"{images:,} images here, as published {published:,}"

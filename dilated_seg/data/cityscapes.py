@@ -7,28 +7,26 @@ from typing import Any, Literal
 
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.directories import is_image, match_pairs, show_names
-from dilated_seg.data.masks import ReadLabel, make_table, read_mask
+from dilated_seg.data.masks import MaskReader, make_table, read_mask
 from dilated_seg.data.pairs import Pairs
 from dilated_seg.errors import UserError
 
-# The file's values, label ids, of the 19 classes that count (train ids 0 to 18), in the order of the classes.
+# Label ids, the values in the files, of the 19 evaluated classes, in the order of their class ids (train ids 0 to 18).
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-LAST = 33  # the highest label id; the others up to it are ignored
-
-VALUES = make_table(dict.fromkeys(range(LAST + 1), 255) | {value: k for k, value in enumerate(LABEL_IDS)})
+VALUES = make_table(dict.fromkeys(range(34), 255) | {value: k for k, value in enumerate(LABEL_IDS)})
 
 
 class Cityscapes(SegmentationDataModule):
     """Cityscapes: 2975 training, 500 validation and 1525 test images with fine labels in 19 classes.
 
-    Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.  The folder holds
-    ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``; label ids become class ids as
-    they are read, the rest is ignored. The test split's labels are dummies: it can be predicted, not scored.
+    Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.  The directory has
+    ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``; label ids become class ids,
+    other values are ignored. The masks of the test split are dummies: it can be predicted, not scored.
 
     Args:
-        root: The folder; None takes the environment variable DILATED_SEG_CITYSCAPES.
-        labels: Of training images, fine or coarse; validation is always by the fine ones, train_extra has coarse ones only.
-        train_split: "train", or "train_extra", 19998 more images that have coarse labels only.
+        root: The directory; by default the environment variable DILATED_SEG_CITYSCAPES.
+        labels: Masks of "train", fine or coarse; those of "val" are always fine, those of "train_extra" coarse.
+        train_split: "train", or "train_extra", 19998 more images with coarse masks.
         options: See SegmentationDataModule.
     """
 
@@ -57,10 +55,10 @@ class Cityscapes(SegmentationDataModule):
         self.root, self.labels, self.train_split = root, labels, train_split
 
     def split(self, name: str) -> Pairs:
-        """The images of "train", "val", "test" or "train_extra", in the order of city and frame.
+        """Return the images of "train", "val", "test" or "train_extra", in the order of city and frame.
 
         Raises:
-            UserError: A folder is missing, an image has no label or a label no image.
+            UserError: A directory is missing, an image has no mask or a mask no image.
         """
         root = Path(self.require_root())
         if name not in self.published:
@@ -68,32 +66,28 @@ class Cityscapes(SegmentationDataModule):
         images = index_frames(root / "leftImg8bit" / name, "_leftImg8bit.png")
         require_frames(root / "leftImg8bit" / name, images)
         if name == "test":
-            return Pairs([(frame, path, None) for frame, path in images.items()], self.read_label)
+            return Pairs([(frame, path, None) for frame, path in images.items()], self.mask_reader)
         kind = "gtCoarse" if name == "train_extra" else self.labels if name == "train" else "gtFine"
-        labels = index_frames(root / kind / name, f"_{kind}_labelIds.png")
-        return Pairs(match_pairs(images, labels, root / "leftImg8bit" / name, root / kind / name), self.read_label)
+        masks = index_frames(root / kind / name, f"_{kind}_labelIds.png")
+        return Pairs(match_pairs(images, masks, root / "leftImg8bit" / name, root / kind / name), self.mask_reader)
 
     def list_splits(self) -> list[str]:
         """Return the splits that the directory has."""
         return [name for name in self.published if (Path(self.require_root()) / "leftImg8bit" / name).is_dir()]
 
     @property
-    def read_label(self) -> ReadLabel:
-        """Label ids as class ids."""
+    def mask_reader(self) -> MaskReader:
+        """Read label ids as class ids."""
         return partial(read_mask, classes=VALUES, palette=self.palette)
 
     @property
     def choices(self) -> dict[str, str]:
-        """Shards hold one kind of labels of the training images."""
+        """The kind of masks of the training images."""
         return {"labels": self.labels}
 
 
 def require_frames(folder: Path, images: Mapping[str, Path]) -> None:
-    """Refuse a split that holds images of other names or formats than the release's.
-
-    Raises:
-        UserError: It does.
-    """
+    """Raise UserError if a split has images with other names or formats than the release."""
     read = set(images.values())
     if lost := sorted(path for path in folder.rglob("[!.]*") if is_image(path) and path not in read):
         raise UserError(
@@ -106,16 +100,16 @@ def index_frames(folder: Path, ending: str) -> dict[str, Path]:
     """Return the files of all cities by "CITY_SEQUENCE_FRAME", in that order.
 
     Raises:
-        UserError: There is no such folder, or two cities have one frame.
+        UserError: There is no such directory, or two files are of one frame.
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
+            f"{folder} is not a directory: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
         )
     frames: dict[str, Path] = {}
     for path in sorted(folder.glob(f"*/[!.]*{ending}"), key=lambda path: path.name):
         frame = path.name.removesuffix(ending)
         if frame in frames:
-            raise UserError(f"{frames[frame]} and {path} are one frame: remove one of them")
+            raise UserError(f"{frames[frame]} and {path} are of one frame: remove one of them")
         frames[frame] = path
     return frames

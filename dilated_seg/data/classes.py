@@ -1,4 +1,4 @@
-"""Class names, compared wherever weights meet data, and what to say of classes that do not occur."""
+"""Compare lists of class names, and describe classes that do not occur in masks."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ def first_difference(first: Sequence[str], second: Sequence[str], in_first: str,
     Args:
         first: Class names, by class id.
         second: Others.
-        in_first: Where the first are, such as "in runs/x/checkpoints/best.ckpt".
-        in_second: Where the second are.
+        in_first: The source of the first, such as "in runs/x/checkpoints/best.ckpt".
+        in_second: The source of the second.
     """
     if len(first) != len(second):
         return f"there are {len(first)} classes {in_first} and {len(second)} {in_second}"
-    for k, (one, other) in enumerate(zip(first, second, strict=True)):
-        if one != other:
-            moved = f", where '{one}' is class {list(second).index(one)}" if one in second else ""
-            return f"class {k} is '{one}' {in_first} and '{other}' {in_second}{moved}"
+    for k, (name, other) in enumerate(zip(first, second, strict=True)):
+        if name != other:
+            moved = f", where '{name}' is class {list(second).index(name)}" if name in second else ""
+            return f"class {k} is '{name}' {in_first} and '{other}' {in_second}{moved}"
     return None
 
 
@@ -27,9 +27,9 @@ def describe_absent(
     """Return a sentence that names the classes without a pixel and the values that occur, or None if no class is absent.
 
     Args:
-        pixels: Of each class.
-        ignored: Pixels that are ignored.
-        classes: Their names.
+        pixels: Number of each class.
+        ignored: Number of ignored pixels.
+        classes: Class names.
         where: The masks that were counted, such as "the 12 masks of train".
         ignore_index: The value of ignored pixels.
     """
@@ -40,7 +40,7 @@ def describe_absent(
     if len(absent) == len(classes):
         return (
             f"none of {where} has a pixel of any class: all {total:,} pixels are ignored ({ignore_index}); write class ids "
-            f"into the masks ({format_classes(range(len(classes)), classes)}), or correct what the dataset ignores"
+            f"into the masks ({format_classes(range(len(classes)), classes)}), or correct the dataset's ignored values"
         )
     present = [k for k in range(len(classes)) if pixels[k]]
     present.sort(key=lambda k: -int(pixels[k]))
@@ -55,13 +55,13 @@ def describe_absent(
 
 
 def format_classes(ids: Sequence[int], classes: Sequence[str]) -> str:
-    """Return the first of some classes by id and name, and the number of the others."""
+    """Return the ids and names of the first four classes, and the number of the others."""
     names = [f"{k} '{classes[k]}'" for k in ids[:4]]
     return ", ".join(names) + (f" and {len(ids) - 4} more classes" if len(ids) > 4 else "")
 
 
 def format_share(pixels: int, total: int) -> str:
-    """Return a part as a percentage that is not rounded to nothing or everything."""
+    """Return a fraction as a percentage that is never rounded to 0 or 100."""
     percent = 100 * pixels / total
     if 0.05 <= percent < 99.95 or pixels == total:
         return f"{percent:.1f} %"
@@ -69,16 +69,16 @@ def format_share(pixels: int, total: int) -> str:
 
 
 def describe_labels(pixels: Sequence[int], ignored: int, classes: Sequence[str], split: str, ignore_index: int) -> list[str]:
-    """Return what the masks of an evaluation do not hold, a sentence each: it bears on what the scores mean.
+    """Return sentences on classes that do not occur in the masks of an evaluation, which limit what its metrics mean.
 
     Args:
-        pixels: Of each class.
-        ignored: Pixels that are ignored.
-        classes: Their names.
-        split: That was evaluated.
+        pixels: Number of each class.
+        ignored: Number of ignored pixels.
+        classes: Class names.
+        split: The evaluated split.
         ignore_index: The value of ignored pixels.
     """
-    present = [k for k, number in enumerate(pixels) if number]
+    present = [k for k, count in enumerate(pixels) if count]
     where = f"the masks of {split}"
     notes = []
     if len(present) == 1:

@@ -1,4 +1,4 @@
-"""From the images of a split to batches, in whichever process reads them."""
+"""Load the images of a split, augment them and stack them to batches, in any process."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ from dilated_seg.errors import ResourceError, UserError
 
 
 class Images(Dataset[dict[str, Any]]):
-    """A split as a DataLoader reads it: augmented by a seed of its own for every (epoch, index), or as it is.
+    """A split for a DataLoader, augmented with a separate seed for every (epoch, index) if ``augmentation`` is given.
 
     Args:
         split: The images.
-        augmentation: Takes image and mask; None leaves them as they are.
+        augmentation: Maps image and mask to augmented ones; None for no augmentation.
         seed: Of the run.
-        skip_bad: Take the next image instead of one that cannot be read.
+        skip_bad: Return the next image instead of one that cannot be read.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Images(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        if key is None:  # a process without a further image takes the same steps as the others; its mask is all ignored
+        if key is None:  # keeps a process without further images in step with the others: all pixels are ignored
             sample = self.split[0]
             return {**sample, "mask": torch.full_like(sample["mask"], 255), "id": ""}
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -46,7 +46,7 @@ class Images(Dataset[dict[str, Any]]):
         return batch | ({"skipped": skipped} if skipped else {})
 
     def find_readable(self, index: int) -> tuple[Sample, list[str]]:
-        """Return an image, or the next one that can be read; and what is wrong with those before it."""
+        """Return an image, or the next one that can be read; and the problems of those before it."""
         problems: list[str] = []
         for step in range(len(self)):
             try:
@@ -59,11 +59,7 @@ class Images(Dataset[dict[str, Any]]):
 
 
 def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return samples of equal size as a batch.
-
-    Raises:
-        UserError: Their sizes differ.
-    """
+    """Return samples as a batch; raise UserError if their sizes differ."""
     sizes = {tuple(sample["mask"].shape) for sample in samples}
     if len(sizes) > 1:
         (h1, w1), (h2, w2) = sorted(sizes)[:2]
@@ -78,7 +74,7 @@ def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pad(samples: list[dict[str, Any]], ignore_index: int = 255) -> dict[str, Any]:
-    """Return samples as a batch of the largest one's size; the others are padded at the right and bottom, ignored there."""
+    """Return samples as a batch of the largest height and width; padding at the right and bottom is ignored."""
     sizes = [(int(sample["mask"].shape[0]), int(sample["mask"].shape[1])) for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
 

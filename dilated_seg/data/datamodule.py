@@ -1,4 +1,4 @@
-"""What every dataset shares: its splits, and the batches that Lightning's hooks ask for."""
+"""The base class of datasets: opens splits, and makes batches for Lightning's hooks."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dilated_seg.data.checks import require_labels, warn_of_other_count
 from dilated_seg.data.collate import Images, pad, stack
 from dilated_seg.data.labels import LabelCounts
-from dilated_seg.data.masks import ReadLabel
+from dilated_seg.data.masks import MaskReader
 from dilated_seg.data.pairs import Pairs, find_masks_as_stored
 from dilated_seg.data.prepared import open_prepared
 from dilated_seg.data.samplers import EvaluationOrder, Key, TrainingOrder, get_run_seed
@@ -24,27 +24,26 @@ from dilated_seg.errors import UserError
 
 
 class SegmentationDataModule(LightningDataModule):
-    """A dataset: its facts as class attributes, its splits by ``split(name)``, its batches by Lightning's hooks.
+    """A dataset: classes and palette as class attributes, splits by ``split(name)``, batches by Lightning's hooks.
 
     A batch is ``{"image": uint8 (B, 3, H, W), "mask": uint8 (B, H, W), "id": [str], "size": [(int, int)]}``. In evaluation,
     images smaller than the largest of their batch are padded at the right and bottom, their masks with ``ignore_index``;
-    ``size`` is the part that the task evaluates.
-
-    A dataset on a disk is read from the directories of its release, or from the shards that ``prepare`` made of them.
+    ``size`` is the part that the task evaluates. Stored datasets are read from the directories of their release, or from the
+    shards that ``prepare`` makes of them.
 
     Args:
-        batch_size: Images that a process takes at once in training, unless there is a global_batch_size.
-        global_batch_size: Images of one training step, over all processes and trainer.accumulate_grad_batches; it then decides
-            how many a process takes at once, and an experiment takes the same steps on any number of devices.
-        augmentation: Takes image and mask of a training sample (tv_tensors) and returns both, such as ScaleAndCrop; any
-            callable. By default half of the images are mirrored; None changes none.
-        eval_batch_size: Images evaluated at once; changes speed and memory, never a number.
-        num_workers: Processes that read images besides the training one.
-        predict_split: What ``predict`` predicts; it needs no labels.
-        streaming: Read prepared shards a few images at a time, from the directory or a URL (hf://, s3://, https://), instead of
-            mapping them into memory. Training then takes them in an order that reads each part of a shard once.
-        on_bad_image: What training does with a file that cannot be read: end in an error, or skip it, print that, and take the
-            next image instead. Evaluation always ends.
+        batch_size: Images per process and training batch; 8 by default, unless there is a global_batch_size.
+        global_batch_size: Images of one training step, over all processes and trainer.accumulate_grad_batches. It determines
+            the batch size, so that an experiment has the same steps on any number of devices.
+        augmentation: Any callable that maps image and mask of a training sample (tv_tensors) to augmented ones, such as
+            ScaleAndCrop. By default half of the images are mirrored; None for no augmentation.
+        eval_batch_size: Images per evaluation batch; affects speed and memory, not the metrics.
+        num_workers: Processes that load images in addition to the training one.
+        predict_split: The split that ``predict`` predicts; it needs no masks.
+        streaming: Read prepared shards a few images at a time, from a directory or URL (hf://, s3://, https://), instead of
+            mapping them into memory; the order of training images then reads each part of a shard once.
+        on_bad_image: What training does if a file cannot be read: raise an error, or print it and use the next image instead.
+            Evaluation always raises the error.
     """
 
     train_split = "train"
@@ -52,11 +51,11 @@ class SegmentationDataModule(LightningDataModule):
     palette: Sequence[tuple[int, int, int]]
     ignore_index = 255
 
-    root: str | None = None  # the directory or URL, of datasets on a disk
-    variable: ClassVar[str] = ""  # the environment variable that names the root where ``root`` does not
+    root: str | None = None  # the directory or URL of a stored dataset
+    variable: ClassVar[str] = ""  # the environment variable of the root, if ``root`` is None
     published: ClassVar[Mapping[str, int]] = {}  # the number of images of each split
     submitted: Sequence[int] | None = None  # a test server's value of each class, if it is not the class id
-    mask_orientation: Literal["auto", "upright", "as_stored"] = "auto"  # of masks whose images EXIF turns
+    mask_orientation: Literal["auto", "upright", "as_stored"] = "auto"  # of masks whose images EXIF turns; see Folder
 
     def __init__(
         self,
@@ -75,18 +74,18 @@ class SegmentationDataModule(LightningDataModule):
             ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
         ):  # fmt: skip
             if value is not None and value < least:
-                raise UserError(f"data.{name} is {value}: it must be at least {least}")
+                raise UserError(f"data.{name} is {value}: give at least {least}")
         self.batch_size, self.global_batch_size = batch_size or global_batch_size or 8, global_batch_size
         self.augmentation = augmentation
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.predict_split, self.streaming, self.on_bad_image = predict_split, streaming, on_bad_image
-        self.label_counts: dict[str, LabelCounts] = {}  # of the splits whose masks were counted before training
+        self.label_counts: dict[str, LabelCounts] = {}  # of splits counted before training
         self._splits: dict[str, Split] = {}
         self._skipped: Counter[str] = Counter()
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401
-        """Refuse what Lightning would do: execute a file that holds nothing of a dataset."""
+        """Raise UserError: Lightning's method would execute a file, and checkpoints hold no dataset."""
         raise UserError(f"a checkpoint holds no dataset: build {cls.__name__} from its arguments")
 
     @property
@@ -96,60 +95,56 @@ class SegmentationDataModule(LightningDataModule):
 
     @property
     def stored(self) -> bool:
-        """Whether the dataset is on a disk, and not drawn by code."""
+        """Whether the dataset is stored as files, and not generated."""
         return bool(self.variable or self.root is not None)
 
     def require_root(self) -> str:
-        """Return the dataset's directory or URL.
-
-        Raises:
-            UserError: Neither ``root`` nor the environment variable names it.
-        """
+        """Return the dataset's directory or URL; raise UserError if neither ``root`` nor the environment variable is set."""
         root = self.root or os.environ.get(self.variable)
         if not root:
             name = type(self).__name__
-            raise UserError(f"{name}'s folder is not named: set the environment variable {self.variable}, or data.root")
+            raise UserError(f"{name}'s directory is unknown: set the environment variable {self.variable}, or data.root")
         return root
 
     @property
     def names_source(self) -> str:
-        """Where the class names are written, for messages: a file, or the dataset's class."""
+        """The source of the class names in messages: a file, or the dataset's class."""
         return type(self).__name__
 
     @property
-    def read_label(self) -> ReadLabel:
-        """Reads a mask's file as class ids (H, W). Each dataset on a disk defines it."""
-        raise NotImplementedError(f"{type(self).__name__} is not on a disk")
+    def mask_reader(self) -> MaskReader:
+        """The function that reads a mask's file as class ids (H, W), for stored datasets."""
+        raise NotImplementedError(f"{type(self).__name__} must define mask_reader")
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Small files of the directory that reading it needs, besides images and masks."""
+        """The small files that reading the dataset needs in addition to images and masks."""
         return ()
 
     @property
     def choices(self) -> dict[str, str]:
-        """Options that decide what the shards hold."""
+        """The options on which the content of shards depends."""
         return {}
 
     def list_splits(self) -> list[str]:
-        """Return the splits that the directory has. Each dataset on a disk defines it."""
-        raise NotImplementedError(f"{type(self).__name__} is not on a disk")
+        """Return the splits that the directory has, for stored datasets."""
+        raise NotImplementedError(f"{type(self).__name__} must define list_splits")
 
     def split(self, name: str) -> Split:
-        """Return the images of a split, unaugmented, as the release has them. Each dataset defines it."""
+        """Return the images of a split, as released and without augmentation; each dataset defines it."""
         raise NotImplementedError(f"{type(self).__name__} must define split()")
 
     def open_split(self, name: str) -> Split:
-        """Return a split from shards or directories, checked once; further calls return the same object.
+        """Return a split from shards or directories, checked on the first call; later calls return the same object.
 
         Raises:
-            UserError: The split, one of its files or a label is missing or damaged.
+            UserError: The split, one of its files or a mask is missing or damaged.
         """
         if name not in self._splits:
             prepared = open_prepared(self, name) if self.stored else None
             split = self.split(name) if prepared is None else prepared
             if not isinstance(split, Split):
-                raise UserError(f"{type(self).__name__}.split returns no Split: subclass dilated_seg.data.split.Split")
+                raise UserError(f"{type(self).__name__}.split must return a dilated_seg.data.split.Split")
             if isinstance(split, Pairs):
                 split.as_stored = find_masks_as_stored(self, {name: split})
                 if not (self.on_bad_image == "skip" and name == self.train_split):
@@ -167,32 +162,30 @@ class SegmentationDataModule(LightningDataModule):
         return Images(self.open_split(self.train_split), self.augmentation, get_run_seed(), self.on_bad_image == "skip")
 
     def load_training(self, images: Dataset[Any], collate: Callable[..., Any]) -> DataLoader[Any]:
-        """Return the loader of training batches of these images, indexed by (epoch, index), from where the run is."""
+        """Return the loader of training batches of images indexed by (epoch, index), after the batches done so far."""
         rank = self.trainer.global_rank if self.trainer else 0
         return self._loader(images, self.training_order(rank, self._batches_done), collate)
 
     def training_order(self, rank: int, done: Callable[[], int]) -> TrainingOrder:
-        """Return which images a process takes, batch by batch, after the batches that ``done`` counts."""
-        split, seed, at_once = self.open_split(self.train_split), get_run_seed(), self.images_at_once()
-        return TrainingOrder(len(split), at_once, seed, rank, self._world, done, self.passes, split.order_images)
+        """Return the sampler of a process's batches, after the ``done()`` first ones."""
+        split, seed, batch_size = self.open_split(self.train_split), get_run_seed(), self.images_at_once()
+        return TrainingOrder(len(split), batch_size, seed, rank, self._world, done, self.passes, split.order_images)
 
     @property
     def passes(self) -> int:
-        """Batches whose gradients make up one step of the optimizer."""
+        """The number of batches whose gradients are accumulated for one step."""
         return self.trainer.accumulate_grad_batches if self.trainer else 1
 
     def images_at_once(self) -> int:
-        """Return the number of images that a process takes at once in training.
-
-        Raises:
-            UserError: The global batch cannot be divided equally.
-        """
+        """Return the images per process and training batch; raise UserError if the global batch cannot be divided equally."""
         if self.global_batch_size is None:
             return self.batch_size
         share, rest = divmod(self.global_batch_size, self._world * self.passes)
         if rest:
-            among = f"{self._world} processes" + (f" and {self.passes} accumulated batches" if self.passes > 1 else "")
-            raise UserError(f"data.global_batch_size is {self.global_batch_size}: {among} cannot share it equally")
+            among = f"{self._world} processes" + (f" times {self.passes} accumulated batches" if self.passes > 1 else "")
+            raise UserError(
+                f"data.global_batch_size is {self.global_batch_size}: give a multiple of {self._world * self.passes} ({among})"
+            )
         return share
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -207,12 +200,12 @@ class SegmentationDataModule(LightningDataModule):
     def _evaluation(self, name: str, labelled: bool = True) -> DataLoader[Any]:
         split = self.open_split(name)
         if not len(split):
-            raise UserError(f"{type(self).__name__} has no images in its split '{name}': there is nothing to evaluate")
+            raise UserError(f"{type(self).__name__} has no images in its split '{name}': choose another split")
         if labelled and not split.labelled:
             where = f" ({split.expected})" if split.expected else ""
             raise UserError(
-                f"{type(self).__name__} has no labels for its split '{name}'{where}, so it cannot be scored here: "
-                f"predict it (predict --data.init_args.predict_split {name})"
+                f"{type(self).__name__} has no masks for its split '{name}'{where}, so it cannot be scored: predict it with "
+                f"predict --data.init_args.predict_split {name}"
             )
         rank = self.trainer.global_rank if self.trainer else 0
         return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, rank, self._world), pad)
@@ -229,7 +222,7 @@ class SegmentationDataModule(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ANN401
-        """Print once of each file that it was skipped, and count."""
+        """Print each skipped file once, and count how often it was skipped."""
         for problem in batch.pop("skipped", ()):
             if not self._skipped[problem]:
                 print(f"skipped: {problem}", file=sys.stderr)
@@ -246,5 +239,5 @@ class SegmentationDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def _batches_done(self) -> int:
-        """Return the batches that this run has taken, over all epochs and sessions; Lightning restores the count."""
+        """Return the number of training batches of this run, over all epochs and sessions; Lightning restores it."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0

@@ -1,4 +1,4 @@
-"""Which files of a directory are images and masks, and which names a list file holds."""
+"""Find images and masks in directories, and read lists of names."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from dilated_seg.data.workers import print_once
 from dilated_seg.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-STRAY = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # what operating systems leave in directories
-MASK_SUFFIX = ".png"  # a JPEG's values are not those that were saved
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # that operating systems create in any directory
+MASK_SUFFIX = ".png"  # JPEG changes values
 
 
 class DataError(UserError):
-    """Problems of several files: the first of them in a sentence, all of them in ``problems``."""
+    """Problems of several files: the message has the first one, ``problems`` all of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -24,70 +24,56 @@ class DataError(UserError):
 
 
 def check_no_problems(problems: Sequence[str]) -> None:
-    """Raise an error that names the problems, if there are any.
-
-    Raises:
-        DataError: There are.
-    """
+    """Raise DataError if there are problems."""
     if problems:
         raise DataError(problems)
 
 
-def list_pairs(images: Path, labels: Path, endings: tuple[str, str] = ("", "")) -> list[tuple[str, Path, Path | None]]:
-    """Return the images of a directory with the masks of another that have the same name, but for an ending of each.
+def list_pairs(images: Path, masks: Path, endings: tuple[str, str] = ("", "")) -> list[tuple[str, Path, Path | None]]:
+    """Return the images of a directory with the masks of another that have the same name, apart from an ending of each.
 
     Raises:
-        UserError: A folder is missing, holds files that cannot be used, an image has no label or a label no image.
+        UserError: A directory is missing or holds images that cannot be used, an image has no mask or a mask no image.
     """
     indices = []
-    for directory, ending in zip((images, labels), endings, strict=True):
+    for directory, ending in zip((images, masks), endings, strict=True):
         if not directory.is_dir():
-            raise UserError(f"{directory} is no folder: it should hold the {'images' if directory == images else 'labels'}")
+            content = "images" if directory == images else "masks"
+            raise UserError(f"{directory} is not a directory: it should hold the {content}")
         suffixes = SUFFIXES if directory == images else (MASK_SUFFIX,)
         indices.append(index_files(directory, ending, suffixes))
         require_usable(directory, indices[-1], suffixes)
-    return match_pairs(indices[0], indices[1], images, labels)
+    return match_pairs(indices[0], indices[1], images, masks)
 
 
 def match_pairs(
-    images: Mapping[str, Path], labels: Mapping[str, Path], image_folder: Path, label_folder: Path
+    images: Mapping[str, Path], masks: Mapping[str, Path], image_directory: Path, mask_directory: Path
 ) -> list[tuple[str, Path, Path | None]]:
-    """Return the images and masks of the same names.
-
-    Raises:
-        UserError: An image has no label or a label no image.
-    """
-    if images and labels and not images.keys() & labels.keys():
+    """Return the images and masks of equal names; raise UserError if an image has no mask or a mask no image."""
+    if images and masks and not images.keys() & masks.keys():
         raise UserError(
-            f"no image of {image_folder} ({len(images):,}: {show_names(list(images.values()))}) has a label of its name in "
-            f"{label_folder} ({len(labels):,}: {show_names(list(labels.values()))}): rename the labels"
+            f"no image of {image_directory} ({len(images):,}: {show_names(list(images.values()))}) has a mask of its name in "
+            f"{mask_directory} ({len(masks):,}: {show_names(list(masks.values()))}): rename the masks"
         )
+    sides = ((images, masks, "mask", mask_directory), (masks, images, "image", image_directory))
     check_no_problems(
         [
-            f"{files[name]} has no {what} in {folder}: add it or remove its partner"
-            for files, others, what, folder in (
-                (images, labels, "label", label_folder),
-                (labels, images, "image", image_folder),
-            )
+            f"{files[name]} has no {what} in {directory}: add it or remove its partner"
+            for files, others, what, directory in sides
             for name in sorted(files.keys() - others.keys())
         ]
     )
-    return [(name, path, labels[name]) for name, path in images.items()]
+    return [(name, path, masks[name]) for name, path in images.items()]
 
 
-def index_files(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
-    """Return the files of a directory by name, without hidden ones.
-
-    Args:
-        folder: The directory.
-        ending: Of the names that are taken, which the returned names lack.
-        suffixes: Of the files that are taken.
+def index_files(directory: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
+    """Return the files with these suffixes, without hidden ones, by their names before ``ending`` and suffix.
 
     Raises:
         UserError: Two files have one name.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(directory.iterdir()):
         if path.suffix.lower() in suffixes and path.stem.endswith(ending) and not path.name.startswith("."):
             name = path.stem.removesuffix(ending)
             if name in files:
@@ -97,22 +83,22 @@ def index_files(folder: Path, ending: str = "", suffixes: Sequence[str] = SUFFIX
 
 
 def list_visible(directory: Path) -> list[Path]:
-    """Return what is in a directory, without hidden files and those that operating systems leave everywhere."""
-    return [path for path in sorted(directory.iterdir()) if path.name[0] != "." and path.name.lower() not in STRAY]
+    """Return the content of a directory, without hidden files and `SYSTEM_FILES`."""
+    return [path for path in sorted(directory.iterdir()) if path.name[0] != "." and path.name.lower() not in SYSTEM_FILES]
 
 
 def require_usable(directory: Path, used: Mapping[str, Path], suffixes: Sequence[str]) -> None:
-    """Refuse a directory that is used whole and holds images that are not read; say once what else is passed over.
+    """Check that no image of a directory is ignored, and print once which other files are.
 
-    An image in another format of the same name as a file that is used is only said.
+    An image that has the name of a used file and another suffix is only printed.
 
     Args:
         directory: The directory.
-        used: The files of it that are read, by name.
-        suffixes: How their names end.
+        used: The files that are read, by name.
+        suffixes: Of the files that are read.
 
     Raises:
-        UserError: There are images in other formats, or in directories below.
+        UserError: The directory holds images in other formats, or in directories below it.
     """
     read, stems = set(used.values()), {path.stem for path in used.values()}
     others = [path for path in list_visible(directory) if path not in read]
@@ -124,40 +110,40 @@ def require_usable(directory: Path, used: Mapping[str, Path], suffixes: Sequence
             f"{', '.join(suffixes)} directly in it are read, so convert, move or remove the others{jpeg}"
         )
     if others:
-        line = f"{directory}: {len(others):,} files or directories are passed over ({show_names(others)})"
+        line = f"{directory}: {len(others):,} files or directories are ignored ({show_names(others)})"
         print_once(str(directory).encode(), line)
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file is in a format that Pillow reads, by its suffix."""
+    """Return whether a file's suffix is that of a format that Pillow reads."""
     return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
 
 
 def holds_images(directory: Path) -> bool:
-    """Return whether there is an image in a directory or below."""
+    """Return whether there is an image in a directory or below it."""
     return any(is_image(path) and path.name[0] != "." for path in directory.rglob("*"))
 
 
-def show_names(paths: Sequence[Path], most: int = 3) -> str:
+def show_names(paths: Sequence[Path], limit: int = 3) -> str:
     """Return the first names of files and directories, separated by commas."""
-    shown = [path.name + ("/" if path.is_dir() else "") for path in paths[:most]]
-    return ", ".join([*shown, "..."] if len(paths) > most else shown)
+    names = [path.name + ("/" if path.is_dir() else "") for path in paths[:limit]]
+    return ", ".join([*names, "..."] if len(paths) > limit else names)
 
 
 def read_list(path: Path) -> list[str]:
-    """Return the names of a list file, one a line.
+    """Return the names of a list file, one per line.
 
     Raises:
-        UserError: It cannot be read, is empty, or names something twice.
+        UserError: The file cannot be read, is empty, or names something twice.
     """
     try:
         names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"cannot read the list {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"the list {path} is no UTF-8 text: save it as such") from error
+        raise UserError(f"the list {path} is not UTF-8 text: save it as UTF-8") from error
     if not names:
-        raise UserError(f"the list {path} is empty: it should hold a name a line")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"the list {path} names {twice[0]} twice: remove one of the lines")
+        raise UserError(f"the list {path} is empty: it should have one name a line")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"the list {path} names {repeated[0]} twice: remove one of the lines")
     return names

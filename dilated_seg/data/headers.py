@@ -1,4 +1,4 @@
-"""What the headers of image files say, read without decoding the images."""
+"""Sizes, modes and orientations of image files, read from their headers without decoding."""
 
 import warnings
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from dilated_seg.data.directories import MASK_SUFFIX
-from dilated_seg.data.masks import ID_MODES, ReadLabel
+from dilated_seg.data.masks import ID_MODES, MaskReader
 from dilated_seg.data.orientation import SIDEWAYS, read_orientation
 from dilated_seg.errors import UserError
 
@@ -14,66 +14,53 @@ Size = tuple[int, int]  # width, height
 Headers = tuple[Size, int, Size | None]  # an image's size as stored, its orientation, its mask's size
 
 
-def read_image_header(path: Path) -> tuple[Size, int]:
-    """Return an image's width and height as stored, and how its EXIF turns it: a key of ``TURNS``, or 1.
+def read_header(path: Path) -> tuple[Size, str, int]:
+    """Return an image file's width and height as stored, its mode in Pillow, and its EXIF orientation, 1 if it has none.
 
     Raises:
         UserError: It cannot be read.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return image.size, read_orientation(image)
+            return image.size, image.mode, read_orientation(image)
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
 
 
-def read_mask_header(path: Path) -> tuple[Size, str]:
-    """Return width, height and Pillow's mode of a mask's file.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return image.size, image.mode
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
-
-
-def read_headers(image: Path, mask: Path | None, read_mask: ReadLabel, modes: dict[str, bool]) -> Headers | str:
+def read_headers(image: Path, mask: Path | None, mask_reader: MaskReader, modes: dict[str, bool]) -> Headers | str:
     """Return an image's size as stored, its orientation, and its mask's size; or why they cannot be read.
 
     Args:
         image: The image.
         mask: Its mask.
-        read_mask: Reads a mask; whether it takes masks of a mode is tried with the first of that mode.
-        modes: Those tried before, and the result; a new one is added.
+        mask_reader: The dataset's function, which is tried with the first mask of each mode.
+        modes: Whether ``mask_reader`` accepts a mode; results are added.
     """
     try:
-        if mask is None or mask.suffix.lower() != MASK_SUFFIX:
-            return *read_image_header(image), None  # SBD's masks have no such header: they are compared as they are read
-        size, mode = read_mask_header(mask)
+        size, _, orientation = read_header(image)
+        if mask is None or mask.suffix.lower() != MASK_SUFFIX:  # SBD's masks have no such header
+            return size, orientation, None
+        mask_size, mode, _ = read_header(mask)
         if mode not in modes:
             modes[mode] = mode in ID_MODES
             if not modes[mode]:
-                read_mask(mask)
+                mask_reader(mask)
                 modes[mode] = True
         if not modes[mode]:
-            return f"{mask} has mode {mode}, which is not read as a label of this dataset"
-        return *read_image_header(image), size
+            return f"{mask} has mode {mode}, which is not a mode of this dataset's masks: convert it"
+        return size, orientation, mask_size
     except UserError as error:
         return str(error)
 
 
 def find_size_problem(image: Path, mask: Path | None, headers: Headers | str, as_stored: bool | None = None) -> str | None:
-    """Return what is wrong with an image and its mask by their headers, or None.
+    """Return what is wrong with an image and its mask according to their headers, or None.
 
     Args:
-        image: The image, which its EXIF may turn upright.
+        image: The image, to which its EXIF orientation may apply.
         mask: Its mask.
-        headers: What `read_headers` returned.
-        as_stored: Whether the mask should be stored as the image's file, or upright; either is right if None.
+        headers: The result of `read_headers`.
+        as_stored: Whether the mask must have the size of the image as stored, or as upright; either is right if None.
     """
     if isinstance(headers, str):
         return headers
@@ -82,7 +69,7 @@ def find_size_problem(image: Path, mask: Path | None, headers: Headers | str, as
     if size is None or size in {None: (stored, upright), True: (stored,), False: (upright,)}[as_stored]:
         return None
     (w1, h1), (w2, h2) = stored if as_stored else upright, size
-    problem = f"{image} is {h1} x {w1} and its label {mask} is {h2} x {w2}: they must have one size"
+    problem = f"{image} is {h1} x {w1} and its mask {mask} is {h2} x {w2}: they must have one size"
     if size in (stored, upright):
-        problem += f", where EXIF turns the image and masks are taken to lie {'as stored' if as_stored else 'upright'}"
+        problem += f" after EXIF turns the image, where masks are {'as stored' if as_stored else 'upright'}"
     return problem

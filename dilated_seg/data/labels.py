@@ -1,4 +1,4 @@
-"""How often each class occurs in the masks of a split."""
+"""Count the pixels of each class in the masks of a split."""
 
 import math
 import time
@@ -10,8 +10,8 @@ import numpy as np
 from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 
-# For reading masks before the first step. A mask of 375 x 500 takes 2.4 ms, one of 1024 x 2048 about 20 ms: within this
-# time, the exact answer for 2,000 or 250 masks.
+# For reading masks before the first step. A mask of 375 x 500 takes 2.4 ms, one of 1024 x 2048 about 20 ms: this is enough
+# for 2,000 or 250 masks.
 SECONDS = 5.0
 
 
@@ -43,8 +43,8 @@ def count_pixels(mask: Any) -> np.ndarray:  # noqa: ANN401 - a tensor, or a mask
 def count_labels(split: Split, num_classes: int, skip_bad: bool = False, seconds: float = SECONDS) -> LabelCounts | None:
     """Count the classes of a split: from the manifest of a prepared one, else from masks until every class has occurred.
 
-    Masks are read evenly spread over the split, in this process, until the time is over. Splits that are not
-    ``countable`` are not read: a dataset's own reader may open files that worker processes must not inherit.
+    Masks are read in this process, evenly spread over the split, for at most ``seconds``. Splits that are not ``countable``
+    are not read: their readers may open files that worker processes must not inherit.
 
     Raises:
         UserError: A mask cannot be read, unless ``skip_bad``.
@@ -67,8 +67,8 @@ def count_labels(split: Split, num_classes: int, skip_bad: bool = False, seconds
 
 
 def spread_indices(length: int) -> list[int]:
-    """Return all indices in an order whose every beginning is evenly spread: steps of the golden ratio, around a ring."""
+    """Return all indices, ordered so that any first n are evenly spread: steps of the golden ratio, modulo ``length``."""
     step = max(1, round(0.618 * length))
     while math.gcd(step, length) > 1:
         step += 1
-    return [number * step % length for number in range(length)]
+    return [i * step % length for i in range(length)]

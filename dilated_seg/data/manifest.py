@@ -1,4 +1,4 @@
-"""The manifest that ``prepare`` writes into a directory: its shards, their images and their checksums."""
+"""The manifest of a prepared dataset: its shards, their images and their checksums."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ FORMAT = 1
 
 
 def read(root: str) -> dict[str, Any] | None:
-    """Return the manifest of a prepared directory or URL; None if a directory has none, such as a dataset's own.
+    """Return the manifest of a prepared directory or URL; None if a directory has none, such as a dataset as released.
 
     Raises:
         UserError: It cannot be read, or is of another version.
@@ -23,15 +23,15 @@ def read(root: str) -> dict[str, Any] | None:
     text = read_text(root, NAME)
     try:
         manifest = json.loads(text)
-        known = manifest["format"] == FORMAT
-        if known:
+        current = manifest["format"] == FORMAT
+        if current:
             [manifest[key] for key in ("asked", "dataset", "store")]
             [(shard["file"], shard["rows"], shard["sha256"]) for part in manifest["shards"].values() for shard in part]
             [(split["images"], split["labelled"], split["parts"]) for split in manifest["splits"].values()]
             [manifest[key].items() for key in ("options", "files")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{join(root, NAME)} is no manifest of a prepared dataset: prepare it again") from error
-    if not known:
+    if not current:
         raise UserError(f"{join(root, NAME)} was written by another version of dilated-seg: prepare the dataset again")
     return manifest
 
@@ -42,22 +42,22 @@ def list_shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
 
 
 def sum_pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
-    """Return the number of pixels of each of the 256 class ids in a split; None if ``prepare`` did not count them yet."""
+    """Return the pixels of each of the 256 class ids in a split; None without masks, or if an earlier version prepared it."""
     total = [0] * 256
     for shard in list_shards(manifest, split):
         if "pixels" not in shard or not manifest["splits"][split]["labelled"]:
             return None
-        for value, number in shard["pixels"].items():
-            total[int(value)] += number
+        for value, count in shard["pixels"].items():
+            total[int(value)] += count
     return total
 
 
 def list_altered(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each file of a prepared directory that is missing or not as it was written."""
+    """Yield a sentence for each file of a prepared directory that is missing or altered."""
     expected = {shard["file"]: shard["sha256"] for part in manifest["shards"].values() for shard in part}
     for name, checksum in (expected | manifest["files"]).items():
         path = root / name
         if not path.is_file():
             yield f"{path} is missing"
         elif digest(path) != checksum:
-            yield f"{path} is not as it was written: its checksum differs"
+            yield f"{path} is altered: its checksum differs"

@@ -14,7 +14,7 @@ from torch import Tensor
 from dilated_seg.data.decode import Source, read_image
 from dilated_seg.data.directories import check_no_problems
 from dilated_seg.data.headers import Headers, find_size_problem, read_headers
-from dilated_seg.data.masks import ReadLabel
+from dilated_seg.data.masks import MaskReader
 from dilated_seg.data.orientation import TurnedImages, apply_exif_orientation, find_mask_orientation
 from dilated_seg.data.split import Sample, Split
 from dilated_seg.data.workers import print_once
@@ -23,16 +23,16 @@ from dilated_seg.errors import UserError
 if TYPE_CHECKING:
     from dilated_seg.data.datamodule import SegmentationDataModule
 
-Pair = tuple[str, Path, Path | None]  # an image's name, its file, and its mask's file, if there is one
+Pair = tuple[str, Path, Path | None]  # an image's name, its file, and its mask's file, if it has one
 
 
 class Pairs(Split):
     """Images with their masks, in the order of the list.
 
     Args:
-        pairs: Each image's name, its file, and its mask's file; None where the mask is kept back, as of test images.
-        read_label: Reads a mask's file as class ids (H, W).
-        expected: If the images have no masks, a clause for messages that says where these were looked for.
+        pairs: Each image's name, its file, and its mask's file; None where there is no mask, as of test images.
+        mask_reader: Reads a mask's file as class ids (H, W).
+        expected: If images have no masks, a clause for messages that names the expected files.
 
     Raises:
         UserError: Two images have one name.
@@ -40,9 +40,9 @@ class Pairs(Split):
 
     countable = True
 
-    def __init__(self, pairs: Sequence[Pair], read_label: ReadLabel, expected: str = "") -> None:
-        self.pairs, self.read_label, self.expected = list(pairs), read_label, expected
-        self.as_stored: bool | None = None  # whether masks are stored as their images' files; None: as their sizes tell
+    def __init__(self, pairs: Sequence[Pair], mask_reader: MaskReader, expected: str = "") -> None:
+        self.pairs, self.mask_reader, self.expected = list(pairs), mask_reader, expected
+        self.as_stored: bool | None = None  # whether masks are stored as their images' files; None: infer it from the sizes
         self.labelled = all(mask for *_, mask in self.pairs)
         counts = Counter(name for name, *_ in self.pairs)
         self.members = {os.path.realpath(image) for _, image, _ in self.pairs}
@@ -52,8 +52,7 @@ class Pairs(Split):
         """Read every file's header before training: half a second for 1,000 pairs.
 
         Raises:
-            UserError: A file is missing or damaged, an image and its mask differ in size, or a mask has a mode that cannot be
-                read.
+            UserError: A file is missing or damaged, an image and its mask differ in size, or a mask has an unsupported mode.
         """
         problems = [
             find_size_problem(image, mask, headers, self.as_stored)
@@ -62,7 +61,7 @@ class Pairs(Split):
         check_no_problems([problem for problem in problems if problem])
 
     def find_turned_images(self) -> TurnedImages:
-        """Return which images EXIF turns, and what their masks' sizes tell of how masks are stored."""
+        """Return the labelled images that EXIF turns, and what the sizes of their masks imply."""
         turned = TurnedImages()
         for (_, image, mask), headers in zip(self.pairs, self.headers, strict=True):
             if mask and not isinstance(headers, str) and headers[1] != 1:
@@ -71,52 +70,51 @@ class Pairs(Split):
 
     @cached_property
     def headers(self) -> list[Headers | str]:
-        """What the headers of each image and its mask hold, or why they cannot be read."""
+        """The headers of each image and its mask, or why they cannot be read."""
         modes: dict[str, bool] = {}
-        return [read_headers(image, mask, self.read_label, modes) for _, image, mask in self.pairs]
+        return [read_headers(image, mask, self.mask_reader, modes) for _, image, mask in self.pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_pair(*self.pairs[index], self.read_label, self.as_stored)
+        return read_pair(*self.pairs[index], self.mask_reader, self.as_stored)
 
     def read_mask(self, index: int) -> Tensor:
         """Return the mask of an image (H, W), without decoding the image."""
         mask = self.pairs[index][2]
-        return self.read_label(mask) if mask else self[index]["mask"]
+        return self.mask_reader(mask) if mask else self[index]["mask"]
 
     def count_masks(self) -> int:
         """Return the number of images that have a mask."""
         return sum(mask is not None for *_, mask in self.pairs)
 
 
-def read_pair(name: str, image: Source, mask: Source | None, read_label: ReadLabel, as_stored: bool | None = None) -> Sample:
-    """Return an image and its mask, or a mask that is ignored everywhere.
+def read_pair(name: str, image: Source, mask: Source | None, mask_reader: MaskReader, as_stored: bool | None = None) -> Sample:
+    """Return an image and its mask; without a mask's file, a mask that is ignored everywhere.
 
     Args:
         name: The image's name.
-        image: Its file; EXIF turns it upright.
+        image: Its file, to which its EXIF orientation is applied.
         mask: Its mask's file, if it has one.
-        read_label: Reads a mask's file as class ids (H, W).
-        as_stored: Whether the mask is stored as the image's file, and is turned with it; if None, it is turned where only
-            that gives it the image's size.
+        mask_reader: Reads a mask's file as class ids (H, W).
+        as_stored: Whether EXIF applies to the mask too; None: only if that gives it the image's size.
 
     Raises:
         UserError: A file is missing or damaged, a mask holds a value that is no class, or the two differ in size.
     """
     pixels = read_image(image)
-    ids = read_label(mask) if mask else torch.full(pixels.shape[1:], 255, dtype=torch.uint8)
+    ids = mask_reader(mask) if mask else torch.full(pixels.shape[1:], 255, dtype=torch.uint8)
     if mask and (as_stored or (as_stored is None and ids.shape != pixels.shape[1:])):
         ids = apply_exif_orientation(ids, image)
     if ids.shape != pixels.shape[1:]:
         (h1, w1), (h2, w2) = pixels.shape[1:], ids.shape
-        raise UserError(f"{image} is {h1} x {w1} and its label {mask} is {h2} x {w2}: they must have one size")
+        raise UserError(f"{image} is {h1} x {w1} and its mask {mask} is {h2} x {w2}: they must have one size")
     return Sample(image=pixels, mask=ids, id=name)
 
 
 def find_masks_as_stored(dataset: "SegmentationDataModule", splits: Mapping[str, Pairs]) -> bool | None:
-    """Return whether masks are stored as the files of their images: by the dataset's option, or as the sizes of masks tell.
+    """Return whether masks are stored as the files of their images, from the dataset's option or the sizes of masks.
 
     Args:
         dataset: The dataset.
@@ -133,7 +131,7 @@ def find_masks_as_stored(dataset: "SegmentationDataModule", splits: Mapping[str,
     turned = [split.find_turned_images() for split in splits.values()]
     if not any(turned):
         return None
-    untold = [path for images in turned for path in images.untold]
+    unknown = [path for images in turned for path in images.unknown]
     with suppress(UserError, NotImplementedError):
         for name in dataset.list_splits():
             if name not in splits and isinstance(other := dataset.split(name), Pairs):
@@ -143,7 +141,7 @@ def find_masks_as_stored(dataset: "SegmentationDataModule", splits: Mapping[str,
         name = type(dataset).__name__
         print_once(
             f"{name} {dataset.root} mask_orientation".encode(),
-            f"{name}: EXIF turns {len(untold):,} images, such as {untold[0]}, and no mask's size tells whether masks are "
-            "turned already: they are taken to be; if they lie as the files do, set data.mask_orientation to as_stored",
+            f"{name}: EXIF turns {len(unknown):,} images, such as {unknown[0]}, and the sizes of their masks fit both ways: "
+            "masks are assumed to be upright; if they are stored as the files, set data.mask_orientation to as_stored",
         )
     return bool(as_stored)

@@ -1,4 +1,4 @@
-"""Opening the shards that ``prepare`` wrote for a dataset, if its root holds any."""
+"""Open the shards that ``prepare`` wrote for a dataset, if its root holds any."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,43 +15,39 @@ def open_prepared(dataset: "SegmentationDataModule", name: str) -> Shards | None
     """Return a prepared split, or None if the dataset's root holds directories as released.
 
     Raises:
-        UserError: There is nothing to stream, or what was prepared is another dataset, or has other options.
+        UserError: There are no shards to stream, or they are of another dataset or were prepared with other options.
     """
     root = dataset.require_root()
     facts = manifest.read(root)
     if facts is None:
         if dataset.streaming:
-            raise UserError(f"{root} holds no shards to stream: make them with dilated-seg prepare, or drop data.streaming")
+            raise UserError(f"{root} holds no shards to stream: make them with dilated-seg prepare, or remove data.streaming")
         return None
     check_prepared(dataset, root, facts, name)
-    shards = Shards(root, facts, name, dataset.read_label, dataset.streaming)
+    shards = Shards(root, facts, name, dataset.mask_reader, dataset.streaming)
     prepared = facts.get("mask_orientation", dataset.mask_orientation)
     shards.as_stored = {"auto": None, "upright": False, "as_stored": True}[prepared]
     return shards
 
 
 def check_prepared(dataset: "SegmentationDataModule", root: str, facts: dict[str, Any], name: str) -> None:
-    """Check that shards were prepared from this dataset, with these classes and options.
-
-    Raises:
-        UserError: They were not.
-    """
+    """Raise UserError unless shards were prepared from this dataset, with these classes and options."""
     if facts["dataset"] != type(dataset).__name__:
-        raise UserError(f"{root} holds {facts['dataset']}, not {type(dataset).__name__}: name another folder or dataset")
+        raise UserError(f"{root} holds {facts['dataset']}, not {type(dataset).__name__}: name another directory or dataset")
     if facts.get("classes", list(dataset.classes)) != list(dataset.classes):
         difference = first_difference(
             facts["classes"], dataset.classes, f"when {root} was prepared", f"in {dataset.names_source}"
         )
-        raise UserError(f"{difference}: put the names back as they were, or prepare it again")
+        raise UserError(f"{difference}: restore the names, or prepare it again")
     for option, value in dataset.choices.items():
         if facts["options"].get(option) != value and name == dataset.train_split:
             raise UserError(
-                f"{root} was prepared with {option} {facts['options'].get(option)}, not {value}: prepare it anew or set "
+                f"{root} was prepared with {option} {facts['options'].get(option)}, not {value}: prepare it again or set "
                 f"data.{option}"
             )
     prepared = facts.get("mask_orientation", dataset.mask_orientation)
     if dataset.mask_orientation not in ("auto", prepared):
         raise UserError(
             f"{root} was prepared with masks {prepared}, not {dataset.mask_orientation}: prepare it again with "
-            f"--mask_orientation {dataset.mask_orientation}, or drop data.mask_orientation"
+            f"--mask_orientation {dataset.mask_orientation}, or remove data.mask_orientation"
         )

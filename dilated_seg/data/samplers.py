@@ -1,8 +1,7 @@
-"""Which images make up which batch.
+"""Samplers: which images make up which batch.
 
-Nothing here keeps a position.  Batch b of process r is computed from the seed and b, the augmentation of an image
-from the seed, the epoch and the image's index: so an interrupted run sees the same batches as one that went through, and
-the number of workers changes nothing.
+They are stateless. Batch b of process r is a function of (seed, b, r), the augmentation of an image of (seed, epoch, index):
+so a resumed run has the same batches as an uninterrupted one, whatever the number of workers.
 """
 
 import os
@@ -15,20 +14,20 @@ from torch.utils.data import Sampler
 
 from dilated_seg.errors import UserError
 
-Key = tuple[int, int] | int | None  # (epoch, index) in training; index, or None for a padding image, in evaluation
+Key = tuple[int, int] | int | None  # (epoch, index) in training; index, or None for an all-ignored image, in evaluation
 
 
 class TrainingOrder(Sampler[list[Key]]):
-    """Batches of (epoch, index): each epoch a new permutation, the last incomplete batch left out.
+    """Batches of (epoch, index): each epoch a new permutation, without its last incomplete batch.
 
     Args:
-        size: Images in the split.
-        batch_size: Images a process takes.
+        size: Number of images in the split.
+        batch_size: Images per process.
         seed: Of the run.
-        rank: This process; all processes take their share of the same permutation.
+        rank: Of this process; the processes share one permutation.
         world: Number of processes.
-        done: Returns how many batches were taken before, after which iteration starts.
-        passes: Batches whose gradients make up one step; an epoch's last steps have as many as the others.
+        done: Returns the number of batches of this run so far; iteration starts after them.
+        passes: Batches whose gradients are accumulated for one step; an epoch has only complete steps.
         permute: Returns the order of all images from (seed, epoch, batch_size, world).
     """
 
@@ -47,7 +46,7 @@ class TrainingOrder(Sampler[list[Key]]):
         self.permute = permute or (lambda seed, epoch, *_: np.random.default_rng([seed, epoch]).permutation(size))
         self.batches = size // (batch_size * world * passes) * passes
         if not size:
-            raise UserError("the training split has no images: look at its list or folder")
+            raise UserError("the training split has no images: check its list or directory")
         if not self.batches:
             needed = f"{batch_size} images a batch" + (f" in {world} processes" if world > 1 else "")
             needed += f" {passes} times over" if passes > 1 else ""
@@ -65,7 +64,7 @@ class TrainingOrder(Sampler[list[Key]]):
 
 
 class EvaluationOrder(Sampler[list[Key]]):
-    """Process r takes images r, r + world, ...; all make the same number of steps, the surplus ones on None."""
+    """Process r evaluates images r, r + world, ...; all have the same number of batches, padded with None."""
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
@@ -74,35 +73,35 @@ class EvaluationOrder(Sampler[list[Key]]):
         return -(-self.size // (self.batch_size * self.world))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        mine: list[Key] = list(range(self.rank, self.size, self.world))
-        mine += [None] * (-(-self.size // self.world) - len(mine))
+        keys: list[Key] = list(range(self.rank, self.size, self.world))
+        keys += [None] * (-(-self.size // self.world) - len(keys))
         for step in range(len(self)):
-            yield mine[step * self.batch_size : (step + 1) * self.batch_size] or [None]
+            yield keys[step * self.batch_size : (step + 1) * self.batch_size] or [None]
 
 
-LANES = 8  # queues of row groups for each process, if there are enough groups
-WINDOW = 4  # row groups of a queue that are shuffled into each other
-CACHED_GROUPS = 3 * LANES * WINDOW // 2  # that a process keeps: what one worker is in the middle of, and more
+LANES = 8  # queues of row groups per process, if there are enough groups
+WINDOW = 4  # consecutive row groups of a queue whose images are shuffled together
+CACHED_GROUPS = 3 * LANES * WINDOW // 2  # row groups in memory per process: 1.5 times those that a worker reads at a time
 
 
 def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
-    """Return an epoch's order that reads each row group as a whole, for streamed data: each image once.
+    """Return an order of an epoch's images for streamed data, in which the images of a row group are close together.
 
-    The groups are shuffled and each is appended to the shortest queue; in a queue, images are shuffled within a few groups
-    that follow one another. Batch b of process r then comes from queue ``(b * world + r) % queues``. So a process reads
-    queues of its own, and with 1, 2, 4 or 8 workers, each of which gets every n-th batch, so does a worker: hardly any group
-    is read twice. With other numbers, several workers read the same groups; no number changes a batch. A split of at most
-    ``CACHED_GROUPS`` groups, which a process keeps, is shuffled as a whole. With one process, two queues and batches of 2::
+    The groups are shuffled and each is appended to the shortest queue; in a queue, images are shuffled within WINDOW
+    consecutive groups. Batch b of process r comes from queue ``(b * world + r) % queues``. So a process reads its own queues,
+    and so does a worker if there are 1, 2, 4 or 8, each of which loads every n-th batch: hardly any group is read twice. With
+    another number of workers several read the same groups; batches never depend on it. A split of at most ``CACHED_GROUPS``
+    groups is shuffled completely. With one process, two queues and batches of 2::
 
         row groups        {0 1 2} {3 4 5} {6 7 8} {9 10 11}
         queue 0           2 7 0 6 8 1          queue 1           11 3 9 5 10 4
         batches           [2 7] [11 3] [0 6] [9 5] [8 1] [10 4]
 
     Args:
-        sizes: Images in each row group, in the order of the split.
+        sizes: Number of images in each row group, in the order of the split.
         seed: Of the run.
         epoch: Counts from 0.
-        batch_size: Images a process takes in one step.
+        batch_size: Images of one process in one step.
         world: Number of processes.
     """
     random = np.random.default_rng([seed, epoch])
@@ -129,15 +128,15 @@ def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size:
 
 
 def get_run_seed() -> int:
-    """Return the run's seed, as ``seed_everything`` set it, in every process of the run."""
+    """Return the run's seed, which ``seed_everything`` sets for every process of the run."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 @contextmanager
 def fix_seed(seed: int) -> Iterator[None]:
-    """Draw torch's CPU random numbers from a seed inside the block; afterwards the generator is as it was.
+    """Seed torch's CPU generator inside the block, and restore its state afterwards.
 
-    Not torch.manual_seed: without a GPU, each call of it formats its stack, for an error that a GPU might raise later.
+    Not torch.manual_seed, which is slow without a GPU: it formats the call stack for a possible error of CUDA.
     """
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
@@ -148,5 +147,5 @@ def fix_seed(seed: int) -> Iterator[None]:
 
 
 def mix_seeds(*numbers: int) -> int:
-    """Return one seed of 63 bits from several numbers: close numbers give unrelated seeds."""
+    """Return a seed of 63 bits from several integers; similar ones give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,4 @@
-"""The images of one split: what every dataset gives."""
+"""The interface of a dataset's splits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -21,9 +21,9 @@ class Split(ABC):
 
     Attributes:
         labelled: Whether every image has a mask. Otherwise the split can be predicted, not scored.
-        expected: If images have no masks, a clause for messages that says where masks were looked for.
-        members: What identifies the images, to find those that two splits share.
-        pixels: The number of pixels of each of the 256 class ids, if they were counted before.
+        expected: If images have no masks, a clause for messages that names the expected files.
+        members: Identifiers of the images, to find images that two splits share.
+        pixels: The number of pixels of each of the 256 class ids, if already counted.
         countable: Whether masks may be read in the training process before the first step.
     """
 
@@ -48,12 +48,12 @@ class Split(ABC):
         return len(self) if self.labelled else 0
 
     def order_images(self, seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
-        """Return all indices in the order in which an epoch trains on them: a permutation of seed and epoch.
+        """Return the order of an epoch's images: a permutation that depends on seed and epoch.
 
         Args:
             seed: Of the run.
             epoch: Counts from 0.
-            batch_size: Images that a process takes in one step.
+            batch_size: Images of one process in one step.
             world: Number of processes.
         """
         return np.random.default_rng([seed, epoch]).permutation(len(self))

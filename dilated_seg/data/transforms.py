@@ -1,4 +1,4 @@
-"""Joint augmentation of image and mask, on uint8 tensors: a mask only ever moves, or is resized by nearest neighbor."""
+"""Joint augmentation of image and mask on uint8 tensors; masks are resized by nearest neighbor only."""
 
 from typing import Any
 
@@ -9,24 +9,24 @@ from torchvision.transforms import v2
 
 from dilated_seg.errors import UserError
 
-GREY = (124, 117, 104)  # ImageNet's mean, rounded: what is put around an image
+GREY = (124, 117, 104)  # the padding of images: ImageNet's mean, rounded
 
 
 def mirror_half(image: tv_tensors.Image, mask: tv_tensors.Mask) -> Any:  # noqa: ANN401 - image and mask
-    """Mirror image and mask left to right with probability 1/2: what training does unless ``augmentation`` is given."""
+    """Mirror image and mask left to right with probability 1/2: the default augmentation."""
     return v2.RandomHorizontalFlip()(image, mask)
 
 
 class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
-    """Resize, crop, mirror, rotate and color image and mask at random, in this order; what is around an image is ignored.
+    """Resize, crop, mirror, rotate and color image and mask at random, in this order; padding is ignored.
 
     Args:
-        crop_size: (height, width) of the crop; None trains on whole images.
-        scale: Images are resized by a factor drawn uniformly from this range before cropping.
+        crop_size: (height, width) of the crop; None for the whole image.
+        scale: Range of the factor, drawn uniformly, by which images are resized before cropping.
         flip: Whether to mirror half of the images left to right.
-        rotate: Images are rotated by up to this many degrees to either side.
-        jitter: Brightness, contrast and saturation change by up to this fraction.
-        ignore_index: The mask's value around the image.
+        rotate: Largest angle in degrees, to either side.
+        jitter: Largest relative change of brightness, contrast and saturation.
+        ignore_index: Mask value of the padding.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
         ignore_index: int = 255,
     ) -> None:
         if not 0 < scale[0] <= scale[1]:
-            raise UserError(f"data.augmentation.scale is {list(scale)}: it must be two factors above 0, the smaller first")
+            raise UserError(f"data.augmentation.scale is {list(scale)}: give two factors above 0, the smaller first")
         if crop_size is not None and min(crop_size) < 1:
-            raise UserError(f"data.augmentation.crop_size is {list(crop_size)}: height and width must be at least 1")
+            raise UserError(f"data.augmentation.crop_size is {list(crop_size)}: give a height and a width of at least 1")
         steps: list[v2.Transform] = [v2.Identity()]
         if tuple(scale) != (1.0, 1.0) or crop_size is not None:
             steps.append(RandomScaledCrop(scale, crop_size, ignore_index))
@@ -56,15 +56,15 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
 
 
 class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no types
-    """Resize image and mask by one factor drawn uniformly from a range, and take a crop of the result at random.
+    """Resize image and mask by a factor drawn uniformly from a range, and crop the result at random.
 
-    Only the part in the crop is resized. Where the resized image is smaller than the crop, it is anywhere in it, and the rest
-    is grey and ignored. v2.ScaleJitter with v2.RandomCrop would resize the whole image, and shift masks by half a pixel.
+    Only the part in the crop is resized. A resized image that is smaller than the crop gets a random position in it; the
+    padding is gray and ignored. v2.ScaleJitter with v2.RandomCrop would resize the whole image and shift masks by half a pixel.
 
     Args:
-        scale: The range of the factor.
-        crop_size: (height, width) of the crop; None for all of the image.
-        ignore_index: The mask's value around the image.
+        scale: Range of the factor.
+        crop_size: (height, width) of the crop; None for the whole image.
+        ignore_index: Mask value of the padding.
     """
 
     def __init__(self, scale: tuple[float, float], crop_size: tuple[int, int] | None, ignore_index: int) -> None:
@@ -72,7 +72,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
         self.scale, self.crop_size, self.ignore_index = scale, crop_size, ignore_index
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Return the part to take, its new size, and the border to add, for this call."""
+        """Draw the part of the image, its new size, and the border."""
         low, high = self.scale
         factor = low + (high - low) * torch.rand(()).item()
         sides = v2.functional.get_size(flat_inputs[0])
@@ -82,9 +82,9 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
         return {"part": (top, left, height, width), "size": [h, w], "border": [before, above, after, below]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
-        """Resize an image bilinearly; a mask by the nearest neighbor of each pixel's center.
+        """Resize an image bilinearly, a mask by the nearest neighbor of each pixel's center.
 
-        torchvision's own nearest neighbor takes the pixel's corner: masks would shift by up to half a pixel.
+        torchvision's nearest neighbor is that of the pixel's corner, which shifts masks by up to half a pixel.
         """
         part = v2.functional.crop(inpt, *params["part"])
         mask = isinstance(inpt, tv_tensors.Mask)
@@ -101,12 +101,12 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
 
 
 def draw_side(side: int, factor: float, crop: int | None) -> tuple[int, int, int, int, int]:
-    """Return one side of a crop: its start and length in the image, its new length, and what is added at both ends."""
+    """Draw one side of a crop: its start and length in the image, its new length, and the padding before and after it."""
     if crop is None:
         return 0, side, max(1, round(side * factor)), 0, 0
     wanted = max(1, round(crop / factor))
-    taken = min(side, wanted)
-    start = int(torch.randint(side - taken + 1, ()))
-    size = crop if taken == wanted else min(crop, max(1, round(side * factor)))
+    length = min(side, wanted)
+    start = int(torch.randint(side - length + 1, ()))
+    size = crop if length == wanted else min(crop, max(1, round(side * factor)))
     before = int(torch.randint(crop - size + 1, ()))
-    return start, taken, size, before, crop - size - before
+    return start, length, size, before, crop - size - before

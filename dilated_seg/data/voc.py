@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, with the further labels of SBD."""
+"""PASCAL VOC 2012, with the additional masks of SBD."""
 
 import os
 import re
@@ -12,40 +12,40 @@ from dilated_seg.data import manifest
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.decode import Source
 from dilated_seg.data.directories import check_no_problems, read_list, show_names
-from dilated_seg.data.masks import ReadLabel, make_table, read_mask
+from dilated_seg.data.masks import MaskReader, make_table, read_mask
 from dilated_seg.data.pairs import Pair, Pairs
 from dilated_seg.data.split import Split
 from dilated_seg.data.voc_objects import Objects, read_sbd
 from dilated_seg.errors import UserError
 from dilated_seg.models.segmenter import default_palette
 
-# What a label's value means: the class id; 255 is the border of an object, or a difficult one.
+# Mask values are class ids; 255 is the border of an object, or a difficult object.
 VALUES = make_table({k: k for k in range(21)} | {255: 255})
 
-OBJECTS = "_objects"  # ends the name of a split that has an example for each object instead of each image
+OBJECTS = "_objects"  # suffix of splits with one example per object instead of per image
 
-# Where people unpack the two to, below the folder they name.
-VOC_PLACES = ("VOCdevkit/VOC2012", "VOC2012", ".")
-SBD_PLACES = (".", "dataset", "benchmark_RELEASE/dataset", "SegmentationClassAug")
+# Directories, relative to the given one, where VOC and SBD usually are after unpacking.
+VOC_DIRECTORIES = ("VOCdevkit/VOC2012", "VOC2012", ".")
+SBD_DIRECTORIES = (".", "dataset", "benchmark_RELEASE/dataset", "SegmentationClassAug")
 
-# The lists of each split; trainaug has SBD's images besides.
+# The lists of each split; trainaug has SBD's images too.
 PARTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "trainaug": ("train",)}
 
 
 class VOC(SegmentationDataModule):
-    """PASCAL VOC 2012: photographs of 20 kinds of objects before a background, at most 500 pixels a side.
+    """PASCAL VOC 2012: photographs, at most 500 pixels a side, with 20 classes of objects and background.
 
     Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; SBD: Hariharan et al., "Semantic Contours from
-    Inverse Detectors", ICCV 2011.  Splits of 1464, 1449, 2913 (both) and 1456 images; "trainaug", 10582, is train and all of
-    SBD without val. There, an image that VOC labels itself has VOC's label, with its void border; the others have SBD's,
-    without one.  "train_objects", "trainval_objects" and "trainaug_objects" are the same cut into single objects, as
-    DeconvNet's first stage is trained on: see `Objects`. They need the folders as released: SegmentationObject/, SBD's inst/.
+    Inverse Detectors", ICCV 2011.  "train", "val", "trainval" and "test" have 1464, 1449, 2913 and 1456 images; "trainaug",
+    10582, is train and all of SBD without val: images that VOC labels have VOC's mask, with its void border, the others SBD's,
+    without one.  "train_objects", "trainval_objects" and "trainaug_objects" have one example per object, for the first stage
+    of DeconvNet (see `Objects`); they need the directories as released, SegmentationObject/ and SBD's inst/.
 
     Args:
-        root: The folder that holds VOCdevkit/VOC2012, or VOC2012, or its JPEGImages; None takes the environment variable
+        root: The directory that has VOCdevkit/VOC2012, VOC2012, or JPEGImages in it; by default the environment variable
             DILATED_SEG_VOC.
-        sbd: SBD's folder with img/ and cls/, or one with SBD's labels as PNGs (SegmentationClassAug); for "trainaug" only.
-        train_split: What is trained on.
+        sbd: SBD's directory with img/ and cls/, or one with SBD's masks as PNGs (SegmentationClassAug); for "trainaug" only.
+        train_split: The split to train on.
         options: See SegmentationDataModule.
     """
 
@@ -71,129 +71,100 @@ class VOC(SegmentationDataModule):
         self.root, self.sbd, self.train_split = root, sbd, train_split
 
     def split(self, name: str) -> Split:
-        """Return the images of "train", "val", "trainval", "trainaug" or "test", whose labels are kept back; or their objects.
+        """Return the images of "train", "val", "trainval", "trainaug" or "test", which has no masks; or their objects.
 
         Raises:
-            UserError: A folder, a list, an image or a label is missing.
+            UserError: A directory, a list, an image or a mask is missing.
         """
         if name.endswith(OBJECTS):
-            return Objects(self.images(name.removesuffix(OBJECTS)))
-        return self.images(name)
+            return Objects(self.list_images(name.removesuffix(OBJECTS)))
+        return self.list_images(name)
 
-    def images(self, name: str) -> Pairs:
-        """Return the images of a split that is not one of objects.
-
-        Raises:
-            UserError: As `split`.
-        """
+    def list_images(self, name: str) -> Pairs:
+        """Return the images of a split with their masks; raise UserError as `split`."""
         if name not in self.published:
             raise UserError(f"VOC has no split '{name}': choose one of {', '.join(self.published)}")
         voc = self.find_directory()
-        lists, images, labels = voc / "ImageSets" / "Segmentation", voc / "JPEGImages", voc / "SegmentationClass"
+        lists, images, masks = voc / "ImageSets" / "Segmentation", voc / "JPEGImages", voc / "SegmentationClass"
         if name == "test":
-            return Pairs(
-                check_files_exist((stem, images / f"{stem}.jpg", None) for stem in list_names(lists / "test.txt")),
-                self.read_label,
-            )
+            unlabelled = ((stem, images / f"{stem}.jpg", None) for stem in list_names(lists / "test.txt"))
+            return Pairs(check_files_exist(unlabelled), self.mask_reader)
         listed = [stem for part in PARTS[name] for stem in list_names(lists / f"{part}.txt")]
-        pairs = [(stem, images / f"{stem}.jpg", labels / f"{stem}.png") for stem in listed]
-        if name == "trainaug":  # and no image of val is ever among them
-            without = {*listed, *list_names(lists / "val.txt")}
-            pairs += [(p.stem, images / f"{p.stem}.jpg", p) for p in self.list_sbd_labels() if p.stem not in without]
-        return Pairs(check_files_exist(pairs), self.read_label)
+        pairs = [(stem, images / f"{stem}.jpg", masks / f"{stem}.png") for stem in listed]
+        if name == "trainaug":
+            excluded = {*listed, *list_names(lists / "val.txt")}
+            pairs += [(p.stem, images / f"{p.stem}.jpg", p) for p in self.list_sbd_masks() if p.stem not in excluded]
+        return Pairs(check_files_exist(pairs), self.mask_reader)
 
     def open_split(self, name: str) -> Split:
-        """Return a split as every dataset does; objects need the directories as released.
-
-        Raises:
-            UserError: The split, one of its files or a label is missing or damaged.
-        """
+        """Return a split; raise UserError as other datasets, and for objects of prepared shards."""
         if name.endswith(OBJECTS) and manifest.read(root := self.require_root()):
-            raise UserError(f"{root} holds shards, which do not tell objects apart: name VOC's own folder for {name}")
+            raise UserError(f"{root} holds shards, which do not have the objects of {name}: give VOC's directory as released")
         return super().open_split(name)
 
     def list_splits(self) -> list[str]:
-        """Return the splits that the directories have; "trainaug" if SBD's is named."""
+        """Return the splits that the directories have; "trainaug" only if SBD's directory is given."""
         lists = self.find_directory() / "ImageSets" / "Segmentation"
         needed = PARTS | {"test": ("test",)}
         names = [name for name in self.published if all((lists / f"{part}.txt").is_file() for part in needed[name])]
         return [name for name in names if name != "trainaug" or self.sbd or os.environ.get("DILATED_SEG_SBD")]
 
     def find_directory(self) -> Path:
-        """Return the directory VOC2012, in one of the places people unpack it to.
-
-        Raises:
-            UserError: It is in none of them.
-        """
+        """Return the directory VOC2012, one of VOC_DIRECTORIES; raise UserError if there is none."""
         start = Path(self.require_root())
-        for place in VOC_PLACES:
+        for place in VOC_DIRECTORIES:
             if (start / place / "JPEGImages").is_dir():
                 return start / place
-        raise UserError(f"{start} holds no JPEGImages, also not in {' or '.join(VOC_PLACES[:-1])}")
+        raise UserError(f"{start} has no JPEGImages, also not in {' or '.join(VOC_DIRECTORIES[:-1])}: give VOC's directory")
 
-    def list_sbd_labels(self) -> list[Path]:
-        """Return SBD's masks: .mat files, or PNGs that were made of them.
-
-        Raises:
-            UserError: The folder is not named or holds none.
-        """
+    def list_sbd_masks(self) -> list[Path]:
+        """Return SBD's masks, .mat files or PNGs made from them; raise UserError if there are none."""
         start = self.sbd or os.environ.get("DILATED_SEG_SBD")
         if not start:
-            raise UserError("SBD's folder is not named: set the environment variable DILATED_SEG_SBD, or data.sbd")
-        for place in SBD_PLACES:
+            raise UserError("SBD's directory is unknown: set the environment variable DILATED_SEG_SBD, or data.sbd")
+        for place in SBD_DIRECTORIES:
             for folder in (Path(start) / place / "cls", Path(start) / place):
-                labels = [p for p in sorted(folder.glob("*_*")) if p.suffix in (".mat", ".png") and p.name[0] != "."]
-                if labels:
-                    return labels
-        raise UserError(f"{start} holds no cls/*.mat and no labels as PNGs, also not in {', '.join(SBD_PLACES[1:])}")
+                masks = [p for p in sorted(folder.glob("*_*")) if p.suffix in (".mat", ".png") and p.name[0] != "."]
+                if masks:
+                    return masks
+        raise UserError(f"{start} has no cls/*.mat and no masks as PNGs, also not in {', '.join(SBD_DIRECTORIES[1:])}")
 
     @property
-    def read_label(self) -> ReadLabel:
-        """VOC's labels or SBD's, by the kind of file."""
-        return read_label
+    def mask_reader(self) -> MaskReader:
+        """Read VOC's PNGs and SBD's MATLAB files."""
+        return read_voc_mask
 
 
 def list_names(path: Path) -> list[str]:
-    """Return the names of a list, one a line.
-
-    Raises:
-        UserError: A line is no name alone, as in lists of images with their labels.
-    """
+    """Return the names of a list; raise UserError if a line has more than a name, such as the files of image and mask."""
     listed = read_list(path)
     if wrong := next((line for line in listed if re.search(r"[\s/]|\.(jpg|png)$", line)), None):
         raise UserError(
             f"the list {path} has the line '{wrong}': it should have one name a line, such as 2007_000032, without directory, "
-            "suffix or label, as the lists of the release"
+            "suffix or mask, as the lists of the release"
         )
     return listed
 
 
 def check_files_exist(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return pairs of files, all of which exist.
-
-    Raises:
-        UserError: One is not.
-    """
+    """Return the pairs; raise UserError if one of their files does not exist."""
     pairs = list(pairs)
     problems: list[str] = []
-    for _, image, label in pairs:
-        if not image.is_file():
-            problems.append(
-                f"{image} is missing{'' if problems else describe_similar_files(image)}: a list names it, so complete the data"
-            )
-        elif label and not label.is_file():
-            there = "" if problems else describe_similar_files(label)
-            problems.append(f"{image} has no label {label}{there}: a list names it, so complete the data")
+    for _, image, mask in pairs:
+        if missing := next((path for path in (image, mask) if path and not path.is_file()), None):
+            similar = "" if problems else describe_similar_files(missing)
+            problem = f"{image} is missing" if missing == image else f"{image} has no mask {mask}"
+            problems.append(f"{problem}{similar}: a list names it, so complete the data")
     check_no_problems(problems)
     return pairs
 
 
 def describe_similar_files(path: Path) -> str:
-    """Return a clause on the files of the same name and another suffix."""
+    """Return a clause that names the files of the same name and another suffix."""
     close = sorted(path.parent.glob(f"{path.stem}.*")) if path.parent.is_dir() else []
     return f" ({show_names(close)} is there, but only {path.suffix} is read)" if close else ""
 
 
-def read_label(path: Source) -> Tensor:
+def read_voc_mask(path: Source) -> Tensor:
     """Return a mask of VOC (a PNG with a palette) or of SBD (a .mat file) as class ids (H, W)."""
     return read_mask(path, VALUES, VOC.palette) if path.suffix == ".png" else read_sbd(path)

@@ -1,4 +1,4 @@
-"""Processes that load data: signals, W&B's import hooks, and lines that only one of them prints."""
+"""Worker processes that load data: their signals, W&B's import hooks, and messages that only one of them prints."""
 
 import atexit
 import multiprocessing
@@ -8,27 +8,27 @@ import sys
 
 from torch.utils.data import get_worker_info
 
-PRINTED: set[bytes] = set()  # the topics of the lines that were printed
+PRINTED: set[bytes] = set()  # topics that `print_once` has printed
 
 
 def remove_import_hooks() -> None:
-    """Remove W&B's import hooks from this process; imports work as without W&B, and W&B does not count them.
+    """Remove W&B's import hooks from this process.
 
-    While a run is active, wandb reports the first import of packages such as ``datasets``, ``huggingface_hub`` or
-    ``transformers`` to its service. Where the service cannot be reached, the import itself then fails: in a forked process
-    with ForkedError, in any process once the service has died.
+    While a run is active, they report the first import of packages such as ``datasets``, ``huggingface_hub`` or
+    ``transformers`` to W&B's service. If it cannot be reached, the import fails: in a forked process with ForkedError, in any
+    process once the service has died.
     """
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__.partition(".")[0] != "wandb"]
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where processes are not forked
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=remove_import_hooks)
 
 
 def initialize_worker(worker: int) -> None:
     """Prepare a DataLoader's worker: remove W&B's import hooks, and ignore signals.
 
-    A signal to all processes of a job, or Ctrl-C, must not end a worker before the training process has saved its checkpoint.
+    A signal to all processes of a job, or Ctrl-C, must not end a worker before the training process has saved a checkpoint.
     """
     remove_import_hooks()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -37,9 +37,9 @@ def initialize_worker(worker: int) -> None:
 
 @atexit.register
 def end_workers() -> None:
-    """Kill the workers that are left when this process exits, such as after an error.
+    """Kill the remaining workers when this process exits, such as after an error.
 
-    multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
+    multiprocessing would send SIGTERM, which they ignore, and then wait forever.
     """
     for process in multiprocessing.active_children():
         if process.daemon:
@@ -47,7 +47,7 @@ def end_workers() -> None:
 
 
 def print_once(topic: bytes, line: str) -> None:
-    """Print the first line of a topic to stderr; of the processes that train and load data, only the first prints."""
+    """Print a line to stderr unless one of its topic was printed; only the first training and worker process prints."""
     worker = get_worker_info()
     if topic not in PRINTED and (worker is None or worker.id == 0) and os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr)

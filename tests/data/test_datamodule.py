@@ -148,10 +148,10 @@ def damage_bytes(root):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (damage_missing_folder, "train is no folder"),
-        (damage_missing_label, r"train_2\.png has no label"),
+        (damage_missing_folder, "train is not a directory"),
+        (damage_missing_label, r"train_2\.png has no mask"),
         (damage_missing_image, r"train_2\.png has no image"),
-        (damage_size, "48 x 64 and its label .* is 48 x 60"),
+        (damage_size, "48 x 64 and its mask .* is 48 x 60"),
         (damage_value, "holds the value 99"),
         (damage_colours, "^[^ ]*train_2.png has mode RGB"),
         (damage_bytes, "cannot be read"),
@@ -210,12 +210,12 @@ def test_an_image_of_any_mode_becomes_rgb(mode, tmp_path):
 def test_an_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     Image.new("L", (300, 200)).save(tmp_path / "a.png")
     monkeypatch.setenv("DILATED_SEG_MAX_PIXELS", "59999")
-    with pytest.raises(UserError, match=r"200 x 300 pixels, more than are let in.*DILATED_SEG_MAX_PIXELS"):
+    with pytest.raises(UserError, match=r"200 x 300 pixels, more than the limit.*DILATED_SEG_MAX_PIXELS"):
         read_image(tmp_path / "a.png")
     monkeypatch.setenv("DILATED_SEG_MAX_PIXELS", "60000")
     assert read_image(tmp_path / "a.png").shape == (3, 200, 300)
     monkeypatch.setenv("DILATED_SEG_MAX_PIXELS", "many")
-    with pytest.raises(UserError, match="should be a number"):
+    with pytest.raises(UserError, match="set it to a number"):
         read_image(tmp_path / "a.png")
 
 
@@ -432,4 +432,4 @@ def test_training_on_validation_images_is_said(tmp_path, capsys):
     for split, said in (("train", False), ("trainval", True)):
         data = VOC(root=str(root), train_split=split)
         warn_of_shared_images(data)
-        assert ("scores say nothing about new images" in capsys.readouterr().err) is said
+        assert ("metrics of val are not those of new images" in capsys.readouterr().err) is said

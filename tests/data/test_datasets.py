@@ -91,7 +91,7 @@ def test_an_object_at_the_edge_is_cut_where_the_image_ends():
 def test_objects_need_the_folders_as_released(voc):
     (voc / "sbd/dataset/inst/2007_000004.mat").unlink()
     data = VOC(root=str(voc), sbd=str(voc / "sbd"))
-    with pytest.raises(UserError, match=r"inst/2007_000004\.mat is missing: it should tell the objects"):
+    with pytest.raises(UserError, match=r"inst/2007_000004\.mat is missing: it should number the objects"):
         data.split("trainaug_objects")
     assert len(data.split("train_objects")) == 4
     Image.new("L", (30, 21), 1).save(voc / "VOCdevkit/VOC2012/SegmentationObject/2007_000000.png")
@@ -109,7 +109,7 @@ def test_a_split_without_labels_can_be_predicted_and_not_scored(voc):
     data = VOC(root=str(voc), predict_split="test")
     assert (data.split("test")[0]["mask"] == 255).all()
     assert [batch["id"] for batch in data.predict_dataloader()] == [[fake_datasets.voc_name(6)]]
-    with pytest.raises(UserError, match="no labels for its split 'test'"):
+    with pytest.raises(UserError, match="no masks for its split 'test'"):
         data.test_dataloader()
 
 
@@ -145,7 +145,7 @@ def test_a_colour_that_is_no_class_is_named_with_its_place(tmp_path):
     label = np.array(Image.open(path))
     label[2, 3] = (1, 2, 3)
     Image.fromarray(label).save(path)
-    with pytest.raises(UserError, match=r"has the colour \(1, 2, 3\) at row 2, column 3"):
+    with pytest.raises(UserError, match=r"has the color \(1, 2, 3\) at row 2, column 3"):
         CamVid(root=str(root)).split("val")[0]
 
 
@@ -177,7 +177,7 @@ def test_images_without_masks_can_be_predicted(folder):
     (folder / "test.txt").write_text("new 0\nnew 1\n")
     data = Folder(root=str(folder), predict_split="test", eval_batch_size=2)
     assert [batch["id"] for batch in data.predict_dataloader()] == [["new 0", "new 1"]]
-    with pytest.raises(UserError, match="no labels"):
+    with pytest.raises(UserError, match="no masks"):
         data.test_dataloader()
     (folder / "test.txt").write_text("new 0\nphoto 1\n")
     with pytest.raises(UserError, match=r"new 0\.png has no mask"):
@@ -206,7 +206,7 @@ def test_two_files_of_one_name_are_refused(folder):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"", "is empty"), ("photo 2".encode("utf-16"), "is no UTF-8"), (b"photo 2\nphoto 2\n", "names photo 2 twice")],
+    [(b"", "is empty"), ("photo 2".encode("utf-16"), "is not UTF-8"), (b"photo 2\nphoto 2\n", "names photo 2 twice")],
 )
 def test_a_wrong_list_is_one_sentence(folder, content, sentence):
     (folder / "val.txt").write_bytes(content)
@@ -237,9 +237,9 @@ def test_values_that_your_masks_ignore_are_named_in_classes_yaml(folder):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "should say classes"),
-        ("classes: [a", "is no YAML"),
-        ("[a, b]", "should say classes"),
+        (None, "should have the line classes"),
+        ("classes: [a", "is not YAML"),
+        ("[a, b]", "should have the line classes"),
         ("classes: [a]", "from 2 to 250"),
         ("classes: [a, a]", "names a class twice"),
         ("classes: [a, b]\ncolours: 3", "unknown key 'colours'"),
@@ -276,21 +276,21 @@ def save(path, image):
 BASE = "VOCdevkit/VOC2012"
 BROKEN = [
     (VOC, "trainaug", remove(f"{BASE}/JPEGImages/2007_000004.jpg"), "2007_000004.jpg is missing"),
-    (VOC, "train", remove(f"{BASE}/SegmentationClass/2007_000001.png"), "2007_000001.jpg has no label"),
+    (VOC, "train", remove(f"{BASE}/SegmentationClass/2007_000001.png"), "2007_000001.jpg has no mask"),
     (VOC, "val", remove(f"{BASE}/ImageSets/Segmentation/val.txt"), "cannot read the list"),
-    (VOC, "train", rename(f"{BASE}/JPEGImages", "elsewhere"), "holds no JPEGImages"),
-    (VOC, "trainaug", rename("sbd", "elsewhere"), "holds no cls"),
-    (VOC, "trainaug", write("sbd/dataset/cls/2007_000004.mat", b"MATLAB 5.0 MAT-file" + bytes(200)), "read as a label of SBD"),
+    (VOC, "train", rename(f"{BASE}/JPEGImages", "elsewhere"), "has no JPEGImages"),
+    (VOC, "trainaug", rename("sbd", "elsewhere"), "has no cls"),
+    (VOC, "trainaug", write("sbd/dataset/cls/2007_000004.mat", b"MATLAB 5.0 MAT-file" + bytes(200)), "read as a mask of SBD"),
     (VOC, "train", save(f"{BASE}/SegmentationClass/2007_000000.png", Image.new("RGB", (30, 20))), "has mode RGB"),
     (VOC, "train", save(f"{BASE}/SegmentationClass/2007_000000.png", Image.new("L", (30, 20), 99)), "holds the value 99"),
     (VOC, "train", save(f"{BASE}/SegmentationClass/2007_000000.png", Image.new("L", (30, 21))), "they must have one size"),
     (VOC, "everything", lambda root: None, "has no split 'everything'"),
-    (Cityscapes, "train", remove("gtFine/train/bochum/bochum_000000_000313_gtFine_labelIds.png"), "has no label"),
+    (Cityscapes, "train", remove("gtFine/train/bochum/bochum_000000_000313_gtFine_labelIds.png"), "has no mask"),
     (Cityscapes, "train", remove("leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png"), "has no image"),
-    (Cityscapes, "val", rename("gtFine", "elsewhere"), "is no folder"),
+    (Cityscapes, "val", rename("gtFine", "elsewhere"), "is not a directory"),
     (
         Cityscapes, "val", save("leftImg8bit/val/lindau/frankfurt_000000_000294_leftImg8bit.png", Image.new("RGB", (34, 16))),
-        "are one frame",
+        "are of one frame",
     ),
     (
         Cityscapes, "val",

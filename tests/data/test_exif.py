@@ -109,7 +109,7 @@ def test_masks_of_both_conventions_are_refused_with_two_files(tmp_path):
     for name in ("train", "val"):
         with pytest.raises(UserError, match=r"EXIF turns .*images/wide 5\.jpg, whose mask is upright, and .*images/lies\.png"):
             Folder(root=str(tmp_path)).open_split(name)
-    with pytest.raises(UserError, match=r"lies\.png is 9 x 5 and its label .* is 5 x 9: .*masks are taken to lie upright"):
+    with pytest.raises(UserError, match=r"lies\.png is 9 x 5 and its mask .* is 5 x 9: .*masks are upright"):
         Folder(root=str(tmp_path), mask_orientation="upright").open_split("train")
 
 

@@ -101,7 +101,7 @@ def test_a_training_split_without_labels_is_refused(tmp_path, capsys):
     (root / "train/masks").rename(root / "train/labels")
     assert call("fit", root, tmp_path / "run") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    for words in ("dilated-seg: Folder", "the split train", str(root), "4 images and 0 labels"):
+    for words in ("dilated-seg: Folder", "the split train", str(root), "4 images and 0 masks"):
         assert words in error
     assert not (tmp_path / "run").exists()
 
@@ -113,7 +113,7 @@ def test_the_labels_kept_back_of_a_test_split_are_nothing_to_train_on(tmp_path, 
             split.pairs, split.labelled = [(name, image, None) for name, image, _ in split.pairs], False
             return split
 
-    with pytest.raises(UserError, match=r"the split train in .* has 6 images and 0 labels"):
+    with pytest.raises(UserError, match=r"the split train in .* has 6 images and 0 masks"):
         Unlabelled(root=str(camvid)).train_dataloader()
 
 
@@ -121,7 +121,7 @@ def test_a_prepared_split_without_labels_is_refused(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 4)
     shutil.rmtree(root / "train/masks")
     assert main(["prepare", "folder", "--root", str(root), "--out", str(tmp_path / "shards")]) == 0
-    with pytest.raises(UserError, match="4 images and 0 labels"):
+    with pytest.raises(UserError, match="4 images and 0 masks"):
         check_labels(Folder(root=str(tmp_path / "shards")))
 
 
@@ -297,7 +297,7 @@ def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_lo
 def test_what_was_not_looked_at_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dilated_seg.data.checks.count_labels", lambda *args: count_labels(*args, seconds=0))
     check_labels(Folder(root=str(write_folder(tmp_path / "data", [VOID] * 3))))  # no error: the others may have labels
-    assert "none of the 1 masks of train that were looked at (of 3) has a pixel of any class" in capsys.readouterr().err
+    assert "none of the 1 masks of train that were read (of 3) has a pixel of any class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 100, 367, 10582])

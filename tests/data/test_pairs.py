@@ -62,13 +62,13 @@ def test_images_of_another_format_are_no_smaller_dataset(mine, suffix):
     for i in range(2, 4):
         convert(mine / f"train/images/train{i}.png", suffix)
     said = refused(mine, "train")
-    assert "has no images that are read" in said and f"train0{suffix}, train1{suffix}, train2{suffix}, ..." in said
+    assert "has no images whose names end in" in said and f"train0{suffix}, train1{suffix}, train2{suffix}, ..." in said
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_what_has_no_partner_is_no_smaller_validation_split(mine, kind):
     (mine / f"val/{kind}/val2.png").unlink()
-    other = {"images": "masks/val2.png has no image", "masks": "images/val2.png has no label"}[kind]
+    other = {"images": "masks/val2.png has no image", "masks": "images/val2.png has no mask"}[kind]
     assert other in refused(mine, "val")
 
 
@@ -78,7 +78,7 @@ def test_camvid_has_no_fewer_frames_either(tmp_path, kind):
     convert(root / f"train{kind}/train_00001.png", ".webp")
     assert f"train{kind} holds 4 files that are read and 1 that are not (train_00001.webp)" in refused(root, "train", CamVid)
     (root / "valannot/val_00000.png").unlink()
-    assert "val_00000.png has no label" in refused(root, "val", CamVid)
+    assert "val_00000.png has no mask" in refused(root, "val", CamVid)
 
 
 def test_cityscapes_names_frames_that_are_not_named_as_the_release(tmp_path):
@@ -110,7 +110,7 @@ def test_files_that_are_no_images_are_said_once_and_hidden_ones_never(mine, caps
     for _ in range(2):
         assert len(Folder(root=str(mine)).open_split("train")) == 4
     said = capsys.readouterr().err
-    assert said == f"{mine}/train/masks: 3 files or directories are passed over (empty/, train0.json, train1.bmp)\n"
+    assert said == f"{mine}/train/masks: 3 files or directories are ignored (empty/, train0.json, train1.bmp)\n"
 
 
 def test_upper_case_suffixes_stems_with_dots_and_links_are_read(mine, tmp_path):
@@ -137,7 +137,7 @@ def test_masks_of_other_names_are_shown_with_the_names_expected(mine, listed, re
         path.rename(path.with_name(rename.format(path.stem)))
     said = refused(mine, "val")
     assert str(mine / "val/masks") in said and found in said
-    assert "rename the labels" in said or "only .png directly in it are read" in said
+    assert "rename the masks" in said or "only .png directly in it are read" in said
     name = rename.format("photo 2")
     (listed / "masks/photo 2.png").rename(listed / "masks" / name)
     assert f"has no mask {listed}/masks/photo 2.png: {name} is there, so rename it, or export it as .png" in refused(
@@ -174,7 +174,7 @@ def test_images_directly_in_a_split_are_shown(mine):
     for path in (mine / "val/images").iterdir():
         path.rename(mine / "val" / path.name)
     (mine / "val/images").rmdir()
-    assert "val/images is no folder: it should hold the images, but" in (said := refused(mine, "val"))
+    assert "val/images is not a directory: it should hold the images, but" in (said := refused(mine, "val"))
     assert "holds masks/, val0.png, val1.png, val2.png, val3.png" in said
 
 
@@ -242,5 +242,5 @@ def test_names_of_classes_are_as_they_are_written(listed, content, names):
 @pytest.mark.parametrize("content", ["classes: [a, car: 1]", "classes: [a, [b]]", "classes:\n- a\n-\n", "classes: [a, ' ']"])
 def test_what_is_no_name_of_a_class_is_refused(listed, content):
     (listed / "classes.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"classes\.yaml: class 1 is .*, which is no name: write a text"):
+    with pytest.raises(UserError, match=r"classes\.yaml: class 1 is .*, not a name: write a text"):
         Folder(root=str(listed))

@@ -180,7 +180,7 @@ def test_verify_finds_what_was_altered_later(tmp_path, capsys):
     (tmp_path / "out/classes.yaml").unlink()
     assert run("folder", f"--out={tmp_path / 'out'}", "--verify") == 2
     said = capsys.readouterr().err
-    assert f"{shard} is not as it was written" in said and "classes.yaml is missing" in said and "2 files of" in said
+    assert f"{shard} is altered" in said and "classes.yaml is missing" in said and "2 files of" in said
 
 
 def test_an_unreadable_shard_is_named(tmp_path):
@@ -291,7 +291,7 @@ def test_shards_of_another_dataset_or_other_labels_are_refused(tmp_path):
 def test_objects_are_cut_from_the_folders_only(tmp_path):
     root = fake_datasets.voc(tmp_path / "voc")
     run("voc", f"--root={root}", f"--out={tmp_path / 'out'}", *COUNTS)
-    with pytest.raises(UserError, match="do not tell objects apart"):
+    with pytest.raises(UserError, match="do not have the objects"):
         VOC(root=str(tmp_path / "out"), train_split="train_objects").open_split("train_objects")
 
 
@@ -329,7 +329,7 @@ def test_the_order_of_splits_does_not_change_what_is_shared(tmp_path, capsys):
     assert manifest.read(str(tmp_path / "out"))["splits"]["trainval"]["parts"] == ["train", "val"]
     capsys.readouterr()
     warn_of_shared_images(VOC(root=str(tmp_path / "out"), train_split="trainval"))
-    assert "scores say nothing about new images" in capsys.readouterr().err
+    assert "metrics of val are not those of new images" in capsys.readouterr().err
     assert run("voc", f"--root={root}", f"--out={tmp_path / 'other'}", "--splits", "trainval", "everything", *COUNTS) == 2
     assert "--splits everything is not in" in capsys.readouterr().err
 
@@ -379,7 +379,7 @@ def test_one_call_at_a_time(tmp_path, capsys):
     root = fake_datasets.folder(tmp_path / "mine")
     with prepare.lock_directory(tmp_path / "out.partial"):
         assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 2
-        assert "another call is writing" in capsys.readouterr().err
+        assert "is locked by another process" in capsys.readouterr().err
         assert (tmp_path / "out.partial").is_dir()
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
 
@@ -436,7 +436,7 @@ def test_bad_files_are_named_a_line_each_and_nothing_is_left(tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}", "--on_bad_image=skip") == 0
     assert len(Folder(root=str(tmp_path / "out")).open_split("train")) == 8
-    assert "Left out, since they could not be read: 3." in (tmp_path / "out/README.md").read_text()
+    assert "Left out because they cannot be read: 3." in (tmp_path / "out/README.md").read_text()
     (root / "images/photo 2.jpeg").write_bytes(b"no image")
     shutil.rmtree(tmp_path / "out")
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}", "--on_bad_image=skip") == 2  # an image of val
@@ -448,7 +448,7 @@ def test_missing_partners_are_named_a_line_each(tmp_path, capsys):
         path.unlink()
     assert run("cityscapes", f"--root={root}", f"--out={tmp_path / 'out'}", *COUNTS) == 2
     said = capsys.readouterr().err.splitlines()
-    assert sum("has no label" in line for line in said) == 2 and "1 more such problem" in said[-1]
+    assert sum("has no mask" in line for line in said) == 2 and "1 more such problem" in said[-1]
 
 
 def test_archives_are_unpacked_and_prepared(tmp_path):
@@ -554,10 +554,10 @@ def tarred(path, **facts):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda p: zipped(p / "a.zip", "../outside.png"), "lies outside"),
-        (lambda p: zipped(p / "a.zip", "/etc/outside.png"), "lies outside"),
-        (lambda p: zipped(p / "a.zip", "..\\outside.png"), "lies outside"),
-        (lambda p: tarred(p / "a.tar", name="../outside.png"), "lies outside"),
+        (lambda p: zipped(p / "a.zip", "../outside.png"), "a path outside"),
+        (lambda p: zipped(p / "a.zip", "/etc/outside.png"), "a path outside"),
+        (lambda p: zipped(p / "a.zip", "..\\outside.png"), "a path outside"),
+        (lambda p: tarred(p / "a.tar", name="../outside.png"), "a path outside"),
         (
             lambda p: tarred(p / "a.tar", name="x", type=tarfile.SYMTYPE, linkname="/etc"),
             "cannot be unpacked .*link to",

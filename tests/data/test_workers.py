@@ -248,7 +248,7 @@ def test_a_shard_is_damaged_if_its_checksum_says_so_whatever_was_raised(data, tm
                 split[0]
         finally:
             place.write_bytes(content)
-    with pytest.raises(UserError, match=r"is as it was written, but pyarrow .* cannot read it \(Invalid page header\)"):
+    with pytest.raises(UserError, match=r"is not altered, but pyarrow .* cannot read it \(Invalid page header\)"):
         split[0]
 
 

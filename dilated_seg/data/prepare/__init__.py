@@ -1,4 +1,4 @@
-"""Checks a dataset as its publisher gives it, file by file, and writes it as shards with a manifest and a data card."""
+"""Check every file of a dataset as published, and write it as shards with a manifest and a data card."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from dilated_seg.data.prepare.sources import divide_parts, download, list_split,
 from dilated_seg.data.prepare.write import write_parts
 from dilated_seg.errors import ResourceError, UserError
 
-# What a call that was interrupted leaves in OUT.partial.
-OURS = re.compile(
+# Names of files in OUT.partial after an interrupted call.
+UNFINISHED = re.compile(
     r"\.lock|.*-\d{5}\.(parquet|arrow)(\.json)?|\..*\.partial(\.\w+)?|README\.md|manifest\.json|classes\.yaml|label_colors\.txt"
 )
 
@@ -39,30 +39,30 @@ def prepare(
     skip_bad: bool = False,
     fetch: bool = False,
 ) -> None:
-    """Check a dataset and write it as shards; does nothing if that was done, and goes on where it was interrupted.
+    """Check a dataset and write it as shards, unless that was done; continue a call that was interrupted.
 
     Args:
-        name: "VOC", "Cityscapes", "CamVid" or "Folder".
-        root: The folder of its release, or of its archives, or one archive; None takes the dataset's environment variable.
-        out: The folder to make. It appears when all is done; until then there is OUT.partial.
-        store: "files", the original bytes in Parquet; or "raw", pixels and class ids as bytes in Arrow, for datasets whose
-            decoding takes longer than training on them.
-        splits: Those to write; all that are there if None.
+        name: The dataset's class: "VOC", "Cityscapes", "CamVid", "Folder".
+        root: The directory of its release or of its archives, or one archive; by default its environment variable.
+        out: The directory to make. It is OUT.partial until everything is written.
+        store: "files", the original bytes in Parquet; or "raw", pixels and class ids in Arrow, for datasets whose images take
+            longer to decode than to train on.
+        splits: The splits to write; by default all that exist.
         options: Of the dataset's class, such as ``labels`` of Cityscapes and ``sbd`` of VOC.
-        other_counts: Accept another number of images than was published.
+        other_counts: Accept another number of images than published.
         skip_bad: Leave out training images that cannot be read, and list them in the manifest.
         fetch: Download VOC and SBD into ``root`` first.
 
     Raises:
-        UserError: Files are missing or damaged, which are then named, a line each; or ``out`` holds something else.
+        UserError: Files are missing or damaged, which are printed one a line; or ``out`` holds something else.
     """
-    out, options = Path(os.path.abspath(out)), dict(options or {})  # "." has no name to put ".partial" behind
+    out, options = Path(os.path.abspath(out)), dict(options or {})
     asked = {"dataset": name, "store": store, "splits": sorted(splits) if splits else None, "options": sorted(options.items())}
     if is_prepared(out, asked):
-        print(f"{out} is prepared already: nothing to do. To look at the data anew, remove it; --verify checks its own files")
+        print(f"{out} is prepared already. To check the dataset again, remove it; --verify checks its files")
         return
     partial, tree = (out.with_name(f"{out.name}.{end}") for end in ("partial", "unpacked"))
-    begun = partial.exists()  # by an earlier call, whose work no mistake in this one takes away
+    resumed = partial.exists()  # its files stay, whatever this call raises
     try:
         with lock_directory(partial):
             if fetch:
@@ -72,24 +72,24 @@ def prepare(
             facts = write_dataset(dataset, partial, pairs, asked, skip_bad)
             finish(dataset, partial, out, facts)
     except ResourceError as error:
-        raise ResourceError(f"{error}; the same command goes on when that is mended") from error
+        raise ResourceError(f"{error}; then the same command continues") from error
     except UserError:
-        if not begun:
+        if not resumed:
             shutil.rmtree(partial, ignore_errors=True)
             remove_unpacked(tree)
         raise
     except OSError as error:
         where = error.filename or partial
-        raise UserError(f"{where}: {error.strerror or error}; the same command goes on when that is mended") from error
+        raise UserError(f"{where}: {error.strerror or error}; fix that, then the same command continues") from error
     remove_unpacked(tree)
     print_summary(dataset, facts, out)
 
 
 def list_pairs_of_splits(dataset: SegmentationDataModule, splits: Sequence[str] | None, other_counts: bool) -> dict[str, Pairs]:
-    """Return the pairs of files of each split, in the dataset's order: trainval after its parts.
+    """Return the pairs of files of each split, in the dataset's order.
 
     Raises:
-        UserError: A split does not exist, or has another number of images than was published.
+        UserError: A split does not exist, or has another number of images than published.
     """
     available = dataset.list_splits()
     if unknown := sorted(set(splits or ()) - set(available)):
@@ -111,9 +111,9 @@ def write_dataset(
 
 
 def print_summary(dataset: SegmentationDataModule, facts: dict[str, Any], out: Path) -> None:
-    """Print how many images were written, and warn of classes that do not occur."""
+    """Print the number of images and shards, and warn of classes that do not occur."""
     for split, fact in facts["splits"].items():
-        print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no labels'}")
+        print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no masks'}")
         if problem := describe_absent_classes(dataset, facts, split):
             print(f"warning: {problem}", file=sys.stderr)
     stored = [shard for part in facts["shards"].values() for shard in part]
@@ -122,7 +122,7 @@ def print_summary(dataset: SegmentationDataModule, facts: dict[str, Any], out: P
 
 
 def describe_absent_classes(dataset: SegmentationDataModule, facts: dict[str, Any], split: str) -> str | None:
-    """Return a sentence that names the classes without a pixel in a prepared split, if there are any."""
+    """Return a sentence that names the classes without a pixel in a prepared split, or None."""
     pixels = manifest.sum_pixels(facts, split)
     if pixels is None:
         return None
@@ -132,21 +132,21 @@ def describe_absent_classes(dataset: SegmentationDataModule, facts: dict[str, An
 
 @contextmanager
 def lock_directory(partial: Path) -> Iterator[None]:
-    """Make the directory of unfinished work, which one call at a time uses.
+    """Create the directory of unfinished work and hold its lock.
 
     Raises:
-        UserError: Another one is, or what is there is somebody else's.
+        UserError: Another call holds the lock, or the directory holds other files.
     """
     if partial.exists() and not partial.is_dir():
-        raise UserError(f"{partial} is a file, where unfinished work is kept: move it away")
+        raise UserError(f"{partial} is a file, but needed as a directory for unfinished work: move it away")
     partial.mkdir(parents=True, exist_ok=True)
-    if foreign := [path for path in partial.iterdir() if path.is_dir() or not OURS.fullmatch(path.name)]:
-        raise UserError(f"{foreign[0]} is in a folder for unfinished work, but prepare did not write it: move it away")
+    if foreign := [path for path in partial.iterdir() if path.is_dir() or not UNFINISHED.fullmatch(path.name)]:
+        raise UserError(f"{foreign[0]} is in a directory for unfinished work, but not written by prepare: move it away")
     try:
         with FileLock(partial / ".lock", timeout=0):
             yield
     except Timeout:
-        raise UserError(f"another call is writing {partial}: wait for it, or name another --out") from None
+        raise UserError(f"{partial} is locked by another process: wait for it, or give another --out") from None
 
 
 def build_manifest(
@@ -156,16 +156,12 @@ def build_manifest(
     contents: dict[str, list[str]],
     shards: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
-    """Return the manifest, but for the checksums of texts.
-
-    Raises:
-        UserError: A split has no images left.
-    """
+    """Return the manifest without ``files``; raise UserError if no image of a split can be used."""
     splits = {}
     for split, named in contents.items():
         images = sum(shard["rows"] for part in named for shard in shards[part])
         if not images:
-            raise UserError(f"{split} has no image that can be used, as named above: replace the files")
+            raise UserError(f"{split} has no image that can be used, as printed above: replace the files")
         labelled = all(label for part in named for *_, label in parts[part])
         splits[split] = {"images": images, "labelled": labelled, "parts": named}
     return {
@@ -182,45 +178,37 @@ def build_manifest(
 
 
 def is_prepared(out: Path, asked: dict[str, Any]) -> bool:
-    """Return whether the directory holds what is asked for.
-
-    Raises:
-        UserError: It holds something else.
-    """
+    """Return whether the directory holds the requested dataset; raise UserError if it holds anything else."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: name a folder to make as --out")
+        raise UserError(f"{out} is a file: give a directory as --out")
     facts = manifest.read(str(out)) if out.is_dir() else None
     if facts is None:
         if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"{out} holds something that prepare did not write: name another --out")
+            raise UserError(f"{out} holds files that prepare did not write: give another --out")
         return False
     if facts["asked"] != json.loads(json.dumps(asked)):
-        raise UserError(f"{out} holds {facts['dataset']} prepared with other options: name another --out or remove it")
+        raise UserError(f"{out} holds {facts['dataset']} prepared with other options: give another --out or remove it")
     return True
 
 
 def verify(out: Path) -> None:
-    """Compare every file of a prepared folder with its checksum.
-
-    Raises:
-        UserError: One is missing or altered; all that are so are named, a line each.
-    """
+    """Compare every file of a prepared directory with its checksum; print all that differ and raise UserError if any does."""
     facts = manifest.read(str(out))
     if facts is None:
-        raise UserError(f"{out} holds no prepared dataset: there is no {manifest.NAME} in it")
+        raise UserError(f"{out} is not a prepared dataset: it has no {manifest.NAME}")
     problems = list(manifest.list_altered(out, facts))
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise UserError(f"{len(problems)} files of {out} are missing or altered: copy them again, or prepare it again")
-    print(f"{out}: all files are as they were written")
+    print(f"{out}: all files match their checksums")
 
 
 def finish(dataset: SegmentationDataModule, partial: Path, out: Path, facts: dict[str, Any]) -> None:
-    """Add texts, card and manifest, take away what only an interrupted call needs, and give the folder its name."""
+    """Add texts, card and manifest, remove the notes of shards, and rename the directory."""
     kept = {shard["file"] for part in facts["shards"].values() for shard in part}
     for path in partial.iterdir():
-        if path.name not in kept and path.name != ".lock":  # which this call holds
+        if path.name not in kept and path.name != ".lock":  # held by this call
             path.unlink()
     for name in dataset.texts:
         shutil.copyfile(Path(dataset.require_root()) / name, partial / name)

@@ -1,4 +1,4 @@
-"""The archives that datasets are published as: downloaded by their checksums, and unpacked by the libraries' safe filters."""
+"""Archives of datasets: downloaded by their checksums, and unpacked by the libraries' safe filters."""
 
 import tarfile
 import zipfile
@@ -11,10 +11,10 @@ from dilated_seg.errors import UserError, format_error
 from dilated_seg.storage import digest, download
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
-MAX_MEMBERS, MAX_BYTES = 1_000_000, 200 * 1024**3  # the largest of Cityscapes' has 20,000 files in 44 GB
+MAX_MEMBERS, MAX_BYTES = 1_000_000, 200 * 1024**3  # Cityscapes' largest archive has 20,000 files in 44 GB
 
-# File, SHA-256, and where it is: the authors' server first, then mirrors. The authors give MD5 or nothing: VOC's is what
-# several readers of the file check, torchvision's and chainercv's among them; SBD's was found in torchvision's alone.
+# File, SHA-256, and URLs: the authors' server first, then mirrors. The authors publish an MD5 or nothing: VOC's checksum is in
+# several packages, such as torchvision and chainercv, SBD's in torchvision only.
 VOC = (
     "VOCtrainval_11-May-2012.tar",
     "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
@@ -32,11 +32,7 @@ SBD = (
 
 
 def fetch(file: str, checksum: str, urls: tuple[str, ...], folder: Path) -> Path:
-    """Download a file from the first address that has it, unless it is there already.
-
-    Raises:
-        UserError: No address gave the file with this checksum.
-    """
+    """Download a file, unless it exists, from the first URL that works; raise UserError if none has this checksum."""
     target = folder / file
     if target.is_file() and digest(target) == checksum:
         return target
@@ -47,7 +43,7 @@ def fetch(file: str, checksum: str, urls: tuple[str, ...], folder: Path) -> Path
             return target
         except OSError as error:
             problems.append(f"{url}: {error}")
-    raise UserError(f"{file} could not be downloaded ({'; '.join(problems)}): put it into {folder} yourself")
+    raise UserError(f"{file} cannot be downloaded ({'; '.join(problems)}): put it into {folder} yourself")
 
 
 def list_archives(path: Path) -> list[Path]:
@@ -58,25 +54,19 @@ def list_archives(path: Path) -> list[Path]:
 
 
 def check_published(archive: Path) -> None:
-    """Compare an archive of VOC or SBD with the checksum of the published one; others have none.
-
-    Raises:
-        UserError: It is another file.
-    """
+    """Raise UserError if an archive of VOC or SBD has another checksum than the published one; others have none."""
     published = {file: known for file, known, _ in (VOC, SBD)}
     if archive.name in published and (checksum := digest(archive)) != published[archive.name]:
         raise UserError(
-            f"{archive} is not the published file (SHA-256 {checksum}, not {published[archive.name]}): get it again"
+            f"{archive} is not the published file (SHA-256 {checksum}, not {published[archive.name]}): download it again"
         )
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpack an archive below a directory, in which others may have been unpacked before.
-
-    An archive whose files are in no directory gets one of its own name.
+    """Unpack an archive into a directory; into one of the archive's name below it if its files are in no directory.
 
     Raises:
-        UserError: It is damaged, holds files outside of it, links or devices, or is larger than ``MAX_BYTES``.
+        UserError: It is damaged, holds links, devices or paths outside of it, or is larger than ``MAX_BYTES``.
     """
     try:
         if archive.suffix.lower() == ".zip":
@@ -89,34 +79,34 @@ def unpack(archive: Path, into: Path) -> None:
                 sizes = {member.name: member.size for member in members if not member.isdir()}
                 tar.extractall(choose_directory(archive, sizes, into), members, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, such as a full disk
+        if isinstance(error, OSError) and error.errno is not None:  # of the operating system, such as a full disk
             raise
-        raise UserError(f"{archive} cannot be unpacked ({format_error(error)}): get it again") from error
+        raise UserError(f"{archive} cannot be unpacked ({format_error(error)}): download it again") from error
 
 
 def choose_directory(archive: Path, sizes: dict[str, int], into: Path) -> Path:
     """Return where to unpack an archive, from the names and sizes in bytes of its files.
 
     Raises:
-        UserError: It holds no files, too many or too large ones, or one outside of it.
+        UserError: It holds no files, too many or too large ones, or a path outside of it.
     """
     if not sizes:
-        raise UserError(f"{archive} holds no files: get it again")
+        raise UserError(f"{archive} holds no files: download it again")
     if len(sizes) > MAX_MEMBERS or sum(sizes.values()) > MAX_BYTES:
-        raise UserError(f"{archive} holds more than {MAX_MEMBERS:,} files or {MAX_BYTES >> 30} GiB: it is none of ours")
+        raise UserError(f"{archive} holds more than {MAX_MEMBERS:,} files or {MAX_BYTES >> 30} GiB: no supported dataset does")
     paths = {name: PurePosixPath(name.replace("\\", "/")) for name in sizes}
     for name, path in paths.items():
         if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{archive} holds {name}, which lies outside of it: get the archive from its publisher")
+            raise UserError(f"{archive} holds {name}, a path outside of it: download the archive from its publisher")
     flat = all(len(path.parts) == 1 for path in paths.values())
     return into / archive.name.split(".")[0] if flat else into
 
 
 def list_members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """Return the members of a tar archive, after reading it to its end, where its compression has a checksum.
+    """Return the members of a tar archive after reading it to its end, which checks the checksum of its compression.
 
     Raises:
-        tarfile.ReadError: There is no end after the last member: tarfile itself takes a damaged member for the end.
+        tarfile.ReadError: The end is missing; tarfile itself ends silently at a damaged member.
     """
     members = list(islice(tar, MAX_MEMBERS + 1))
     stream: Any = tar.fileobj

@@ -6,7 +6,7 @@ from dilated_seg.data.datamodule import SegmentationDataModule
 
 
 def make_card(dataset: SegmentationDataModule, facts: dict[str, Any]) -> str:
-    """Return the data card, for people and for `datasets`."""
+    """Return the data card, with the configuration that `datasets` reads."""
     summary = (type(dataset).__doc__ or "").splitlines()[0]
     lines = ["---", "task_categories: [image-segmentation]"]
     if facts["store"] == "files":
@@ -14,21 +14,21 @@ def make_card(dataset: SegmentationDataModule, facts: dict[str, Any]) -> str:
         for split, fact in facts["splits"].items():
             lines += [f"  - split: {split}", f"    path: [{', '.join(f'{part}-0*.parquet' for part in fact['parts'])}]"]
     lines += ["---", "", f"# {facts['dataset']}, prepared for dilated_seg", "", summary, ""]
-    lines += ["| split | images | labels |", "|---|---|---|"]
+    lines += ["| split | images | masks |", "|---|---|---|"]
     lines += [
-        f"| {split} | {fact['images']:,} | {'yes' if fact['labelled'] else 'kept back'} |"
+        f"| {split} | {fact['images']:,} | {'yes' if fact['labelled'] else 'no'} |"
         for split, fact in facts["splits"].items()
     ]  # fmt: skip
     skipped = [problem for part in facts["shards"].values() for shard in part for problem in shard["skipped"]]
-    lines += ["", f"Left out, since they could not be read: {len(skipped)}.", *(f"- {problem}" for problem in skipped)]
+    lines += ["", f"Left out because they cannot be read: {len(skipped)}.", *(f"- {problem}" for problem in skipped)]
     stored = {
-        "files": "The columns `image` and `label` hold the publisher's files byte for byte, with their names.",
+        "files": "The columns `image` and `label` (the mask) hold the publisher's files byte for byte, with their names.",
         "raw": "The columns `image` (uint8 RGB, row by row) and `mask` (class ids, 255 ignored) hold pixels.",
     }
     lines += [
         "",
         stored[facts["store"]],
-        "`manifest.json` has their checksums. The dataset's own licence holds for all of it.",
+        "`manifest.json` has their checksums. The licence is that of the dataset.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: its directories or its archives; and which files make up which split."""
+"""Open a dataset from its directories or archives, and list the files of its splits."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from dilated_seg.data.pairs import Pair, Pairs
 from dilated_seg.data.prepare import archives
 from dilated_seg.errors import UserError
 
-NOTE = ".unpacked.json"  # in a folder that archives were unpacked into: which of them
+NOTE = ".unpacked.json"  # in a directory of unpacked archives: the list of these
 
 
 def download(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[str, str]:
     """Download VOC and, unless its directory is given, SBD; return the directories of both."""
     if name != "VOC":
-        raise UserError(f"{name} cannot be downloaded by --download: get it from its publisher and name its folder with --root")
+        raise UserError(f"{name} cannot be downloaded: get it from its publisher and give its directory as --root")
     folder = Path(root or out.with_name(f"{out.name}.downloads"))
     archives.fetch(*archives.VOC, folder)
     if sbd is None:
@@ -30,10 +30,10 @@ def download(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[s
 
 
 def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> SegmentationDataModule:
-    """Return the dataset from its directories, or from its archives, which are unpacked into ``tree`` first.
+    """Return the dataset from its directories, or from its archives, unpacked into ``tree``.
 
     Raises:
-        UserError: There are neither, or an archive is damaged or, if ``check``, not the published one.
+        UserError: There is neither, or an archive is damaged or, if ``check``, not the published one.
     """
     build: type[SegmentationDataModule] = getattr(data, name)
     place = root or os.environ.get(build.variable)
@@ -41,25 +41,25 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
     packed = [] if not place or is_tree(build, place, options) else archives.list_archives(Path(place))
     unpack(list(dict.fromkeys(packed + sbd)), tree, check)
     options = options | ({"sbd": str(tree)} if sbd else {})
-    if packed:  # whose files may lie in a folder of their own
+    if packed:  # their files may be in a directory
         inside = [tree, *sorted(path for path in tree.iterdir() if path.is_dir())]
         place = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
     dataset = build_dataset(build, place, options)
     if not dataset.list_splits():
         raise UserError(
-            f"{root or dataset.require_root()} holds no split of {name}: name the folder as its publisher unpacks it"
+            f"{root or dataset.require_root()} has no split of {name}: give the directory as its publisher unpacks it"
         )
     return dataset
 
 
 def build_dataset(build: Any, root: str | None, options: dict[str, str]) -> SegmentationDataModule:  # noqa: ANN401 - a class
-    """Return a dataset of this class; each takes its own options."""
+    """Return a dataset of this class, whose options depend on the class."""
     dataset: SegmentationDataModule = build(root=root, **options)
     return dataset
 
 
 def is_tree(build: type[SegmentationDataModule], root: str, options: dict[str, str]) -> bool:
-    """Return whether a directory holds a dataset, unpacked."""
+    """Return whether a directory holds the dataset, unpacked."""
     try:
         return bool(build_dataset(build, root, options).list_splits())
     except UserError:
@@ -67,16 +67,16 @@ def is_tree(build: type[SegmentationDataModule], root: str, options: dict[str, s
 
 
 def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
-    """Unpack archives into one folder, those only that an interrupted call has not; all again if any has changed.
+    """Unpack archives into one directory: those that an interrupted call has not, or all if one of them has changed.
 
     Raises:
-        UserError: An archive is refused, or the folder is somebody else's.
+        UserError: An archive is rejected, or the directory was not made by `prepare`.
     """
     note = tree / NOTE
     if not packed:
         return
     if tree.exists() and not note.is_file():
-        raise UserError(f"{tree} is where archives are unpacked to, but prepare did not make it: move it away")
+        raise UserError(f"{tree} is needed for unpacking, but was not made by prepare: move it away")
     state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in packed]
     try:
         done = json.loads(note.read_text())
@@ -88,25 +88,24 @@ def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
         shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir(parents=True)
         note.write_text("[]")
-    for number, archive in enumerate(packed):
-        if number >= len(done):
-            if check:
-                archives.check_published(archive)
-            archives.unpack(archive, tree)
-            note.write_text(json.dumps(state[: number + 1]))
+    for i, archive in enumerate(packed[len(done) :], start=len(done)):
+        if check:
+            archives.check_published(archive)
+        archives.unpack(archive, tree)
+        note.write_text(json.dumps(state[: i + 1]))
 
 
 def remove_unpacked(tree: Path) -> None:
-    """Delete what was unpacked, and no directory that `unpack` did not make."""
+    """Delete the directory of unpacked archives, if `unpack` made it."""
     if (tree / NOTE).is_file():
         shutil.rmtree(tree, ignore_errors=True)
 
 
 def list_split(dataset: SegmentationDataModule, split: str, other_counts: bool) -> Pairs:
-    """Return a split's pairs of files, as many as were published.
+    """Return a split's pairs of files.
 
     Raises:
-        UserError: One is missing, or there are more or fewer.
+        UserError: A file is missing, or their number is not the published one and ``other_counts`` is False.
     """
     try:
         pairs = dataset.split(split)
@@ -115,12 +114,12 @@ def list_split(dataset: SegmentationDataModule, split: str, other_counts: bool) 
             print(problem, file=sys.stderr)
         raise
     if not isinstance(pairs, Pairs):
-        raise UserError(f"{type(dataset).__name__}: the split {split} is not made of files, so it cannot be prepared")
+        raise UserError(f"{type(dataset).__name__}: the split {split} does not consist of files, so it cannot be prepared")
     expected = dataset.published.get(split, len(pairs))
     if len(pairs) != expected and not other_counts:
         raise UserError(
-            f"{split} has {len(pairs):,} images, as published {expected:,}: complete the data, or say --other_counts if "
-            "that is meant"
+            f"{split} has {len(pairs):,} images, as published {expected:,}: complete the data, or add --other_counts if "
+            "that is intended"
         )
     if not len(pairs):
         raise UserError(f"{split} has no images: leave it out with --splits")
@@ -128,10 +127,10 @@ def list_split(dataset: SegmentationDataModule, split: str, other_counts: bool) 
 
 
 def divide_parts(splits: dict[str, Pairs]) -> tuple[dict[str, list[Pair]], dict[str, list[str]]]:
-    """Return parts of images to write, and the parts that make up each split: so trainaug does not store train again.
+    """Return disjoint parts of images to write, and the parts of each split, so that trainaug does not store train again.
 
     Raises:
-        UserError: Images of val or test are also trained on, in a split that is not known to be both.
+        UserError: A split other than trainval has images of val or test.
     """
     parts: dict[str, list[Pair]] = {}
     contents: dict[str, list[str]] = {}
@@ -139,14 +138,14 @@ def divide_parts(splits: dict[str, Pairs]) -> tuple[dict[str, list[Pair]], dict[
         for other in ("val", "test"):
             if name not in ("trainval", other) and other in splits and (shared := {*pairs.members} & {*splits[other].members}):
                 raise UserError(
-                    f"{len(shared)} images are in {name} and in {other}, such as {min(shared)}: take each out of one of the two"
+                    f"{len(shared)} images are in {name} and in {other}, such as {min(shared)}: remove them from one of the two"
                 )
         rest = list(pairs.pairs)
         contents[name] = []
         for part, stored in parts.items():
-            if (held := set(stored)) <= set(rest):
+            if (known := set(stored)) <= set(rest):
                 contents[name].append(part)
-                rest = [pair for pair in rest if pair not in held]
+                rest = [pair for pair in rest if pair not in known]
         if rest:
             part = name if not contents[name] else f"{name}-more"
             parts[part] = rest

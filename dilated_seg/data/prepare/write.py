@@ -1,4 +1,4 @@
-"""Writing shards: every image and mask is decoded once, to check it, then stored in files that are written atomically."""
+"""Write shards atomically, after decoding every image and mask once to check it."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dilated_seg import storage
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.headers import read_image_header
+from dilated_seg.data.headers import read_header
 from dilated_seg.data.labels import count_pixels
 from dilated_seg.data.pairs import Pair, read_pair
 from dilated_seg.errors import ResourceError, UserError, explain_system_error, open_console
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD_BYTES = 128 << 20
-GROUP_BYTES = 2 << 20  # what a stream reads at once
+GROUP_BYTES = 2 << 20  # of a row group, which streaming reads at once
 
 
 def write_parts(
@@ -32,10 +32,10 @@ def write_parts(
     skip_bad: bool,
     as_stored: bool | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write all shards that do not exist yet; return their entries in the manifest.
+    """Write the shards that an interrupted call has not written; return the manifest's entries of all.
 
     Raises:
-        UserError: Images or labels cannot be read; all of them are named, a line each.
+        UserError: Images or masks cannot be read; all of them are printed, one a line.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -45,18 +45,18 @@ def write_parts(
     console = open_console(stderr=True, soft_wrap=True)
     with Progress(*columns, console=console) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
         for part, pairs in parts.items():
-            shown = bar.add_task(part, total=len(pairs))
-            for number, chosen in enumerate(divide_shards(pairs, store)):
-                path = folder / f"{part}-{number:05d}.{'arrow' if store == 'raw' else 'parquet'}"
-                entry = read_note(path, source := fingerprint(dataset, chosen, store, as_stored))
+            progress = bar.add_task(part, total=len(pairs))
+            for i, shard in enumerate(divide_shards(pairs, store)):
+                path = folder / f"{part}-{i:05d}.{'arrow' if store == 'raw' else 'parquet'}"
+                entry = read_note(path, source := fingerprint(dataset, shard, store, as_stored))
                 if entry is None:
                     rows = []
-                    for row in pool.map(bind(encode_row, dataset.read_label, store, as_stored), chosen):
+                    for row in pool.map(bind(encode_row, dataset.mask_reader, store, as_stored), shard):
                         rows.append(row)
-                        bar.advance(shown)
+                        bar.advance(progress)
                     entry = write_rows(path, rows, store, source)
                 else:
-                    bar.advance(shown, len(chosen))
+                    bar.advance(progress, len(shard))
                 for problem in entry["skipped"]:
                     console.print(problem)
                 if entry["skipped"] and not (skip_bad and part not in ("val", "test")):
@@ -66,52 +66,52 @@ def write_parts(
     if fatal:
         total = sum(map(len, parts.values()))
         raise UserError(
-            f"{fatal} of {total:,} images cannot be used, as named above: replace the files"
+            f"{fatal} of {total:,} images cannot be used, as printed above: replace the files"
             + ("" if skip_bad else ", or leave out those of training with --on_bad_image skip")
         )
     return shards
 
 
 def write_rows(path: Path, rows: list[dict[str, Any] | str], store: str, source: str) -> dict[str, Any]:
-    """Write a shard of the rows that are no problems, and a note that it is finished; return its entry in the manifest."""
+    """Write the rows (dict) as a shard and a note with the problems (str); return its entry in the manifest."""
     good = [row for row in rows if isinstance(row, dict)]
     skipped = [row for row in rows if isinstance(row, str)]
     entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
-    write_note(path, {"source": source, "entry": entry})
+    storage.write_text(path.with_name(f"{path.name}.json"), json.dumps({"source": source, "entry": entry}))
     return entry
 
 
 def divide_shards(pairs: Sequence[Pair], store: str) -> Iterator[list[Pair]]:
-    """Yield the images of each shard: one after another, until it is full."""
-    chosen: list[Pair] = []
+    """Yield the images of each shard, of about SHARD_BYTES."""
+    shard: list[Pair] = []
     size = 0
-    for name, image, label in pairs:
-        chosen.append((name, image, label))
+    for name, image, mask in pairs:
+        shard.append((name, image, mask))
         try:
-            width, height = read_image_header(image)[0] if store == "raw" else (0, 0)
-            size += 4 * width * height or image.stat().st_size + (label.stat().st_size if label else 0)
+            width, height = read_header(image)[0] if store == "raw" else (0, 0)
+            size += 4 * width * height or image.stat().st_size + (mask.stat().st_size if mask else 0)
         except (UserError, OSError):
-            pass  # to be named when it is read
+            pass  # reported when the image is decoded
         if size >= SHARD_BYTES:
-            yield chosen
-            chosen, size = [], 0
-    if chosen:
-        yield chosen
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
 
 
-def encode_row(read_label: Any, store: str, as_stored: bool | None, pair: Pair) -> dict[str, Any] | str:  # noqa: ANN401
-    """Return an image and its mask as a row of a shard, or what is wrong with them; both are decoded once."""
-    name, image, label = pair
+def encode_row(mask_reader: Any, store: str, as_stored: bool | None, pair: Pair) -> dict[str, Any] | str:  # noqa: ANN401
+    """Return an image and its mask as a row of a shard, or the problem with them, after decoding both."""
+    name, image, mask = pair
     try:
-        sample = read_pair(name, image, label, read_label, as_stored)
-        counted = enumerate(count_pixels(sample["mask"]).tolist()) if label else ()
-        pixels = {str(value): number for value, number in counted if number}
+        sample = read_pair(name, image, mask, mask_reader, as_stored)
+        counts = enumerate(count_pixels(sample["mask"]).tolist()) if mask else ()
+        pixels = {str(value): count for value, count in counts if count}
         if store == "raw":
             image_bytes = sample["image"].permute(1, 2, 0).contiguous().numpy().tobytes()
-            mask = sample["mask"].numpy()
-            sizes = dict(zip(("height", "width"), mask.shape, strict=True))
-            return {"id": name, **sizes, "image": image_bytes, "mask": mask.tobytes(), "pixels": pixels}
-        label_cell = {"bytes": label.read_bytes(), "path": label.name} if label else {"bytes": b"", "path": ""}
+            ids = sample["mask"].numpy()
+            sizes = dict(zip(("height", "width"), ids.shape, strict=True))
+            return {"id": name, **sizes, "image": image_bytes, "mask": ids.tobytes(), "pixels": pixels}
+        label_cell = {"bytes": mask.read_bytes(), "path": mask.name} if mask else {"bytes": b"", "path": ""}
         image_cell = {"bytes": image.read_bytes(), "path": image.name}
         return {"id": name, "image": image_cell, "label": label_cell, "pixels": pixels}
     except ResourceError:
@@ -126,7 +126,7 @@ def encode_row(read_label: Any, store: str, as_stored: bool | None, pair: Pair) 
 
 
 def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the number of pixels of each class id that occurs in the labels of a shard."""
+    """Return the number of pixels of each class id in the masks of a shard."""
     total = Counter[str]()
     for row in rows:
         total.update(row["pixels"])
@@ -134,7 +134,7 @@ def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def make_schema(store: str) -> "pa.Schema":
-    """Return a shard's columns; `datasets` shows the images of a store of files as such."""
+    """Return a shard's columns, from which `datasets` knows that ``image`` is an image."""
     from datasets import Features, Image, Value
 
     file = {"bytes": Value("binary"), "path": Value("string")}
@@ -184,26 +184,21 @@ def group_rows(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
         yield group
 
 
-def fingerprint(dataset: SegmentationDataModule, chosen: Sequence[Pair], store: str, as_stored: bool | None) -> str:
-    """Return what tells whether a shard of an interrupted call was made of the same files."""
-    files = [path for _, *paths in chosen for path in paths if path]
+def fingerprint(dataset: SegmentationDataModule, pairs: Sequence[Pair], store: str, as_stored: bool | None) -> str:
+    """Return a checksum of names, sizes, times and options, to recognize a shard that an interrupted call wrote."""
+    files = [path for _, *paths in pairs for path in paths if path]
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
     texts = [storage.read_text(dataset.require_root(), name) for name in dataset.texts]
     return hashlib.sha256(repr((store, dataset.choices, texts, facts, as_stored)).encode()).hexdigest()
 
 
 def read_note(path: Path, source: str) -> dict[str, Any] | None:
-    """Return what was noted of a shard that this call or an interrupted one finished, from the same files; or None."""
+    """Return the entry of a shard that was finished from the same files (``source``), or None."""
     note = path.with_name(f"{path.name}.json")
     try:
         content = json.loads(note.read_text())
         entry: dict[str, Any] = content["entry"]
-        whole = not entry["rows"] or path.stat().st_size == entry["bytes"]
-        return entry if whole and content["source"] == source and "skipped" in entry else None
+        complete = not entry["rows"] or path.stat().st_size == entry["bytes"]
+        return entry if complete and content["source"] == source and "skipped" in entry else None
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # it was not finished
-
-
-def write_note(path: Path, note: dict[str, Any]) -> None:
-    """Note that a shard is finished."""
-    storage.write_text(path.with_name(f"{path.name}.json"), json.dumps(note))
+        return None
