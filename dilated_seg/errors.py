@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-REASON_FILE = "DILATED_SEG_REASON_FILE"  # names the file in which the first process of a run that fails says why
+REASON_FILE = "DILATED_SEG_REASON_FILE"  # names the file into which the first failing process of a run writes its error
 
 DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PERMISSION = (errno.EACCES, errno.EPERM)
-# Packages that access files behind URLs; several of their errors are neither OSError nor ValueError.
+# Packages that access files behind URLs, and whose errors may be neither OSError nor ValueError.
 TRANSPORTS = {
     "adlfs", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "http", "httpx", "huggingface_hub", "requests", "ssl",
     "urllib3",
@@ -24,30 +24,27 @@ TRANSPORTS = {
 
 
 class UserError(Exception):
-    """A mistake of the user's that one sentence explains: what is wrong, where, and what to do.
+    """Error caused by invalid user input; the message states what is wrong, where, and how to fix it.
 
-    The command line prints the sentence and exits with 2; nobody sees a traceback. It is no ValueError: jsonargparse would take
-    that for its own and wrap it in a page of types.
+    The command line prints the message without a traceback and exits with 2. It is not a ValueError, which jsonargparse would
+    handle as its own and extend by a page of types.
     """
 
     def __str__(self) -> str:
-        # A DataLoader's worker sends its whole traceback as the message; the sentence is what follows our name in it.
+        # A DataLoader's worker sends a traceback as the message, whose last line begins with the name of this class.
         return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
 class ResourceError(UserError):
-    """A file could not be read for a reason that is not the file's: memory, the disk, the connection.
-
-    Training with ``on_bad_image="skip"`` does not skip the file.
-    """
+    """A file cannot be read because of memory, disk or connection; ``on_bad_image="skip"`` does not skip it."""
 
 
 class LostProcessError(UserError):
-    """Another process of the run ended or hangs: the reason of the failure is there, not here."""
+    """Another process of the run ended or hangs, so that the cause of the failure is there."""
 
 
 class CorruptError(Exception):
-    """What is wrong with a file, as the end of a sentence."""
+    """A file is damaged or not supported; the message is the end of a sentence that begins with its name."""
 
 
 def format_error(error: object) -> str:
@@ -61,33 +58,33 @@ def describe_error(error: BaseException) -> str:
 
 
 def format_names(names: Sequence[str]) -> str:
-    """Return the first three of many names, and the number of the others."""
+    """Return the first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def explain_system_error(name: object, error: BaseException) -> UserError | None:
-    """Return what to tell the user if the operating system refused to read a file; None if its content is at fault.
+    """Return the UserError for an error of the operating system with a file; None if the cause is the file's content.
 
-    Errors of the operating system have an error number. Libraries raise OSError for damaged content too, without one.
+    Errors of the operating system have an errno; libraries raise OSError for damaged content too, without one.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return ResourceError(f"there is not enough memory to read {name}: free some, or lower data.num_workers")
+        return ResourceError(f"not enough memory to read {name}: free some, or lower data.num_workers")
     if not isinstance(error, OSError) or error.errno is None:
         return None
     name = error.filename or name
     if error.errno in DESCRIPTORS:
         return ResourceError(f"too many files are open to read {name}: lower data.num_workers, or raise the limit (ulimit -n)")
     if error.errno in SPACE:
-        return ResourceError(f"there is no space to write {name} ({error.strerror}): free some, or name another disk")
+        return ResourceError(f"no space to write {name} ({error.strerror}): free some, or use another disk")
     if error.errno in PERMISSION:
         return UserError(f"{name} cannot be opened ({error.strerror}): change its permissions")
     if error.errno == errno.ENOENT:
-        return UserError(f"{name} is gone: it was there when the dataset was opened")
+        return UserError(f"{name} disappeared after the dataset was opened: restore it")
     return ResourceError(f"{name} cannot be read ({format_error(error)}): check the disk or network drive that holds it")
 
 
 def explain_url_error(name: str, error: BaseException) -> UserError | None:
-    """Return what to tell the user if a file behind a URL could not be read; None for errors that no storage raises."""
+    """Return the UserError for a file behind a URL that cannot be read; None if the error is not one of storage."""
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, OSError | ValueError) or package in TRANSPORTS:
         return ResourceError(f"cannot read {name} ({format_error(error)}): check the address, the connection and your access")
@@ -95,14 +92,14 @@ def explain_url_error(name: str, error: BaseException) -> UserError | None:
 
 
 def open_console(**options: Any) -> "Console":  # noqa: ANN401 - as rich's
-    """Return a console that prints names literally: ``[x]`` is no markup, ``:car:`` no emoji, a number no highlight."""
-    from rich.console import Console  # 50 ms that --help does without
+    """Return a console without markup, emoji and highlighting, so that names are printed literally."""
+    from rich.console import Console  # 50 ms, which --help saves
 
     return Console(**{"markup": False, "emoji": False, "highlight": False, **options})
 
 
 def print_table(table: "Table") -> None:
-    """Print a table without cutting off columns: in a terminal that is too narrow, lines wrap."""
+    """Print a table completely: where the terminal is too narrow, lines wrap."""
     from rich.measure import Measurement
 
     console = open_console()
@@ -111,7 +108,7 @@ def print_table(table: "Table") -> None:
 
 
 def format_command(*words: str | Path) -> str:
-    """Return a command as a POSIX shell takes it; each word is one argument, whatever characters it has."""
+    """Return a command quoted for a POSIX shell, each word as one argument."""
     return shlex.join(str(word) for word in words)
 
 

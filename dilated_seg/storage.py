@@ -34,11 +34,11 @@ def require_writable(path: Path, suffix: str, overwrite: bool) -> None:
     """Raise UserError unless the file ``--out`` ends in ``suffix``, is new or may be replaced, and its directory exists."""
     if path.suffix != suffix:
         raise UserError(f"--out {path}: the file name must end in {suffix}")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"--out {path} is a directory: give the name of a file")
     if os.path.lexists(path) and not overwrite:
         raise UserError(f"--out {path} exists: give another name, or replace it with --overwrite")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"--out {path}: there is no directory {path.parent}: create it first")
 
 

@@ -86,28 +86,28 @@ class Cityscapes(SegmentationDataModule):
         return {"labels": self.labels}
 
 
-def require_frames(folder: Path, images: Mapping[str, Path]) -> None:
+def require_frames(directory: Path, images: Mapping[str, Path]) -> None:
     """Raise UserError if a split has images with other names or formats than the release."""
     read = set(images.values())
-    if lost := sorted(path for path in folder.rglob("[!.]*") if is_image(path) and path not in read):
+    if lost := sorted(path for path in directory.rglob("[!.]*") if is_image(path) and path not in read):
         raise UserError(
-            f"{folder} holds {len(images):,} images that are read and {len(lost):,} that are not ({show_names(lost)}): only "
+            f"{directory} holds {len(images):,} images that are read and {len(lost):,} that are not ({show_names(lost)}): only "
             "CITY/NAME_leftImg8bit.png are read, so convert, move or remove the others"
         )
 
 
-def index_frames(folder: Path, ending: str) -> dict[str, Path]:
+def index_frames(directory: Path, ending: str) -> dict[str, Path]:
     """Return the files of all cities by "CITY_SEQUENCE_FRAME", in that order.
 
     Raises:
         UserError: There is no such directory, or two files are of one frame.
     """
-    if not folder.is_dir():
+    if not directory.is_dir():
         raise UserError(
-            f"{folder} is not a directory: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as unpacked from its archives"
+            f"{directory} is not a directory: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as its archives have it"
         )
     frames: dict[str, Path] = {}
-    for path in sorted(folder.glob(f"*/[!.]*{ending}"), key=lambda path: path.name):
+    for path in sorted(directory.glob(f"*/[!.]*{ending}"), key=lambda path: path.name):
         frame = path.name.removesuffix(ending)
         if frame in frames:
             raise UserError(f"{frames[frame]} and {path} are of one frame: remove one of them")

@@ -50,7 +50,7 @@ def describe_absent(
     sentence = f"none of {where} has a pixel of {format_classes(absent, classes)}: they hold {', '.join(values)}"
     if len(absent) == 1 and ignored:
         k = absent[0]
-        sentence += f"; if {ignore_index} is your '{classes[k]}', write {k} in the place of {ignore_index} in the masks"
+        sentence += f"; if {ignore_index} is your '{classes[k]}', replace {ignore_index} by {k} in the masks"
     return sentence
 
 
@@ -83,8 +83,8 @@ def describe_labels(pixels: Sequence[int], ignored: int, classes: Sequence[str],
     notes = []
     if len(present) == 1:
         notes.append(
-            f"only {format_classes(present, classes)} has pixels in {where}: these scores do not tell a trained network from "
-            "one that predicts this class everywhere"
+            f"only {format_classes(present, classes)} has pixels in {where}: its scores do not distinguish a trained "
+            "network from one that predicts this class everywhere"
         )
     absent = describe_absent(pixels, ignored, classes, where, ignore_index)
     return notes + ([absent] if absent else [])

@@ -90,7 +90,7 @@ class SegmentationDataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """C, not counting the ignored label."""
+        """C, without the ignored value."""
         return len(self.classes)
 
     @property

@@ -18,34 +18,34 @@ def open_prepared(dataset: "SegmentationDataModule", name: str) -> Shards | None
         UserError: There are no shards to stream, or they are of another dataset or were prepared with other options.
     """
     root = dataset.require_root()
-    facts = manifest.read(root)
-    if facts is None:
+    record = manifest.read(root)
+    if record is None:
         if dataset.streaming:
             raise UserError(f"{root} holds no shards to stream: make them with dilated-seg prepare, or remove data.streaming")
         return None
-    check_prepared(dataset, root, facts, name)
-    shards = Shards(root, facts, name, dataset.mask_reader, dataset.streaming)
-    prepared = facts.get("mask_orientation", dataset.mask_orientation)
+    check_prepared(dataset, root, record, name)
+    shards = Shards(root, record, name, dataset.mask_reader, dataset.streaming)
+    prepared = record.get("mask_orientation", dataset.mask_orientation)
     shards.as_stored = {"auto": None, "upright": False, "as_stored": True}[prepared]
     return shards
 
 
-def check_prepared(dataset: "SegmentationDataModule", root: str, facts: dict[str, Any], name: str) -> None:
+def check_prepared(dataset: "SegmentationDataModule", root: str, record: dict[str, Any], name: str) -> None:
     """Raise UserError unless shards were prepared from this dataset, with these classes and options."""
-    if facts["dataset"] != type(dataset).__name__:
-        raise UserError(f"{root} holds {facts['dataset']}, not {type(dataset).__name__}: name another directory or dataset")
-    if facts.get("classes", list(dataset.classes)) != list(dataset.classes):
+    if record["dataset"] != type(dataset).__name__:
+        raise UserError(f"{root} holds {record['dataset']}, not {type(dataset).__name__}: name another directory or dataset")
+    if record.get("classes", list(dataset.classes)) != list(dataset.classes):
         difference = first_difference(
-            facts["classes"], dataset.classes, f"when {root} was prepared", f"in {dataset.names_source}"
+            record["classes"], dataset.classes, f"when {root} was prepared", f"in {dataset.names_source}"
         )
         raise UserError(f"{difference}: restore the names, or prepare it again")
     for option, value in dataset.choices.items():
-        if facts["options"].get(option) != value and name == dataset.train_split:
+        if record["options"].get(option) != value and name == dataset.train_split:
             raise UserError(
-                f"{root} was prepared with {option} {facts['options'].get(option)}, not {value}: prepare it again or set "
+                f"{root} was prepared with {option} {record['options'].get(option)}, not {value}: prepare it again or set "
                 f"data.{option}"
             )
-    prepared = facts.get("mask_orientation", dataset.mask_orientation)
+    prepared = record.get("mask_orientation", dataset.mask_orientation)
     if dataset.mask_orientation not in ("auto", prepared):
         raise UserError(
             f"{root} was prepared with masks {prepared}, not {dataset.mask_orientation}: prepare it again with "

@@ -26,7 +26,7 @@ class Shards(Split):
 
     Args:
         root: The directory or URL of the manifest.
-        facts: The manifest.
+        record: The manifest.
         name: The split.
         mask_reader: Reads a mask's file as class ids; a raw store has class ids already.
         streaming: Read row groups when they are needed, from a disk or URL, instead of mapping the shards into memory.
@@ -35,25 +35,25 @@ class Shards(Split):
         UserError: There is no such split, or a shard is missing or damaged.
     """
 
-    def __init__(self, root: str, facts: dict[str, Any], name: str, mask_reader: MaskReader, streaming: bool) -> None:
-        if name not in facts["splits"]:
-            raise UserError(f"{root} has no split '{name}', only {', '.join(facts['splits'])}: prepare it as well")
-        self.labelled = facts["splits"][name]["labelled"]
-        self.pixels = manifest.sum_pixels(facts, name)
-        self.members = set(facts["splits"][name]["parts"])
+    def __init__(self, root: str, record: dict[str, Any], name: str, mask_reader: MaskReader, streaming: bool) -> None:
+        if name not in record["splits"]:
+            raise UserError(f"{root} has no split '{name}', only {', '.join(record['splits'])}: prepare it as well")
+        self.labelled = record["splits"][name]["labelled"]
+        self.pixels = manifest.sum_pixels(record, name)
+        self.members = set(record["splits"][name]["parts"])
         self.as_stored: bool | None = None  # whether masks are stored as their images' files; None: infer it from the sizes
-        self.mask_reader, self.raw = mask_reader, facts["store"] == "raw"
-        self.entries = manifest.list_shards(facts, name)
-        self.places = [storage.join(root, entry["file"]) for entry in self.entries]
+        self.mask_reader, self.raw = mask_reader, record["store"] == "raw"
+        self.entries = manifest.list_shards(record, name)
+        self.paths = [storage.join(root, entry["file"]) for entry in self.entries]
         self.streaming, self.countable = streaming, not streaming
         if self.raw and (streaming or storage.is_url(root)):
             raise UserError(f"{root} is a raw store, which can only be mapped into memory: stream a store of files instead")
         if not streaming and storage.is_url(root):
             raise UserError(f"{root} is a URL: set data.streaming, or copy it to a directory")
-        for place, entry in zip(self.places, self.entries, strict=True):
-            check_shard(place, entry["bytes"])
+        for path, entry in zip(self.paths, self.entries, strict=True):
+            check_shard(path, entry["bytes"])
         open_rows: Any = StreamedRows if streaming else map_arrow if self.raw else map_parquet
-        self.rows = open_rows(self.places, self.entries)  # rows[i] is a pyarrow.Table of one row
+        self.rows = open_rows(self.paths, self.entries)  # rows[i] is a pyarrow.Table of one row
         self.starts = np.cumsum([0] + [entry["rows"] for entry in self.entries])
 
     def __len__(self) -> int:
@@ -61,20 +61,18 @@ class Shards(Split):
 
     def __getitem__(self, index: int) -> Sample:
         shard = int(np.searchsorted(self.starts, index, "right")) - 1
-        place = self.places[shard]
+        path = self.paths[shard]
         try:
             row = self.rows[index]
         except Exception as error:  # arrow, datasets and storage libraries have errors of their own
-            if problem := explain_shard_error([place], [self.entries[shard]], error):
+            if problem := explain_shard_error([path], [self.entries[shard]], error):
                 raise problem from error
             raise
         if self.raw:
             return self.from_raw(row)
-        image, label = (
-            Stored(place, cell["path"].as_py(), cell["bytes"].as_py())
-            for cell in (row["image"][0], row["label"][0])
-        )  # fmt: skip
-        return read_pair(row["id"][0].as_py(), image, label if label.name else None, self.mask_reader, self.as_stored)
+        cells = (row["image"][0], row["label"][0])
+        image, mask = (Stored(path, cell["path"].as_py(), cell["bytes"].as_py()) for cell in cells)
+        return read_pair(row["id"][0].as_py(), image, mask if mask.name else None, self.mask_reader, self.as_stored)
 
     @staticmethod
     def from_raw(row: pa.Table) -> Sample:
@@ -92,28 +90,28 @@ class Shards(Split):
         return order_by_row_groups(sizes, seed, epoch, batch_size, world)
 
 
-def map_parquet(places: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
+def map_parquet(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
     """Return Parquet shards, mapped from a copy in the cache of `datasets` that the first opening makes."""
     from datasets import Dataset
 
     try:
-        return Dataset.from_parquet(list(map(glob.escape, places))).with_format("arrow")
+        return Dataset.from_parquet(list(map(glob.escape, paths))).with_format("arrow")
     except Exception as error:  # DatasetGenerationError, whose cause is the error
-        if problem := explain_shard_error(places, entries, error.__cause__ or error):
+        if problem := explain_shard_error(paths, entries, error.__cause__ or error):
             raise problem from error
         raise
 
 
-def map_arrow(places: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
+def map_arrow(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
     """Return Arrow shards, mapped into memory."""
     from datasets import Dataset, concatenate_datasets
 
     parts = []
-    for place, entry in zip(places, entries, strict=True):
+    for path, entry in zip(paths, entries, strict=True):
         try:
-            parts.append(Dataset.from_file(place))
+            parts.append(Dataset.from_file(path))
         except Exception as error:
-            if problem := explain_shard_error([place], [entry], error):
+            if problem := explain_shard_error([path], [entry], error):
                 raise problem from error
             raise
     return concatenate_datasets(parts).with_format("arrow")
@@ -122,10 +120,10 @@ def map_arrow(places: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa:
 class StreamedRows:
     """Parquet shards, read one row group at a time; every process opens the shards that it needs."""
 
-    def __init__(self, places: list[str], entries: list[dict[str, Any]]) -> None:
+    def __init__(self, paths: list[str], entries: list[dict[str, Any]]) -> None:
         import datasets  # noqa: F401 - takes a second: once, before workers are forked
 
-        self.places = [place if storage.is_url(place) else glob.escape(place) for place in places]
+        self.paths = [path if storage.is_url(path) else glob.escape(path) for path in paths]
         self.starts = np.cumsum([0] + [rows for entry in entries for rows in entry["groups"]])
         self.positions = [(shard, group) for shard, entry in enumerate(entries) for group in range(len(entry["groups"]))]
         self.reset()
@@ -152,7 +150,7 @@ class StreamedRows:
         from datasets import IterableDataset
 
         if shard not in self.streams:
-            self.streams[shard] = IterableDataset.from_parquet(self.places[shard]).reshard().with_format("arrow")
+            self.streams[shard] = IterableDataset.from_parquet(self.paths[shard]).reshard().with_format("arrow")
         stream = self.streams[shard]
         return pa.concat_tables(stream.shard(num_shards=stream.num_shards, index=group).iter(batch_size=1 << 20))
 
@@ -168,34 +166,33 @@ def view_read_only(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
-def check_shard(place: str, size: int) -> None:
+def check_shard(path: str, size: int) -> None:
     """Raise UserError unless a local shard exists and has the size in the manifest."""
-    if storage.is_url(place):
+    if storage.is_url(path):
         return
-    path = Path(place)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"{path} is missing: copy the directory again, or prepare it again")
-    if path.stat().st_size != size:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes, not {size:,}: copy it again, or prepare the dataset again")
+    if (actual := Path(path).stat().st_size) != size:
+        raise UserError(f"{path} has {actual:,} bytes, not {size:,}: copy it again, or prepare the dataset again")
 
 
-def explain_shard_error(places: list[str], entries: list[dict[str, Any]], error: BaseException) -> UserError | None:
+def explain_shard_error(paths: list[str], entries: list[dict[str, Any]], error: BaseException) -> UserError | None:
     """Return the UserError for a failure to read shards; None if neither they nor the system cause it.
 
     A shard is damaged if its checksum differs from the manifest's, whatever the error is.
     """
-    if problem := explain_system_error(places[0], error):
+    if problem := explain_system_error(paths[0], error):
         return problem
-    if storage.is_url(places[0]):
-        return explain_url_error(places[0], error)
+    if storage.is_url(paths[0]):
+        return explain_url_error(paths[0], error)
     text = format_error(error)
-    for place, entry in zip(places, entries, strict=True):
-        check_shard(place, entry["bytes"])
-        if storage.digest(Path(place)) != entry["sha256"]:
-            return UserError(f"{place} cannot be read ({text}): it is damaged, copy it again (prepare --verify checks all)")
+    for path, entry in zip(paths, entries, strict=True):
+        check_shard(path, entry["bytes"])
+        if storage.digest(Path(path)) != entry["sha256"]:
+            return UserError(f"{path} cannot be read ({text}): it is damaged, copy it again (prepare --verify checks all)")
     if isinstance(error, pa.ArrowException | OSError):
         return UserError(
-            f"{Path(places[0]).parent} is not altered, but pyarrow {pa.__version__} cannot read it ({text}): prepare it "
+            f"{Path(paths[0]).parent} is not altered, but pyarrow {pa.__version__} cannot read it ({text}): prepare it "
             "again with this version"
         )
     return None

@@ -112,9 +112,9 @@ class VOC(SegmentationDataModule):
     def find_directory(self) -> Path:
         """Return the directory VOC2012, one of VOC_DIRECTORIES; raise UserError if there is none."""
         start = Path(self.require_root())
-        for place in VOC_DIRECTORIES:
-            if (start / place / "JPEGImages").is_dir():
-                return start / place
+        for subdirectory in VOC_DIRECTORIES:
+            if (start / subdirectory / "JPEGImages").is_dir():
+                return start / subdirectory
         raise UserError(f"{start} has no JPEGImages, also not in {' or '.join(VOC_DIRECTORIES[:-1])}: give VOC's directory")
 
     def list_sbd_masks(self) -> list[Path]:
@@ -122,9 +122,9 @@ class VOC(SegmentationDataModule):
         start = self.sbd or os.environ.get("DILATED_SEG_SBD")
         if not start:
             raise UserError("SBD's directory is unknown: set the environment variable DILATED_SEG_SBD, or data.sbd")
-        for place in SBD_DIRECTORIES:
-            for folder in (Path(start) / place / "cls", Path(start) / place):
-                masks = [p for p in sorted(folder.glob("*_*")) if p.suffix in (".mat", ".png") and p.name[0] != "."]
+        for subdirectory in SBD_DIRECTORIES:
+            for directory in (Path(start) / subdirectory / "cls", Path(start) / subdirectory):
+                masks = [p for p in sorted(directory.glob("*_*")) if p.suffix in (".mat", ".png") and p.name[0] != "."]
                 if masks:
                     return masks
         raise UserError(f"{start} has no cls/*.mat and no masks as PNGs, also not in {', '.join(SBD_DIRECTORIES[1:])}")

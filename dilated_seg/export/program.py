@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def check_output(path: Path, form: Format, size: tuple[int, int] | None, overwri
     """Raise UserError unless the output can be written, its format's packages are installed and its size can be checked."""
     if form != "hub":
         require_writable(path, f".{form}", overwrite)
-    elif path.exists() and not overwrite:
+    elif os.path.lexists(path) and not overwrite:
         raise UserError(f"--out {path} exists: give another name, or replace it with --overwrite")
     if form == "onnx":
         require_extra("--format onnx", "onnx", "onnx", "onnxscript", "onnxruntime")

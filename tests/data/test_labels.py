@@ -259,7 +259,7 @@ def test_binary_masks_of_0_and_255_are_noticed_by_prepare_fit_and_validate(tmp_p
     sentence = (
         "none of the 4 masks of train has a pixel of 1 'object': they hold 0 'background' (75.0 %), 255, which is ignored"
     )
-    remedy = "if 255 is your 'object', write 1 in the place of 255 in the masks"
+    remedy = "if 255 is your 'object', replace 255 by 1 in the masks"
     assert call("fit", root, tmp_path / "run") == 0
     (warning, *_) = [line for line in capsys.readouterr().err.splitlines() if "masks of train" in line]
     assert warning.startswith("warning: ")

@@ -240,7 +240,7 @@ def test_a_shard_is_damaged_if_its_checksum_says_so_whatever_was_raised(data, tm
     dataset = CamVid(root=str(data / "files"), streaming=True)
     for error in (TypeError("an odd error"), OSError("Invalid page header")):
         split = broken(dataset.open_split("val"), error)
-        place = Path(split.places[0])
+        place = Path(split.paths[0])
         content = place.read_bytes()
         place.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         try:

@@ -205,7 +205,7 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
         ("exists: give another name, or replace it with --overwrite", "onnx", there),
         ("the file name must end in .pt2", "pt2", there),
         ("there is no directory", "onnx", tmp_path / "no/x.onnx"),
-        ("--size takes height and width from 1 on", "onnx", tmp_path / "x.onnx", "--size", "0", "5"),
+        ("--size takes a height and a width of at least 1", "onnx", tmp_path / "x.onnx", "--size", "0", "5"),
         ("--licence is for --format hub", "onnx", tmp_path / "x.onnx", "--licence", "mit"),
         ("there is no /nowhere", "onnx", tmp_path / "x.onnx"),
     ):

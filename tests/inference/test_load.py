@@ -105,7 +105,7 @@ def test_loading_imports_no_trainer_and_executes_no_pickle(checkpoint):
         (lambda c: c["state_dict"].update({"model.net.more": torch.zeros(1)}), "does not fit.*the network has no more"),
         (lambda c: c["state_dict"].pop("model.mean"), "lacks .*'mean'"),
         (lambda c: c["state_dict"].update(std=torch.zeros(3, 1, 1)), "std above 0"),
-        (lambda c: c["dataset"].update(palette=[[0, 0, 0]]), "8 classes, but 1 colours"),
+        (lambda c: c["dataset"].update(palette=[[0, 0, 0]]), "8 classes, but 1 colors"),
     ],
 )
 def test_a_checkpoint_that_is_none_of_ours_is_refused_in_one_sentence(checkpoint, change, sentence):

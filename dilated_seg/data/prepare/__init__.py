@@ -69,8 +69,8 @@ def prepare(
                 root, options["sbd"] = download(name, root, out, options.get("sbd"))
             dataset = open_dataset(name, root, options, tree, check=not other_counts)
             pairs = list_pairs_of_splits(dataset, splits, other_counts)
-            facts = write_dataset(dataset, partial, pairs, asked, skip_bad)
-            finish(dataset, partial, out, facts)
+            record = write_dataset(dataset, partial, pairs, asked, skip_bad)
+            finish(dataset, partial, out, record)
     except ResourceError as error:
         raise ResourceError(f"{error}; then the same command continues") from error
     except UserError:
@@ -82,7 +82,7 @@ def prepare(
         where = error.filename or partial
         raise UserError(f"{where}: {error.strerror or error}; fix that, then the same command continues") from error
     remove_unpacked(tree)
-    print_summary(dataset, facts, out)
+    print_summary(dataset, record, out)
 
 
 def list_pairs_of_splits(dataset: SegmentationDataModule, splits: Sequence[str] | None, other_counts: bool) -> dict[str, Pairs]:
@@ -104,29 +104,29 @@ def write_dataset(
     orientation = find_masks_as_stored(dataset, pairs)
     parts, contents = divide_parts(pairs)
     shards = write_parts(dataset, partial, parts, asked["store"], skip_bad, orientation)
-    facts = build_manifest(dataset, asked, parts, contents, shards)
+    record = build_manifest(dataset, asked, parts, contents, shards)
     if orientation is not None:
-        facts["mask_orientation"] = "as_stored" if orientation else "upright"
-    return facts
+        record["mask_orientation"] = "as_stored" if orientation else "upright"
+    return record
 
 
-def print_summary(dataset: SegmentationDataModule, facts: dict[str, Any], out: Path) -> None:
+def print_summary(dataset: SegmentationDataModule, record: dict[str, Any], out: Path) -> None:
     """Print the number of images and shards, and warn of classes that do not occur."""
-    for split, fact in facts["splits"].items():
-        print(f"{split}: {fact['images']:,} images{'' if fact['labelled'] else ', no masks'}")
-        if problem := describe_absent_classes(dataset, facts, split):
+    for split, entry in record["splits"].items():
+        print(f"{split}: {entry['images']:,} images{'' if entry['labelled'] else ', no masks'}")
+        if problem := describe_absent_classes(dataset, record, split):
             print(f"warning: {problem}", file=sys.stderr)
-    stored = [shard for part in facts["shards"].values() for shard in part]
+    stored = [shard for part in record["shards"].values() for shard in part]
     size = sum(shard["bytes"] for shard in stored) / 1e6
     print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
 
 
-def describe_absent_classes(dataset: SegmentationDataModule, facts: dict[str, Any], split: str) -> str | None:
+def describe_absent_classes(dataset: SegmentationDataModule, record: dict[str, Any], split: str) -> str | None:
     """Return a sentence that names the classes without a pixel in a prepared split, or None."""
-    pixels = manifest.sum_pixels(facts, split)
+    pixels = manifest.sum_pixels(record, split)
     if pixels is None:
         return None
-    where = f"the {facts['splits'][split]['images']:,} masks of {split}"
+    where = f"the {record['splits'][split]['images']:,} masks of {split}"
     return describe_absent(pixels, int(pixels[dataset.ignore_index]), dataset.classes, where, dataset.ignore_index)
 
 
@@ -162,7 +162,7 @@ def build_manifest(
         images = sum(shard["rows"] for part in named for shard in shards[part])
         if not images:
             raise UserError(f"{split} has no image that can be used, as printed above: replace the files")
-        labelled = all(label for part in named for *_, label in parts[part])
+        labelled = all(mask for part in named for *_, mask in parts[part])
         splits[split] = {"images": images, "labelled": labelled, "parts": named}
     return {
         "format": manifest.FORMAT,
@@ -181,22 +181,22 @@ def is_prepared(out: Path, asked: dict[str, Any]) -> bool:
     """Return whether the directory holds the requested dataset; raise UserError if it holds anything else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a directory as --out")
-    facts = manifest.read(str(out)) if out.is_dir() else None
-    if facts is None:
+    record = manifest.read(str(out)) if out.is_dir() else None
+    if record is None:
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} holds files that prepare did not write: give another --out")
         return False
-    if facts["asked"] != json.loads(json.dumps(asked)):
-        raise UserError(f"{out} holds {facts['dataset']} prepared with other options: give another --out or remove it")
+    if record["asked"] != json.loads(json.dumps(asked)):
+        raise UserError(f"{out} holds {record['dataset']} prepared with other options: give another --out or remove it")
     return True
 
 
 def verify(out: Path) -> None:
     """Compare every file of a prepared directory with its checksum; print all that differ and raise UserError if any does."""
-    facts = manifest.read(str(out))
-    if facts is None:
+    record = manifest.read(str(out))
+    if record is None:
         raise UserError(f"{out} is not a prepared dataset: it has no {manifest.NAME}")
-    problems = list(manifest.list_altered(out, facts))
+    problems = list(manifest.list_altered(out, record))
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -204,18 +204,18 @@ def verify(out: Path) -> None:
     print(f"{out}: all files match their checksums")
 
 
-def finish(dataset: SegmentationDataModule, partial: Path, out: Path, facts: dict[str, Any]) -> None:
+def finish(dataset: SegmentationDataModule, partial: Path, out: Path, record: dict[str, Any]) -> None:
     """Add texts, card and manifest, remove the notes of shards, and rename the directory."""
-    kept = {shard["file"] for part in facts["shards"].values() for shard in part}
+    kept = {shard["file"] for part in record["shards"].values() for shard in part}
     for path in partial.iterdir():
         if path.name not in kept and path.name != ".lock":  # held by this call
             path.unlink()
     for name in dataset.texts:
         shutil.copyfile(Path(dataset.require_root()) / name, partial / name)
-    (partial / "README.md").write_text(make_card(dataset, facts))
-    facts["files"] = {name: storage.digest(partial / name) for name in (*dataset.texts, "README.md")}
+    (partial / "README.md").write_text(make_card(dataset, record))
+    record["files"] = {name: storage.digest(partial / name) for name in (*dataset.texts, "README.md")}
     with (partial / manifest.NAME).open("w") as file:
-        file.write(json.dumps(facts, indent=1) + "\n")
+        file.write(json.dumps(record, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     (partial / ".lock").unlink(missing_ok=True)

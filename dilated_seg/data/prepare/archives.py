@@ -31,9 +31,9 @@ SBD = (
 )
 
 
-def fetch(file: str, checksum: str, urls: tuple[str, ...], folder: Path) -> Path:
+def fetch(file: str, checksum: str, urls: tuple[str, ...], directory: Path) -> Path:
     """Download a file, unless it exists, from the first URL that works; raise UserError if none has this checksum."""
-    target = folder / file
+    target = directory / file
     if target.is_file() and digest(target) == checksum:
         return target
     problems = []
@@ -43,7 +43,7 @@ def fetch(file: str, checksum: str, urls: tuple[str, ...], folder: Path) -> Path
             return target
         except OSError as error:
             problems.append(f"{url}: {error}")
-    raise UserError(f"{file} cannot be downloaded ({'; '.join(problems)}): put it into {folder} yourself")
+    raise UserError(f"{file} cannot be downloaded ({'; '.join(problems)}): put it into {directory} yourself")
 
 
 def list_archives(path: Path) -> list[Path]:

@@ -5,21 +5,21 @@ from typing import Any
 from dilated_seg.data.datamodule import SegmentationDataModule
 
 
-def make_card(dataset: SegmentationDataModule, facts: dict[str, Any]) -> str:
+def make_card(dataset: SegmentationDataModule, record: dict[str, Any]) -> str:
     """Return the data card, with the configuration that `datasets` reads."""
     summary = (type(dataset).__doc__ or "").splitlines()[0]
     lines = ["---", "task_categories: [image-segmentation]"]
-    if facts["store"] == "files":
+    if record["store"] == "files":
         lines += ["configs:", "- config_name: default", "  data_files:"]
-        for split, fact in facts["splits"].items():
-            lines += [f"  - split: {split}", f"    path: [{', '.join(f'{part}-0*.parquet' for part in fact['parts'])}]"]
-    lines += ["---", "", f"# {facts['dataset']}, prepared for dilated_seg", "", summary, ""]
+        for split, entry in record["splits"].items():
+            lines += [f"  - split: {split}", f"    path: [{', '.join(f'{part}-0*.parquet' for part in entry['parts'])}]"]
+    lines += ["---", "", f"# {record['dataset']}, prepared for dilated_seg", "", summary, ""]
     lines += ["| split | images | masks |", "|---|---|---|"]
     lines += [
-        f"| {split} | {fact['images']:,} | {'yes' if fact['labelled'] else 'no'} |"
-        for split, fact in facts["splits"].items()
+        f"| {split} | {entry['images']:,} | {'yes' if entry['labelled'] else 'no'} |"
+        for split, entry in record["splits"].items()
     ]  # fmt: skip
-    skipped = [problem for part in facts["shards"].values() for shard in part for problem in shard["skipped"]]
+    skipped = [problem for part in record["shards"].values() for shard in part for problem in shard["skipped"]]
     lines += ["", f"Left out because they cannot be read: {len(skipped)}.", *(f"- {problem}" for problem in skipped)]
     stored = {
         "files": "The columns `image` and `label` (the mask) hold the publisher's files byte for byte, with their names.",
@@ -27,7 +27,7 @@ def make_card(dataset: SegmentationDataModule, facts: dict[str, Any]) -> str:
     }
     lines += [
         "",
-        stored[facts["store"]],
+        stored[record["store"]],
         "`manifest.json` has their checksums. The licence is that of the dataset.",
         "",
     ]

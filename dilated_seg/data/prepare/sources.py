@@ -22,11 +22,11 @@ def download(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[s
     """Download VOC and, unless its directory is given, SBD; return the directories of both."""
     if name != "VOC":
         raise UserError(f"{name} cannot be downloaded: get it from its publisher and give its directory as --root")
-    folder = Path(root or out.with_name(f"{out.name}.downloads"))
-    archives.fetch(*archives.VOC, folder)
+    directory = Path(root or out.with_name(f"{out.name}.downloads"))
+    archives.fetch(*archives.VOC, directory)
     if sbd is None:
-        archives.fetch(*archives.SBD, folder)
-    return str(folder), sbd or str(folder)
+        archives.fetch(*archives.SBD, directory)
+    return str(directory), sbd or str(directory)
 
 
 def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> SegmentationDataModule:
@@ -36,15 +36,15 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
         UserError: There is neither, or an archive is damaged or, if ``check``, not the published one.
     """
     build: type[SegmentationDataModule] = getattr(data, name)
-    place = root or os.environ.get(build.variable)
+    source = root or os.environ.get(build.variable)
     sbd = archives.list_archives(Path(options["sbd"])) if "sbd" in options else []
-    packed = [] if not place or is_tree(build, place, options) else archives.list_archives(Path(place))
+    packed = [] if not source or is_tree(build, source, options) else archives.list_archives(Path(source))
     unpack(list(dict.fromkeys(packed + sbd)), tree, check)
     options = options | ({"sbd": str(tree)} if sbd else {})
     if packed:  # their files may be in a directory
         inside = [tree, *sorted(path for path in tree.iterdir() if path.is_dir())]
-        place = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
-    dataset = build_dataset(build, place, options)
+        source = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
+    dataset = build_dataset(build, source, options)
     if not dataset.list_splits():
         raise UserError(
             f"{root or dataset.require_root()} has no split of {name}: give the directory as its publisher unpacks it"

@@ -26,7 +26,7 @@ GROUP_BYTES = 2 << 20  # of a row group, which streaming reads at once
 
 def write_parts(
     dataset: SegmentationDataModule,
-    folder: Path,
+    directory: Path,
     parts: dict[str, list[Pair]],
     store: str,
     skip_bad: bool,
@@ -47,7 +47,7 @@ def write_parts(
         for part, pairs in parts.items():
             progress = bar.add_task(part, total=len(pairs))
             for i, shard in enumerate(divide_shards(pairs, store)):
-                path = folder / f"{part}-{i:05d}.{'arrow' if store == 'raw' else 'parquet'}"
+                path = directory / f"{part}-{i:05d}.{'arrow' if store == 'raw' else 'parquet'}"
                 entry = read_note(path, source := fingerprint(dataset, shard, store, as_stored))
                 if entry is None:
                     rows = []
@@ -187,9 +187,9 @@ def group_rows(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 def fingerprint(dataset: SegmentationDataModule, pairs: Sequence[Pair], store: str, as_stored: bool | None) -> str:
     """Return a checksum of names, sizes, times and options, to recognize a shard that an interrupted call wrote."""
     files = [path for _, *paths in pairs for path in paths if path]
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else path.name for path in files]
     texts = [storage.read_text(dataset.require_root(), name) for name in dataset.texts]
-    return hashlib.sha256(repr((store, dataset.choices, texts, facts, as_stored)).encode()).hexdigest()
+    return hashlib.sha256(repr((store, dataset.choices, texts, states, as_stored)).encode()).hexdigest()
 
 
 def read_note(path: Path, source: str) -> dict[str, Any] | None:
