@@ -4,13 +4,9 @@ from collections.abc import Sequence
 
 
 def first_difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
-    """Return a clause that names the first class in which two lists differ, or None if they are equal.
+    """Return a clause that names the first class in which two lists of names differ, or None if they are equal.
 
-    Args:
-        first: Class names, by class id.
-        second: Others.
-        in_first: The source of the first, such as "in runs/x/checkpoints/best.ckpt".
-        in_second: The source of the second.
+    ``in_first`` and ``in_second`` name their sources, such as "in runs/x/checkpoints/best.ckpt".
     """
     if len(first) != len(second):
         return f"there are {len(first)} classes {in_first} and {len(second)} {in_second}"
@@ -26,12 +22,7 @@ def describe_absent(
 ) -> str | None:
     """Return a sentence that names the classes without a pixel and the values that occur, or None if no class is absent.
 
-    Args:
-        pixels: Number of each class.
-        ignored: Number of ignored pixels.
-        classes: Class names.
-        where: The masks that were counted, such as "the 12 masks of train".
-        ignore_index: The value of ignored pixels.
+    ``pixels`` has the number of pixels of each class; ``where`` names the counted masks, such as "the 12 masks of train".
     """
     absent = [k for k in range(len(classes)) if not pixels[k]]
     if not absent:
@@ -69,15 +60,7 @@ def format_share(pixels: int, total: int) -> str:
 
 
 def describe_labels(pixels: Sequence[int], ignored: int, classes: Sequence[str], split: str, ignore_index: int) -> list[str]:
-    """Return sentences on classes that do not occur in the masks of an evaluation, which limit what its metrics mean.
-
-    Args:
-        pixels: Number of each class.
-        ignored: Number of ignored pixels.
-        classes: Class names.
-        split: The evaluated split.
-        ignore_index: The value of ignored pixels.
-    """
+    """Return sentences on classes that do not occur in the masks of an evaluation, which limit what its metrics mean."""
     present = [k for k, count in enumerate(pixels) if count]
     where = f"the masks of {split}"
     notes = []

@@ -10,9 +10,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dilated_seg.data.checks import require_labels, warn_of_other_count
+from dilated_seg.data.checks import LabelCounts, require_labels, warn_of_other_count
 from dilated_seg.data.collate import Images, pad, stack
-from dilated_seg.data.labels import LabelCounts
 from dilated_seg.data.masks import MaskReader
 from dilated_seg.data.pairs import Pairs, find_masks_as_stored
 from dilated_seg.data.prepared import open_prepared

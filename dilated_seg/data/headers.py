@@ -30,11 +30,7 @@ def read_header(path: Path) -> tuple[Size, str, int]:
 def read_headers(image: Path, mask: Path | None, mask_reader: MaskReader, modes: dict[str, bool]) -> Headers | str:
     """Return an image's size as stored, its orientation, and its mask's size; or why they cannot be read.
 
-    Args:
-        image: The image.
-        mask: Its mask.
-        mask_reader: The dataset's function, which is tried with the first mask of each mode.
-        modes: Whether ``mask_reader`` accepts a mode; results are added.
+    ``mask_reader`` is tried with the first mask of each mode; ``modes`` stores whether it accepts the mode.
     """
     try:
         size, _, orientation = read_header(image)
@@ -56,11 +52,7 @@ def read_headers(image: Path, mask: Path | None, mask_reader: MaskReader, modes:
 def find_size_problem(image: Path, mask: Path | None, headers: Headers | str, as_stored: bool | None = None) -> str | None:
     """Return what is wrong with an image and its mask according to their headers, or None.
 
-    Args:
-        image: The image, to which its EXIF orientation may apply.
-        mask: Its mask.
-        headers: The result of `read_headers`.
-        as_stored: Whether the mask must have the size of the image as stored, or as upright; either is right if None.
+    ``as_stored`` tells whether the mask must have the size of the image as stored, or upright; either is right if None.
     """
     if isinstance(headers, str):
         return headers

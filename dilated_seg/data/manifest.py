@@ -9,7 +9,7 @@ from dilated_seg.errors import UserError
 from dilated_seg.storage import digest, is_url, join, read_text
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def read(root: str) -> dict[str, Any] | None:
@@ -25,8 +25,9 @@ def read(root: str) -> dict[str, Any] | None:
         manifest = json.loads(text)
         current = manifest["format"] == FORMAT
         if current:
-            [manifest[key] for key in ("asked", "dataset", "store")]
-            [(shard["file"], shard["rows"], shard["sha256"]) for part in manifest["shards"].values() for shard in part]
+            [manifest[key] for key in ("asked", "dataset", "store", "classes")]
+            keys = ("file", "rows", "sha256", "pixels")
+            [shard[key] for part in manifest["shards"].values() for shard in part for key in keys]
             [(split["images"], split["labelled"], split["parts"]) for split in manifest["splits"].values()]
             [manifest[key].items() for key in ("options", "files")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -42,11 +43,11 @@ def list_shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
 
 
 def sum_pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
-    """Return the pixels of each of the 256 class ids in a split; None without masks, or if an earlier version prepared it."""
+    """Return the number of pixels of each of the 256 class ids in a split; None if not all of its images have masks."""
+    if not manifest["splits"][split]["labelled"]:
+        return None
     total = [0] * 256
     for shard in list_shards(manifest, split):
-        if "pixels" not in shard or not manifest["splits"][split]["labelled"]:
-            return None
         for value, count in shard["pixels"].items():
             total[int(value)] += count
     return total

@@ -72,12 +72,7 @@ def describe_remedy(mask: Image.Image) -> str:
 def choose_table(name: str, values: bytearray, stored: bytes, classes: bytes, palette: Palette) -> bytes:
     """Return the class id of each value of a mask with a palette, by value or by color; see `read_mask`.
 
-    Args:
-        name: The mask's name in messages.
-        values: Its pixels.
-        stored: Its palette: red, green and blue of each value.
-        classes: The class id of each value.
-        palette: The dataset's color of each class.
+    ``stored`` is the mask's palette: red, green and blue of each value.
 
     Raises:
         UserError: A value has the color of another class, and not every value has the color of exactly one.

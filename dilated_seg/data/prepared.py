@@ -34,7 +34,7 @@ def check_prepared(dataset: "SegmentationDataModule", root: str, record: dict[st
     """Raise UserError unless shards were prepared from this dataset, with these classes and options."""
     if record["dataset"] != type(dataset).__name__:
         raise UserError(f"{root} holds {record['dataset']}, not {type(dataset).__name__}: name another directory or dataset")
-    if record.get("classes", list(dataset.classes)) != list(dataset.classes):
+    if record["classes"] != list(dataset.classes):
         difference = first_difference(
             record["classes"], dataset.classes, f"when {root} was prepared", f"in {dataset.names_source}"
         )

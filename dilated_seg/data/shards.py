@@ -45,7 +45,7 @@ class Shards(Split):
         self.mask_reader, self.raw = mask_reader, record["store"] == "raw"
         self.entries = manifest.list_shards(record, name)
         self.paths = [storage.join(root, entry["file"]) for entry in self.entries]
-        self.streaming, self.countable = streaming, not streaming
+        self.streaming = streaming
         if self.raw and (streaming or storage.is_url(root)):
             raise UserError(f"{root} is a raw store, which can only be mapped into memory: stream a store of files instead")
         if not streaming and storage.is_url(root):

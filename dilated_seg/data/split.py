@@ -24,7 +24,7 @@ class Split(ABC):
         expected: If images have no masks, a clause for messages that names the expected files.
         members: Identifiers of the images, to find images that two splits share.
         pixels: The number of pixels of each of the 256 class ids, if already counted.
-        countable: Whether masks may be read in the training process before the first step.
+        countable: Whether masks may be read in the training process before the first step; unnecessary with ``pixels``.
     """
 
     labelled: bool = True

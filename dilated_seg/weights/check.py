@@ -15,11 +15,7 @@ from dilated_seg.weights.readers import Weights
 def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str]) -> None:
     """Check that layers and indivisible parts of the network are loaded completely or keep all their initial values.
 
-    Args:
-        file: The file.
-        net: The network.
-        state: Its tensors that are loaded.
-        unmatched: The layers of the file for which the network has none.
+    ``state`` has the loaded tensors, ``unmatched`` the layers of the file that match none of the network's.
 
     Raises:
         UserError: A layer or a part is loaded only partly, or the file has further layers of the part.
@@ -46,12 +42,7 @@ def check_indivisible(
 ) -> None:
     """Raise UserError if only some convolutions of a part are loaded, but for those that score classes.
 
-    Args:
-        file: The file.
-        name: The part's path in the network; empty for the network.
-        part: The part; ``indivisible`` is a regular expression of the names of layers that would belong to it.
-        state: The network's tensors that are loaded.
-        unmatched: The layers of the file for which the network has none.
+    ``part.indivisible`` is a regular expression of the names of layers that would belong to it; see `check_parts`.
     """
     convolutions = [
         f"{name}.{path}".strip(".")

@@ -53,12 +53,6 @@ def find_channel_order(file: Weights, layer: str, renamed: str, path: str) -> st
 
     It is BGR in Caffe's files and in arrays with Caffe's names, RGB in torchvision's files and ours.
 
-    Args:
-        file: The file.
-        layer: The convolution's name in the file.
-        renamed: The authors' name of it, if that in the file is torchvision's.
-        path: The path of our layer.
-
     Raises:
         UserError: The names are Caffe's but the file is torch's: the conversion may have reversed the channels.
     """

@@ -55,10 +55,7 @@ def rename_torchvision(layers: dict[str, dict[str, Tensor]]) -> dict[str, str]:
 def find_layer(name: str, ours: Collection[str], published_names: Collection[tuple[str, str]]) -> str | None:
     """Return the path of our layer of this name: the name itself, or else the shallowest path that ends with it.
 
-    Args:
-        name: The layer's name in the file, or the authors' name.
-        ours: The paths of our layers.
-        published_names: Pairs of a regular expression and our name, which networks state (`dilated_seg.models.release`).
+    ``published_names`` are pairs of a regular expression and our name, which networks state (`dilated_seg.models.release`).
     """
     names = [name] + [re.sub(pattern, our_name, name) for pattern, our_name in published_names if re.search(pattern, name)]
     for candidate in names:

@@ -620,4 +620,4 @@ def test_the_manifest_is_plain_and_dated_by_nothing(tmp_path):
         run("folder", f"--root={root}", f"--out={tmp_path / out}")
         texts.append((tmp_path / out / "manifest.json").read_text())
         time.sleep(0.01)
-    assert texts[0] == texts[1] and json.loads(texts[0])["format"] == 1
+    assert texts[0] == texts[1] and json.loads(texts[0])["format"] == manifest.FORMAT

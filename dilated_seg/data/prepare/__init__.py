@@ -114,20 +114,13 @@ def print_summary(dataset: SegmentationDataModule, record: dict[str, Any], out: 
     """Print the number of images and shards, and warn of classes that do not occur."""
     for split, entry in record["splits"].items():
         print(f"{split}: {entry['images']:,} images{'' if entry['labelled'] else ', no masks'}")
-        if problem := describe_absent_classes(dataset, record, split):
-            print(f"warning: {problem}", file=sys.stderr)
+        if pixels := manifest.sum_pixels(record, split):
+            ignored, where = pixels[dataset.ignore_index], f"the {entry['images']:,} masks of {split}"
+            if problem := describe_absent(pixels, ignored, dataset.classes, where, dataset.ignore_index):
+                print(f"warning: {problem}", file=sys.stderr)
     stored = [shard for part in record["shards"].values() for shard in part]
     size = sum(shard["bytes"] for shard in stored) / 1e6
     print(f"{out}: {len(stored)} shards, {size:,.1f} MB; use it as --data.init_args.root {out}")
-
-
-def describe_absent_classes(dataset: SegmentationDataModule, record: dict[str, Any], split: str) -> str | None:
-    """Return a sentence that names the classes without a pixel in a prepared split, or None."""
-    pixels = manifest.sum_pixels(record, split)
-    if pixels is None:
-        return None
-    where = f"the {record['splits'][split]['images']:,} masks of {split}"
-    return describe_absent(pixels, int(pixels[dataset.ignore_index]), dataset.classes, where, dataset.ignore_index)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dilated_seg import storage
+from dilated_seg.data.checks import count_pixels
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.headers import read_header
-from dilated_seg.data.labels import count_pixels
 from dilated_seg.data.pairs import Pair, read_pair
 from dilated_seg.errors import ResourceError, UserError, explain_system_error, open_console
 
@@ -76,7 +76,8 @@ def write_rows(path: Path, rows: list[dict[str, Any] | str], store: str, source:
     """Write the rows (dict) as a shard and a note with the problems (str); return its entry in the manifest."""
     good = [row for row in rows if isinstance(row, dict)]
     skipped = [row for row in rows if isinstance(row, str)]
-    entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": sum_pixels(good)}
+    pixels = sum((Counter(row["pixels"]) for row in good), Counter[str]())
+    entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": dict(pixels)}
     storage.write_text(path.with_name(f"{path.name}.json"), json.dumps({"source": source, "entry": entry}))
     return entry
 
@@ -123,14 +124,6 @@ def encode_row(mask_reader: Any, store: str, as_stored: bool | None, pair: Pair)
         if problem is None or isinstance(problem, ResourceError):
             raise problem or error from None
         return str(problem)
-
-
-def sum_pixels(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the number of pixels of each class id in the masks of a shard."""
-    total = Counter[str]()
-    for row in rows:
-        total.update(row["pixels"])
-    return dict(total)
 
 
 def make_schema(store: str) -> "pa.Schema":
@@ -199,6 +192,6 @@ def read_note(path: Path, source: str) -> dict[str, Any] | None:
         content = json.loads(note.read_text())
         entry: dict[str, Any] = content["entry"]
         complete = not entry["rows"] or path.stat().st_size == entry["bytes"]
-        return entry if complete and content["source"] == source and "skipped" in entry else None
+        return entry if complete and content["source"] == source else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
