@@ -53,7 +53,7 @@ def written_out(probabilities, image, iterations, w1, theta_alpha, theta_beta, w
 
 
 @pytest.mark.parametrize("name", crf_marginals.CASES)
-def test_labels_and_marginals_are_those_that_pydensecrf_gave(name):
+def test_labels_and_marginals_equal_pydensecrfs(name):
     image, probabilities = (torch.from_numpy(array) for array in crf_marginals.example(name))
     with np.load(crf_marginals.RECORDED) as recorded:
         labels, expected = (torch.from_numpy(recorded[f"{name}_{part}"]) for part in ("labels", "marginals"))
@@ -80,7 +80,7 @@ def test_noise_goes_and_the_edge_stays():
     assert (DenseCRF()(probabilities, image).argmax(1) == truth).all()
 
 
-def test_a_batch_gives_what_its_images_give_alone_in_bytes_or_not():
+def test_a_batch_equals_its_images_alone_in_bytes_or_not():
     pairs = [drawn((23, 31), 3, seed) for seed in range(3)]
     probabilities, image = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     crf = DenseCRF(3)
@@ -226,7 +226,7 @@ def test_autocast_and_half_probabilities_are_computed_in_single_precision():
     assert torch.equal(found, expected)
 
 
-def test_deeplabs_numbers_are_at_hand():
+def test_deeplabs_parameters_are_available():
     pair = drawn((20, 30), 3)
     assert not torch.equal(DenseCRF(**DEEPLAB)(*pair), DenseCRF()(*pair))
 
@@ -240,7 +240,7 @@ def test_deeplabs_numbers_are_at_hand():
         ({"theta_gamma": float("nan")}, "theta_gamma is nan"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         DenseCRF(**options)
 
@@ -258,7 +258,7 @@ def test_an_image_of_another_size_or_other_classes_are_refused():
         DenseCRF(num_classes=3)(probabilities, image)
 
 
-def test_what_is_learnable_needs_the_number_of_classes_before_it_is_called():
+def test_a_learnable_crf_needs_the_number_of_classes_before_it_is_called():
     crf = DenseCRF(1, learnable=True)
     probabilities, image = torch.full((1, 3, 2, 2), 1 / 3), torch.zeros(1, 3, 2, 2)
     with pytest.raises(ValueError, match="num_classes"):
@@ -267,7 +267,7 @@ def test_what_is_learnable_needs_the_number_of_classes_before_it_is_called():
     torch.testing.assert_close(crf(probabilities, image), probabilities)
 
 
-def test_a_crf_is_named_by_its_numbers():
+def test_a_crf_is_named_by_its_parameters():
     assert DenseCRF().name == "crf"
     assert DenseCRF(5, w1=4.5).name == "crf-iterations_5-w1_4.5"
     assert str(DenseCRF()) == "dense CRF (iterations 10, w1 10, theta_alpha 80, theta_beta 13, w2 3, theta_gamma 3)"

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.support import fake_datasets
 
 
-def test_a_picture_of_shapes_is_a_function_of_its_index():
+def test_an_image_of_shapes_is_a_function_of_its_index():
     first, second = Shapes().split("val"), Shapes().split("val")
     for i in (0, 5):
         assert torch.equal(first[i]["image"], second[i]["image"])
@@ -47,7 +47,7 @@ def test_shapes_come_in_any_size_and_number_of_classes(size, num_classes):
     assert data.num_classes == len(data.classes) == len(set(data.classes)) == len(data.palette)
 
 
-def test_every_class_of_shapes_occurs_and_objects_wear_an_ignored_band():
+def test_every_class_of_shapes_occurs_and_objects_have_an_ignored_band():
     masks = torch.stack([Shapes().split("train")[i]["mask"] for i in range(60)])
     counts = torch.bincount(masks.flatten().long(), minlength=256)
     assert (counts[:8] > 0).all()
@@ -96,7 +96,7 @@ def test_camvid_reads_both_suffixes_and_ignores_eleven(camvid):
         assert split[i]["image"].shape == (3, 48, 64)
 
 
-def test_camvid_takes_its_folder_from_the_environment(camvid, monkeypatch):
+def test_camvid_reads_its_directory_from_the_environment(camvid, monkeypatch):
     monkeypatch.setenv("DILATED_SEG_CAMVID", str(camvid))
     assert len(CamVid().split("val")) == 3
     monkeypatch.delenv("DILATED_SEG_CAMVID")
@@ -164,7 +164,7 @@ def test_a_damaged_camvid_is_named_in_one_sentence(camvid, damage, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_palette_label_is_read_as_indices(camvid):
+def test_a_mask_with_a_palette_is_read_as_indices(camvid):
     path = camvid / "trainannot" / "train_0.png"
     raw = np.array(Image.open(path))
     coloured = Image.fromarray(raw, mode="P")
@@ -180,7 +180,7 @@ def test_an_image_is_turned_upright_by_its_exif(tmp_path):
     assert read_image(tmp_path / "a.jpg").shape == (3, 30, 20)
 
 
-def test_a_turned_photograph_and_its_upright_label_belong_together(camvid):
+def test_a_turned_image_and_its_upright_mask_belong_together(camvid):
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (48, 64)).save(camvid / "train" / "train_1.jpg", exif=exif)  # turned, it is 48 high and 64 wide
@@ -189,7 +189,7 @@ def test_a_turned_photograph_and_its_upright_label_belong_together(camvid):
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_label_that_lies_on_its_side_with_its_photograph_is_turned_with_it(camvid, orientation):
+def test_a_mask_stored_as_its_turned_image_is_turned_with_it(camvid, orientation):
     label = np.random.default_rng(0).integers(0, 11, (64, 48), np.uint8)
     exif = Image.Exif()
     exif[274] = orientation
@@ -242,7 +242,7 @@ def test_impossible_loader_options_are_refused(options):
         Shapes(**options)
 
 
-def test_augmentation_moves_image_and_mask_together_and_invents_no_class():
+def test_augmentation_moves_image_and_mask_together_and_adds_no_class():
     mask = torch.randint(0, 4, (40, 60), dtype=torch.uint8) * 60
     image = mask.expand(3, -1, -1).clone()
     augment = ScaleAndCrop((64, 48), (0.5, 2.0))
@@ -296,7 +296,7 @@ def test_evaluation_sees_every_image_once_in_equal_steps(world, batch_size):
     assert sorted(seen) == list(range(10))
 
 
-def test_augmentation_does_not_depend_on_who_asks_when():
+def test_augmentation_does_not_depend_on_the_process_or_the_order():
     images = Images(Shapes(images=(8, 1, 1)).split("train"), ScaleAndCrop((32, 64), (0.8, 1.2), jitter=0.2), seed=3)
     first = images[(1, 5)]["image"]
     torch.manual_seed(99)
@@ -329,7 +329,7 @@ def test_a_split_smaller_than_a_batch_is_refused():
     st.tuples(st.floats(0.1, 3.0), st.floats(0.1, 3.0)).map(sorted), st.booleans(), st.sampled_from([0.0, 0.4]),
     st.sampled_from([0.0, 30.0, 180.0]), st.integers(0, 2**31),
 )  # fmt: skip
-def test_no_transform_creates_a_label_that_was_not_there(size, crop, scale, flip, jitter, rotate, seed):
+def test_no_transform_adds_a_class(size, crop, scale, flip, jitter, rotate, seed):
     """And none leaves the crop's size, or labels what lies outside the image."""
     torch.manual_seed(seed)
     values = torch.tensor([3, 7, 250], dtype=torch.uint8)
@@ -359,7 +359,7 @@ def test_a_crop_of_a_scaled_image_is_the_part_it_would_be_of_the_whole(factor):
         assert (mask.float() - part[0].float()).abs().max() <= 3.5  # label and image show the same row
 
 
-def test_small_images_lie_anywhere_in_their_crop_and_the_rest_is_ignored():
+def test_small_images_are_anywhere_in_their_crop_and_the_padding_is_ignored():
     image, mask = torch.full((3, 6, 8), 200, dtype=torch.uint8), torch.zeros(6, 8, dtype=torch.uint8)
     places = set()
     for seed in range(30):
@@ -427,7 +427,7 @@ def test_a_bad_image_is_skipped_in_training_if_that_is_asked_for(tmp_path, capsy
         Folder(**options, on_bad_image="skip").open_split("val")
 
 
-def test_training_on_validation_images_is_said(tmp_path, capsys):
+def test_training_on_validation_images_is_reported(tmp_path, capsys):
     root = fake_datasets.voc(tmp_path)
     for split, said in (("train", False), ("trainval", True)):
         data = VOC(root=str(root), train_split=split)

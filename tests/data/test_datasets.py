@@ -42,7 +42,7 @@ def test_voc_reads_its_lists(voc, root, split, expected):
     assert ids(VOC(root=str(voc / root)).split(split)) == [fake_datasets.voc_name(i) for i in expected]
 
 
-def test_a_label_of_voc_is_the_index_of_its_palette_and_255_is_void(voc):
+def test_a_mask_of_voc_has_palette_indices_and_255_is_void(voc):
     split = VOC(root=str(voc)).split("val")
     for i, image in enumerate((2, 3)):
         assert torch.equal(split[i]["mask"], torch.from_numpy(fake_datasets.voc_label(image)))
@@ -60,7 +60,7 @@ def test_trainaug_is_train_and_sbd_without_val(voc):
         assert torch.equal(masks[fake_datasets.voc_name(i)], torch.from_numpy(np.where(label == 255, 0, label)))
 
 
-def test_trainaug_reads_labels_that_were_turned_into_pngs(voc):
+def test_trainaug_reads_masks_converted_to_pngs(voc):
     aug = voc / "SegmentationClassAug"
     aug.mkdir()
     for i in range(6):
@@ -88,7 +88,7 @@ def test_an_object_at_the_edge_is_cut_where_the_image_ends():
     assert enlarge_range(torch.tensor([40, 59]), 105, 1.2) == slice(38, 62)
 
 
-def test_objects_need_the_folders_as_released(voc):
+def test_objects_need_the_directories_as_released(voc):
     (voc / "sbd/dataset/inst/2007_000004.mat").unlink()
     data = VOC(root=str(voc), sbd=str(voc / "sbd"))
     with pytest.raises(UserError, match=r"inst/2007_000004\.mat is missing: it should number the objects"):
@@ -105,7 +105,7 @@ def test_vocs_palette_is_the_official_one():
     assert fake_datasets.default_palette(256)[255] == (224, 224, 192)
 
 
-def test_a_split_without_labels_can_be_predicted_and_not_scored(voc):
+def test_a_split_without_masks_can_be_predicted_and_not_scored(voc):
     data = VOC(root=str(voc), predict_split="test")
     assert (data.split("test")[0]["mask"] == 255).all()
     assert [batch["id"] for batch in data.predict_dataloader()] == [[fake_datasets.voc_name(6)]]
@@ -121,7 +121,7 @@ def test_label_ids_of_cityscapes_become_train_ids(cityscapes):
     assert set(row[[i for i in range(34) if i not in LABEL_IDS]].tolist()) == {255}
 
 
-def test_cityscapes_has_coarse_labels_too_and_keeps_those_of_test_back(cityscapes):
+def test_cityscapes_has_coarse_masks_too_and_none_of_test(cityscapes):
     Image.new("L", (34, 16), 7).save(cityscapes / "gtCoarse/train/bochum/bochum_000000_000313_gtCoarse_labelIds.png")
     coarse = Cityscapes(root=str(cityscapes), labels="gtCoarse")
     assert not coarse.split("train")[2]["mask"].any()
@@ -130,7 +130,7 @@ def test_cityscapes_has_coarse_labels_too_and_keeps_those_of_test_back(cityscape
     assert (Cityscapes(root=str(cityscapes)).split("test")[0]["mask"] == 255).all()
 
 
-def test_camvids_32_colours_are_grouped_into_11_classes(tmp_path):
+def test_camvids_32_colors_are_grouped_into_11_classes(tmp_path):
     data = CamVid(root=str(fake_datasets.camvid32(tmp_path)))
     assert ids(data.split("train")) == ["0001TP_006690", "0006R0_f00930"]
     expected = [CamVid.classes.index(name) if name else 255 for name in (
@@ -139,7 +139,7 @@ def test_camvids_32_colours_are_grouped_into_11_classes(tmp_path):
     assert data.split("val")[0]["mask"].tolist() == [expected] * 6
 
 
-def test_a_colour_that_is_no_class_is_named_with_its_place(tmp_path):
+def test_a_color_that_is_no_class_is_named_with_its_position(tmp_path):
     root = fake_datasets.camvid32(tmp_path)
     path = root / "LabeledApproved_full/Seq05VD_f00000_L.png"
     label = np.array(Image.open(path))
@@ -149,7 +149,7 @@ def test_a_colour_that_is_no_class_is_named_with_its_place(tmp_path):
         CamVid(root=str(root)).split("val")[0]
 
 
-def test_your_own_folder_by_lists_and_by_folders(folder, tmp_path):
+def test_your_own_data_by_lists_and_by_directories(folder, tmp_path):
     data = Folder(root=str(folder))
     assert data.classes == ("background", "road", "car") and len(data.palette) == data.num_classes == 3
     assert ids(data.split("train")) == ["photo 0", "photo 1"]
@@ -191,7 +191,7 @@ def test_a_jpeg_is_no_mask(folder):
         Folder(root=str(folder)).split("val")
 
 
-def test_hidden_files_are_none(voc, cityscapes):
+def test_hidden_files_are_ignored(voc, cityscapes):
     (voc / "sbd/dataset/cls/._2007_000004.mat").write_bytes(b"x")
     assert len(VOC(root=str(voc), sbd=str(voc / "sbd")).split("trainaug")) == 4
     (cityscapes / "leftImg8bit/val/lindau/._lindau_000003_000019_leftImg8bit.png").write_bytes(b"x")
@@ -214,12 +214,12 @@ def test_a_wrong_list_is_one_sentence(folder, content, sentence):
         Folder(root=str(folder)).split("val")
 
 
-def test_another_number_of_images_than_published_is_said(voc, capsys):
+def test_another_number_of_images_than_published_is_reported(voc, capsys):
     VOC(root=str(voc)).open_split("val")
     assert capsys.readouterr().err == "VOC: val has 2 images here, as published 1,449\n"
 
 
-def test_a_split_is_looked_through_once(voc):
+def test_a_split_is_checked_once(voc):
     data = VOC(root=str(voc))
     assert data.open_split("val") is data.open_split("val")
 
@@ -314,7 +314,7 @@ def test_a_broken_copy_is_named_in_one_sentence(dataset, split, damage, sentence
 @pytest.mark.parametrize(
     ("dataset", "variable"), [(VOC, "DILATED_SEG_VOC"), (Cityscapes, "DILATED_SEG_CITYSCAPES"), (CamVid, "DILATED_SEG_CAMVID")]
 )
-def test_the_folder_may_be_an_environment_variable(dataset, variable, tmp_path, monkeypatch):
+def test_the_directory_may_be_an_environment_variable(dataset, variable, tmp_path, monkeypatch):
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UserError, match=variable):
         dataset().split("val")
@@ -324,7 +324,7 @@ def test_the_folder_may_be_an_environment_variable(dataset, variable, tmp_path, 
 
 
 @pytest.mark.parametrize("dataset", [VOC, Cityscapes, CamVid])
-def test_facts_are_complete(dataset):
+def test_classes_and_palettes_are_complete(dataset):
     assert (
         len(dataset.palette)
         == len(dataset.classes)
@@ -333,7 +333,7 @@ def test_facts_are_complete(dataset):
     )
 
 
-def test_images_of_unequal_size_are_padded_with_void_and_know_where_they_end(voc):
+def test_images_of_unequal_size_are_padded_and_keep_their_sizes(voc):
     split = VOC(root=str(voc)).split("val")
     batch = pad([split[0], split[1]])
     assert batch["image"].shape == (2, 3, 24, 40)

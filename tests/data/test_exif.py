@@ -56,7 +56,7 @@ def everyone(split):
 
 
 @pytest.mark.parametrize("convention", ["upright", "as_stored"])
-def test_all_orientations_follow_the_convention_that_a_size_tells(convention, tmp_path, capsys):
+def test_all_orientations_follow_the_convention_inferred_from_a_size(convention, tmp_path, capsys):
     split = Folder(root=str(dataset(tmp_path, convention))).open_split("val")
     assert len(split) == 16
     assert right(split) == everyone(split)
@@ -74,7 +74,7 @@ def test_shards_and_streams_keep_the_convention(convention, store, tmp_path):
 
 
 @pytest.mark.parametrize("convention", ["upright", "as_stored"])
-def test_one_split_tells_the_convention_of_the_others(convention, tmp_path):
+def test_the_convention_of_one_split_holds_for_the_others(convention, tmp_path):
     dataset(tmp_path, convention, told=False)
     add(tmp_path, "train", "tells", 8, (5, 9), convention, "jpg")
     split = Folder(root=str(tmp_path)).open_split("val")
@@ -82,7 +82,7 @@ def test_one_split_tells_the_convention_of_the_others(convention, tmp_path):
 
 
 @pytest.mark.parametrize("convention", ["upright", "as_stored"])
-def test_where_nothing_tells_the_default_is_said_once_and_the_option_counts(convention, tmp_path, capsys):
+def test_without_evidence_the_default_is_printed_once_and_the_option_decides(convention, tmp_path, capsys):
     dataset(tmp_path / "mine", convention, told=False)
     root = str(tmp_path / "mine")
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_masks_of_both_conventions_are_refused_with_two_files(tmp_path):
         Folder(root=str(tmp_path), mask_orientation="upright").open_split("train")
 
 
-def test_images_that_cannot_be_read_or_have_damaged_exif_tell_nothing(tmp_path, capsys):
+def test_images_that_cannot_be_read_or_have_damaged_exif_are_no_evidence(tmp_path, capsys):
     dataset(tmp_path, "as_stored", told=False)
     add(tmp_path, "train", "tells", 6, (5, 9), "as_stored")
     (tmp_path / "train/images/broken.png").write_bytes(b"no image")
@@ -128,7 +128,7 @@ def test_images_that_cannot_be_read_or_have_damaged_exif_tell_nothing(tmp_path, 
     assert len(Folder(root=str(tmp_path), on_bad_image="skip").open_split("train")) == 2
 
 
-def test_datasets_that_exif_does_not_turn_are_as_before(tmp_path, capsys):
+def test_datasets_without_turned_images_have_no_convention(tmp_path, capsys):
     add(tmp_path, "val", "a", 1, (5, 9), "upright", "jpg")
     (tmp_path / "classes.yaml").write_text("classes: [a, b, c, d, e]\n")
     split = Folder(root=str(tmp_path)).open_split("val")
@@ -136,7 +136,7 @@ def test_datasets_that_exif_does_not_turn_are_as_before(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
-def test_xmp_and_png_say_the_orientation_too(tmp_path):
+def test_xmp_and_png_have_the_orientation_too(tmp_path):
     """As Pillow turns an image by its XMP, where EXIF says nothing."""
     from PIL.PngImagePlugin import PngInfo
 

@@ -95,7 +95,7 @@ def run(tmp_path_factory):
 # Training on nothing
 
 
-def test_a_training_split_without_labels_is_refused(tmp_path, capsys):
+def test_a_training_split_without_masks_is_refused(tmp_path, capsys):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 4)
     (root / "train/masks").rename(root / "train/labels")
     assert call("fit", root, tmp_path / "run") == 2
@@ -105,7 +105,7 @@ def test_a_training_split_without_labels_is_refused(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_labels_kept_back_of_a_test_split_are_nothing_to_train_on(tmp_path, camvid):
+def test_a_split_whose_masks_are_not_published_cannot_be_trained_on(tmp_path, camvid):
     class Unlabelled(CamVid):
         def split(self, name):
             split = super().split(name)
@@ -116,7 +116,7 @@ def test_the_labels_kept_back_of_a_test_split_are_nothing_to_train_on(tmp_path, 
         Unlabelled(root=str(camvid)).train_dataloader()
 
 
-def test_a_prepared_split_without_labels_is_refused(tmp_path):
+def test_a_prepared_split_without_masks_is_refused(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 4)
     shutil.rmtree(root / "train/masks")
     assert main(["prepare", "folder", "--root", str(root), "--out", str(tmp_path / "shards")]) == 0
@@ -153,7 +153,7 @@ def test_prepared_masks_that_are_ignored_everywhere_are_refused_when_streamed(tm
 
 
 @pytest.mark.slow
-def test_one_process_of_two_may_see_no_label(tmp_path):
+def test_one_process_of_two_may_have_no_valid_pixel(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1), VOID])
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"]
     data = ["--data=Folder", f"--data.init_args.root={root}", "--data.init_args.batch_size=1"]
@@ -277,13 +277,13 @@ def test_binary_masks_of_0_and_255_are_noticed_by_prepare_fit_and_validate(tmp_p
     assert (evaluation.ignore_index, evaluation.ignored_pixels) == (255, 4 * 96)
 
 
-def test_masks_that_hold_every_class_are_not_spoken_of(run, capsys):
+def test_masks_that_hold_every_class_are_not_reported(run, capsys):
     check_labels(Folder(root=str(run / "data")))
     assert capsys.readouterr().err == ""
     assert list_label_notes(Run(run / "run").evaluation("val")) == []
 
 
-def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_long(tmp_path):
+def test_a_split_is_counted_until_every_class_has_occurred_or_the_time_is_over(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1), mask_of(0), mask_of(0), mask_of(0), mask_of(0)])
     split = Folder(root=str(root)).split("train")
     assert count_labels(split, 2).masks == 1
@@ -293,14 +293,14 @@ def test_a_split_is_counted_until_every_class_has_occurred_and_at_most_for_so_lo
     assert (some.masks, some.complete) == (1, False)
 
 
-def test_what_was_not_looked_at_is_said(tmp_path, capsys, monkeypatch):
+def test_an_incomplete_count_is_reported_as_such(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dilated_seg.data.checks.count_labels", lambda *args: count_labels(*args, seconds=0))
     check_labels(Folder(root=str(write_folder(tmp_path / "data", [VOID] * 3))))  # no error: the others may have labels
     assert "none of the 1 masks of train that were read (of 3) has a pixel of any class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 100, 367, 10582])
-def test_every_beginning_of_the_order_is_spread_over_the_split(length):
+def test_any_first_indices_are_spread_over_the_split(length):
     order = spread_indices(length)
     assert sorted(order) == list(range(length))
     if length > 100:
@@ -407,7 +407,7 @@ def test_another_dataset_of_the_same_classes_is_evaluated(run, tmp_path):
     assert call("validate", tmp_path / "shards", tmp_path / "run", last) == 0
 
 
-def test_weights_of_other_class_names_are_refused_unless_the_scores_start_anew(run, tmp_path, capsys):
+def test_weights_of_other_class_names_are_refused_unless_the_scores_are_left_out(run, tmp_path, capsys):
     root = renamed(run, tmp_path / "data", SWAPPED)
     weights = f"--model.weights={run}/run"
     assert call("fit", root, tmp_path / "run", weights) == 2
@@ -465,7 +465,7 @@ def test_a_prepared_copy_whose_classes_were_swapped_is_refused(run, tmp_path):
         (lambda path: Image.fromarray(mask_of(1)[1:]).save(path), "they must have one size"),
     ],
 )
-def test_the_header_of_every_label_is_looked_at_before_the_first_step(split, damage, words, tmp_path):
+def test_the_header_of_every_mask_is_read_before_the_first_step(split, damage, words, tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 5)
     damage(root / split / f"masks/{split}3.png")
     with pytest.raises(UserError, match=words) as refused:
@@ -473,7 +473,7 @@ def test_the_header_of_every_label_is_looked_at_before_the_first_step(split, dam
     assert f"{split}3.png" in str(refused.value)
 
 
-def test_every_label_of_a_mode_that_is_not_read_is_counted(tmp_path):
+def test_every_mask_of_an_unsupported_mode_is_counted(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 5)
     for path in (root / "train/masks").iterdir():
         Image.open(path).convert("RGB").save(path)
@@ -482,7 +482,7 @@ def test_every_label_of_a_mode_that_is_not_read_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_grayscale_labels_of_fewer_bits_hold_their_values(bits, tmp_path):
+def test_grayscale_masks_of_fewer_bits_keep_their_values(bits, tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 2)
     Image.fromarray(mask_of(1)).save(path := root / "train/masks/train0.png")
     content = mask_of(1)
@@ -508,5 +508,5 @@ def write_png(path, values, bits):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
-def test_labels_of_colors_that_the_dataset_reads_are_no_problem(tmp_path):
+def test_masks_of_colors_that_the_dataset_reads_are_accepted(tmp_path):
     CamVid(root=str(camvid32(tmp_path / "camvid"))).split("train").check()

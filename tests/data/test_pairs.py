@@ -53,7 +53,7 @@ def refused(root, split, dataset=Folder, **options):
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".tif", ".bmp", ".gif"])
-def test_images_of_another_format_are_no_smaller_dataset(mine, suffix):
+def test_images_of_another_format_are_refused_not_left_out(mine, suffix):
     for i in range(2):
         convert(mine / f"train/images/train{i}.png", suffix)
     said = refused(mine, "train")
@@ -66,14 +66,14 @@ def test_images_of_another_format_are_no_smaller_dataset(mine, suffix):
 
 
 @pytest.mark.parametrize("kind", ["images", "masks"])
-def test_what_has_no_partner_is_no_smaller_validation_split(mine, kind):
+def test_files_without_a_partner_are_refused_not_left_out(mine, kind):
     (mine / f"val/{kind}/val2.png").unlink()
     other = {"images": "masks/val2.png has no image", "masks": "images/val2.png has no mask"}[kind]
     assert other in refused(mine, "val")
 
 
 @pytest.mark.parametrize("kind", ["", "annot"])
-def test_camvid_has_no_fewer_frames_either(tmp_path, kind):
+def test_frames_of_camvid_are_refused_not_left_out(tmp_path, kind):
     root = fake_datasets.camvid(tmp_path / "camvid")
     convert(root / f"train{kind}/train_00001.png", ".webp")
     assert f"train{kind} holds 4 files that are read and 1 that are not (train_00001.webp)" in refused(root, "train", CamVid)
@@ -92,13 +92,13 @@ def test_cityscapes_names_frames_that_are_not_named_as_the_release(tmp_path):
     assert "(x.PNG): only CITY/NAME_leftImg8bit.png" in refused(root, "val", Cityscapes)
 
 
-def test_directories_below_are_not_passed_over(mine):
+def test_images_in_directories_below_are_refused(mine):
     (mine / "train/images/more/deep").mkdir(parents=True)
     shutil.copy(mine / "val/images/val0.png", mine / "train/images/more/deep/x.png")
     assert "4 files that are read and 1 that are not (more/)" in refused(mine, "train")
 
 
-def test_files_that_are_no_images_are_said_once_and_hidden_ones_never(mine, capsys):
+def test_files_that_are_no_images_are_printed_once_and_hidden_ones_never(mine, capsys):
     for name in ("._train0.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (mine / "train/images" / name).write_bytes(b"x")
     (mine / "train/images/__MACOSX").mkdir()
@@ -145,7 +145,7 @@ def test_masks_of_other_names_are_shown_with_the_names_expected(mine, listed, re
     )
 
 
-def test_masks_of_images_in_training_are_none_of_images_to_predict(listed):
+def test_masks_of_other_images_do_not_label_images_to_predict(listed):
     Image.new("RGB", (4, 4)).save(listed / "images/photo.png")
     (listed / "test.txt").write_text("photo\n")
     Image.new("L", (4, 4)).save(listed / "masks/photo_77.png")  # whose image is gone, and no list names it
@@ -153,7 +153,7 @@ def test_masks_of_images_in_training_are_none_of_images_to_predict(listed):
 
 
 @pytest.mark.parametrize("name", ["mask", "labels"])
-def test_where_masks_were_looked_for_is_said(mine, listed, name):
+def test_the_expected_path_of_masks_is_named(mine, listed, name):
     (mine / "val/masks").rename(mine / "val" / name)
     assert f"should have {mine}/val/masks/NAME.png, but {mine}/val holds images/, {name}/" in refused(mine, "val")
     (listed / "masks").rename(listed / name)
@@ -194,7 +194,7 @@ def test_lines_of_a_list_that_are_no_names_are_shown_with_the_remedy(listed, con
     assert sentence in refused(listed, "val")
 
 
-def test_a_list_says_what_is_used_however_its_lines_end(listed):
+def test_a_list_is_read_with_any_line_endings(listed):
     Image.new("RGB", (4, 4)).save(listed / "images/not listed.webp")
     (listed / "val.txt").write_bytes(b"\xef\xbb\xbf  photo 2 \t\r\n\r\n")
     assert len(Folder(root=str(listed)).open_split("val")) == 1
@@ -218,7 +218,7 @@ def test_files_of_voc_with_another_suffix_are_shown(tmp_path):
     assert "(2007_000002.bmp is there, but only .png is read)" in refused(root, "val", VOC)
 
 
-def test_prepare_passes_nothing_over_either(mine):
+def test_prepare_refuses_unread_images_too(mine):
     convert(mine / "train/images/train3.png", ".webp")
     with pytest.raises(UserError, match=r"1 that are not \(train3.webp\)"):
         prepare("Folder", str(mine), mine.parent / "out")
@@ -240,7 +240,7 @@ def test_names_of_classes_are_as_they_are_written(listed, content, names):
 
 
 @pytest.mark.parametrize("content", ["classes: [a, car: 1]", "classes: [a, [b]]", "classes:\n- a\n-\n", "classes: [a, ' ']"])
-def test_what_is_no_name_of_a_class_is_refused(listed, content):
+def test_a_class_whose_name_is_no_text_is_refused(listed, content):
     (listed / "classes.yaml").write_text(content)
     with pytest.raises(UserError, match=r"classes\.yaml: class 1 is .*, not a name: write a text"):
         Folder(root=str(listed))

@@ -65,7 +65,7 @@ def samples(data, split):
 
 
 @pytest.mark.parametrize("name", ["voc", "cityscapes", "camvid", "camvid32", "folder"])
-def test_shards_streams_and_raw_stores_give_what_the_folders_give(name, tmp_path):
+def test_shards_streams_and_raw_stores_equal_the_directories(name, tmp_path):
     dataset, root, options = sources(tmp_path)[name]
     given = [f"--{option}={value}" for option, value in options.items()]
     for store in ("files", "raw"):
@@ -131,7 +131,7 @@ def test_a_root_that_holds_no_dataset_is_one_sentence(root, tmp_path, capsys, mo
     assert run("camvid", f"--root={tmp_path / root}", "--out=.") == 2
 
 
-def test_another_request_into_the_same_folder_is_refused(tmp_path, capsys):
+def test_another_request_into_the_same_directory_is_refused(tmp_path, capsys):
     root = fake_datasets.folder(tmp_path / "mine")
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}", "--store=raw") == 2
@@ -141,7 +141,7 @@ def test_another_request_into_the_same_folder_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kill_at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_killed_call_goes_on_where_it_was(kill_at, tmp_path):
+def test_a_killed_call_is_continued(kill_at, tmp_path):
     root = fake_datasets.folder(tmp_path / "mine", images=12)
     out = tmp_path / "out"
     code = f"""
@@ -170,7 +170,7 @@ main(sys.argv[1:])
     assert len(Folder(root=str(out)).open_split("train")) == 11
 
 
-def test_verify_finds_what_was_altered_later(tmp_path, capsys):
+def test_verify_finds_altered_files(tmp_path, capsys):
     root = fake_datasets.folder(tmp_path / "mine")
     run("folder", f"--root={root}", f"--out={tmp_path / 'out'}")
     shard = next((tmp_path / "out").glob("train-*.parquet"))
@@ -288,14 +288,14 @@ def test_shards_of_another_dataset_or_other_labels_are_refused(tmp_path):
         Cityscapes(root=str(tmp_path / "out"), labels="gtCoarse").open_split("train_extra")
 
 
-def test_objects_are_cut_from_the_folders_only(tmp_path):
+def test_objects_need_directories_not_shards(tmp_path):
     root = fake_datasets.voc(tmp_path / "voc")
     run("voc", f"--root={root}", f"--out={tmp_path / 'out'}", *COUNTS)
     with pytest.raises(UserError, match="do not have the objects"):
         VOC(root=str(tmp_path / "out"), train_split="train_objects").open_split("train_objects")
 
 
-def test_other_counts_than_published_must_be_meant(tmp_path, capsys):
+def test_other_counts_than_published_need_an_option(tmp_path, capsys):
     root = fake_datasets.voc(tmp_path)
     assert run("voc", f"--root={root}", f"--out={tmp_path / 'out'}") == 2
     assert "train has 2 images, as published 1,464" in capsys.readouterr().err
@@ -309,7 +309,7 @@ def test_images_that_are_trained_on_and_tested_on_are_refused(tmp_path, capsys):
     assert f"1 images are in train and in val, such as {root}/images/photo 0.png" in capsys.readouterr().err
 
 
-def test_images_of_one_name_in_two_splits_folders_are_two_images(tmp_path, capsys):
+def test_images_of_one_name_in_two_splits_are_two_images(tmp_path, capsys):
     root = fake_datasets.folder(tmp_path / "mine")
     for split in ("train", "val"):
         for name in ("images", "masks"):
@@ -336,7 +336,7 @@ def test_the_order_of_splits_does_not_change_what_is_shared(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["data[1]", "what? now*", "ä b"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_may_have_any_name(tmp_path, name, streaming):
+def test_a_directory_may_have_any_name(tmp_path, name, streaming):
     root = fake_datasets.folder(tmp_path / "mine")
     assert run("folder", f"--root={root}", f"--out={tmp_path / name}") == 0
     assert len(samples(Folder(root=str(tmp_path / name), streaming=streaming), "train")) == 2
@@ -368,7 +368,7 @@ def test_nothing_that_prepare_did_not_write_is_deleted(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
-def test_a_mistake_does_not_take_away_what_an_interrupted_call_has_done(tmp_path):
+def test_an_error_does_not_delete_the_work_of_an_interrupted_call(tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/train-00000.parquet").write_bytes(b"hours of work")
     assert run("folder", f"--root={tmp_path / 'typo'}", f"--out={tmp_path / 'out'}") == 2
@@ -385,7 +385,7 @@ def test_one_call_at_a_time(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", "no json", '{"entry": 1, "source": 2}', '{"entry": {"rows": 1}}'])
-def test_an_odd_note_or_manifest_is_not_believed(tmp_path, capsys, content):
+def test_a_damaged_note_or_manifest_is_not_used(tmp_path, capsys, content):
     root = fake_datasets.folder(tmp_path / "mine")
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/train-00000.parquet.json").write_text(content)
@@ -407,7 +407,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
         assert said.startswith("dilated-seg: ") and str(out) in said
 
 
-def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(tmp_path):
+def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tmp_path):
     root = fake_datasets.folder(tmp_path / "mine", images=12)
     code = """
 import resource, signal, sys
@@ -466,7 +466,7 @@ def test_archives_are_unpacked_and_prepared(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out", "packed", "tree"]
 
 
-def test_archives_without_folders_get_one_of_their_name(tmp_path):
+def test_archives_without_directories_get_one_of_their_name(tmp_path):
     root = fake_datasets.camvid32(tmp_path / "tree")
     packed = tmp_path / "packed"
     packed.mkdir()
@@ -478,7 +478,7 @@ def test_archives_without_folders_get_one_of_their_name(tmp_path):
     assert (tmp_path / "into/LabeledApproved_full/0001TP_006690_L.png").is_file()
 
 
-def test_archives_with_one_folder_at_the_top_are_found(tmp_path):
+def test_archives_with_one_directory_at_the_top_are_found(tmp_path):
     root = fake_datasets.folder(tmp_path / "mine")
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as packed:
         for path in root.rglob("*"):

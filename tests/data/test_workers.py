@@ -230,13 +230,13 @@ def broken(split, error):
 
 
 @pytest.mark.parametrize("error", [ForkedError("not valid in a forked process"), ImportError("no module"), TypeError("a bug")])
-def test_an_error_of_a_program_is_not_called_a_damaged_shard(data, error):
+def test_a_bug_is_not_reported_as_a_damaged_shard(data, error):
     split = broken(CamVid(root=str(data / "files"), streaming=True).open_split("train"), error)
     with pytest.raises(type(error), match=str(error)):
         split[0]
 
 
-def test_a_shard_is_damaged_if_its_checksum_says_so_whatever_was_raised(data, tmp_path):
+def test_a_shard_is_damaged_if_its_checksum_differs_whatever_the_error(data, tmp_path):
     dataset = CamVid(root=str(data / "files"), streaming=True)
     for error in (TypeError("an odd error"), OSError("Invalid page header")):
         split = broken(dataset.open_split("val"), error)
@@ -276,7 +276,7 @@ def test_too_many_open_files_are_neither_damage_nor_skipped(data, kind):
     assert "skipped" not in images[0, 0]
 
 
-def test_prepare_leaves_no_image_out_for_what_is_not_its_fault(data, tmp_path, monkeypatch, capsys):
+def test_prepare_leaves_no_image_out_for_errors_of_the_system(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dilated_seg.data.pairs.read_image", raising(ResourceError("no memory")))
     arguments = ["camvid", f"--root={data / 'folder'}", f"--out={tmp_path / 'out'}", "--other_counts", "--on_bad_image=skip"]
     assert main(["prepare", *arguments]) == 2
@@ -344,7 +344,7 @@ def test_only_damage_is_a_reason_to_replace_an_image(camvid, monkeypatch, error,
     assert ("replace the file" in str(caught.value)) == ("replace" in said or isinstance(error, MemoryError))
 
 
-def test_a_mistake_in_reading_an_image_is_not_damage(camvid, monkeypatch):
+def test_a_bug_in_reading_an_image_is_not_damage(camvid, monkeypatch):
     monkeypatch.setattr("dilated_seg.data.decode.as_bytes", None)
     with pytest.raises(TypeError, match="not callable"):
         read_image(camvid / "train/train_0.png")

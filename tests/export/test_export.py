@@ -141,7 +141,7 @@ def test_a_fixed_size_is_the_only_one_that_a_file_takes(more_files):
         run(torch.zeros(1, 3, 40, 47, dtype=torch.uint8))
 
 
-def test_what_gives_other_labels_is_refused(folders):
+def test_a_program_with_other_labels_is_refused(folders):
     plain = exporting.Plain(load(folders["reflected"]))
     assert agreement.compare(plain, plain, agreement.CHECKED).endswith("the labels are torch's")
     with pytest.raises(UserError, match=r"labels .* pixels differently from torch: it is not kept"):
@@ -222,7 +222,7 @@ def test_a_missing_package_of_onnx_is_named(folders, tmp_path, monkeypatch):
         exporting.export_network(str(folders["segnet"]), "onnx", str(tmp_path / "x.onnx"))
 
 
-def test_a_saved_folder_gives_the_segmenter_back(folders, tmp_path):
+def test_a_saved_directory_loads_as_the_segmenter(folders, tmp_path):
     segmenter = load(folders["reflected"])
     hub.save(segmenter, tmp_path / "again", licence="cc-by-nc-4.0")
     again = load(tmp_path / "again")
@@ -234,7 +234,7 @@ def test_a_saved_folder_gives_the_segmenter_back(folders, tmp_path):
     assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_model_card_states_what_is_known_and_no_more(tmp_path):
+def test_a_model_card_states_recorded_values_only(tmp_path):
     record = {
         "evaluation": "val", "classes": CLASSES, "protocol": {"dataset": "VOC", "images": 3, "checkpoint": "last, step 7"},
         "matrix": [[8, 2, 0, 0], [0, 10, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]],
@@ -282,7 +282,7 @@ def test_a_directory_of_unknown_origin_builds_our_networks_or_nothing(folders, t
     assert not Path("hacked").exists() and "tests.evil" not in sys.modules
 
 
-def test_the_hub_is_sent_the_folder_and_asked_for_no_more_than_it_needs(folders, tmp_path, monkeypatch):
+def test_the_hub_gets_the_directory_and_is_asked_for_two_files(folders, tmp_path, monkeypatch):
     sent, asked = {}, {}
 
     def upload(self, repo_id, folder_path):
@@ -304,7 +304,7 @@ def test_the_hub_is_sent_the_folder_and_asked_for_no_more_than_it_needs(folders,
     assert asked == {"me/mine": {"config.json", "model.safetensors"}}
 
 
-def test_a_damaged_folder_is_refused(folders, tmp_path):
+def test_a_damaged_directory_is_refused(folders, tmp_path):
     hub.save(load(folders["segnet"]), tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-5])
@@ -315,7 +315,7 @@ def test_a_damaged_folder_is_refused(folders, tmp_path):
         load(tmp_path)
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(folders, tmp_path, capsys):
+def test_a_directory_of_other_files_is_not_overwritten(folders, tmp_path, capsys):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/config.yaml").touch()
     (tmp_path / "mine").mkdir()
@@ -329,13 +329,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(folders, tmp_path, cap
 
 
 @pytest.mark.parametrize("licence", ["mit\nevil: true", "x: [y", "mit\n---\n# Hi", ""])
-def test_a_licence_is_a_name_and_nothing_else(licence, folders, tmp_path):
+def test_a_licence_is_a_short_name(licence, folders, tmp_path):
     with pytest.raises(UserError, match="short name"):
         hub.save(load(folders["segnet"]), tmp_path / "card", licence)
     assert not (tmp_path / "card").exists()
 
 
-def test_names_in_a_model_card_mean_nothing_to_markdown(folders, tmp_path):
+def test_names_in_a_model_card_are_literal_markdown(folders, tmp_path):
     segmenter = load(folders["segnet"])
     segmenter.classes = ["a|b", "x\ny", "<script>", "[c](http://d)"]
     segmenter.dataset = "Sh`apes\n---\n# title"

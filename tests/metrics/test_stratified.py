@@ -100,7 +100,7 @@ def written(tmp_path):
 
 @settings(max_examples=150, deadline=None)
 @given(LABELS)
-def test_each_stratification_counts_what_its_words_say(labels):
+def test_each_stratification_counts_by_its_definition(labels):
     mask, prediction = labels
     found, expected = one(prediction, mask), slowly(prediction, mask)
     for name in STRATA:
@@ -108,7 +108,7 @@ def test_each_stratification_counts_what_its_words_say(labels):
 
 
 @pytest.mark.parametrize(("height", "width", "seed"), [(50, 61, 0), (41, 30, 3), (1, 90, 4), (90, 1, 9), (60, 45, 14)])
-def test_so_it_does_where_regions_are_large_and_boundaries_far(height, width, seed):
+def test_stratifications_count_by_definition_where_regions_are_large(height, width, seed):
     prediction, mask = blobs(height, width, seed)
     found, expected = one(prediction, mask), slowly(prediction, mask)
     for name in STRATA:
@@ -180,7 +180,7 @@ def test_what_is_read_adds_up_over_sizes_and_widths_to_the_plain_counts(written)
     assert found.ids == [f"image {i}" for i in range(5)] and found.classes == ["a", "b", "c"] and found.sizes == SIZES
 
 
-def test_images_of_unequal_size_are_counted_without_what_fills_up_their_batch():
+def test_images_of_unequal_size_are_counted_without_padding():
     pairs = [blobs(20, 33, 1), blobs(31, 14, 2), blobs(5, 40, 3)]
     masks, predictions = np.full((3, 31, 40), 255, np.uint8), np.zeros((3, 31, 40), np.int16)
     for i, (prediction, mask) in enumerate(pairs):
@@ -243,7 +243,7 @@ def test_cells_of_no_class_are_refused(written):
         read_strata(file)
 
 
-def test_bins_and_distances_that_nobody_counted_are_refused(written):
+def test_bins_and_distances_that_were_not_counted_are_refused(written):
     found = read_strata(written([blobs(20, 30, 1)])[0])
     for ask in (lambda: found.size(0, 7), lambda: found.size(3, 2), lambda: found.band(0, 4), lambda: found.trimap(42)):
         with pytest.raises(UserError, match=r"bins|distances"):

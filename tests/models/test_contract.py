@@ -84,7 +84,7 @@ def test_every_parameter_gets_a_gradient(build):
 
 
 @pytest.mark.parametrize("build", list(NETWORKS.values()), ids=list(NETWORKS))
-def test_a_grey_image_is_refused(build):
+def test_a_gray_image_is_refused(build):
     with pytest.raises(TypeCheckError):
         build(3, width=1 / 16)(torch.randn(2, 1, 32, 32))
 
@@ -109,7 +109,7 @@ def test_output_stride_of_fcn_is_that_of_its_last_scores(stride):
 
 
 @pytest.mark.parametrize("build", [DeconvNet, SegNet, SegNetBasic, FCDenseNet], ids=lambda build: build.__name__)
-def test_one_value_a_channel_cannot_be_normalised_in_training_and_the_message_says_what_to_do(build):
+def test_a_single_value_per_channel_cannot_be_normalized_in_training(build):
     net = build(2, width=1 / 16).train()
     with pytest.raises(UserError, match="batch_size or use larger images"):
         net(torch.randn(1, 3, 1, 1))

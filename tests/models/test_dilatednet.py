@@ -33,7 +33,7 @@ def test_without_dilation_the_context_module_sees_15_cells():
     assert receptive_field(ContextModule(2, dilated=False), 2, 41) == 15
 
 
-def test_a_front_end_score_sees_380_pixels():
+def test_a_front_end_score_has_a_receptive_field_of_380_pixels():
     front_end = FrontEnd(2, width=1 / 64).double().eval()
     for layer in front_end.modules():
         if isinstance(layer, nn.Conv2d):
@@ -50,7 +50,7 @@ def test_a_front_end_score_sees_380_pixels():
 
 
 @pytest.mark.parametrize("size", ["basic", "large"])
-def test_identity_initialisation_passes_scores_through(size):
+def test_identity_initialization_passes_scores_through(size):
     torch.manual_seed(1)
     scores = torch.rand(1, 4, 40, 40) * 5
     passed = ContextModule(4, size)(scores)
@@ -87,7 +87,7 @@ def test_the_context_module_starts_without_changing_what_the_front_end_predicts(
 
 
 @pytest.mark.parametrize("name", ["context_basic_c21", "context_large_c21", "context_basic7_c11", "context_basic10_c19"])
-def test_centre_taps_start_as_the_released_filler_sets_them(name):
+def test_center_taps_start_as_the_released_filler_sets_them(name):
     call, _ = PUBLISHED[name]
     module = parse_network(call, "cpu")
     classes = AUTHORS[name]["num_classes"]

@@ -162,7 +162,7 @@ def test_dilatednet(name, arguments):
     assert logits.shape[-2:] == (41, 60)
 
 
-def test_dilatednet_for_cityscapes_enlarges_by_its_fixed_deconvolution():
+def test_dilatednet_for_cityscapes_upsamples_by_its_fixed_deconvolution():
     net, image = (
         randomised(DilatedNet(19, context_layers=10, padding="reflect", width=1 / 64)),
         torch.randn(1, 3, 200, 208).double(),

@@ -67,7 +67,7 @@ def test_every_entry_of_the_table_is_a_network_of_ours():
 
 
 @pytest.mark.parametrize(("size", "least"), [((900, 900), "released"), ((372, 400), "too small")])
-def test_an_unpadded_front_end_says_what_it_needs(size, least):
+def test_an_unpadded_front_end_names_the_size_that_it_needs(size, least):
     net, image = FrontEnd(2, "valid", width=1 / 64), torch.zeros(1, 3, *size, device="meta")
     if least == "released":
         assert net.to("meta")(image).shape == (1, 2, 66, 66)

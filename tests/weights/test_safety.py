@@ -129,7 +129,7 @@ def test_no_way_to_load_a_file_executes_it(load, form, tmp_path, environment):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("scheme", ["http", "hf"])
 @pytest.mark.parametrize("load", ["load_from_checkpoint", "a Trainer", "a Trainer that trains", "the command line's"])
-def test_a_checkpoint_behind_an_address_is_not_loaded(load, scheme, tmp_path, server, environment):
+def test_a_checkpoint_behind_a_url_is_not_loaded(load, scheme, tmp_path, server, environment):
     folder, address = server
     torch.save(checkpoint(extra=Harmful(tmp_path / "harm")), folder / "harmful.ckpt")
     loads = {
@@ -187,7 +187,7 @@ OURS = {"class_path": "dilated_seg.models.FCN", "init_args": {"num_classes": CLA
         {"hyper_parameters": [1]},
     ],
 )
-def test_a_checkpoint_has_nothing_imported_or_built_but_networks_and_optimisers(more, tmp_path, monkeypatch):
+def test_a_checkpoint_builds_only_known_networks_and_optimizers(more, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "harmful_module.py").write_text("import os, torch\nos.mkdir('harm')\nclass Net(torch.nn.Module): pass\n")
@@ -261,7 +261,7 @@ def published(server):
     return folder, f"{address}/w.pth#sha256={checksum}", folder.parent / f"torch/hub/checkpoints/{checksum[:16]}-w.pth"
 
 
-def test_weights_are_fetched_by_address_and_checksum_once(published, tmp_path):
+def test_weights_are_fetched_by_url_and_checksum_once(published, tmp_path):
     folder, source, kept = published
     result, _, _ = weights.load(parse_network(TINY, "cpu"), source)
     assert not result.missing and kept.read_bytes() == (folder / "w.pth").read_bytes()
@@ -273,14 +273,14 @@ def test_weights_are_fetched_by_address_and_checksum_once(published, tmp_path):
         weights.load(parse_network(TINY, "cpu"), source)
 
 
-def test_an_experiment_starts_from_an_address(published, tmp_path):
+def test_an_experiment_starts_from_a_url(published, tmp_path):
     _, source, kept = published
     first = task(weights=source, mean=(1.0, 2.0, 3.0), std=(1.0, 1.0, 1.0))
     trainer(tmp_path).validate(first, Shapes(), verbose=False)
     assert torch.equal(first.model.net.state_dict()["score_fr.bias"], torch.load(kept)["score_fr.bias"])
 
 
-def test_the_hub_is_an_address(published, monkeypatch):
+def test_the_hub_has_urls(published, monkeypatch):
     folder, source, _ = published
     address, checksum = source.split("/w.pth")
     for revision, written in (("main", ""), ("v1", "@v1")):
@@ -306,7 +306,7 @@ def test_the_hub_is_an_address(published, monkeypatch):
         (lambda url: "http://[" + url[url.index("/w.pth") :], "cannot download"),
     ],
 )
-def test_an_address_that_gives_not_that_file_is_one_sentence_and_leaves_nothing(change, sentence, published, tmp_path, capsys):
+def test_a_url_of_another_file_is_one_sentence_and_leaves_nothing(change, sentence, published, tmp_path, capsys):
     _, source, kept = published
     assert main(["port", change(source), "--net", TINY, "--out", str(tmp_path / "o.safetensors")]) == 2
     error = capsys.readouterr().err
@@ -326,7 +326,7 @@ def test_a_download_that_is_interrupted_leaves_nothing(published, monkeypatch):
     assert not list(kept.parent.iterdir())
 
 
-def test_what_is_fetched_is_not_executed_either(server, tmp_path, environment):
+def test_a_fetched_file_is_not_executed(server, tmp_path, environment):
     folder, address = server
     torch.save({"state_dict": Harmful(tmp_path / "harm")}, folder / "w.pth")
     with pytest.raises(UserError, match="would have to be executed"):

@@ -150,7 +150,7 @@ def test_staged_scores_bring_fcns_mean_into_the_next_stage(tmp_path):
     assert [name for name, _ in result.missing] == ["decoder.score_pool4.weight", "decoder.score_pool4.bias"]
 
 
-def test_staged_and_at_once_are_not_taken_for_each_other(tmp_path):
+def test_weights_of_the_staged_and_at_once_forms_are_not_confused(tmp_path):
     for name, other in (("fcn8s_voc", "fcn8s_atonce_voc"), ("fcn8s_atonce_voc", "fcn8s_voc")):
         (tmp_path / "f.caffemodel").write_bytes(caffemodel(published_blobs(name, parse_network(NARROW[name], "cpu"))[0]))
         with pytest.raises(UserError, match=f"set at_once={'atonce' in name}"):
@@ -317,7 +317,7 @@ def test_our_own_arrays_are_rgb_and_come_back_as_they_went(tmp_path):
     assert (mean, std) == (None, None)
 
 
-def test_caffes_names_in_torchs_file_go_by_what_port_is_told(tmp_path):
+def test_caffes_names_in_torchs_file_need_the_channel_order(tmp_path):
     net = parse_network(TINY, "cpu")
     state = {".".join(key.split(".")[-2:]): value for key, value in net.state_dict().items()}
     torch.save(state, tmp_path / "converted.pth")
@@ -346,7 +346,7 @@ def test_tied_tensors_and_names_with_brackets_are_written(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", [["--mean", "nan", "0", "0"], ["--std", "1", "0", "1"], ["--std", "inf", "1", "1"]])
-def test_a_mean_or_deviation_that_cannot_be_is_refused(option, tmp_path, capsys):
+def test_an_invalid_mean_or_std_is_refused(option, tmp_path, capsys):
     (tmp_path / "w.caffemodel").write_bytes(caffemodel(GOOD))
     assert port(tmp_path / "w.caffemodel", TINY, tmp_path / "o.safetensors", *option) == 2
     assert "three finite numbers" in capsys.readouterr().err
@@ -717,12 +717,12 @@ def test_each_network_has_its_file_in_torchs_cache(call, name, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("call", ["UNet(3)", "SegNetBasic(3)", "FCDenseNet(3, 56)", "FCNAlexNet(3)"])
-def test_networks_without_published_encoder_say_so(call):
+def test_networks_without_published_encoder_are_named(call):
     with pytest.raises(UserError, match=f"no ImageNet weights for {call.partition('(')[0]} in torchvision"):
         weights.fetch_imagenet(parse_network(call))
 
 
-def test_offline_it_says_how_to_fetch_it(tmp_path, monkeypatch):
+def test_offline_the_message_tells_how_to_fetch_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(
