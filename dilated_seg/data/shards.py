@@ -4,6 +4,8 @@ import glob
 import os
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +64,8 @@ class Shards(Split):
     def __getitem__(self, index: int) -> Sample:
         shard = int(np.searchsorted(self.starts, index, "right")) - 1
         path = self.paths[shard]
-        try:
+        with explain_errors([path], [self.entries[shard]]):
             row = self.rows[index]
-        except Exception as error:  # arrow, datasets and storage libraries have errors of their own
-            if problem := explain_shard_error([path], [self.entries[shard]], error):
-                raise problem from error
-            raise
         if self.raw:
             return self.from_raw(row)
         cells = (row["image"][0], row["label"][0])
@@ -94,12 +92,8 @@ def map_parquet(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa
     """Return Parquet shards, mapped from a copy in the cache of `datasets` that the first opening makes."""
     from datasets import Dataset
 
-    try:
+    with explain_errors(paths, entries):
         return Dataset.from_parquet(list(map(glob.escape, paths))).with_format("arrow")
-    except Exception as error:  # DatasetGenerationError, whose cause is the error
-        if problem := explain_shard_error(paths, entries, error.__cause__ or error):
-            raise problem from error
-        raise
 
 
 def map_arrow(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
@@ -108,12 +102,8 @@ def map_arrow(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: 
 
     parts = []
     for path, entry in zip(paths, entries, strict=True):
-        try:
+        with explain_errors([path], [entry]):
             parts.append(Dataset.from_file(path))
-        except Exception as error:
-            if problem := explain_shard_error([path], [entry], error):
-                raise problem from error
-            raise
     return concatenate_datasets(parts).with_format("arrow")
 
 
@@ -174,6 +164,18 @@ def check_shard(path: str, size: int) -> None:
         raise UserError(f"{path} is missing: copy the directory again, or prepare it again")
     if (actual := Path(path).stat().st_size) != size:
         raise UserError(f"{path} has {actual:,} bytes, not {size:,}: copy it again, or prepare the dataset again")
+
+
+@contextmanager
+def explain_errors(paths: list[str], entries: list[dict[str, Any]]) -> Iterator[None]:
+    """Raise the UserError of `explain_shard_error` instead of an error of arrow, datasets or a storage library."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
+        if problem := explain_shard_error(paths, entries, cause or error):
+            raise problem from error
+        raise
 
 
 def explain_shard_error(paths: list[str], entries: list[dict[str, Any]], error: BaseException) -> UserError | None:

@@ -238,7 +238,7 @@ def test_damaged_images_are_named_or_read_and_never_crash(suffix, tmp_path):
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"eval_batch_size": 0}, {"num_workers": -1}])
 def test_impossible_loader_options_are_refused(options):
-    with pytest.raises(UserError, match="must be at least"):
+    with pytest.raises(UserError, match="give at least"):
         Shapes(**options)
 
 

@@ -240,7 +240,7 @@ def test_values_that_your_masks_ignore_are_named_in_classes_yaml(folder):
         (None, "should have the line classes"),
         ("classes: [a", "is not YAML"),
         ("[a, b]", "should have the line classes"),
-        ("classes: [a]", "from 2 to 250"),
+        ("classes: [a]", "with 2 to 250"),
         ("classes: [a, a]", "names a class twice"),
         ("classes: [a, b]\ncolours: 3", "unknown key 'colours'"),
         ("classes: [a, b]\npalette: [[0, 0, 0]]", "for each of 2 classes"),

@@ -148,13 +148,13 @@ def test_a_killed_call_is_continued(kill_at, tmp_path):
 import os, signal, sys
 from dilated_seg.data.prepare import write
 from dilated_seg.__main__ import main
-write.SHARD_BYTES, wrote, original = 4000, [], write.write_note
-def write_note(path, note):
+write.SHARD_BYTES, wrote, original = 4000, [], write.storage.write_text
+def write_text(path, text):
     wrote.append(path)
     if len(wrote) == {kill_at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    original(path, note)
-write.write_note = write_note
+    original(path, text)
+write.storage.write_text = write_text
 main(sys.argv[1:])
 """
     arguments = ["prepare", "folder", f"--root={root}", f"--out={out}"]
@@ -358,7 +358,7 @@ def test_nothing_that_prepare_did_not_write_is_deleted(tmp_path, capsys):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/thesis.tex").write_text("all of it")
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 2
-    assert "thesis.tex is in a folder for unfinished work, but prepare did not write it" in capsys.readouterr().err
+    assert "thesis.tex is in a directory for unfinished work, but not written by prepare" in capsys.readouterr().err
     assert (tmp_path / "out.partial/thesis.tex").read_text() == "all of it"
     shutil.rmtree(tmp_path / "out.partial")
     zipped(tmp_path / "packed.zip")
@@ -419,7 +419,7 @@ sys.exit(main(sys.argv[1:]))
     command = ["prepare", "folder", f"--root={root}", f"--out={tmp_path / 'out'}"]
     full = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert full.returncode == 2 and "Traceback" not in full.stderr
-    assert "File too large; the same command goes on" in full.stderr
+    assert "File too large; fix that, then the same command continues" in full.stderr
     assert run(*command[1:]) == 0
 
 
@@ -606,7 +606,7 @@ def test_downloads_are_checked_and_come_from_the_first_mirror_that_has_them(tmp_
     assert archives.fetch("a.tar", checksum, urls, tmp_path / "here").read_bytes() == b"content"
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["a.tar"]
     archives.fetch("a.tar", checksum, (), tmp_path / "here")  # there already
-    with pytest.raises(UserError, match=r"b.tar could not be downloaded .*put it into"):
+    with pytest.raises(UserError, match=r"b.tar cannot be downloaded .*put it into"):
         archives.fetch("b.tar", checksum, urls[:2], tmp_path / "here")
     assert [p.name for p in (tmp_path / "here").iterdir()] == ["a.tar"]
     server.shutdown()

@@ -280,7 +280,7 @@ def test_prepare_leaves_no_image_out_for_errors_of_the_system(data, tmp_path, mo
     monkeypatch.setattr("dilated_seg.data.pairs.read_image", raising(ResourceError("no memory")))
     arguments = ["camvid", f"--root={data / 'folder'}", f"--out={tmp_path / 'out'}", "--other_counts", "--on_bad_image=skip"]
     assert main(["prepare", *arguments]) == 2
-    assert "no memory; the same command goes on when that is mended" in capsys.readouterr().err
+    assert "no memory; then the same command continues" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["prepare", *arguments]) == 0
     assert len(CamVid(root=str(tmp_path / "out")).open_split("train")) == 5

@@ -206,7 +206,7 @@ def test_mistakes_are_one_sentence(folders, tmp_path, capsys):
         ("the file name must end in .pt2", "pt2", there),
         ("there is no directory", "onnx", tmp_path / "no/x.onnx"),
         ("--size takes a height and a width of at least 1", "onnx", tmp_path / "x.onnx", "--size", "0", "5"),
-        ("--licence is for --format hub", "onnx", tmp_path / "x.onnx", "--licence", "mit"),
+        ("--licence goes with --format hub", "onnx", tmp_path / "x.onnx", "--licence", "mit"),
         ("there is no /nowhere", "onnx", tmp_path / "x.onnx"),
     ):
         source = "/nowhere" if "nowhere" in sentence else str(folders["segnet"])

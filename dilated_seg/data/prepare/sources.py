@@ -35,7 +35,7 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
     Raises:
         UserError: There is neither, or an archive is damaged or, if ``check``, not the published one.
     """
-    build: type[SegmentationDataModule] = getattr(data, name)
+    build: Any = getattr(data, name)  # each class has its own options
     source = root or os.environ.get(build.variable)
     sbd = archives.list_archives(Path(options["sbd"])) if "sbd" in options else []
     packed = [] if not source or is_tree(build, source, options) else archives.list_archives(Path(source))
@@ -44,7 +44,7 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
     if packed:  # their files may be in a directory
         inside = [tree, *sorted(path for path in tree.iterdir() if path.is_dir())]
         source = str(next((path for path in inside if is_tree(build, str(path), options)), tree))
-    dataset = build_dataset(build, source, options)
+    dataset: SegmentationDataModule = build(root=source, **options)
     if not dataset.list_splits():
         raise UserError(
             f"{root or dataset.require_root()} has no split of {name}: give the directory as its publisher unpacks it"
@@ -52,16 +52,10 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
     return dataset
 
 
-def build_dataset(build: Any, root: str | None, options: dict[str, str]) -> SegmentationDataModule:  # noqa: ANN401 - a class
-    """Return a dataset of this class, whose options depend on the class."""
-    dataset: SegmentationDataModule = build(root=root, **options)
-    return dataset
-
-
-def is_tree(build: type[SegmentationDataModule], root: str, options: dict[str, str]) -> bool:
+def is_tree(build: Any, root: str, options: dict[str, str]) -> bool:  # noqa: ANN401 - a dataset's class
     """Return whether a directory holds the dataset, unpacked."""
     try:
-        return bool(build_dataset(build, root, options).list_splits())
+        return bool(build(root=root, **options).list_splits())
     except UserError:
         return False
 
