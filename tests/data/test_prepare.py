@@ -363,7 +363,7 @@ def test_nothing_that_prepare_did_not_write_is_deleted(tmp_path, capsys):
     shutil.rmtree(tmp_path / "out.partial")
     zipped(tmp_path / "packed.zip")
     assert run("folder", f"--root={tmp_path / 'packed.zip'}", f"--out={tmp_path / 'out'}") == 2
-    assert "out.unpacked is where archives are unpacked to" in capsys.readouterr().err
+    assert "out.unpacked is needed for unpacking" in capsys.readouterr().err
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 

@@ -270,7 +270,7 @@ def test_too_many_open_files_are_neither_damage_nor_skipped(data, kind):
     images = dataset.training_images()
     images[0, 0]  # everything is imported
     if streaming:
-        images.split.rows.forget()
+        images.split.rows.reset()
     with NoMoreFiles(), pytest.raises(ResourceError, match=r"too many files are open to read .*: lower data\.num_workers"):
         images[0, 0]
     assert "skipped" not in images[0, 0]
