@@ -28,7 +28,7 @@ def installed(tmp_path_factory) -> Path:
     build = [sys.executable, "-c", "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])", folder]
     source = folder / "source"
     source.mkdir()
-    for name in ("dilated_seg", "experiments", "setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md"):
+    for name in ("dilated_seg", "experiments", "setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", ".git"):
         (source / name).symlink_to(ROOT / name)  # the build writes into the directory that it runs in
     subprocess.run(build, cwd=source, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
@@ -45,6 +45,10 @@ def run_installed(installed: Path, cwd: Path, *args: object) -> subprocess.Compl
 def test_the_wheel_has_every_experiment_and_no_benchmark(installed):
     there = {file.relative_to(installed / "dilated_seg/experiments") for file in installed.rglob("experiments/**/*.*")}
     assert there == {file.relative_to(EXPERIMENTS) for file in EXPERIMENTS.rglob("*.yaml")}
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        commit = (installed / "dilated_seg/COMMIT").read_text().partition("-")[0]
+        assert commit and head.startswith(commit)
     assert (installed / "dilated_seg/py.typed").is_file() and (installed / "dilated_seg/report/page.css").is_file()
 
 

@@ -1,6 +1,7 @@
 """The commit of the running code."""
 
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -9,15 +10,14 @@ import dilated_seg
 
 @cache
 def commit() -> str:
-    """Return the commit of the running code, marked if files differ from it; the version if there is no checkout.
+    """Return the commit of the running code, marked if files differ from it; the version if the commit is unknown.
 
-    It is read once: the checkout may change while a run lasts.
+    It is read once: the checkout may change while a run lasts. A built wheel holds it in a file (setup.py).
     """
-    root = Path(dilated_seg.__file__).parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        if (root / ".git").exists():
+    package = Path(dilated_seg.__file__).parent
+    command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError, subprocess.CalledProcessError):  # no git
+        if (package.parent / ".git").exists():
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass  # no git: the version will do
-    return dilated_seg.__version__
+    built = package / "COMMIT"
+    return (built.read_text().strip() if built.is_file() else "") or dilated_seg.__version__
