@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def first_difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
+def find_first_difference(first: Sequence[str], second: Sequence[str], in_first: str, in_second: str) -> str | None:
     """Return a clause that names the first class in which two lists of names differ, or None if they are equal.
 
     ``in_first`` and ``in_second`` name their sources, such as "in runs/x/checkpoints/best.ckpt".

@@ -154,20 +154,20 @@ class SegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         require_labels(self)
-        return self.load_training(self.training_images(), stack)
+        return self.load_training(self.open_training_images(), stack)
 
-    def training_images(self) -> Images:
+    def open_training_images(self) -> Images:
         """Return the training split, augmented; indexed by (epoch, index)."""
         return Images(self.open_split(self.train_split), self.augmentation, get_run_seed(), self.on_bad_image == "skip")
 
     def load_training(self, images: Dataset[Any], collate: Callable[..., Any]) -> DataLoader[Any]:
         """Return the loader of training batches of images indexed by (epoch, index), after the batches done so far."""
         rank = self.trainer.global_rank if self.trainer else 0
-        return self._loader(images, self.training_order(rank, self._batches_done), collate)
+        return self._loader(images, self.make_training_order(rank, self._batches_done), collate)
 
-    def training_order(self, rank: int, done: Callable[[], int]) -> TrainingOrder:
+    def make_training_order(self, rank: int, done: Callable[[], int]) -> TrainingOrder:
         """Return the sampler of a process's batches, after the ``done()`` first ones."""
-        split, seed, batch_size = self.open_split(self.train_split), get_run_seed(), self.images_at_once()
+        split, seed, batch_size = self.open_split(self.train_split), get_run_seed(), self.get_batch_size()
         return TrainingOrder(len(split), batch_size, seed, rank, self._world, done, self.passes, split.order_images)
 
     @property
@@ -175,7 +175,7 @@ class SegmentationDataModule(LightningDataModule):
         """The number of batches whose gradients are accumulated for one step."""
         return self.trainer.accumulate_grad_batches if self.trainer else 1
 
-    def images_at_once(self) -> int:
+    def get_batch_size(self) -> int:
         """Return the images per process and training batch; raise UserError if the global batch cannot be divided equally."""
         if self.global_batch_size is None:
             return self.batch_size

@@ -62,10 +62,10 @@ def read_image(path: Source) -> Tensor:
     Raises:
         UserError: The file is damaged, no image, larger than ``DILATED_SEG_MAX_PIXELS``, or has more than 8 bits a channel.
     """
-    return decode_image(path, lambda image: as_rgb(image, str(path)))
+    return decode_image(path, lambda image: convert_to_rgb(image, str(path)))
 
 
-def as_rgb(image: Image.Image, name: str = "the image", upright: bool = True) -> Tensor:
+def convert_to_rgb(image: Image.Image, name: str = "the image", upright: bool = True) -> Tensor:
     """Return an image as uint8 RGB (3, H, W).
 
     Args:
@@ -86,10 +86,10 @@ def as_rgb(image: Image.Image, name: str = "the image", upright: bool = True) ->
     content = bytearray(rgb.tobytes())
     if deep and 0 < (highest := max(content)) < MIN_BRIGHTNESS:
         raise UserError(f"{name} holds 16-bit values up to about {256 * highest:,}, which is nearly black: {TO_8_BITS}")
-    return as_bytes(content, rgb.height, rgb.width, 3).permute(2, 0, 1)
+    return make_tensor(content, rgb.height, rgb.width, 3).permute(2, 0, 1)
 
 
-def as_bytes(content: bytearray, *shape: int) -> Tensor:
+def make_tensor(content: bytearray, *shape: int) -> Tensor:
     """Return Pillow's bytes as a tensor."""
     return torch.frombuffer(content, dtype=torch.uint8).view(shape)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dilated_seg.data.decode import Source, as_bytes, as_rgb, decode_image
+from dilated_seg.data.decode import Source, convert_to_rgb, decode_image, make_tensor
 from dilated_seg.data.workers import print_once
 from dilated_seg.errors import UserError
 
@@ -52,7 +52,7 @@ def read_mask(path: Source, classes: bytes, palette: Palette = ()) -> Tensor:
         if (first := ids.find(UNKNOWN)) >= 0:
             y, x = divmod(first, image.width)
             raise UserError(f"{path} holds the value {values[first]} at row {y}, column {x}, which is no class of this dataset")
-        return as_bytes(ids, image.height, image.width)
+        return make_tensor(ids, image.height, image.width)
 
     return decode_image(path, read_ids)
 
@@ -130,7 +130,7 @@ def make_table(classes: Mapping[int, int]) -> bytes:
 
 def read_colors(path: Source, classes: Mapping[tuple[int, int, int], int]) -> Tensor:
     """Return a mask's file of colors as class ids (H, W): color c becomes ``classes[c]``; other colors raise UserError."""
-    image = decode_image(path, lambda image: as_rgb(image, str(path), upright=False)).long()
+    image = decode_image(path, lambda image: convert_to_rgb(image, str(path), upright=False)).long()
     keys = (image[0] << 16) | (image[1] << 8) | image[2]
     colors, inverse = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     known = {(r << 16) | (g << 8) | b: value for (r, g, b), value in classes.items()}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from dilated_seg.data import manifest
-from dilated_seg.data.classes import first_difference
+from dilated_seg.data.classes import find_first_difference
 from dilated_seg.data.shards import Shards
 from dilated_seg.errors import UserError
 
@@ -35,7 +35,7 @@ def check_prepared(dataset: "SegmentationDataModule", root: str, record: dict[st
     if record["dataset"] != type(dataset).__name__:
         raise UserError(f"{root} holds {record['dataset']}, not {type(dataset).__name__}: name another directory or dataset")
     if record["classes"] != list(dataset.classes):
-        difference = first_difference(
+        difference = find_first_difference(
             record["classes"], dataset.classes, f"when {root} was prepared", f"in {dataset.names_source}"
         )
         raise UserError(f"{difference}: restore the names, or prepare it again")

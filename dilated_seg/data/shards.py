@@ -67,13 +67,13 @@ class Shards(Split):
         with explain_errors([path], [self.entries[shard]]):
             row = self.rows[index]
         if self.raw:
-            return self.from_raw(row)
+            return self.read_raw(row)
         cells = (row["image"][0], row["label"][0])
         image, mask = (Stored(path, cell["path"].as_py(), cell["bytes"].as_py()) for cell in cells)
         return read_pair(row["id"][0].as_py(), image, mask if mask.name else None, self.mask_reader, self.as_stored)
 
     @staticmethod
-    def from_raw(row: pa.Table) -> Sample:
+    def read_raw(row: pa.Table) -> Sample:
         """Return views of the mapped pixels; only those in a crop are read from the disk."""
         height, width = row["height"][0].as_py(), row["width"][0].as_py()
         image, mask = (np.frombuffer(row[name][0].as_buffer(), np.uint8) for name in ("image", "mask"))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dilated_seg.crf import DenseCRF
-from dilated_seg.data.decode import as_rgb, read_image
+from dilated_seg.data.decode import convert_to_rgb, read_image
 from dilated_seg.data.masks import paint_mask
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference.strategies import FullImage, Inference, Tiles, predict, predict_logits
@@ -95,7 +95,7 @@ def read_picture(picture: str | Path | Image.Image | Tensor) -> Tensor:
         return picture
     if isinstance(picture, Image.Image):
         try:
-            return as_rgb(picture.copy())
+            return convert_to_rgb(picture.copy())
         except UserError:
             raise
         except Exception as error:  # every format has its own for damaged files

@@ -48,10 +48,10 @@ def count_strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ign
     values = np.empty((2, *mask.shape), np.min_scalar_type(side))
     values[0], values[1] = mask, prediction
     np.copyto(values, num_classes, where=mask == ignore_index)
-    d = band_width(*mask.shape[1:])
+    d = get_band_width(*mask.shape[1:])
     edges = differ_from_neighbour(values)
-    distance = boundary_distance(edges[0], max(MAX_BOUNDARY_DISTANCE, d))
-    bands = (distance <= d) * np.uint8(TRUTH) + (boundary_distance(edges[1], d) <= d) * np.uint8(PREDICTION)
+    distance = measure_boundary_distance(edges[0], max(MAX_BOUNDARY_DISTANCE, d))
+    bands = (distance <= d) * np.uint8(TRUTH) + (measure_boundary_distance(edges[1], d) <= d) * np.uint8(PREDICTION)
     pair = values[0] * np.min_scalar_type(4 * side**2).type(side) + values[1]
     counts = count_by_run(values, pair, bands, shapes)
     counts["boundary"] = count_by_pixel(np.minimum(distance, MAX_BOUNDARY_DISTANCE + 1), pair, shapes["boundary"])
@@ -90,7 +90,7 @@ def count_by_run(
     return counts
 
 
-def band_width(height: int, width: int) -> int:
+def get_band_width(height: int, width: int) -> int:
     """Return Boundary IoU's d for an image of this size, in pixels."""
     return max(1, round(DIAGONAL * math.hypot(height, width)))
 
@@ -155,7 +155,7 @@ def reduce_3x3(extreme: np.ufunc, values: np.ndarray, step: int) -> np.ndarray:
     return values
 
 
-def boundary_distance(edges: np.ndarray, limit: int) -> np.ndarray:
+def measure_boundary_distance(edges: np.ndarray, limit: int) -> np.ndarray:
     """Return the chessboard distance to another value (..., H, W): 1 at the edges; limit + 1 where it is larger.
 
     Distances grow by doubling. Let all distances up to n be known. A pixel at distance D, n < D <= n + s, has a pixel at

@@ -164,7 +164,7 @@ class FrontEnd(nn.Module):
         check_arguments(FrontEnd, locals())
         super().__init__()
         self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
-        self.encoder, layers, fc = encoder_and_classifier(padding, width, dropout, resnet)
+        self.encoder, layers, fc = build_encoder_and_classifier(padding, width, dropout, resnet)
         self.classifier = nn.Sequential(layers)
         self.final = nn.Conv2d(fc, num_classes, 1)
         initialize(self)
@@ -180,7 +180,7 @@ def pool2x2_or_none(stage: int) -> nn.Module:
     return vgg.pool2x2(stage) if POOL[stage - 1] else nn.Identity()
 
 
-def encoder_and_classifier(
+def build_encoder_and_classifier(
     padding: str, width: float, dropout: float, depth: resnet.Depth | None
 ) -> tuple[nn.Module, "OrderedDict[str, nn.Module]", int]:
     """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""

@@ -80,7 +80,7 @@ class FCN(nn.Module):
         super().__init__()
         self.output_stride = stride
         self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
-        self.encoder, self.classifier, fc = encoder_and_classifier(width, dropout, form == "authors", resnet)
+        self.encoder, self.classifier, fc = build_encoder_and_classifier(width, dropout, form == "authors", resnet)
         initialize(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
         self.decoder = nn.ModuleDict()
@@ -125,7 +125,7 @@ class FCN(nn.Module):
         return f"was trained {'with' if theirs else 'without'} fixed scales: set at_once={theirs}"
 
 
-def encoder_and_classifier(
+def build_encoder_and_classifier(
     width: float, dropout: float, authors: bool, depth: resnet.Depth | None
 ) -> tuple[vgg.Encoder | resnet.Encoder, nn.Module, int]:
     """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dilated_seg.data.classes import first_difference
+from dilated_seg.data.classes import find_first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs import Evaluation, Run
 from dilated_seg.runs.find import find_common_evaluation, find_evaluated_runs
@@ -78,7 +78,7 @@ def require_same_split(results: Sequence[Result]) -> None:
     for result in results[1:]:
         ours, theirs = first.evaluation, result.evaluation
         places = f"in {first.run}", f"in {result.run}"
-        if difference := first_difference(ours.classes, theirs.classes, *places):
+        if difference := find_first_difference(ours.classes, theirs.classes, *places):
             raise UserError(f"{difference}: only runs of the same classes can be compared")
         for key in ("dataset", "split", "images", "pixels"):
             one, other = (evaluation.protocol.describe()[key] for evaluation in (ours, theirs))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from dilated_seg.data.classes import first_difference
+from dilated_seg.data.classes import find_first_difference
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.split import Sample, Split
 from dilated_seg.errors import UserError
@@ -42,5 +42,7 @@ def require_same_classes(run: str | os.PathLike[str], dataset: SegmentationDataM
     Raises:
         UserError: Their number, a name or the order differs.
     """
-    if difference := first_difference(classes, dataset.classes, "in the checkpoint", f"in {dataset.names_source} of {run}"):
+    if difference := find_first_difference(
+        classes, dataset.classes, "in the checkpoint", f"in {dataset.names_source} of {run}"
+    ):
         raise UserError(f"{difference}: name the run's own checkpoint, or put the class names back as they were")

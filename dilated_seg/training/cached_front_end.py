@@ -75,7 +75,7 @@ class CachedFrontEnd(Freeze):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         key = trainer.strategy.broadcast(json.dumps(describe_features(trainer, pl_module, data), indent=1))
         folder = self.folder / hash_text(key)[:16]
-        features = StoredFeatures(folder, len(data.training_images()), self.variants)
+        features = StoredFeatures(folder, len(data.open_training_images()), self.variants)
         with lock_folder(folder) if trainer.is_global_zero else nullcontext():
             missing: list[Block] = []
             if trainer.is_global_zero:
@@ -97,7 +97,7 @@ class CachedFrontEnd(Freeze):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         blocks: Sequence[Block] = missing[trainer.global_rank :: trainer.world_size]
         loader = DataLoader(
-            data.training_images(),
+            data.open_training_images(),
             sampler=[(variant, index) for variant, block in blocks for index in features.rows(block)],
             batch_size=None,
             num_workers=min(data.num_workers, 4) if blocks else 0,
@@ -168,13 +168,13 @@ def find_needed(trainer: Trainer, data: SegmentationDataModule, features: Stored
     """Return the shards that the run will read: all, unless it takes a few steps only."""
     if trainer.max_steps < 0:
         return features.blocks
-    order = data.training_order(0, int)
+    order = data.make_training_order(0, int)
     batches, needed = trainer.max_steps * data.passes, set[Block]()
     for epoch in range(-(-batches // len(order))):
         if needed == features.blocks:
             break
         for rank in range(trainer.world_size):
-            order = data.training_order(rank, partial(int, epoch * len(order)))
+            order = data.make_training_order(rank, partial(int, epoch * len(order)))
             for batch in islice(order, batches - epoch * len(order)):
                 needed |= {(epoch % features.variants, key[1] // ROWS) for key in batch if isinstance(key, tuple)}
     return needed

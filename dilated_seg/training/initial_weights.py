@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 
-from dilated_seg.data.classes import first_difference
+from dilated_seg.data.classes import find_first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs.find import newest_checkpoint
 from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
@@ -101,4 +101,4 @@ def find_class_difference(task: LightningModule, names: Sequence[str] | None, fi
     if not names or not ours:
         return None
     where = getattr(data, "names_source", None) or type(data or task).__name__
-    return first_difference(names, [str(name) for name in ours], f"in {place}", f"in {where}")
+    return find_first_difference(names, [str(name) for name in ours], f"in {place}", f"in {where}")

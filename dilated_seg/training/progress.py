@@ -37,7 +37,7 @@ class Throughput(Callback):
         self.batches, self.started, self.rate = 0, 0.0, 0.0
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and isinstance(data, SegmentationDataModule):
-            at_once, world, passes = data.images_at_once(), trainer.world_size, data.passes
+            at_once, world, passes = data.get_batch_size(), trainer.world_size, data.passes
             among = f"{at_once} in each of {world} processes" if world > 1 else f"{at_once} at once"
             how = f" ({among}{f', {passes} times' if passes > 1 else ''})" if world * passes > 1 else ""
             unused = (

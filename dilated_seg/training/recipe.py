@@ -113,7 +113,7 @@ def images_per_step(trainer: Trainer) -> list[int] | None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(data, SegmentationDataModule):
         return None
-    return [data.images_at_once() * trainer.world_size * data.passes, data.passes]
+    return [data.get_batch_size() * trainer.world_size * data.passes, data.passes]
 
 
 def follow(task: Any, checkpoint: dict[str, Any], path: Path) -> None:  # noqa: ANN401

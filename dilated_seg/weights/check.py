@@ -32,8 +32,8 @@ def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unma
         if getattr(part, "indivisible", ""):
             check_indivisible(file, name, part, state, unmatched)
         if hasattr(part, "check_weights"):
-            layers = [last_name(key.rpartition(".")[0]) for key in state]
-            if problem := part.check_weights(list(map(last_name, file.layers)), layers):
+            layers = [get_last_name(key.rpartition(".")[0]) for key in state]
+            if problem := part.check_weights(list(map(get_last_name, file.layers)), layers):
                 raise UserError(f"{file.path} {problem}")
 
 
@@ -47,7 +47,7 @@ def check_indivisible(
     convolutions = [
         f"{name}.{path}".strip(".")
         for path, layer in part.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not re.search("score|classifier", last_name(path))
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not re.search("score|classifier", get_last_name(path))
     ]
     loaded = [path for path in convolutions if f"{path}.weight" in state]
     if not loaded:
@@ -60,7 +60,7 @@ def check_indivisible(
     if further := [
         layer
         for layer in unmatched
-        if any(re.fullmatch(pattern, text) for text in (layer, last_name(layer))) or (name and layer.startswith(f"{name}."))
+        if any(re.fullmatch(pattern, text) for text in (layer, get_last_name(layer))) or (name and layer.startswith(f"{name}."))
     ]:
         raise UserError(
             f"{file.path} has {format_names(further)} besides {loaded[0]}, but this network has no such layer: the file is of "
@@ -105,6 +105,6 @@ def group_by_layer(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def last_name(path: str) -> str:
+def get_last_name(path: str) -> str:
     """Return a layer's name without the modules that contain it."""
     return path.rpartition(".")[2]

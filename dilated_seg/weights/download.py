@@ -26,7 +26,7 @@ def fetch(source: str | Path) -> Path:
     if not re.fullmatch("[0-9a-f]{64}", checksum := checksum.lower()):
         raise UserError(f"{source} has no checksum of its file: append its SHA-256, {url.split('#')[0]}#sha256=...")
     name = url.split("?")[0].rpartition("/")[2]
-    return ensure_downloaded(resolve_url(url), cache_directory() / f"{checksum[:16]}-{name[-100:]}", checksum)
+    return ensure_downloaded(resolve_url(url), get_cache_directory() / f"{checksum[:16]}-{name[-100:]}", checksum)
 
 
 def resolve_url(url: str) -> str:
@@ -40,7 +40,7 @@ def resolve_url(url: str) -> str:
     raise UserError(f"{url} cannot be downloaded: give an https:// address, or hf://OWNER/NAME/FILE")
 
 
-def cache_directory() -> Path:
+def get_cache_directory() -> Path:
     """Return the directory in which torch keeps downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 

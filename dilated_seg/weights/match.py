@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from dilated_seg.errors import UserError, format_names, print_table
-from dilated_seg.weights.check import check_parts, group_by_layer, last_name
+from dilated_seg.weights.check import check_parts, get_last_name, group_by_layer
 from dilated_seg.weights.convert import convert_layout, convert_precision, find_channel_order, format_shape
 from dilated_seg.weights.readers import Weights
 from dilated_seg.weights.rename import find_layer, name_tensors, rename_kinds, rename_torchvision, strip_wrappers
@@ -123,10 +123,10 @@ class TensorMap:
             return
         if key in self.state:
             raise UserError(f"{self.file.path} has two tensors for {key}: remove one of them, such as {name}")
-        converted, layout = convert_layout(last_name(path), tensor, ours.shape)
+        converted, layout = convert_layout(get_last_name(path), tensor, ours.shape)
         if converted is None:
             problem = f"{name} is {format_shape(tensor)} there and {format_shape(ours)} here"
-            self.misfits.append((last_name(path), problem))
+            self.misfits.append((get_last_name(path), problem))
             return
         conversions = [layout]
         reads_image = path in self.image_layers
@@ -152,7 +152,7 @@ class TensorMap:
                 "classes, name it in model.weights_without (port --without)"
             )
         if not self.result.loaded:
-            ours = format_names([last_name(path) for path in self.ours])
+            ours = format_names([get_last_name(path) for path in self.ours])
             theirs = format_names(list(file.layers))
             raise UserError(f"{file.path} has no layer of this network: its layers are {theirs}, ours {ours}")
         check_parts(file, self.net, self.state, self.unmatched)
@@ -169,4 +169,4 @@ def find_image_layers(net: nn.Module) -> list[str]:
     """Return the paths of the convolutions that read the image: its class's ``image_layers``, or else the first one."""
     convolutions = [path for path, layer in net.named_modules() if isinstance(layer, nn.Conv2d)]
     stated = getattr(net, "image_layers", None)
-    return convolutions[:1] if stated is None else [path for path in convolutions if last_name(path) in stated]
+    return convolutions[:1] if stated is None else [path for path in convolutions if get_last_name(path) in stated]

@@ -9,7 +9,7 @@ from dilated_seg import models
 from dilated_seg.errors import UserError
 from dilated_seg.models.release import ILSVRC_MEAN, RGB, VGG_MEAN, Release
 from dilated_seg.storage import digest
-from dilated_seg.weights.download import cache_directory, ensure_downloaded
+from dilated_seg.weights.download import ensure_downloaded, get_cache_directory
 from dilated_seg.weights.readers import Weights
 
 ONE: RGB = (1.0, 1.0, 1.0)
@@ -97,4 +97,4 @@ def fetch_imagenet(net: nn.Module) -> Path:
         )
     url = get_weight(weights).url
     name = url.rpartition("/")[2]
-    return ensure_downloaded(url, cache_directory() / name, CHECKSUMS[name])
+    return ensure_downloaded(url, get_cache_directory() / name, CHECKSUMS[name])

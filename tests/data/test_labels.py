@@ -15,7 +15,7 @@ from PIL import Image
 from dilated_seg.__main__ import main
 from dilated_seg.data import CamVid, Folder, SegmentationDataModule, manifest
 from dilated_seg.data.checks import check_labels, count_labels, spread_indices
-from dilated_seg.data.classes import describe_absent, first_difference
+from dilated_seg.data.classes import describe_absent, find_first_difference
 from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
@@ -350,12 +350,12 @@ def test_sentences_of_absent_classes():
 
 
 def test_the_first_class_that_differs_is_named():
-    assert first_difference(["a", "b"], ("a", "b"), "here", "there") is None
-    assert first_difference(["a", "b", "c"], ["a", "c", "b"], "in x", "in y") == (
+    assert find_first_difference(["a", "b"], ("a", "b"), "here", "there") is None
+    assert find_first_difference(["a", "b", "c"], ["a", "c", "b"], "in x", "in y") == (
         "class 1 is 'b' in x and 'c' in y, where 'b' is class 2"
     )
-    assert first_difference(["a", "b"], ["a", "B"], "in x", "in y") == "class 1 is 'b' in x and 'B' in y"
-    assert first_difference(["a"], ["a", "b"], "in x", "in y") == "there are 1 classes in x and 2 in y"
+    assert find_first_difference(["a", "b"], ["a", "B"], "in x", "in y") == "class 1 is 'b' in x and 'B' in y"
+    assert find_first_difference(["a"], ["a", "b"], "in x", "in y") == "there are 1 classes in x and 2 in y"
 
 
 SWAPPED, RENAMED, MORE = "[object, background]", "[background, Object]", "[background, object, third]"

@@ -267,7 +267,7 @@ class NoMoreFiles:
 def test_too_many_open_files_are_neither_damage_nor_skipped(data, kind):
     streaming = kind == "streamed"
     dataset = CamVid(root=str(data / ("files" if streaming else kind)), streaming=streaming, on_bad_image="skip")
-    images = dataset.training_images()
+    images = dataset.open_training_images()
     images[0, 0]  # everything is imported
     if streaming:
         images.split.rows.reset()
@@ -303,7 +303,7 @@ def test_a_lost_connection_is_not_a_damaged_shard(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     dataset = Folder(root=f"http://127.0.0.1:{server.server_port}/out", streaming=True, on_bad_image="skip")
-    images = dataset.training_images()
+    images = dataset.open_training_images()
     server.shutdown()
     server.server_close()
     with pytest.raises(ResourceError, match=r"cannot read http://.*parquet \(.*\): check the address, the connection"):
@@ -345,7 +345,7 @@ def test_only_damage_is_a_reason_to_replace_an_image(camvid, monkeypatch, error,
 
 
 def test_a_bug_in_reading_an_image_is_not_damage(camvid, monkeypatch):
-    monkeypatch.setattr("dilated_seg.data.decode.as_bytes", None)
+    monkeypatch.setattr("dilated_seg.data.decode.make_tensor", None)
     with pytest.raises(TypeError, match="not callable"):
         read_image(camvid / "train/train_0.png")
 

@@ -14,7 +14,14 @@ from scipy.ndimage import binary_erosion, label
 
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.confusion import confusion_matrices
-from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES, STRATA, band_width, boundary_distance, count_strata
+from dilated_seg.metrics.stratified import (
+    MAX_BOUNDARY_DISTANCE,
+    SIZES,
+    STRATA,
+    count_strata,
+    get_band_width,
+    measure_boundary_distance,
+)
 from dilated_seg.report.results import measure_difficulty
 from dilated_seg.runs.strata import counted, read_strata, write_strata
 from tests.support.evaluations import make_protocol
@@ -48,7 +55,7 @@ def to_another_value(values):
 
 def slowly(prediction, mask):
     """What ``strata`` counts, by the words of its documentation."""
-    prediction, valid, d = np.where(mask == 255, 255, prediction), mask != 255, band_width(*mask.shape)
+    prediction, valid, d = np.where(mask == 255, 255, prediction), mask != 255, get_band_width(*mask.shape)
     near_truth, near_prediction = to_another_value(mask) <= d, to_another_value(prediction) <= d
     found = {
         "size": np.digitize(sizes(mask), SIZES),
@@ -121,7 +128,7 @@ def test_distances_from_one_pixel_are_exact_up_to_the_limit(limit, place):
     edges = np.zeros((70, 130), bool)
     edges[place] = True
     expected = 1 + np.abs(np.indices(edges.shape) - np.reshape(place, (2, 1, 1))).max(0)
-    assert np.array_equal(boundary_distance(edges, limit), np.minimum(expected, limit + 1))
+    assert np.array_equal(measure_boundary_distance(edges, limit), np.minimum(expected, limit + 1))
 
 
 @settings(max_examples=50, deadline=None)
@@ -149,7 +156,7 @@ def test_a_square_that_is_seen_one_pixel_further_right_is_as_drawn_by_hand(writt
 def test_boundary_iou_is_that_of_masks_minus_their_erosion(written, seed):
     pairs = [blobs(80, 95, seed, void=False)]
     file, _ = written(pairs)
-    (prediction, mask), d = pairs[0], band_width(80, 95)
+    (prediction, mask), d = pairs[0], get_band_width(80, 95)
     assert d == 2
     for k, value in enumerate(iou(read_strata(file).boundary_iou())):
         truth, seen = (ids & ~binary_erosion(ids, SQUARE, iterations=d, border_value=1) for ids in (mask == k, prediction == k))

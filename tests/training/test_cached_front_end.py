@@ -99,7 +99,7 @@ def test_training_reads_the_stored_scores_and_leaves_the_front_end_alone(stages,
     scores = StoredFeatures(folder, 20, 2)
     assert not scores.find_missing()
     rows = [scores[0, index] for index in scores.rows(0)]
-    order = list(Shapes(images=(20, 2, 2), size=(32, 48), batch_size=4).training_order(0, int))
+    order = list(Shapes(images=(20, 2, 2), size=(32, 48), batch_size=4).make_training_order(0, int))
     rows[order[2][0][1] if order[2][0][1] < 16 else order[2][1][1]]["features"][:] = 0
     shard.unlink()
     scores.write(0, 0, rows)
@@ -132,7 +132,7 @@ def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monk
     assert not scores.find_missing()
     data = Shapes(images=(20, 2, 2), size=(32, 48))
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    images = data.training_images()
+    images = data.open_training_images()
     for epoch in range(5):
         for index in (0, 7, 19):
             ours, theirs = scores[epoch, index], images[epoch % 2, index]
