@@ -72,6 +72,7 @@ def run(args: Sequence[str] | None) -> int:
         if verb not in COMMANDS:
             near = difflib.get_close_matches(verb, COMMANDS, 1)
             raise UserError(f"there is no verb '{verb}': " + (f"did you mean '{near[0]}'?" if near else "see --help"))
+        wait_passively_if_shared()
         if verb in LIGHTNING:
             from dilated_seg.cli import CLI
 
@@ -97,6 +98,25 @@ def run(args: Sequence[str] | None) -> int:
         return 143
     except KeyboardInterrupt:
         return interrupted()
+
+
+def wait_passively_if_shared(load: str = "/proc/loadavg") -> None:
+    """Let OpenMP's idle threads sleep if other processes need the cores; torch reads this when it is imported.
+
+    Idle threads spin, which is faster on a machine of one's own, but takes the cores from the threads that have work to do:
+    experiments/benchmarks/sharing_cores.py.
+
+    Args:
+        load: Linux's file of the load.
+    """
+    try:
+        cores, running = len(os.sched_getaffinity(0)), Path(load).read_text().split()[3]  # such as 3/512: 3 threads run
+        threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
+        others = int(running.partition("/")[0]) - 1
+    except (AttributeError, OSError, ValueError):  # not Linux
+        return
+    if threads > 1 and others + threads > cores:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def interrupted() -> int:

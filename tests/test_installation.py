@@ -87,11 +87,10 @@ def test_an_experiment_is_found_by_name_and_a_local_file_comes_first(tmp_path, m
 @pytest.mark.parametrize(
     ("module", "package", "command"),
     [
-        ("submitit", "submitit", ["ablate", "experiments/quickstart.yaml", "--launcher", "local"]),
         ("submitit", "submitit", ["ablate", "experiments/quickstart.yaml", "--launcher", "slurm"]),
         ("wandb_workspaces", "wandb-workspaces", ["ablate", "experiments/quickstart.yaml", "--dashboard"]),
     ],
-    ids=["local", "slurm", "dashboard"],
+    ids=["slurm", "dashboard"],
 )
 def test_a_missing_extra_is_named_with_what_installs_it(module, package, command, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)

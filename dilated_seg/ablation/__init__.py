@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from dilated_seg.ablation.check import check_ablation
 from dilated_seg.ablation.file import read as read
+from dilated_seg.ablation.job_process import shares_cores
 from dilated_seg.ablation.launchers import Launcher, Local, check_device_count
 from dilated_seg.ablation.plan import Ablation, Chain, failure, finished, has_lost, join_parts, trained
 from dilated_seg.ablation.processes import torchrun_arguments
@@ -36,8 +37,9 @@ def run(
 
     Args:
         ablation: What ``read`` gives of its file.
-        launcher: "local" for several runs at once, "slurm" for jobs of SLURM, None for one run after another in this process.
-        jobs: At once, of "local"; as many as there are GPUs if None.
+        launcher: "local" for several runs at once, "slurm" for jobs of SLURM. None for "local" on a machine without a GPU that
+            has threads for several runs, else for one run after another in this process.
+        jobs: At once, of "local"; as many as there are GPUs, or without a GPU threads, if None.
         slurm: KEY=VALUE for submitit, of "slurm".
         retries: How often a failed run is tried again before this call gives it up.
         again: The command that continues, for the message and the report.
@@ -51,6 +53,10 @@ def run(
         raise UserError(f"nodes_per_run {ablation.nodes_per_run}: several machines need --launcher slurm")
     if launcher == "slurm":
         Slurm(ablation, slurm)  # raises what is wrong with its parameters
+    elif launcher is None and shares_cores(ablation):
+        launcher = "local"
+    if launcher == "local":
+        Local(ablation, jobs).prepare()
     check_ablation(ablation)
     tried: set[Chain] = set()
     try:

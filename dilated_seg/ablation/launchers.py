@@ -1,4 +1,4 @@
-"""Chains as jobs, each in a process of its own: what submitit calls, and several at once on this machine."""
+"""Chains as jobs, each in a process of its own: several at once on this machine; and what submitit calls."""
 
 import os
 import signal
@@ -6,21 +6,24 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from dilated_seg.ablation.job_process import JobProcess, prepare_fork, runs_at_once
 from dilated_seg.ablation.plan import FAILED, Ablation, Chain, failure, finished
-from dilated_seg.ablation.worker import carry_out, claimed, is_claimed, note_failure
+from dilated_seg.ablation.worker import carry_out, claimed, is_claimed, note_failure, variables
 from dilated_seg.errors import UserError
 
 if TYPE_CHECKING:  # submitit is an optional extra
     from submitit import Job as Submitted
     from submitit.core.utils import DelayedSubmission
 
+    AnyJob = Submitted[None] | JobProcess
+
 
 class Job:
-    """A chain as submitit calls it, in a process of its own.
+    """A chain as a job, to be called in a process of its own.
 
     SIGTERM ends it as it ends ``fit``, after the step and with a checkpoint. So does SIGUSR2, by which SLURM announces to
     submitit a time limit or a preemption; then submitit queues the job again, which continues.
@@ -28,16 +31,14 @@ class Job:
     Args:
         ablation: Of the chain.
         chain: What to train.
-        environment: Variables that must be set before torch is loaded.
         claim: Whether to keep other processes of the machine away.
     """
 
-    def __init__(self, ablation: Ablation, chain: Chain, environment: Mapping[str, str], claim: bool) -> None:
-        self.ablation, self.chain, self.environment, self.claim = ablation, chain, environment, claim
+    def __init__(self, ablation: Ablation, chain: Chain, claim: bool) -> None:
+        self.ablation, self.chain, self.claim = ablation, chain, claim
 
     def __call__(self) -> None:
         """Carry the chain out."""
-        os.environ.update(self.environment)
         queue_again, announced = signal.getsignal(signal.SIGUSR2), []
 
         def announce(number: int, frame: Any) -> None:  # noqa: ANN401
@@ -86,17 +87,17 @@ def undisturbed() -> Iterator[None]:
 
 
 class Launcher(ABC):
-    """Runs chains as jobs of submitit, ``room`` of them at a time, until each has ended."""
+    """Runs chains as jobs, ``room`` of them at a time, until each has ended."""
 
     pause: float  # seconds between two looks at the jobs
 
     def __init__(self, ablation: Ablation, room: int) -> None:
         self.ablation, self.room = ablation, room
         self.begun: set[str] = set()  # jobs whose start was said
-        self.running: dict[int, tuple[Chain, Submitted[None]]] = {}  # by a number from 0 to room - 1
+        self.running: dict[int, tuple[Chain, AnyJob]] = {}  # by a number from 0 to room - 1
 
     @abstractmethod
-    def submit(self, batch: Mapping[int, Chain]) -> "list[Submitted[None]]":
+    def submit(self, batch: Mapping[int, Chain]) -> "Sequence[AnyJob]":
         """Start chains, or queue them."""
 
     @abstractmethod
@@ -142,7 +143,7 @@ class Launcher(ABC):
                 log.unlink(missing_ok=True)
                 log.symlink_to(os.path.relpath(job.paths.stdout, log.parent.resolve()))
 
-    def _end(self, chain: Chain, job: "Submitted[None]") -> bool:
+    def _end(self, chain: Chain, job: "AnyJob") -> bool:
         """Say how a job ended; whether its chain is finished."""
         left = [one for one in chain if not finished(one)]
         if left and not any(failure(one, chain) for one in left) and not is_claimed(chain, self.ablation):
@@ -157,7 +158,7 @@ class Local(Launcher):
 
     Args:
         ablation: Whose runs.
-        jobs: At once; as many as there are GPUs for if None.
+        jobs: At once; see ``runs_at_once`` if None.
 
     Raises:
         UserError: There are fewer GPUs than the jobs need, each of which trains on several.
@@ -167,29 +168,40 @@ class Local(Launcher):
 
     def __init__(self, ablation: Ablation, jobs: int | None) -> None:
         import torch
-        from submitit import LocalExecutor
 
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         visible = given.split(",") if given else []
         count = torch.cuda.device_count()
         self.devices = visible if len(visible) == count else [str(number) for number in range(count)]
         self.share = ablation.devices_per_run
-        super().__init__(ablation, jobs or max(1, count // self.share))
+        super().__init__(ablation, jobs or runs_at_once(ablation))
         check_device_count(self.share, self.room if self.share > 1 else 1)
         processes = self.room * self.share
-        self.threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // processes))
-        self.executor = LocalExecutor(ablation.jobs / "submitit")
-        self.executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
+        # OpenMP's threads spin while they wait, which slows every other process of the machine down: experiments/benchmarks/
+        # sharing_cores.py. With one thread each there is none to wait.
+        self.threads = max(1, torch.get_num_threads() // processes)
+        self.waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")} if processes > 1 else {}
+
+    def prepare(self) -> None:
+        """Let what jobs need be imported while this process goes on, if they are forked."""
+        if not self.devices:
+            with undisturbed(), variables(self.environment(0)):
+                prepare_fork()
 
     def environment(self, number: int) -> dict[str, str]:
         """What job ``number`` of those that run at once may use: its devices, some threads for each process."""
         first = number * self.share % max(1, len(self.devices))
         own = self.devices[first : first + self.share]
-        return {"OMP_NUM_THREADS": self.threads} | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
+        threads = {"OMP_NUM_THREADS": str(self.threads)} | self.waiting
+        return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
 
-    def submit(self, batch: Mapping[int, Chain]) -> "list[Submitted[None]]":
-        jobs = (Job(self.ablation, chain, self.environment(number), claim=True) for number, chain in batch.items())
-        return [self.executor.submit(job) for job in jobs]
+    def submit(self, batch: Mapping[int, Chain]) -> "Sequence[AnyJob]":
+        jobs, logs = [], self.ablation.jobs / "logs"
+        for number, chain in batch.items():
+            with variables(self.environment(number)):
+                job = Job(self.ablation, chain, claim=True)
+                jobs.append(JobProcess(job, logs, self.threads, forked=not self.devices))
+        return jobs
 
     def leave(self) -> None:
         """End the jobs; a second interruption lets them end alone."""
@@ -199,7 +211,7 @@ class Local(Launcher):
             if time.monotonic() > signalled + 10:  # again, should one not have been listening yet
                 signalled = time.monotonic()
                 for job in jobs:
-                    os.kill(int(job.job_id), signal.SIGTERM)  # to submitit's process, which passes it on
+                    os.kill(int(job.job_id), signal.SIGTERM)
             time.sleep(0.1)
 
 

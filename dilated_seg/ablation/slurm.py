@@ -13,6 +13,8 @@ from dilated_seg.errors import UserError, format_error
 if TYPE_CHECKING:  # submitit is an optional extra
     from submitit import Job as Submitted
 
+    from dilated_seg.ablation.launchers import AnyJob
+
 TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
 
 
@@ -47,7 +49,7 @@ class Slurm(Launcher):
 
         from dilated_seg.storage import write_text
 
-        callables = [Job(self.ablation, chain, {}, claim=False) for chain in batch.values()]
+        callables = [Job(self.ablation, chain, claim=False) for chain in batch.values()]
         try:
             jobs = self.executor.submit_array(callables)
         except (FailedJobError, FailedSubmissionError) as error:
@@ -154,6 +156,6 @@ def slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
     return jobs
 
 
-def scancel(jobs: "Mapping[Chain, Submitted[None]]") -> str:
+def scancel(jobs: "Mapping[Chain, AnyJob]") -> str:
     """The command that ends jobs of SLURM."""
     return f"scancel {' '.join(job.job_id for job in jobs.values())}"

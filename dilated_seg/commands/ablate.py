@@ -38,9 +38,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm"),
-        help="several runs at once here, or jobs of SLURM, not one after another",
+        help="several runs at once here (by default without a GPU), or jobs of SLURM",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="local: at once; as many as there are GPUs if not given")
+    parser.add_argument("--jobs", type=int, metavar="N", help="local: at once; if not given, one for each GPU (or thread)")
     parser.add_argument(
         "--slurm", nargs="+", default=(), metavar="KEY=VALUE",
         help="slurm: submitit's parameters of a job, such as time=240 (minutes) partition=gpu gpus_per_node=1 mem_gb=32",
@@ -70,8 +70,8 @@ def check_options(options: argparse.Namespace) -> None:
     for option, launcher in (("jobs", "local"), ("slurm", "slurm")):
         if getattr(options, option) and options.launcher != launcher:
             raise UserError(f"--{option} is for --launcher {launcher}")
-    if options.launcher:
-        require_extra(f"--launcher {options.launcher}", "slurm", "submitit")
+    if options.launcher == "slurm":
+        require_extra("--launcher slurm", "slurm", "submitit")
     if options.dashboard:
         require_extra("--dashboard", "dashboard", "wandb-workspaces")
     if options.retries < 0 or (options.jobs is not None and options.jobs < 1):

@@ -106,8 +106,9 @@ def test_runs_at_once_get_disjoint_devices(folder, tmp_path, monkeypatch):
     local = Local(read(folder / "study.yaml", tmp_path, devices=2), None)
     assert local.room == 2
     assert [local.environment(number) for number in range(2)] == [
-        {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "3,5"}, {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "6,7"},
-    ]  # fmt: skip
+        {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "3,5"},
+        {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": "6,7"},
+    ]
     with pytest.raises(UserError, match="devices_per_run 2 and --jobs 3 need 6 GPUs, and 4 are visible here"):
         Local(read(folder / "study.yaml", tmp_path, devices=2), 3)
     assert main(["ablate", str(folder / "study.yaml"), "--out", str(tmp_path), "--devices_per_run", "8"]) == 2

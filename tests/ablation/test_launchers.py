@@ -23,6 +23,8 @@ common:
 evaluate: test
 """
 
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 # A callback that sends a signal, once: to the process that asked for it, or with 0 to its own.
 ONCE = """
 import os, time
@@ -159,10 +161,15 @@ def test_what_failed_is_tried_again_the_next_time(folder, serial, tmp_path, caps
     assert frontend(out).equals(frontend(serial))
 
 
-def test_runs_in_processes_of_their_own_give_the_same_numbers(folder, serial, tmp_path, capsys):
+@pytest.mark.skipif(THREADS != "1", reason="the serial runs have other threads")
+def test_with_threads_for_several_runs_each_gets_a_process_of_one_thread_and_the_same_numbers(
+    folder, serial, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "out"
-    assert main(["ablate", f"{folder}/two.yaml", "--out", str(out), "--launcher", "local", "--jobs", "2"]) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert main(["ablate", f"{folder}/two.yaml", "--out", str(out)]) == 1
     printed = capsys.readouterr()
+    assert printed.out.count(" starts as job ") == 2 and "img/s" not in printed.out
     assert "front end, seed 0 is finished" in printed.out and "wrong, seed 0 failed: AdamW: Invalid" in printed.out
     assert printed.err.splitlines()[-1].endswith(f"(see {out}/jobs/wrong/seed0.log)")
     assert "AdamW: Invalid learning rate" in (out / "jobs/wrong/seed0.log").read_text() and "Traceback" not in printed.err
@@ -176,15 +183,19 @@ def test_each_process_gets_one_device_and_its_share_of_the_threads(folder, tmp_p
     monkeypatch.delenv("OMP_NUM_THREADS")
     ablation = read(folder / "one.yaml", tmp_path)
     assert [Local(ablation, None).environment(number) for number in range(2)] == [
-        {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "4"}, {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "7"},
-    ]  # fmt: skip
-    assert Local(ablation, 4).environment(2) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "4"}
+        {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "4"} | PASSIVE,
+        {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "7"} | PASSIVE,
+    ]
+    assert Local(ablation, 4).environment(2) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "4"} | PASSIVE
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert Local(ablation, None).environment(1) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "1"}
+    assert Local(ablation, None).environment(1) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "1"} | PASSIVE
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert Local(ablation, None).environment(0) == {"OMP_NUM_THREADS": "8", "CUDA_VISIBLE_DEVICES": "0"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert Local(ablation, None).environment(0) == {"OMP_NUM_THREADS": "8"}
+    assert Local(read(folder / "study.yaml", tmp_path), None).environment(0) == {"OMP_NUM_THREADS": "2"} | PASSIVE
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert Local(ablation, 8).environment(0) == {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "ACTIVE"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from dilated_seg.__main__ import main
+from dilated_seg.__main__ import main, wait_passively_if_shared
 from dilated_seg.cli.explain import USAGE
 from dilated_seg.cli.parser import build_parser, parse
 from dilated_seg.errors import UserError
@@ -274,3 +274,22 @@ def test_nothing_that_nobody_can_act_on_stands_around_the_table(tmp_path, capsys
     assert main(["validate", *evaluation]) == 0
     assert capsys.readouterr().err == ""
     assert [str(warning.message) for warning in recwarn if "dirpath" in str(warning.message)] == []
+
+
+@pytest.mark.parametrize(
+    ("running", "threads", "policy"), [(3, "2", "PASSIVE"), (1, "2", None), (3, "1", None), (3, "", "PASSIVE")]
+)
+def test_threads_wait_passively_where_others_need_the_cores(tmp_path, monkeypatch, running, threads, policy):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "of the test")  # so that what is set below does not outlive it
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    (tmp_path / "loadavg").write_text(f"2.10 1.50 0.70 {running}/512 4321\n")
+    wait_passively_if_shared(str(tmp_path / "loadavg"))
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_where_linux_does_not_tell_the_load_threads_wait_as_they_do(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    wait_passively_if_shared(str(tmp_path / "missing"))
+    assert "OMP_WAIT_POLICY" not in os.environ
