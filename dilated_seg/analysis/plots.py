@@ -1,7 +1,6 @@
-"""The report's drawings, small enough for a phone, in colors that color-blind readers can tell apart.
+"""Plots of the report, small enough for a phone, in colors that color-blind readers can tell apart.
 
-Every `draw_` function returns a matplotlib Figure. All that is neither a series nor an image is drawn in ``INK``, which a page
-replaces by its own color of text; the background is left out.
+Text and axes of the figures have the color ``INK``, which a page replaces by its own; the background is transparent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -146,7 +145,7 @@ def annotate_percentages(panel: Axes, values: np.ndarray, fontsize: float, least
     """Write fractions as whole percentages into the cells of a heat map; a dash for NaN, nothing below ``least``."""
     for (row, column), value in np.ndenumerate(values):
         text, color = ("-", INK) if np.isnan(value) else (f"{100 * value:.0f}", color_fraction(value)[1])
-        if not value < least:
+        if not value < least:  # NaN too
             panel.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
 
 
@@ -162,14 +161,8 @@ def draw_curves(
                 steps, values = zip(*logged, strict=True)
                 style = network_style(numbers[name]) | ({} if percent else {"marker": None})
                 shown: dict[str, Any] = {"label": VISIBLE_PREFIX + name} if name not in drawn else {}
-                panel.plot(
-                    np.array(steps) + 1,
-                    np.array(values) * (100 if percent else 1),
-                    markersize=4,
-                    linewidth=1.5,
-                    **style,
-                    **shown,
-                )
+                scaled = np.array(values) * (100 if percent else 1)
+                panel.plot(np.array(steps) + 1, scaled, markersize=4, linewidth=1.5, **style, **shown)
                 drawn.add(name)
         panel.set(xlabel="step", ylabel=label, **({"ylim": (0, 100)} if percent else {"yscale": "log"}))
         if not percent:  # 0.3 and not a formula, which is not drawn
@@ -225,12 +218,14 @@ def in_percent(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, n
 
 
 def add_legend(figure: Figure, panel: Axes) -> None:
-    """Write the networks' names above the axes."""
+    """Write the networks' names above the axes, and make the figure higher for many."""
     handles, labels = panel.get_legend_handles_labels()
     labels = [label.removeprefix(VISIBLE_PREFIX) for label in labels]
     if labels:
         columns = max(1, min(3, 66 // (max(map(len, labels)) + 7)))
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=8.5, frameon=False)
+        rows = -(-len(labels) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 3))  # inches
 
 
 def draw_contact_sheet(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]]) -> Figure:

@@ -20,7 +20,8 @@ from dilated_seg.report.results import Result
 from dilated_seg.runs.gallery import gallery_file, write_gallery_images
 from dilated_seg.runs.samples import open_labelled_split
 
-IMAGES_OF_EACH_KIND = 3  # of which the page shows one at once
+IMAGES_OF_EACH_KIND = 3  # of which the page shows one at once; of more than MANY_NETWORKS it shows one image in all
+MANY_NETWORKS = 8
 MAX_SHEET_ROWS = 4  # of the one figure that Markdown has in the place of all images
 MAX_WIDTH = 640  # pixels
 IMAGES_EXPLAINED = (
@@ -46,7 +47,8 @@ def build_blocks(comparison: Comparison) -> list[Block]:
     folded: list[Row] = []
     for kind, chosen in kinds.items():
         rows = [(f"{names[k]}: {kind}", row) for k in chosen if (row := read_row(first, names[k], scores[:, k]))]
-        shown, folded = shown + rows[:1], folded + rows[1:]
+        visible = 0 if shown and len(first) > MANY_NETWORKS else 1
+        shown, folded = shown + rows[:visible], folded + rows[visible:]
     problems: list[Block] = [problem] if problem else []
     if not shown:
         return problems

@@ -1,6 +1,6 @@
 """The report's sections on how networks were trained and evaluated: curves, settings that differ, the protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dilated_seg.analysis import plots
 from dilated_seg.errors import format_command
@@ -8,8 +8,10 @@ from dilated_seg.report.blocks import Commands, Fold, Plot, ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.results import Result, list_differences
 from dilated_seg.report.settings import find_kind
+from dilated_seg.report.wording import join_names
 
 SHOWN_RUNS = 8  # rows of the table of runs above which it is folded
+SETTING_COLUMNS = 8  # networks, above which the table of settings has a row for each value
 SETTINGS_EXPLAINED = (
     "From the resolved configuration of each run (config.yaml); seeds, output paths and what only affects display are left "
     "out. A dash: the network has no such setting. Two values (400 | 800): the seeds of a network differ."
@@ -40,12 +42,24 @@ def build_setting_section(comparison: Comparison) -> Section | None:
         return Section("Settings that differ", ["The configurations of these runs differ in nothing but the seed."])
     without = [str(result.run) for result in comparison.results if not result.run.is_run]
     missing = f"**Without a configuration, so their settings are not known: {', '.join(without)}.**"
-    rows = [[f"{name} (!)" if find_kind(name) else name, *row.values()] for name, row in comparison.settings.items()]
-    lines = [[name, *row.values()] for name, row in comparison.settings.items()]
-    csv = (["setting", *networks], lines)
+    csv = (["setting", *networks], [[name, *row.values()] for name, row in comparison.settings.items()])
+    labelled = {f"{name} (!)" if find_kind(name) else name: row for name, row in comparison.settings.items()}
+    if len(networks) > SETTING_COLUMNS:
+        rows = [[name, *cells] for name, row in labelled.items() for cells in group_by_value(row)]
+        table = ReportTable("settings", ["setting", "value", "networks"], rows, csv=csv)
+    else:
+        rows = [[name, *row.values()] for name, row in labelled.items()]
+        table = ReportTable("settings", ["setting", *networks], rows, csv=csv)
     note = "(!): the training budget or data." if any(map(find_kind, comparison.settings)) else ""
-    table = ReportTable("settings", ["setting", *networks], rows, csv=csv)
     return Section("Settings that differ", [*([missing] if without else []), table, f"{SETTINGS_EXPLAINED} {note}".strip()])
+
+
+def group_by_value(row: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return each value of a setting with the networks that have it, the most frequent value first."""
+    groups: dict[str, list[str]] = {}
+    for network, value in row.items():
+        groups.setdefault(value, []).append(network)
+    return [(value, join_names(names)) for value, names in sorted(groups.items(), key=lambda item: -len(item[1]))]
 
 
 def build_protocol_section(comparison: Comparison, commands: Sequence[str]) -> Section:

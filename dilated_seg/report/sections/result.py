@@ -60,13 +60,15 @@ def build_section(comparison: Comparison, missing: Sequence[str], images: Sequen
 
 def describe_comparison(comparison: Comparison) -> str:
     """Describe what was compared: networks, seeds, images."""
-    protocol, number = comparison.results[0].evaluation.protocol, len(comparison.groups)
+    protocol, rows = comparison.results[0].evaluation.protocol, len(comparison.groups)
+    number = len({frozenset(result.run.path for result in group) for group in comparison.groups.values()})
     seeds = sorted({len(group) for group in comparison.groups.values()})
     span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     trained = "once" if seeds == [1] else f"with {span} seeds"
     networks = f"{number} networks, each" if number > 1 else "1 network,"
     where = f"{protocol.images:,} images of {protocol.dataset}'s {protocol.split} split, {len(comparison.classes)} classes"
-    return f"{networks} trained {trained}, evaluated on {where}."
+    several = f" {rows} rows: the same weights may be evaluated by several protocols." if rows > number else ""
+    return f"{networks} trained {trained}, evaluated on {where}.{several}"
 
 
 def tabulate_intervals(comparison: Comparison) -> ReportTable:
