@@ -34,8 +34,9 @@ Coverage and false positives: ``experiments/benchmarks/significance_coverage.py`
 ``tests/analysis/test_bootstrap.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import accumulate, combinations
 
 import numpy as np
@@ -89,32 +90,35 @@ class Bootstrap:
 
     Args:
         networks: For each name, the counts (N, 3, C) of every seed. Seeds of different networks are not paired, images are.
-            Images in which no pixel was counted are left out.
+            Images in which no pixel was counted are left out. For evaluations of the same trainings see `compare_paired`.
         resamples: R; 10,000 of 1,449 images and 21 classes take about a second.
         seed: Of the resampling, which is a pure function of it.
         minus: Other counts of the same trainings. A training's value is then the difference of the two mean IoUs, so that
             `difference` gives a difference of differences.
+        others: More networks, whose spread over seeds helps to estimate that of these.
 
     Raises:
         UserError: The networks were not counted on the same number of images and classes.
     """
 
     def __init__(
-        self, networks: Mapping[str, Seeds], resamples: int = 10_000, seed: int = 0, minus: Mapping[str, Seeds] | None = None
-    ) -> None:
+        self, networks: Mapping[str, Seeds], resamples: int = 10_000, seed: int = 0,
+        minus: Mapping[str, Seeds] | None = None, others: Sequence[Draws] = (),
+    ) -> None:  # fmt: skip
         parts = drop_uncounted_images([stack_runs(part) for part in (networks, minus) if part is not None])
         self.size = parts[0].shape[1]  # N
         self.bound = len(parts)  # no difference is larger
-        resampled = subtract([resample(runs, resamples, np.random.default_rng(seed)) for runs in parts])  # (K, R)
-        values = subtract([mean_iou(runs.sum(1)) for runs in parts])  # v_as of all runs (K,)
-        left_out = subtract([leave_each_out(runs) for runs in parts])  # (K, N)
+        resampled = reduce(np.subtract, [resample(runs, resamples, np.random.default_rng(seed)) for runs in parts])  # (K, R)
+        values = reduce(np.subtract, [mean_iou(runs.sum(1)) for runs in parts])  # v_as of all runs (K,)
+        left_out = reduce(np.subtract, [leave_each_out(runs) for runs in parts])  # (K, N)
         counts = np.concatenate(parts, axis=3)
         ends = accumulate(len(seeds) for seeds in networks.values())
         slices = [slice(end - len(seeds), end) for end, seeds in zip(ends, networks.values(), strict=True)]
         freedom = np.array([k.stop - k.start - 1 for k in slices])  # d_a
         s2 = np.array([values[k].var() * (d + 1) / d if d else np.nan for k, d in zip(slices, freedom, strict=True)])
         rng = np.random.default_rng((seed, 1))
-        sigma2 = draw_variances(s2, freedom, resamples, rng)
+        known = np.append(s2, [other.s2 for other in others]), np.append(freedom, [other.n - 1 for other in others])
+        sigma2 = draw_variances(*known, resamples, rng)
         self.kind = NEW_TRAININGS if freedom.any() else OTHER_IMAGES
         self.networks: dict[str, Draws] = {}
         for a, (name, k) in enumerate(zip(networks, slices, strict=True)):
@@ -130,7 +134,7 @@ class Bootstrap:
         """
         hits, truth, predicted = np.moveaxis(self.networks[name].counts, 2, 0)
         errs = int(((hits != truth) | (hits != predicted)).any((0, 2)).sum())
-        value, low, high, _ = self._estimate({name: 1}, errs)
+        value, low, high, _ = self.estimate({name: 1}, errs)
         return Interval(value, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
 
     def difference(self, better: str, worse: str) -> Difference:
@@ -212,11 +216,11 @@ class Bootstrap:
         """Return the difference of two networks and its p-value; with ``new``, the prediction for so many new trainings."""
         runs = np.concatenate([self.networks[name].counts for name in (better, worse)])
         differ = (runs != runs[0]).any((0, 2, 3))
-        value, low, high, p = self._estimate({better: 1, worse: -1}, int(differ.sum()), new)
+        value, low, high, p = self.estimate({better: 1, worse: -1}, int(differ.sum()), new)
         low, high = np.clip([low, high], -self.bound, self.bound).tolist()
         return Interval(value, low, high), p
 
-    def _estimate(
+    def estimate(
         self, signs: Mapping[str, int], informative: int, new: Mapping[str, int] | None = None
     ) -> tuple[float, float, float, float]:
         """Return value, ends of its interval and p-value; ``informative`` images have anything to say about it.
@@ -243,8 +247,3 @@ class Bootstrap:
         if e0:  # at least Student's for the images alone
             p = max(p, 2 * stats.t.sf(abs(value) / e0, self.size - 1))
         return value, float(low), float(high), float(min(1.0, p))
-
-
-def subtract(parts: list[np.ndarray]) -> np.ndarray:
-    """Return the only part, or the first minus the second."""
-    return parts[0] if len(parts) == 1 else parts[0] - parts[1]

@@ -1,13 +1,14 @@
 """Several networks on the same images: the numbers of the comparison, each with its interval."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 
 from dilated_seg.analysis.bootstrap import Bootstrap
-from dilated_seg.analysis.intervals import MIN_SEEDS, Difference, Interval, find_cliques
+from dilated_seg.analysis.intervals import MIN_SEEDS, Difference, Interval, adjust_holm, find_cliques
+from dilated_seg.analysis.paired import compare_paired
 from dilated_seg.analysis.resampling import Counts, count_pixels
 from dilated_seg.errors import UserError
 from dilated_seg.metrics.stratified import MAX_BOUNDARY_DISTANCE, SIZES
@@ -70,7 +71,24 @@ class Comparison:
     @cached_property
     def pairs(self) -> list[Difference]:
         """All pairs of networks, adjusted for their number."""
-        return self.all_pixels.pairs()
+        bootstrap = self.all_pixels
+        pairs = [
+            self.pair_trainings(pair.better, pair.worse, count_all_pixels, bootstrap) or pair for pair in bootstrap.pairs()
+        ]
+        return [replace(pair, adjusted=p) for pair, p in zip(pairs, adjust_holm([pair.p for pair in pairs]), strict=True)]
+
+    def difference(self, better: str, worse: str, counted: Count) -> Difference:
+        """Return the difference of two networks in what is counted."""
+        bootstrap = self.bootstrap(counted)  # of all networks, as their spreads over seeds are estimated together
+        return self.pair_trainings(better, worse, counted, bootstrap) or bootstrap.difference(better, worse)
+
+    def pair_trainings(self, better: str, worse: str, counted: Count, bootstrap: Bootstrap) -> Difference | None:
+        """Return the difference of two evaluations of the same runs, paired by run; None if the runs are not the same."""
+        first, second = (sorted(self.groups[name], key=lambda one: one.run.path) for name in (better, worse))
+        if [one.run.path for one in first] != [one.run.path for one in second]:
+            return None
+        others = [network for name, network in bootstrap.networks.items() if name not in (better, worse)]
+        return compare_paired(better, worse, list(map(counted, first)), list(map(counted, second)), RESAMPLES, others)
 
     @cached_property
     def settings(self) -> dict[str, dict[str, str]]:
@@ -132,11 +150,10 @@ class Comparison:
         here, elsewhere = self.split_counts(claim)
         if not here:
             raise UserError("there is nothing of what it speaks of")
-        # All networks take part, as their spreads over seeds are estimated together.
-        difference = self.bootstrap(here).difference(claim.better, claim.worse)
+        difference = self.difference(claim.better, claim.worse, here)
         if not elsewhere:
             return Verdict(difference, None, None)
-        there = self.bootstrap(elsewhere).difference(claim.better, claim.worse)
+        there = self.difference(claim.better, claim.worse, elsewhere)
         more = self.bootstrap(here, minus=elsewhere).difference(claim.better, claim.worse)
         return Verdict(difference, there, more)
 
