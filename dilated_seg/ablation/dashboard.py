@@ -22,7 +22,7 @@ from dilated_seg.report.results import Result, describe_shared_protocol
 from dilated_seg.report.sections.result import tabulate_networks
 from dilated_seg.storage import write_text
 from dilated_seg.training.lightning_internals import dump_wandb_view, set_workspace_identity, workspace_identity
-from dilated_seg.training.loggers import online
+from dilated_seg.training.wandb_status import is_online
 
 STEP = "trainer/global_step"
 REPORT_COLUMNS = 24  # the width of a report, in units of its layout
@@ -41,7 +41,7 @@ def publish(ablation: Ablation) -> None:
         return
     directory = ablation.folder / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
-    if online():
+    if is_online():
         try:
             entity = os.environ.get("WANDB_ENTITY") or str(wandb.Api(timeout=20).default_entity)
             save_online(build_workspace(ablation, results, entity), build_report(ablation, results, entity), directory)

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test``, ``predict``: task, data module and trainer from YAML, and a directory for the run."""
+"""``fit``, ``validate``, ``test``, ``predict``: task, data module and trainer from YAML, and the run directory."""
 
 import os
 import shutil
@@ -9,8 +9,9 @@ from typing import Any
 from lightning import Trainer, seed_everything
 
 from dilated_seg.cli.explain import EVALUATIONS
+from dilated_seg.cli.network import choose_checkpoint
 from dilated_seg.cli.parser import TIMEOUT, build_parser, format_config, instantiate, parse
-from dilated_seg.cli.run_directory import RUN_DIR, choose_checkpoint, choose_run
+from dilated_seg.cli.run_directory import RUN_DIR, choose_run
 from dilated_seg.data.checks import check_labels, require_labels, warn_of_shared_images
 from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import FullImage
@@ -20,44 +21,50 @@ from dilated_seg.runs.checkpoint import Checkpoint
 from dilated_seg.runs.resume import find_resumed_checkpoint
 from dilated_seg.runs.version import commit
 from dilated_seg.training.checks import check_monitors
-from dilated_seg.training.evaluation import written_evaluations
+from dilated_seg.training.evaluation import get_evaluations
 from dilated_seg.training.labels import NothingToLearnError
 from dilated_seg.training.loggers import SafeWandbLogger, finish
-from dilated_seg.training.processes import end_other_processes, find_mistake, keep_memory, lost_process, quiet
+from dilated_seg.training.processes import (
+    end_other_processes,
+    explain_lost_process,
+    find_mistake,
+    keep_memory,
+    silence_warnings,
+)
 from dilated_seg.training.recipe import Recipe
 from dilated_seg.training.signals import keep_signal_handlers
-from dilated_seg.training.trainer import build_trainer, place_loggers
+from dilated_seg.training.trainer import build_trainer, set_logger_directories
 
 
 class CLI:
-    """Builds ``model``, ``datamodule`` and ``trainer`` from a command line, and runs its verb.
+    """Builds ``model``, ``datamodule`` and ``trainer`` from a command line, and runs its command.
 
-    What the dataset knows (classes, ignored label) reaches task and network from there, never from a YAML. Each run has a
-    directory: a new one below ``runs/``, or ``--run_dir``; see `runs.resume` for how a run continues.
+    Task and network get classes and ignore index from the dataset, never from YAML. Each run has a directory: a new one below
+    ``runs/``, or ``--run_dir``; see `runs.resume` for how a run continues.
 
     Args:
-        args: What follows ``dilated-seg`` on the command line; without the verb if it is not run.
-        run: Whether to run the verb, or only build task, data and trainer.
-        summary: Whether a training or evaluation ends with its table, and ``fit`` with the commands that come next too.
+        args: The command line after ``dilated-seg``; without the command if ``run`` is false.
+        run: Whether to run the command, or only build task, data module and trainer.
+        summary: Whether to end with a table, and ``fit`` with the next commands too.
     """
 
     def __init__(self, args: Sequence[str], run: bool = True, summary: bool = True) -> None:
-        self.verb, self.summary = args[0] if run else None, summary
+        self.command, self.summary = args[0] if run else None, summary
         self.resumed, self.timeout = False, TIMEOUT
         self.created: Path | None = None
         self.trainer: Trainer = None  # type: ignore[assignment] # until it is built
         keep_memory()
-        quiet()
+        silence_warnings()
         try:
-            self.parser = build_parser(self.verb)
-            self.config = parse(self.parser, self.verb, args[1:] if run else args)
+            self.parser = build_parser(self.command)
+            self.config = parse(self.parser, self.command, args[1:] if run else args)
             self.choose_run()
             self.build()
             with keep_signal_handlers():
-                if self.verb == "fit":
+                if self.command == "fit":
                     self.fit()
-                elif self.verb:
-                    self.evaluate(self.verb)
+                elif self.command:
+                    self.evaluate(self.command)
         except Exception as error:
             self.fail(error)
             raise
@@ -71,39 +78,39 @@ class CLI:
         if config.seed_everything is not False:
             seed = None if config.seed_everything is True else config.seed_everything
             config.seed_everything = seed_everything(seed, workers=True)
-        if self.verb in EVALUATIONS:
+        if self.command in EVALUATIONS:
             config.ckpt_path = config.ckpt_path or choose_checkpoint(config)
-        self.run, self.created = choose_run(self.verb, config)
+        self.run, self.created = choose_run(self.command, config)
         if config.ckpt_path:
             Checkpoint.at(config.ckpt_path)
         self.text = format_config(self.parser, config)
-        if self.verb == "fit" and (checkpoint := find_resumed_checkpoint(self.run, self.text, config.ckpt_path)):
+        if self.command == "fit" and (checkpoint := find_resumed_checkpoint(self.run, self.text, config.ckpt_path)):
             config.ckpt_path, self.resumed = str(checkpoint), True
 
     def build(self) -> None:
         """Build data module, task and trainer."""
-        commit()  # as it is now: the checkout may move on while the run lasts
+        commit()  # read once: the checkout may change during the run
         os.environ[RUN_DIR] = str(self.run)
-        if self.verb == "fit":
+        if self.command == "fit":
             self.run.keep_history()
-        placed = self.config.clone()  # what is saved of the run is as the user said it
-        place_loggers(placed.trainer.logger, self.run)
-        self.built = instantiate(self.parser, placed)
+        config = self.config.clone()  # the saved configuration is the user's
+        set_logger_directories(config.trainer.logger, self.run)
+        self.built = instantiate(self.parser, config)
         self.datamodule, self.model = self.built.data, self.built.model
         self.timeout = float(self.built.process_timeout or TIMEOUT)
         recipe = Recipe(self.text, self.config.as_dict())
-        self.trainer = build_trainer({**self.built.trainer}, self.run, self.verb, recipe, self.timeout, self.built.wandb)
+        self.trainer = build_trainer({**self.built.trainer}, self.run, self.command, recipe, self.timeout, self.built.wandb)
         if self.trainer.world_size == 1:
             del os.environ[RUN_DIR]
-        if self.verb == "fit" and self.trainer.is_global_zero:
-            print(f"{'continuing' if self.resumed else 'run folder:'} {self.run}", flush=True)
+        if self.command == "fit" and self.trainer.is_global_zero:
+            print(f"{'continuing' if self.resumed else 'run directory:'} {self.run}", flush=True)
 
     def fit(self) -> None:
-        """Train, keep the last weights, also when training does not end on a validation, and evaluate them if asked to."""
+        """Train, save the last weights, and evaluate them if ``--evaluate`` says so."""
         trainer, data = self.trainer, self.datamodule
-        self.model.started = bool(self.config.ckpt_path)  # a checkpoint needs none of the weights it once started from
+        self.model.weights_loaded = bool(self.config.ckpt_path)  # a checkpoint replaces initial weights
         finished = self.resumed and self.run.finished
-        if finished:  # be it before its last step, by early stopping: there is nothing to train, only weights to load
+        if finished:  # also by early stopping: load the weights only
             trainer.limit_train_batches = 0
         check_monitors(trainer, self.model.metric_names("val"))
         for split in (data.train_split, "val"):
@@ -119,50 +126,56 @@ class CLI:
             if trainer.is_global_zero:
                 self.run.mark_finished(trainer.global_step)
         if self.config.evaluate:
-            trainer.limit_val_batches = trainer.limit_test_batches = 1.0  # the whole split, whatever training saw
+            trainer.limit_val_batches = trainer.limit_test_batches = 1.0  # the whole split
             evaluate = trainer.test if self.config.evaluate == "test" else trainer.validate
             evaluate(self.model, self.datamodule, verbose=False)
         if self.summary and trainer.is_global_zero:
             show_training(trainer, self.run.path)
 
-    def evaluate(self, verb: str) -> None:
-        """Evaluate a checkpoint by the inference strategy, and the CRF, that the command line names; print the table."""
-        self.model.started = bool(self.config.ckpt_path)
+    def evaluate(self, command: str) -> None:
+        """Evaluate a checkpoint with the inference strategy and the CRF of the command line; print a table.
+
+        Raises:
+            UserError: There are no trained weights, or the CRF cannot be applied.
+        """
+        self.model.weights_loaded = bool(self.config.ckpt_path)
         self.require_weights()
-        self.model.inference, self.model.refine = self.built.inference or FullImage(), self.built.crf
-        if self.model.refine and (self.model.refine.learnable or self.model.refine.num_classes):
-            raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
-        if self.model.refine and self.model.model.crf:
-            raise UserError("--crf would refine twice: this model has a CRF of its own; its options are --model.crf...")
-        self.datamodule.open_split({"validate": "val", "test": "test"}.get(verb, self.datamodule.predict_split))
-        quiet: dict[str, Any] = {"return_predictions": False} if verb == "predict" else {"verbose": False}
-        getattr(self.trainer, verb)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **quiet)
-        if self.summary and verb != "predict" and (found := written_evaluations(self.trainer)):
-            show_evaluation(*found)
+        self.model.inference, self.model.evaluation_crf = self.built.inference or FullImage(), self.built.crf
+        if self.built.crf and (self.built.crf.learnable or self.built.crf.num_classes):
+            raise UserError("--crf is not learnable: train a learnable CRF as model.crf")
+        if self.built.crf and self.model.model.crf:
+            raise UserError("--crf would be applied twice: this model has a CRF of its own; its options are --model.crf...")
+        self.datamodule.open_split({"validate": "val", "test": "test"}.get(command, self.datamodule.predict_split))
+        options: dict[str, Any] = {"return_predictions": False} if command == "predict" else {"verbose": False}
+        getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **options)
+        if self.summary and command != "predict" and (evaluations := get_evaluations(self.trainer)):
+            show_evaluation(*evaluations)
 
     def require_weights(self) -> None:
-        """Refuse to evaluate a network that has not been trained.
+        """Require trained weights.
 
         Raises:
             UserError: There is neither a checkpoint nor a file of weights, and the network has parameters.
         """
-        start = self.model.weights
-        if self.config.ckpt_path or (start and start != "imagenet"):
+        if self.config.ckpt_path or self.model.weights not in (None, "imagenet"):
             return
         if any(parameter.numel() for parameter in self.model.parameters()):
             raise UserError(
-                f"{self.verb} has no trained weights: name a checkpoint with --ckpt_path RUN/checkpoints/best.ckpt, "
-                "take the run's best with --config RUN/config.yaml, or name a file of published weights with --model.weights"
+                f"{self.command} has no trained weights: name a trained network, as in `dilated-seg {self.command} RUN`, a "
+                "checkpoint with --ckpt_path, or published weights with --model.weights"
             )
 
     def fail(self, error: Exception) -> None:
         """End the other processes, and raise a mistake of the user as one sentence.
 
-        A mistake leaves nothing behind: the directory goes if this call made it and nothing was learned.
+        The run directory is removed if this call created it and no step was trained.
+
+        Raises:
+            UserError: The error is a mistake of the user, or shows that another process has ended.
         """
-        lost = lost_process(error, self.trainer, self.timeout) if self.trainer else None
+        lost = explain_lost_process(error, self.trainer, self.timeout) if self.trainer else None
         if self.trainer:
-            end_other_processes(self.trainer, patience=5 if lost else 0)  # one that ends by itself says why
+            end_other_processes(self.trainer, patience=5 if lost else 0)  # a process that ends by itself prints why
         if mistake := lost or find_mistake(error):
             kept = (self.trainer and self.trainer.global_step) or (self.created and (self.created / "checkpoints").exists())
             if self.created and (isinstance(mistake, NothingToLearnError) or not kept):

@@ -1,6 +1,7 @@
-"""What configuration files and the command line say, with short names of classes: each value and where it stands."""
+"""The values of configuration files and the command line, each with its place, and the short names of classes."""
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,17 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference import strategies
+from dilated_seg.models.build import parse_call
 from dilated_seg.runs.experiments import EXPERIMENTS
 
+STRATEGIES = [kind.__name__ for kind in strategies.Inference.__subclasses__()]
 SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, training) for name in module.__all__} | {
-    "DenseCRF": f"{DenseCRF.__module__}.DenseCRF",
-    "ScaleAndCrop": f"{ScaleAndCrop.__module__}.ScaleAndCrop",
-    # torch's own has no monitor, which only Lightning's says
+    **{kind.__name__: f"{kind.__module__}.{kind.__name__}" for kind in (DenseCRF, ScaleAndCrop)},
+    # torch's own class has no monitor
     "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
     "torch.optim.lr_scheduler.ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
 }
-STRATEGIES = [kind.__name__ for kind in strategies.Inference.__subclasses__()]
+CALL = re.compile(r"\s*[A-Za-z_][\w.]*\(.*\)\s*", re.DOTALL)  # such as FCN(stride=8)
 
 
 def list_classes(module: Any) -> list[str]:  # noqa: ANN401
@@ -52,23 +54,38 @@ CHOICES: dict[str, list[str]] = {
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401
-    """Load a value or a file of YAML, with import paths for our short names of classes."""
-    return qualify(get_loader("yaml")(text))
+    """Load a value or a file of YAML, with classes as `expand_class` has them."""
+    return expand_classes(get_loader("yaml")(text))
 
 
-def qualify(value: Any, key: str = "") -> Any:  # noqa: ANN401
-    """Return the value of a key with import paths for short names wherever a class is named."""
+def expand_classes(value: Any, key: str = "") -> Any:  # noqa: ANN401
+    """Return the value of a key with `expand_class` applied wherever a class is named."""
     if isinstance(value, dict):
-        return {name: qualify(inner, str(name)) for name, inner in value.items()}
+        return {name: expand_classes(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
-        return [qualify(inner, key) for inner in value]
+        return [expand_classes(inner, key) for inner in value]
     names_a_class = key.rstrip("+") in ("class_path", *(option.rpartition(".")[2] for option in CHOICES))
-    return SHORT.get(value, value) if names_a_class and isinstance(value, str) else value
+    return expand_class(value) if names_a_class and isinstance(value, str) else value
+
+
+def expand_class(text: str) -> Any:  # noqa: ANN401
+    """Return the import path of a short name, and a constructor call as ``class_path`` and ``init_args``.
+
+    Raises:
+        UserError: The arguments of the call are not literals, or not given by name.
+    """
+    if not CALL.fullmatch(text):
+        return SHORT.get(text, text)
+    example = "Tiles(size=(512, 512))"
+    name, args, kwargs = parse_call(text, "object", example, expand_class)
+    if args:
+        raise UserError(f"{text}: name the arguments in configurations and options, such as {example}")
+    return {"class_path": SHORT.get(name, name), "init_args": json.loads(json.dumps(kwargs))}
 
 
 @dataclass
 class Setting:
-    """One value of a file or option, and where it stands."""
+    """One value of a file or option, and its place."""
 
     file: str  # empty on the command line
     path: tuple[str, ...]
@@ -85,13 +102,13 @@ class Setting:
 
 
 class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
-    """YAML in which a key that stands twice in one mapping is a mistake, and not replaced in silence."""
+    """YAML in which a key that occurs twice in one mapping is an error; PyYAML silently takes the last value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: ANN401
         seen: set[Any] = set()
         for key, _ in node.value:
             if key.value in seen and key.value != "<<":
-                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' occurs twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -100,7 +117,7 @@ def read_file(name: str, prefix: tuple[str, ...] = ()) -> list[Setting]:
     """Return all settings of a configuration file, and of the files that it names.
 
     Raises:
-        UserError: It is missing, a directory, no text, no YAML, or no mapping.
+        UserError: The file is missing, a directory, or not a mapping in YAML.
     """
     path = Path(name)
     if "://" in name or re.search(r"[\n{]", name):
@@ -110,7 +127,7 @@ def read_file(name: str, prefix: tuple[str, ...] = ()) -> list[Setting]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is no text, so no configuration: --config takes a YAML file") from error
+        raise UserError(f"{name} is not a text file: --config takes a YAML file") from error
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror or error}") from error
     except yaml.MarkedYAMLError as error:
@@ -118,7 +135,7 @@ def read_file(name: str, prefix: tuple[str, ...] = ()) -> list[Setting]:
         tabs = ": indent by spaces, not by tabs" if "\\t" in str(error.problem) else ""
         raise UserError(f"{name}{line}: {error.problem}{tabs}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{name} is no YAML: {format_error(error)}") from error
+        raise UserError(f"{name} is not YAML: {format_error(error)}") from error
     if not isinstance(content, dict):
         kind = "empty" if content is None else "a list" if isinstance(content, list) else "a single value"
         raise UserError(f"{name} is {kind}, not a configuration: it should have keys such as model, data and trainer")
@@ -129,7 +146,7 @@ def explain_missing_file(name: str) -> str:
     """Return a sentence about a configuration file that does not exist, with the most similar one that does."""
     path = Path(name)
     if not name:
-        return "--config is empty: give a YAML file, such as experiments/quickstart.yaml"
+        return "--config is empty: name a YAML file, such as experiments/quickstart.yaml"
     if path.is_dir():
         inside = path / "config.yaml"
         return f"{name} is a directory: --config takes a file{f', such as {inside}' if inside.is_file() else ''}"

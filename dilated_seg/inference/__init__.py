@@ -1,4 +1,4 @@
-"""A trained network on images: loading it, the inference strategies; one image in image.py, directories in folder.py."""
+"""Trained networks on images: loading, inference strategies, one image (image.py), many files (folder.py)."""
 
 from dilated_seg.inference.load import load
 from dilated_seg.inference.reflected_tiles import ReflectedTiles

@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""The device of a command."""
 
 import torch
 
@@ -8,17 +8,18 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """Return the device of a name, or a GPU if there is one.
+    """Return the device of a name; by default a GPU if there is one.
 
     Raises:
-        UserError: There is no such device.
+        UserError: There is no such device, or it cannot compute.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     try:
         resolved = torch.device(name)
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: there is none here ({str(error).splitlines()[0].partition('. ')[0]})") from error
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UserError(f"--device {name} is not available ({reason}): choose another, such as cpu") from error
     if resolved.type not in DEVICES:
-        raise UserError(f"--device {name}: nothing is computed there, take one of {', '.join(DEVICES)}")
+        raise UserError(f"--device {name} does not compute: choose one of {', '.join(DEVICES)}")
     return resolved

@@ -1,4 +1,4 @@
-"""The images that files, directories and patterns name, and what their results are called."""
+"""Finds the images of files, directories and patterns, and names their results."""
 
 import glob
 import os
@@ -11,12 +11,12 @@ from PIL import Image
 
 from dilated_seg.errors import UserError
 
-# What is written below the directory of results, of which nothing is an image to segment.
+# Directories of results, whose files are not images to segment.
 KINDS = ("labels", "overlays", "probabilities")
 SUBMISSION = Path("submission")
 VOC_SUBMISSION = Path("results", "VOC2012", "Segmentation", "comp6_test_cls")  # comp6: trained on more than VOC's own images
 
-# Formats that Pillow leaves to other programs, or only names.
+# Formats that Pillow reads with other programs, or cannot read.
 NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
@@ -31,14 +31,14 @@ class ImageFile:
 def find_images(sources: Sequence[str], out: Path) -> list[ImageFile]:
     """Return the images of files, directories with all below them, and patterns such as 'street/**/*.jpg', each once.
 
-    Names keep the directories below a source, or below a pattern's first wildcard. Results below ``out`` are left out. What
-    does not exist or cannot be read is among them: reading it says so.
+    Names keep the directories below a source, or below a pattern's first wildcard. Results below ``out`` are left out. Missing
+    and unreadable files are included: reading them fails.
 
     Raises:
-        UserError: A source has no name.
+        UserError: A source is an empty string.
     """
     results = [Path(os.path.abspath(out / kind)) for kind in (*KINDS, SUBMISSION, VOC_SUBMISSION.parts[0])]
-    found: dict[Path, ImageFile] = {}
+    images: dict[Path, ImageFile] = {}
     for source in sources:
         base, files = list_files(source)
         for file in files:
@@ -46,18 +46,18 @@ def find_images(sources: Sequence[str], out: Path) -> list[ImageFile]:
             if not any(directory in path.parents for directory in results):
                 name = path.relative_to(top) if top in path.parents else Path(path.name)
                 name = name.with_suffix("") if name.suffix.lower() in list_suffixes() else name
-                found.setdefault(path, ImageFile(file, name))
-    return list(found.values())
+                images.setdefault(path, ImageFile(file, name))
+    return list(images.values())
 
 
 def list_files(source: str) -> tuple[Path, list[Path]]:
-    """Return the directory that a source's names are relative to, and its files; those in the fewest directories first.
+    """Return the directory to which a source's names are relative, and its files, those in the fewest directories first.
 
     Raises:
-        UserError: The source has no name.
+        UserError: The source is an empty string.
     """
     if not source:
-        raise UserError("a PICTURE has no name: is it an empty variable?")
+        raise UserError("an IMAGE is an empty string: is it an empty variable?")
     path = Path(source)
     if os.path.isdir(path):
         return path, list_directory(path) or [path]
@@ -70,17 +70,17 @@ def list_files(source: str) -> tuple[Path, list[Path]]:
 
 
 def list_directory(directory: Path) -> list[Path]:
-    """Return the images in a directory and all below it that are not hidden, and the directories that cannot be read."""
-    found: list[Path] = []
+    """Return the images at or below a directory that are not hidden, and unreadable directories."""
+    files: list[Path] = []
 
     def append_unreadable(error: OSError) -> None:
-        found.append(Path(error.filename))
+        files.append(Path(error.filename))
 
     for parent, directories, names in os.walk(directory, onerror=append_unreadable):
-        directories[:] = [name for name in directories if not name.startswith(".")]  # only these are walked into
+        directories[:] = [name for name in directories if not name.startswith(".")]  # os.walk enters only these
         visible = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [path for path in visible if path.suffix.lower() in list_suffixes()]
-    return sorted(found, key=lambda path: (len(path.parts), path))
+        files += [path for path in visible if path.suffix.lower() in list_suffixes()]
+    return sorted(files, key=lambda path: (len(path.parts), path))
 
 
 def is_hidden(path: Path, base: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Segments many images into files: class ids, overlays, probabilities, a test server's files. A bad image stops no other."""
+"""Segments many images into files: class ids, overlays, probabilities, files of a test server."""
 
 import io
 import json
@@ -24,6 +24,7 @@ from dilated_seg.inference.load import load
 from dilated_seg.inference.reflected_tiles import ReflectedTiles
 from dilated_seg.inference.strategies import FullImage, Inference, Tiles
 from dilated_seg.models.segmenter import Segmenter
+from dilated_seg.runs.files import PROTOCOL
 from dilated_seg.runs.version import commit
 from dilated_seg.storage import atomic_path, write_text
 
@@ -35,7 +36,7 @@ Encode = Callable[[Segmentation, io.BytesIO], None]
 
 @dataclass(frozen=True)
 class Job:
-    """How images are segmented, and what is written of each below ``out``."""
+    """How images are segmented, and which results are written below ``out``."""
 
     model: Segmenter
     out: Path
@@ -45,36 +46,35 @@ class Job:
     submission: str | None = None
 
     def outputs(self, image: ImageFile) -> dict[Path, Encode]:
-        """Return the files of an image, and how each is encoded; the class ids come last and mark that all are there.
+        """Return the result files of an image and their encoders; class ids are last, so they exist only if all do.
 
         Raises:
-            UserError: A test server does not take a file of this name.
+            UserError: The test server does not accept files of this name.
         """
-        name = image.name.name
-
-        below = image.name.parent
+        name, below = image.name.name, image.name.parent
         files: dict[Path, Encode] = {self.out / "overlays" / below / f"{name}.jpg": encode_overlay}
         if self.probabilities:
             files[self.out / "probabilities" / below / f"{name}.npy"] = encode_probabilities
         if self.submission == "voc":
             if not VOC_NAME.fullmatch(name):
-                raise UserError(f"{image.file}: VOC's server takes names of year and number: 2008_000006")
+                raise UserError(f"{image.file}: VOC's test server requires names of year and number, such as 2008_000006")
             files[self.out / VOC_SUBMISSION / f"{name}.png"] = encode_mask
         if self.submission == "cityscapes":
             if not CITYSCAPES_NAME.fullmatch(name):
                 raise UserError(
-                    f"{image.file}: Cityscapes' server takes names of city, sequence and frame: aachen_000000_000019"
+                    f"{image.file}: Cityscapes' test server requires names of city, sequence and frame, such as "
+                    "aachen_000000_000019"
                 )
             files[self.out / SUBMISSION / f"{name.removesuffix('_leftImg8bit')}.png"] = self._encode_submitted
         return files | {self.out / "labels" / below / f"{name}.png": encode_mask}
 
     def _encode_submitted(self, result: Segmentation, file: io.BytesIO) -> None:
-        """Write the test server's values in the place of class ids."""
+        """Write the test server's values instead of class ids."""
         values = np.array(self.model.submitted, np.uint8)
         Image.fromarray(values[result.ids.numpy()]).save(file, "png")
 
     def protocol(self) -> dict[str, Any]:
-        """Return what the results depend on, as JSON has it."""
+        """Return what the results depend on, for JSON."""
         automatic = f"{FullImage()}; {Tiles()} above {LARGE // 1_000_000} megapixels"
         return {
             **{key: self.model.facts.get(key) for key in ("checkpoint", "sha256", "step")},
@@ -97,7 +97,7 @@ def encode_overlay(result: Segmentation, file: io.BytesIO) -> None:
 
 
 def encode_probabilities(result: Segmentation, file: io.BytesIO) -> None:
-    """Write NumPy's float16 (C, H, W), to be mapped into memory by numpy.load(..., mmap_mode="r")."""
+    """Write float16 (C, H, W) as .npy, which numpy.load(..., mmap_mode="r") maps into memory."""
     assert result.probabilities is not None
     np.save(file, result.probabilities.half().numpy())
 
@@ -117,43 +117,43 @@ def segment_files(
     """Segment files, directories and patterns into a directory; an image that fails does not stop the others.
 
     Returns:
-        0 if all are segmented, now or by an earlier call; 1 if not: the last lines say how many and why.
+        0 if all images are segmented, now or by an earlier call; else 1, after printing how many failed and why.
 
     Raises:
-        UserError: There is nothing to segment, or the directory cannot be written or holds results of another protocol.
+        UserError: There are no images, or the directory cannot be written or has results of another protocol.
     """
     model = load(checkpoint).to(resolve_device(device))
     check_submission(submission, model)
     if isinstance(inference, ReflectedTiles):
         inference.require_network(model)
     if crf and (crf.learnable or crf.num_classes):
-        raise UserError("--crf takes numbers alone: what is learnable is learnt as model.crf")
+        raise UserError("--crf is not learnable: train a learnable CRF as model.crf")
     job = Job(model, Path(out), inference, crf, probabilities, submission)
     images = find_images(sources, job.out)
     if not any(os.path.isfile(image.file) for image in images):
         raise UserError(
-            f"there is no picture in {', '.join(sources)}: name files, folders, or a pattern such as 'street/*.jpg'"
+            f"there is no image in {', '.join(sources)}: name files, directories, or a pattern such as 'street/*.jpg'"
         )
     write_protocol(job)
     done, existing, failed = run_job(job, images, overwrite)
-    print(f"{done} of {len(images)} pictures segmented into {out}" + (f", {failed} failed" if failed else ""), end="")
-    print(f", {existing} were there before (--overwrite replaces them)" if existing else "")
+    print(f"{done} of {len(images)} images segmented into {out}" + (f", {failed} failed" if failed else ""), end="")
+    print(f", {existing} existed (--overwrite replaces them)" if existing else "")
     if submission and done + existing:
         print(f"for the test server: {job.out / (SUBMISSION if submission == 'cityscapes' else VOC_SUBMISSION)}")
     return 0 if done + existing == len(images) else 1
 
 
 def run_job(job: Job, images: Sequence[ImageFile], overwrite: bool) -> tuple[int, int, int]:
-    """Segment images; return how many were segmented, were there before, and failed. A full disk ends it early."""
+    """Segment images; return how many were segmented, existed, and failed. A full disk stops the loop."""
     done, existing, failed = 0, 0, 0
-    sources: dict[Path, Path] = {}  # of the results, the image that each belongs to
+    sources: dict[Path, Path] = {}  # result files, and the image of each
     columns = TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=open_console()) as progress:
         for image in progress.track(images):
             try:
                 outputs = job.outputs(image)
                 if other := next((sources[path] for path in outputs if path in sources), None):
-                    raise UserError(f"{image.file} would be written over what {other} gave: give one of them another name")
+                    raise UserError(f"{image.file} would overwrite the results of {other}: rename one of them")
                 missing = {path: encode for path, encode in outputs.items() if overwrite or not os.path.lexists(path)}
                 if missing:
                     write_outputs(missing, segment_file(job, image.file))
@@ -163,24 +163,24 @@ def run_job(job: Job, images: Sequence[ImageFile], overwrite: bool) -> tuple[int
                 progress.console.print(f"{error}", soft_wrap=True, style="red")
                 failed += 1
                 if isinstance(error.__cause__, OSError) and error.__cause__.errno in SPACE:
-                    print(f"dilated-seg: stopped, since it cannot write: {error}", file=sys.stderr)
+                    print(f"dilated-seg: stopped: {error}", file=sys.stderr)
                     break
     return done, existing, failed
 
 
 def write_outputs(files: dict[Path, Encode], result: Segmentation) -> None:
-    """Write the files of an image, each atomically, after all have been encoded.
+    """Write the result files of an image atomically, after all have been encoded.
 
     Raises:
-        UserError: A file cannot be encoded, such as a JPEG of more than 65,500 pixels a side, or cannot be written.
+        UserError: A file cannot be encoded, such as a JPEG of more than 65,500 pixels per side, or cannot be written.
     """
-    contents = {path: io.BytesIO() for path in files}  # Pillow takes a full disk for a slow one
+    contents = {path: io.BytesIO() for path in files}  # Pillow hides the error of a full disk
     for path, encode in files.items():
         try:
             encode(result, contents[path])
         except (OSError, ValueError) as error:
             height, width = result.ids.shape
-            raise UserError(f"{path} cannot be made of {height} x {width} pixels: {format_error(error)}") from error
+            raise UserError(f"{path} cannot have {height} x {width} pixels: {format_error(error)}") from error
     for path, content in contents.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,10 +194,10 @@ def segment_file(job: Job, file: Path) -> Segmentation:
     """Segment a file.
 
     Raises:
-        UserError: It cannot be read, or needs more memory than there is; the message names it.
+        UserError: It cannot be read, or needs too much memory.
     """
     if os.path.isdir(file):
-        raise UserError(f"{file} is a directory without pictures, or one that cannot be read")
+        raise UserError(f"{file} is a directory without images, or cannot be read")
     try:
         return segment_image(job.model, file, job.inference, job.crf, job.probabilities)
     except UserError as error:
@@ -206,30 +206,30 @@ def segment_file(job: Job, file: Path) -> Segmentation:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error):
-            raise UserError(f"{file} needs more memory than there is: use smaller tiles, --inference Tiles") from error
+            raise UserError(f"{file} needs too much memory: use smaller tiles, --inference Tiles") from error
         raise
 
 
 def write_protocol(job: Job) -> None:
-    """Make the directory and write protocol.json, which says how its results were made.
+    """Create the directory, with the protocol of its results in protocol.json.
 
     Raises:
-        UserError: The directory holds results of another protocol, or cannot be written.
+        UserError: The directory has results of another protocol, or cannot be written.
     """
-    protocol, file = job.protocol(), job.out / "protocol.json"
+    protocol, file = job.protocol(), job.out / PROTOCOL
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         exists = file.exists() or any((job.out / kind).exists() for kind in KINDS)
         if exists and read_protocol(file) != protocol:
-            raise UserError(f"{job.out} holds what was made in another way, see {file.name}: name another --out, or remove it")
+            raise UserError(f"{job.out} has results of another protocol (see {file.name}): name another --out, or remove it")
         write_text(file, json.dumps(protocol | {"commit": commit()}, indent=1) + "\n")
     except OSError as error:
-        remedy = "make room, or name another --out" if error.errno in SPACE else "name another --out"
+        remedy = "free space, or name another --out" if error.errno in SPACE else "name another --out"
         raise UserError(f"{job.out} cannot be written ({error.strerror or error}): {remedy}") from error
 
 
 def read_protocol(file: Path) -> Any:  # noqa: ANN401
-    """Return what protocol.json holds but for the commit; None if it is missing or damaged."""
+    """Return the content of protocol.json without the commit; None if it is missing or damaged."""
     try:
         content = json.loads(file.read_bytes())
         content.pop("commit", None)
@@ -242,9 +242,9 @@ def check_submission(submission: str | None, model: Segmenter) -> None:
     """Require a network that was trained on the test server's classes.
 
     Raises:
-        UserError: It was trained on others.
+        UserError: The network has other classes.
     """
     if submission == "cityscapes" and not (model.submitted and len(model.submitted) == 19):
-        raise UserError("--submission cityscapes needs a network that was trained on Cityscapes' 19 classes")
+        raise UserError("--submission cityscapes requires a network that was trained on Cityscapes' 19 classes")
     if submission == "voc" and (len(model.classes) != 21 or model.dataset not in (None, "VOC")):
-        raise UserError("--submission voc needs a network that was trained on VOC's 21 classes")
+        raise UserError("--submission voc requires a network that was trained on VOC's 21 classes")

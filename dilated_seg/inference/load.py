@@ -1,4 +1,4 @@
-"""Loads a trained network with all it takes to use it: from a run, a checkpoint, an exported directory, or the Hub."""
+"""Loads a trained network from a run, a checkpoint, an exported directory, or the Hugging Face Hub."""
 
 import json
 import re
@@ -22,47 +22,49 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
-    """Return a trained network, ready to use: in evaluation mode, on the CPU.
+    """Return a trained network in evaluation mode, on the CPU.
 
     Args:
-        source: A finished run's folder or a folder of runs, whose newest counts; a checkpoint; a folder that
-            `export.hub.save` wrote; or, if no such path exists, OWNER/NAME at the Hugging Face Hub.
-        net: The network of a checkpoint that does not say how to build it, because it was built in Python.
+        source: A run's directory, or a directory of runs, whose newest finished one counts; a checkpoint file; a directory
+            that `export.hub.save` wrote; or, if no such path exists, OWNER/NAME at the Hugging Face Hub.
+        net: The network, if it was built in Python, so that the checkpoint cannot rebuild it.
 
     Raises:
-        UserError: There is none, it is damaged, or it does not say what it takes to use it.
+        UserError: There is no such network, or it is damaged or incomplete.
     """
     path = Path(source)
     if len(str(source)) > 4000 or any(len(part.encode()) > 255 for part in path.parts):
-        raise UserError(f"there is no {str(source)[:80]}...: the name is too long for a file")
+        raise UserError(f"{str(source)[:80]}... is too long for a file name: name a run's directory or a checkpoint file")
     if path.is_dir():
-        found = load_directory(path) if (path / CONFIG).is_file() else load_segmenter(newest_checkpoint(path), net)
+        model = load_directory(path) if (path / CONFIG).is_file() else load_segmenter(newest_checkpoint(path), net)
     elif path.is_file():
-        found = load_segmenter(Checkpoint(path), net)
+        model = load_segmenter(Checkpoint(path), net)
     else:
-        found = load_directory(download_from_hub(str(source)))
-    for name, parameter in found.named_parameters():
+        model = load_directory(download_from_hub(str(source)))
+    for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            raise UserError(
-                f"{source}: {name} is not finite: these weights are broken, train again or take an earlier checkpoint"
-            )
-    return found.eval()
+            raise UserError(f"{source}: {name} is not finite: train again, or use an earlier checkpoint")
+    return model.eval()
 
 
 def load_directory(folder: Path) -> Segmenter:
-    """Return the network of a directory that `export.hub.save` wrote, which is one of `dilated_seg.models`."""
+    """Return the network of a directory that `export.hub.save` wrote.
+
+    Raises:
+        UserError: The directory is damaged, or its network is not one of `dilated_seg.models`.
+    """
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         name, arguments = config["net"]["class"], dict(config["net"]["arguments"])
         if name not in models.__all__:
-            raise UserError(f"{folder / CONFIG} names {str(name)[:80]!r}: only those of dilated_seg.models are built")
+            raise UserError(f"{folder / CONFIG} names {str(name)[:80]!r}: only networks of dilated_seg.models are built")
         state, names = load_file(folder / WEIGHTS), config["classes"]
         if not isinstance(names, list) or not all(isinstance(label, str) for label in names):
-            raise TypeError("classes are no list of names")
+            raise TypeError("classes must be a list of names")
         if not isinstance(config["facts"], dict) or type(config["ignore_index"]) is not int:
-            raise TypeError("facts are no object, or ignore_index is no whole number")
+            raise TypeError("facts must be an object, and ignore_index a whole number")
         if arguments.get("num_classes", len(names)) != len(names):
-            raise ValueError(f"there are {len(names)} names of classes, but the network has {arguments['num_classes']}")
+            raise ValueError(f"there are {len(names)} class names, but the network has {arguments['num_classes']} classes")
         weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
         net = rebuild(name, arguments, weights, str(folder / WEIGHTS))
         crf = build_crf(config.get("crf"), len(config["classes"]), state)
@@ -77,19 +79,25 @@ def load_directory(folder: Path) -> Segmenter:
         raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise UserError(
-            f"{folder / CONFIG} is no directory that export --format hub writes: {describe_error(error)}"
+            f"{folder / CONFIG} is not the configuration of an exported network: {describe_error(error)}"
         ) from error
 
 
 def download_from_hub(source: str) -> Path:
-    """Download configuration and weights of OWNER/NAME at the Hub; return their directory in the local cache."""
+    """Download OWNER/NAME from the Hub; return its directory in the local cache.
+
+    Raises:
+        UserError: The source is not OWNER/NAME, or cannot be downloaded.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise UserError(f"there is no {source}: name a run's folder, a checkpoint, a saved folder, or OWNER/NAME at the Hub")
+        raise UserError(
+            f"there is no {source}: name a run's directory, a checkpoint file, an exported directory, or OWNER/NAME at the Hub"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # every layer below has its own
+    except Exception as error:  # every library below raises its own
         raise UserError(
-            f"there is no path {source}, and the Hugging Face Hub does not give it: {describe_error(error)}"
+            f"there is no path {source}, and it cannot be downloaded from the Hugging Face Hub: {describe_error(error)}"
         ) from error

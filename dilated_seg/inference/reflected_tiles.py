@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dilated_seg.errors import UserError
-from dilated_seg.inference.strategies import Bands, Inference, Model, logarithm
+from dilated_seg.inference.strategies import Bands, Inference, Model, log_in_place
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.dilatednet import MARGIN
 from dilated_seg.models.layers import Upsample, mirror_indices, promote
@@ -16,17 +16,17 @@ from dilated_seg.tensors import Maps
 class ReflectedTiles(Inference):
     """The strategy of DilatedNet's authors: the image reflected by 186 pixels, in tiles of 900 with 66 x 66 logits each.
 
-    Each tile's context ends at its 66 x 66 logits. The probabilities of all tiles side by side are upsampled 8 times, where the
-    network itself upsamples logits; with 10 context layers, for Cityscapes, the network upsamples each tile's logits.
-    For ``DilatedNet(padding="reflect")``, as published weights need it.
+    The context of each tile ends at its 66 x 66 logits. The probabilities of all tiles are joined and upsampled 8 times, where
+    the network itself upsamples logits; with 10 context layers (Cityscapes), the network upsamples each tile's logits. For
+    ``DilatedNet(padding="reflect")`` and its published weights.
 
     Args:
-        size: Side of a tile with its margins, 372 and a multiple of 8: 900 for VOC and CamVid, 1396 for Cityscapes.
+        size: Side of a tile with its margins, 372 plus a multiple of 8: 900 for VOC and CamVid, 1396 for Cityscapes.
     """
 
     def __init__(self, size: int = 900) -> None:
         if size <= 2 * MARGIN or (size - 2 * MARGIN) % DilatedNet.output_stride:
-            raise UserError(f"inference ReflectedTiles: size {size} is not 372 and a multiple of 8 more, such as 900")
+            raise UserError(f"inference ReflectedTiles: size {size} must be 372 plus a multiple of 8, such as 900")
         self.size = size
         self.name = f"reflected-tiles-{size}"
 
@@ -37,39 +37,39 @@ class ReflectedTiles(Inference):
             return
         step, stride = self.size - 2 * MARGIN, net.output_stride
         height, width = image.shape[-2:]
-        rows = [torch.cat(self.row_of_tiles(model, net, image, top), 3).softmax(1) for top in range(0, height, step)]
+        rows = [torch.cat(self.segment_row(model, net, image, top), 3).softmax(1) for top in range(0, height, step)]
         cells = torch.cat(rows, 2)
         for first in range(0, math.ceil(height / stride), step // stride):  # and the first row of the next band
             band = net.ctx_upsample(cells[:, :, first : first + step // stride + 1])
             top = first * stride
             bottom = min(top + step, height)
-            yield slice(top, bottom), logarithm(band[:, :, : bottom - top, :width])
+            yield slice(top, bottom), log_in_place(band[:, :, : bottom - top, :width])
 
     def require_network(self, model: Model) -> DilatedNet:
-        """Return the network, for which this strategy must be made.
+        """Return the model's network.
 
         Raises:
-            UserError: The model's is another, or it has a CRF of its own, which works on whole images.
+            UserError: It is not DilatedNet with reflection, or the model has a CRF, which needs full images.
         """
         net = getattr(model, "net", None)
         if not isinstance(net, DilatedNet) or net.margin != MARGIN:
-            raise UserError("inference ReflectedTiles is for DilatedNet with padding: reflect; take Tiles for other networks")
+            raise UserError("inference ReflectedTiles is for DilatedNet with padding: reflect; use Tiles for other networks")
         if getattr(model, "crf", None):
             raise UserError(
-                "inference ReflectedTiles is for networks alone, and this one was trained with a CRF: take FullImage"
+                "inference ReflectedTiles is for models without a CRF, and this one was trained with a CRF: use FullImage"
             )
         return net
 
     def upsample_tiles(self, model: Model, net: DilatedNet, image: Tensor) -> Bands:
-        """Yield logits as for Cityscapes: the network's deconvolution upsamples those of each tile."""
+        """Yield logits as for Cityscapes, where the network's deconvolution upsamples each tile."""
         height, width = image.shape[-2:]
         step = self.size - 2 * MARGIN
         for top in range(0, height, step):
-            row = torch.cat([promote(net.ctx_upsample(scores)) for scores in self.row_of_tiles(model, net, image, top)], 3)
+            row = torch.cat([promote(net.ctx_upsample(scores)) for scores in self.segment_row(model, net, image, top)], 3)
             bottom = min(top + step, height)
             yield slice(top, bottom), row[:, :, : bottom - top, :width]
 
-    def row_of_tiles(self, model: Model, net: DilatedNet, image: Tensor, top: int) -> list[Maps]:
+    def segment_row(self, model: Model, net: DilatedNet, image: Tensor, top: int) -> list[Maps]:
         """Return the logits of every tile of a row, (size - 372) / 8 cells a side."""
         height, width = image.shape[-2:]
         rows = image.index_select(2, self.tile_indices(height, top).to(image.device))
@@ -80,10 +80,10 @@ class ReflectedTiles(Inference):
         return [promote(net.context(net.front_end(model.normalize(tile)))) for tile in tiles]  # type: ignore[attr-defined]
 
     def tile_indices(self, length: int, start: int) -> Tensor:
-        """Return the pixels of a tile along one side; one that the reflected image's end cuts short is mirrored there."""
-        here = mirror_indices(length, MARGIN)[start : start + self.size]
-        short = self.size - len(here)
-        return here[mirror_indices(len(here), short)[short:]]
+        """Return the pixels of a tile along one side; a tile beyond the end of the reflected image is mirrored there."""
+        indices = mirror_indices(length, MARGIN)[start : start + self.size]
+        short = self.size - len(indices)
+        return indices[mirror_indices(len(indices), short)[short:]]
 
     def __str__(self) -> str:
         return f"image reflected by {MARGIN} pixels, tiles of {self.size}, as DilatedNet's authors"

@@ -1,4 +1,4 @@
-"""Searches the parameters of the dense CRF for a trained network on a few images, as DeepLab's authors did."""
+"""Tunes the dense CRF's parameters for a trained network on a few images, as DeepLab's authors did."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,10 +21,10 @@ from dilated_seg.runs.version import commit
 from dilated_seg.storage import write_text
 from dilated_seg.tensors import predict
 
-# What is searched, from where; the smoothness kernel stays as it is (w2 = theta_gamma = 3), as in DeepLab's paper.
+# Start of the search; w2 = theta_gamma = 3 are fixed, as in DeepLab's paper.
 START = {"w1": 10.0, "theta_alpha": 80.0, "theta_beta": 13.0}
-GAIN = 5e-4  # of mean IoU, which a step must bring: less is chance
-FACTORS = (2.0, 1.4)  # a parameter is multiplied or divided by the first of these while that helps, then by the next
+GAIN = 5e-4  # of mean IoU that a step must gain; less is noise
+FACTORS = (2.0, 1.4)  # a parameter is multiplied or divided by the first while that helps, then by the next
 
 Parameters = dict[str, float]
 Sample = tuple[Tensor, Tensor, Tensor]  # probabilities (1, C, H, W), plain RGB (1, 3, H, W), mask (1, H, W)
@@ -33,7 +33,7 @@ Sample = tuple[Tensor, Tensor, Tensor]  # probabilities (1, C, H, W), plain RGB 
 def search(
     objective: Callable[[Parameters], float], start: Parameters, factors: Iterable[float] = FACTORS
 ) -> tuple[Parameters, float]:
-    """Return the parameters of the highest objective, and it: one is changed at a time, coarse steps before fine ones."""
+    """Return the best parameters and their objective, by coordinate ascent with coarse steps, then fine ones."""
     known: dict[tuple[float, ...], float] = {}
 
     def evaluate(parameters: Parameters) -> float:
@@ -60,8 +60,8 @@ def build_crf(parameters: Parameters) -> DenseCRF:
     return DenseCRF(w1=parameters["w1"], theta_alpha=parameters["theta_alpha"], theta_beta=parameters["theta_beta"])
 
 
-def mean_iou(samples: Iterable[Sample], num_classes: int, ignore_index: int, crf: DenseCRF | None) -> float:
-    """Return the mean IoU of all samples together, refined by a CRF or not."""
+def compute_mean_iou(samples: Iterable[Sample], num_classes: int, ignore_index: int, crf: DenseCRF | None) -> float:
+    """Return the mean IoU of all samples, of one confusion matrix, optionally after a CRF."""
     metrics = SegmentationMetrics(num_classes, ignore_index)
     for probabilities, image, mask in samples:
         refined = crf(probabilities.to(image.device).float(), image) if crf else probabilities
@@ -79,34 +79,45 @@ def tune(
     device: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Search w1, theta_alpha and theta_beta on images of a split, evenly spread, and write them as an overlay for --config.
+    """Tune w1, theta_alpha and theta_beta on evenly spaced images of a split, and write them as an overlay for --config.
+
+    Args:
+        run: A run's directory, or one of its checkpoint files.
+        out: The overlay; RUN/crf.yaml if None.
+        split: Of the run's dataset.
+        images: The number of images.
+        checkpoint: "best", "last" or a file; the last one of the run if None.
+        inference: The inference strategy; FullImage if None.
+        device: Of the network.
+        overwrite: Whether to replace an existing overlay.
 
     Raises:
-        UserError: There is no such run, there are not so many labelled images, or the overlay is there or cannot be written.
+        UserError: There is no such run or checkpoint, the split has too few labelled images, or the overlay exists or cannot
+            be written.
     """
-    trained = Run(run)
+    trained, weights = find_weights(run, checkpoint)
     dataset = trained.dataset()
     target = Path(out) if out else trained.crf_file
     require_new_file(target, overwrite)
     inference = inference or FullImage()
-    model = load(checkpoint or trained.path).to(resolve_device(device))
+    model = load(weights).to(resolve_device(device))
     if model.crf:
-        raise UserError(f"{run} was trained with a CRF: there is no other to tune")
+        raise UserError(f"{run} was trained with a CRF: tune is for networks without one")
     if isinstance(inference, ReflectedTiles):
         inference.require_network(model)
     require_same_classes(run, dataset, model.classes)
-    opened = open_labelled_split(dataset, split)
-    if not 1 <= images <= len(opened):
-        raise UserError(f"--images {images}: at least one is needed, and the split {split} has {len(opened)}")
+    labelled = open_labelled_split(dataset, split)
+    if not 1 <= images <= len(labelled):
+        raise UserError(f"--images {images} must be between 1 and {len(labelled)}, the size of the split {split}")
     with torch.inference_mode():
-        samples = predict_samples(model, opened, images, inference)
+        samples = predict_samples(model, labelled, images, inference)
 
         def objective(parameters: Parameters) -> float:
-            value = mean_iou(samples, dataset.num_classes, dataset.ignore_index, build_crf(parameters))
+            value = compute_mean_iou(samples, dataset.num_classes, dataset.ignore_index, build_crf(parameters))
             print(f"{format_parameters(parameters)}: {100 * value:.2f}", flush=True)
             return value
 
-        before = mean_iou(samples, dataset.num_classes, dataset.ignore_index, None)
+        before = compute_mean_iou(samples, dataset.num_classes, dataset.ignore_index, None)
         print(f"mean IoU of {images} images of {split}, without a CRF: {100 * before:.2f}", flush=True)
         best, highest = search(objective, START)
     note = (
@@ -115,11 +126,17 @@ def tune(
     )
     write_overlay(target, best, note)
     print(f"best: {format_parameters(best)}: {100 * highest:.2f}")
-    weights = checkpoint or trained.checkpoint_dir / model.facts["checkpoint"]
-    again = format_command(
-        "dilated-seg", "validate", "--config", trained.config_file, "--config", target, "--ckpt_path", weights
-    )
-    print(f"written: {target}; to score it:\n  {again}")
+    command = format_command("dilated-seg", "validate", trained.path, "--checkpoint", weights, "--config", target)
+    print(f"written: {target}; to evaluate it:\n  {command}")
+
+
+def find_weights(run: str, checkpoint: str | None) -> tuple[Run, Path]:
+    """Return a run, named by its directory or a checkpoint file, and the checkpoint file of a name; its last by default."""
+    path = Path(run)
+    trained = (Run.containing(path) if path.is_file() else None) or Run(path)
+    if checkpoint:
+        return trained, trained.checkpoint(checkpoint).path if checkpoint in ("best", "last") else Path(checkpoint)
+    return trained, path if path.is_file() else trained.last_checkpoint.path
 
 
 def predict_samples(model: Segmenter, split: Split, images: int, inference: Inference) -> list[Sample]:
@@ -132,7 +149,7 @@ def predict_samples(model: Segmenter, split: Split, images: int, inference: Infe
 
 
 def require_new_file(target: Path, overwrite: bool) -> None:
-    """Require that the overlay can be written and replaces nothing unasked.
+    """Require that the overlay can be written.
 
     Raises:
         UserError: It exists, or its directory does not.
@@ -140,11 +157,11 @@ def require_new_file(target: Path, overwrite: bool) -> None:
     if target.exists() and (target.is_dir() or not overwrite):
         raise UserError(f"{target} exists: name another --out, or replace it with --overwrite")
     if not target.parent.is_dir():
-        raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
+        raise UserError(f"--out {target}: there is no directory {target.parent}: create it first")
 
 
 def write_overlay(target: Path, parameters: Parameters, note: str) -> None:
-    """Write CRF parameters as an overlay for ``--config``, below a comment."""
+    """Write CRF parameters as an overlay for ``--config``, with a comment on top."""
     lines = "".join(f"    {name}: {value:g}\n" for name, value in parameters.items())
     try:
         write_text(target, f"# {note}\ncrf:\n  class_path: dilated_seg.crf.DenseCRF\n  init_args:\n{lines}")
@@ -153,5 +170,5 @@ def write_overlay(target: Path, parameters: Parameters, note: str) -> None:
 
 
 def format_parameters(parameters: Parameters) -> str:
-    """Return parameters with their names."""
+    """Return parameters as text."""
     return ", ".join(f"{name} {value:g}" for name, value in parameters.items())

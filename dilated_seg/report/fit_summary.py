@@ -9,14 +9,14 @@ from dilated_seg.errors import format_command
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.report.terminal import show_evaluation
 from dilated_seg.runs import Checkpoint, Evaluation, Run
-from dilated_seg.training.evaluation import written_evaluations
+from dilated_seg.training.evaluation import get_evaluations
 from dilated_seg.training.loggers import SafeWandbLogger
 from dilated_seg.training.progress import find_best
 
 
 def show_training(trainer: Trainer, run_dir: Path) -> None:
     """Print how training ended: the last validation, the best checkpoint, and the commands that come next."""
-    found, best = written_evaluations(trainer), find_best(trainer)
+    found, best = get_evaluations(trainer), find_best(trainer)
     if found:
         show_evaluation(*found)
     run = Run(run_dir)
@@ -32,7 +32,7 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
     for command in list_commands(run, checkpoint, found[0] if found else None):
         print(f"  {command}")
     for logger in trainer.loggers:
-        if isinstance(logger, SafeWandbLogger) and (logger.lost or logger.experiment.offline):
+        if isinstance(logger, SafeWandbLogger) and (logger.failed or logger.experiment.offline):
             print(f"  {format_command('wandb', 'sync', shorten(Path(logger.experiment.settings.sync_dir)))}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of a run: its checksum, and its content, which is read without executing a pickle."""
+"""A checkpoint of a run: its checksum, and its content, which is read without executing pickles."""
 
 import os
 import sys
@@ -17,15 +17,15 @@ from dilated_seg.weights.torch_file import check_state_dict, load_torch
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
-NO_CHECKPOINT = "is no checkpoint of a run: name a file of a run's folder checkpoints/"
+NO_CHECKPOINT = "is not a checkpoint of a run: name a file in the directory checkpoints/ of a run"
 
-# The arguments of the task that load_from_checkpoint builds from class paths, and what those must be.
+# The arguments of the task that load_from_checkpoint builds from class paths, and their base classes.
 BUILT: dict[str, type] = {"net": nn.Module, "crf": nn.Module, "optimizer": Optimizer, "lr_scheduler": LRScheduler}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file, with its SHA-256 in a sidecar file of sha256sum's format.
+    """A checkpoint file, with its SHA-256 in a sidecar file (sha256sum format).
 
     Args:
         path: The file.
@@ -41,11 +41,9 @@ class Checkpoint:
             UserError: There is no such file, or the path is a URL.
         """
         if isinstance(path, str) and is_url(path):
-            raise UserError(
-                f"{path} is an address: download the checkpoint and name the file; only model.weights takes addresses"
-            )
+            raise UserError(f"{path} is a URL: download the checkpoint and name the file; only model.weights takes URLs")
         if not Path(path).is_file():
-            raise UserError(f"there is no checkpoint {path}: name a file of a run's folder checkpoints/")
+            raise UserError(f"there is no checkpoint {path}: name a file in the directory checkpoints/ of a run")
         return cls(Path(path))
 
     @property
@@ -60,16 +58,16 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """The number of training steps behind these weights; reads the file."""
+        """The number of training steps of these weights; reads the file."""
         return int(self.read()["global_step"])
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the file as it is now."""
+        """The SHA-256 of the present file."""
         return digest(self.path)
 
     def recorded_checksums(self) -> list[str]:
-        """Return the checksums in the sidecar file: one; two while the file is being replaced; none without a sidecar file."""
+        """Return the checksums in the sidecar file: one, two during replacement, none without a sidecar file."""
         try:
             return [line.split()[0] for line in self.checksum_file.read_text().splitlines() if line.strip()]
         except FileNotFoundError:
@@ -82,15 +80,15 @@ class Checkpoint:
         return self.path.is_file() and self.sha256 in self.recorded_checksums()
 
     def verify(self) -> str:
-        """Return the file's checksum, which must be the recorded one if one was recorded.
+        """Return the file's checksum, which must be the recorded one, if any.
 
         Raises:
-            UserError: The file was changed after it was written.
+            UserError: The checksum differs.
         """
         checksum, recorded = self.sha256, self.recorded_checksums()
         if recorded and checksum not in recorded:
             raise UserError(
-                f"{self.path} is damaged: its checksum is not the one in {self.checksum_file.name}; use another one"
+                f"{self.path} is damaged: its checksum is not that in {self.checksum_file.name}; use another checkpoint"
             )
         return checksum
 
@@ -107,7 +105,7 @@ def read_checkpoint(file: BinaryIO, name: Any, map_location: Any = "cpu") -> dic
     """Return the content of an open checkpoint file.
 
     Raises:
-        UserError: The file is damaged, is no checkpoint of a run, or would have to be executed.
+        UserError: The file is damaged, not a checkpoint of a run, or would have to be executed.
     """
     try:
         content: Any = load_torch(file, map_location)
@@ -124,15 +122,15 @@ def read_checkpoint(file: BinaryIO, name: Any, map_location: Any = "cpu") -> dic
 
 
 def require_known_classes(checkpoint: dict[str, Any], name: Any) -> None:  # noqa: ANN401
-    """Require that the hyperparameters name only classes that are imported already, each of its kind.
+    """Require that the hyperparameters name only imported classes with the right base classes.
 
-    Lightning imports and calls what the hyperparameters name, which may be anything.
+    Lightning would import and call anything that the hyperparameters name.
 
     Raises:
-        UserError: They name something else.
+        UserError: They name anything else.
     """
     arguments = checkpoint.get("hyper_parameters") or {}
-    if not isinstance(arguments, dict) or checkpoint.keys() & {"hparams", "module_arguments"}:  # where Lightning looks too
+    if not isinstance(arguments, dict) or checkpoint.keys() & {"hparams", "module_arguments"}:  # older names of Lightning's
         raise UserError(f"{name} {NO_CHECKPOINT}")
     for key, value in arguments.items():
         paths = [value] if isinstance(value, str) and key in BUILT else list(list_class_paths(value))
@@ -142,8 +140,8 @@ def require_known_classes(checkpoint: dict[str, Any], name: Any) -> None:  # noq
             imported = getattr(sys.modules.get(module), class_name, None)
             if not (isinstance(imported, type) and issubclass(imported, kind)):
                 raise UserError(
-                    f"{name} says that model.{key} is {path!r}, which is no {kind.__name__} that is imported: if it is one of "
-                    "yours, import its module first"
+                    f"{name}: model.{key} is {path!r}, which is not an imported {kind.__name__}: if the class is yours, import "
+                    "its module first"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The resolved experiment of a run, as far as other code than Lightning's CLI reads it."""
+"""The resolved experiment of a run, as code other than Lightning's CLI reads it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,14 @@ class Component:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The resolved experiment of a run, as far as other code than Lightning's CLI reads it.
+    """The resolved experiment of a run.
 
     Args:
         text: The whole configuration, YAML.
         seed: Of the training.
         net: The network.
         data: The dataset.
-        weights: What the training started from: ``model.weights``.
+        weights: ``model.weights``, from which the training started.
     """
 
     text: str
@@ -43,7 +43,7 @@ class RunConfig:
         """Read a run's config.yaml.
 
         Raises:
-            UserError: There is no such file, or it is not the configuration of a run.
+            UserError: The file is missing, or not the configuration of a run.
         """
         if not file.is_file():
             raise UserError(

@@ -1,4 +1,4 @@
-"""An evaluation of a run: integers of every image under one stated protocol. The only code that writes and reads its files.
+"""An evaluation of a run: integers per image under one protocol. The only code that writes and reads its files.
 
 NAME.json holds the protocol and the confusion matrix of the split, NAME.parquet that of each image, NAME.strata.parquet the
 counts stratified by object size and boundary distance.
@@ -27,7 +27,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.Arrow
 
 
 class EvaluatedImage(NamedTuple):
-    """What is counted of one image: its confusion matrix (C, C), and the stratified counts if they were asked for."""
+    """The counts of one image: its confusion matrix (C, C), and stratified counts after training."""
 
     id: str
     matrix: np.ndarray
@@ -41,14 +41,14 @@ class Evaluation:
     Args:
         directory: The run's directory of evaluations.
         name: Of its files, such as "val-best".
-        protocol: What it was measured by.
+        protocol: The evaluation protocol.
         classes: Class names.
         matrix: The confusion matrix of all images, int64 (C, C); rows are the ground truth.
         parameters: The number of parameters of the network.
-        ignore_index: The mask value that is not scored.
-        ignored_pixels: The number of pixels that have it.
-        cost: Throughput and memory, if they were measured.
-        checkpoint_path: The evaluated file, relative to the run directory if it is in it; None while training.
+        ignore_index: The mask value that is not evaluated.
+        ignored_pixels: The number of pixels with this value.
+        cost: Throughput and memory, if measured.
+        checkpoint_path: The evaluated file, relative to the run directory if inside; None during training.
     """
 
     directory: Path
@@ -67,7 +67,7 @@ class Evaluation:
         """Read NAME.json.
 
         Raises:
-            UserError: The file is missing or damaged, or of another version.
+            UserError: The file is missing, damaged, or of another version.
         """
         try:
             values = json.loads(file.read_text("utf-8"))
@@ -80,7 +80,7 @@ class Evaluation:
             raise UserError(f"{file} cannot be read as an evaluation of this version: evaluate the run again") from error
 
     def save(self, images: Sequence[EvaluatedImage]) -> None:
-        """Write all files, each atomically; NAME.json comes last."""
+        """Write all files atomically, NAME.json last."""
         self.directory.mkdir(parents=True, exist_ok=True)
         table = pa.table({"id": [image.id for image in images], "matrix": [image.matrix.ravel() for image in images]})
         with atomic_path(self.image_file) as partial:
@@ -126,17 +126,17 @@ class Evaluation:
 
     @cached_property
     def images(self) -> tuple[list[str], np.ndarray]:
-        """The ids of the images, and their confusion matrices (N, C, C).
+        """Image ids, and their confusion matrices (N, C, C).
 
         Raises:
-            UserError: They cannot be read, or do not add up to the matrix of the split.
+            UserError: The file cannot be read, or does not add up to the matrix of the split.
         """
         try:
             ids, matrices = read_images(self.image_file, len(self.classes))
         except UNREADABLE as error:
             raise UserError(f"{self.image_file} cannot be read ({type(error).__name__}): evaluate the run again") from error
         if not np.array_equal(matrices.sum(0), self.matrix):
-            raise UserError(f"{self.image_file} does not add up to the matrix beside it: evaluate the run again")
+            raise UserError(f"{self.image_file} does not add up to {self.file.name}: evaluate the run again")
         return ids, matrices
 
     @cached_property
@@ -145,7 +145,7 @@ class Evaluation:
         return read_strata(self.strata_file) if self.strata_file.is_file() else None
 
     def summary(self) -> dict[str, Any]:
-        """Return what goes with the weights, as JSON has it: name, printed protocol, classes and confusion matrix."""
+        """Return name, printed protocol, classes and confusion matrix for JSON, to go with the weights."""
         return {
             "evaluation": self.name,
             "protocol": self.protocol.describe(),
@@ -154,24 +154,24 @@ class Evaluation:
         }
 
     def with_free_name(self, images: Sequence[EvaluatedImage]) -> "Evaluation":
-        """Return this evaluation under a name by which it replaces only one of the same images, masks and checkpoint file.
+        """Return this evaluation under a name that replaces only an evaluation of the same images, masks and checkpoint.
 
-        The name gets a digest if the run has an evaluation of this name of others.
+        The name gets a digest if the run has another evaluation of this name.
         """
         data = describe_data([image.id for image in images], [image.matrix for image in images])
         try:
             before = Evaluation.load(self.file)
             same_data = describe_data(*read_images(self.image_file, len(before.classes))) == data
         except (UserError, *UNREADABLE):
-            return self  # there is none that can be read
+            return self  # there is no readable one
         other_weights = None not in (self.checkpoint_path, before.checkpoint_path)
         other_weights = other_weights and self.checkpoint_path != before.checkpoint_path
         if same_data and not other_weights:
             return self if self.cost else replace(self, cost=before.cost)  # an evaluation with a CRF measures none without it
         digest = hashlib.sha256(f"{self.checkpoint_path} {data}".encode()).hexdigest()[:8]
         renamed = replace(self, name=f"{self.name}-{digest}")
-        what = "another checkpoint" if same_data else "other images or masks"
-        print(f"{self.file} is an evaluation of {what} and is kept: this one is {renamed.file.name}", flush=True)
+        other = "another checkpoint" if same_data else "other images or masks"
+        print(f"{self.file} is an evaluation of {other} and is kept: this one is {renamed.file.name}", flush=True)
         return renamed
 
 
@@ -183,5 +183,5 @@ def read_images(file: Path, num_classes: int) -> tuple[list[str], np.ndarray]:
 
 
 def describe_data(ids: Sequence[str], matrices: Sequence[np.ndarray] | np.ndarray) -> str:
-    """Return what identifies evaluated images and masks: each image's id and its pixels of every class."""
+    """Return text that identifies images and masks: each image's id and its pixels of every class."""
     return json.dumps([[name, matrix.sum(1).tolist()] for name, matrix in zip(ids, matrices, strict=True)])

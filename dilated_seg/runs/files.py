@@ -1,20 +1,43 @@
 """The names of the files and directories in a run."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from dilated_seg.storage import write_text
 
 CHECKPOINTS = "checkpoints"
+PROTOCOL = "protocol.json"  # in directories of predictions
+
+
+class RunPath:
+    """A path in a run, as an attribute of `RunFiles`; it may not exist.
+
+    Args:
+        name: Relative to the run directory.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "RunFiles", owner: type | None = None) -> Path:
+        return run.path / self.name
 
 
 class RunFiles:
-    """The files of a run, whether they are there or not.
+    """The paths of a run's files.
 
     Args:
         path: The run directory.
     """
+
+    config_file = RunPath("config.yaml")  # the resolved experiment: YAML that `fit --config` takes
+    checkpoint_dir = RunPath(CHECKPOINTS)
+    evaluation_dir = RunPath("evaluations")
+    receptive_field_dir = RunPath("receptive_fields")
+    crf_file = RunPath("crf.yaml")  # the CRF parameters of `tune`: an overlay for --config
+    finished_file = RunPath("finished")  # exists when training has ended
+    metrics_file = RunPath("metrics.csv")  # of the latest session
+    wandb_id_file = RunPath("wandb_id")
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -28,53 +51,18 @@ class RunFiles:
     def __fspath__(self) -> str:
         return str(self.path)
 
-    @property
-    def config_file(self) -> Path:
-        """The resolved experiment: YAML that ``fit --config`` takes."""
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoint_dir(self) -> Path:
-        """The directory of checkpoints."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def evaluation_dir(self) -> Path:
-        """The directory of evaluations."""
-        return self.path / "evaluations"
-
-    @property
-    def receptive_field_dir(self) -> Path:
-        """The directory of measured receptive fields."""
-        return self.path / "receptive_fields"
-
-    @property
-    def crf_file(self) -> Path:
-        """The CRF parameters that ``tune`` found: an overlay for ``--config``."""
-        return self.path / "crf.yaml"
-
-    @property
-    def finished_file(self) -> Path:
-        """The file that marks a finished training."""
-        return self.path / "finished"
-
-    @property
-    def metrics_file(self) -> Path:
-        """The metrics that the latest session logged."""
-        return self.path / "metrics.csv"
-
     def gallery_dir(self, evaluation: str) -> Path:
-        """Return the directory of images that an evaluation keeps."""
+        """Return the directory of the images that an evaluation keeps."""
         return self.path / "gallery" / evaluation
 
     def prediction_dirs(self, names: Sequence[str] = ()) -> tuple[Path, Path]:
-        """Return the directories of predictions and of a test server's files; the names are parts of theirs."""
+        """Return the directories of predictions and of a test server's files, with ``names`` as parts of theirs."""
         predictions, submission = ("-".join([name, *names]) for name in ("predictions", "submission"))
         return self.path / predictions, self.path / submission
 
     @property
     def is_run(self) -> bool:
-        """Whether ``fit`` has begun a run here."""
+        """Whether this is the directory of a run."""
         return self.config_file.is_file()
 
     @property
@@ -83,11 +71,11 @@ class RunFiles:
         return self.finished_file.is_file()
 
     def mark_finished(self, step: int) -> None:
-        """Note that the training has ended after this step."""
+        """Mark the training as finished after a step."""
         write_text(self.finished_file, f"after step {step}\n")
 
     def keep_history(self) -> None:
         """Rename an earlier session's metrics.csv to metrics-N.csv: Lightning's logger would delete it."""
         if self.metrics_file.exists():
             number = len(list(self.path.glob("metrics-*.csv"))) + 1
-            shutil.move(self.metrics_file, self.path / f"metrics-{number}.csv")
+            self.metrics_file.rename(self.path / f"metrics-{number}.csv")

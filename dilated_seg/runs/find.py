@@ -1,4 +1,4 @@
-"""Runs in directories of runs."""
+"""Finds runs and checkpoints in directories of runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,24 +9,24 @@ from dilated_seg.runs.run import Run
 
 
 def find_evaluated_runs(directory: str | Path) -> list[Run]:
-    """Return the runs with evaluations in a directory, itself or below it, sorted by path.
+    """Return the runs with evaluations at or below a directory, sorted by path.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such run.
     """
     runs = [Run(path.parent) for path in sorted(Path(directory).glob(f"**/{Run(directory).evaluation_dir.name}"))]
     if not runs:
-        raise UserError(f"{directory} holds no evaluated run: name a folder that fit, validate or test wrote")
+        raise UserError(f"{directory} has no evaluated run: evaluate one with `dilated-seg validate` or `test`")
     return runs
 
 
 def find_common_evaluation(runs: Sequence[Run]) -> str:
-    """Return the name of the only evaluation that all runs have; one made after training goes before one made during it.
+    """Return the name of the only evaluation that all runs have.
 
-    An evaluation of some of a split's images is not chosen; it can be named.
+    Those after training have precedence over those during training; partial evaluations are left out.
 
     Raises:
-        UserError: There is none, or several.
+        UserError: There is no such evaluation, or several.
     """
     common = set.intersection(*(set(run.evaluation_names()) for run in runs))
     partial = {name for name in common if any(run.evaluation(name).protocol.partial for run in runs)}
@@ -34,8 +34,8 @@ def find_common_evaluation(runs: Sequence[Run]) -> str:
     after = {name for name in whole if "-" in name} or whole
     if partial and not whole:
         raise UserError(
-            f"the runs have only {', '.join(sorted(partial))} in common, of some of the split's images: evaluate the whole "
-            "split, or choose with --evaluation"
+            f"the runs have only partial evaluations in common ({', '.join(sorted(partial))}): evaluate the whole split, or "
+            "choose with --evaluation"
         )
     if len(after) != 1:
         raise UserError(f"the runs have {', '.join(sorted(after)) or 'no evaluation'} in common: choose with --evaluation")

@@ -1,4 +1,4 @@
-"""Images that an evaluation keeps in its run, for a comparison to show: PNGs of image, ground truth and prediction."""
+"""The images that an evaluation keeps in its run for reports: PNGs of image, mask and prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_gallery_images(
     prediction: np.ndarray,
     palette: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Write an image (H, W, 3), its ground truth and its prediction (H, W); the last one comes last: all are there with it."""
+    """Write an image (H, W, 3), its mask and, last, its prediction (H, W), each atomically."""
     pngs = {
         "image": Image.fromarray(image),
         "truth": paint_mask(truth, palette),

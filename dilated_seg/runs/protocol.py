@@ -1,4 +1,4 @@
-"""The evaluation protocol: what a number was measured by."""
+"""The evaluation protocol, under which a result was measured."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -9,7 +9,7 @@ ABSENT = "a class absent from masks and predictions is left out of the mean"
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """What the numbers of an evaluation were measured by.
+    """The conditions under which an evaluation was measured.
 
     Args:
         dataset: The class of the dataset.
@@ -20,9 +20,9 @@ class EvaluationProtocol:
         inference: The inference strategy.
         model_crf: The CRF that is part of the model, if there is one.
         precision: Lightning's name of it, such as "32-true".
-        crf: The dense CRF that refined the probabilities, if one did.
+        crf: The dense CRF of ``--crf``, if there is one.
         checkpoint: The name of the weights, such as "best".
-        step: Training steps behind these weights.
+        step: Training steps of these weights.
         commit: Of the code that evaluated.
     """
 
@@ -56,21 +56,21 @@ class EvaluationProtocol:
         return protocol
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+        """Return the fields for JSON."""
         return asdict(self)
 
     @property
     def partial(self) -> str:
-        """The clause "partial: 2 of 101 images" for an evaluation of some of the split's images; empty for one of all."""
+        """The clause "partial: 2 of 101 images" for an evaluation of a part of the split; else empty."""
         return f"partial: {self.images} of {self.available} images" if self.images != self.available else ""
 
     @property
     def is_whole_image(self) -> bool:
-        """Whether each image was evaluated as a whole, and nothing refined the result."""
+        """Whether full images were evaluated, without ``--crf``."""
         return self.inference == "whole image" and self.crf is None
 
     def describe(self) -> dict[str, str]:
-        """Return the protocol as it is printed: the values by their names."""
+        """Return the printed form: values by name."""
         model_crf = f", with its own {self.model_crf}" if self.model_crf else ""
         precision = "" if self.precision == "32-true" else f", {self.precision}"
         crf = f", then {self.crf}" if self.crf else ""

@@ -1,4 +1,4 @@
-"""Decides whether and from which checkpoint a run continues, and finds the options in which two configurations differ."""
+"""Decides whether and from which checkpoint a run continues, and compares configurations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from dilated_seg.errors import UserError
 from dilated_seg.runs.run import Run
 
-# What belongs to a call or to what is written, and changes no weight.
+# Options that change no weight.
 FREE = (
     "config", "run_dir", "process_timeout", "evaluate", "ckpt_path", "wandb", "trainer.logger",
     "trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary",
@@ -40,30 +40,30 @@ def find_resumed_checkpoint(run: Run, config: str, checkpoint: str | None) -> Pa
     Args:
         run: The run directory of `fit`.
         config: The resolved configuration of the training, YAML.
-        checkpoint: The checkpoint that is to be continued, if one is named.
+        checkpoint: The checkpoint of ``--ckpt_path``, if any.
 
     Raises:
-        UserError: The directory holds a run of another configuration, or no checkpoint is as it was written.
+        UserError: The directory has a run of another configuration, or no checkpoint is intact.
     """
     if not run.is_run:
         return None
     if change := next(find_differences(run.config_file.read_text(), config), None):
         name, before, now = change
         raise UserError(
-            f"{run} holds a run of another configuration: name another folder or remove it "
-            f"({name} is {before} there and {now} here; --ckpt_path continues it with that in another folder)"
+            f"{run} has a run of another configuration ({name} is {before} there and {now} here): name another directory or "
+            "remove this one; --ckpt_path continues the run with this configuration in another directory"
         )
     if checkpoint and Path(checkpoint).resolve().parent == run.checkpoint_dir.resolve():
-        return None  # one of its own is named
-    return run.newest_checkpoint()  # though it may once have begun from another run's checkpoint
+        return None  # --ckpt_path names one of its own
+    return run.newest_checkpoint()  # also if it began from another run's checkpoint
 
 
 def find_differences(before: str, now: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name and both values of each option in which two configurations differ, but for those that are free."""
-    one, other = (dict(flatten(yaml.safe_load(text))) for text in (before, now))
-    for name in dict.fromkeys([*one, *other]):
-        if one.get(name) != other.get(name) and not is_part(name, FREE):
-            yield name, one.get(name), other.get(name)
+    """Yield name and both values of each option in which two configurations (YAML) differ, except those in `FREE`."""
+    old, new = (dict(flatten(yaml.safe_load(text))) for text in (before, now))
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name) and not is_part(name, FREE):
+            yield name, old.get(name), new.get(name)
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401

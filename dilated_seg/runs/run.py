@@ -1,4 +1,4 @@
-"""A run: the directory that ``fit`` makes of an experiment, and everything that is read from it."""
+"""A run: the directory that ``fit`` creates from an experiment, and everything that is read from it."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Run(RunFiles):
-    """The directory of a training: configuration, checkpoints, logs and evaluations. Nothing is read before it is asked for.
+    """The directory of a training: configuration, checkpoints, logs and evaluations, each read on first use.
 
     Args:
         path: The directory.
@@ -32,26 +32,24 @@ class Run(RunFiles):
 
     @classmethod
     def newest(cls, directory: str | Path) -> "Run":
-        """Return the run in this directory, or the one of the runs directly below it whose training finished last.
+        """Return the run in a directory, or of the runs directly below it the one that finished last.
 
         Raises:
-            UserError: None is finished.
+            UserError: No run is finished.
         """
         run = cls(directory)
         runs = [run] if run.config_file.is_file() else [cls(path) for path in run.path.glob("*/")]
         finished = [run for run in runs if run.finished]
         if not finished:
-            raise UserError(
-                f"{directory} holds no finished run to start from: train it first, with the command in its experiment"
-            )
+            raise UserError(f"{directory} has no finished run: train one first, with the command in its experiment")
         return max(finished, key=lambda run: run.finished_file.stat().st_mtime_ns)
 
     @classmethod
     def create(cls, parent: Path) -> "Run":
-        """Make a new directory for a run below ``parent``, named by the time.
+        """Create a run directory below ``parent``, named by the time.
 
         Raises:
-            UserError: There are 999 of this second.
+            UserError: There are 999 runs of this second.
         """
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for number in range(1, 1000):
@@ -61,11 +59,11 @@ class Run(RunFiles):
             except FileExistsError:
                 continue
             return run
-        raise UserError(f"{parent} holds 999 runs of this second: name the run's folder with --run_dir")
+        raise UserError(f"{parent} has 999 runs of this second: name the run directory with --run_dir")
 
     @classmethod
     def containing(cls, checkpoint: Path) -> "Run | None":
-        """Return the run that a checkpoint file belongs to; None if it is in no directory of checkpoints."""
+        """Return the run of a checkpoint file; None if it is in no directory of checkpoints."""
         return cls(checkpoint.parents[1]) if checkpoint.absolute().parent.name == CHECKPOINTS else None
 
     @cached_property
@@ -75,24 +73,29 @@ class Run(RunFiles):
 
     @property
     def seed(self) -> int:
-        """The seed of the training; 0 in a directory that holds only evaluations of published weights."""
+        """The seed of the training; 0 in a directory with only evaluations of published weights."""
         return self.config.seed if self.is_run else 0
 
     def checkpoint(self, name: str = "last") -> Checkpoint:
         """Return the checkpoint of a name, such as "best" or "last".
 
         Raises:
-            UserError: There is none.
+            UserError: There is no such checkpoint.
         """
         checkpoint = Checkpoint(self.checkpoint_dir / f"{name}.ckpt")
         if not checkpoint.path.is_file():
             names = ", ".join(checkpoint.name for checkpoint in self.checkpoints()) or "none"
-            raise UserError(f"{self} has no {name}.ckpt in its checkpoints, but {names}")
+            raise UserError(f"{self} has no checkpoint {name}: name one of {names}")
         return checkpoint
 
     @property
+    def best_checkpoint(self) -> Checkpoint:
+        """The checkpoint of the highest validation mean IoU, which may not exist."""
+        return Checkpoint(self.checkpoint_dir / "best.ckpt")
+
+    @property
     def last_checkpoint(self) -> Checkpoint:
-        """The checkpoint that training writes last and continues from, which may not be there yet."""
+        """The checkpoint that training writes last and continues from, which may not exist."""
         return Checkpoint(self.checkpoint_dir / LAST)
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -103,28 +106,28 @@ class Run(RunFiles):
         return [Checkpoint(file) for file in files]
 
     def newest_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that is as it was written; None if there is none. Print which ones are skipped.
+        """Return the newest intact checkpoint; None if there are no checkpoints. Print those that are skipped.
 
         Raises:
-            UserError: There are checkpoints, and none of them is as it was written.
+            UserError: No checkpoint is intact.
         """
         checkpoints = self.checkpoints()
         for checkpoint in checkpoints:
             if checkpoint.is_intact():
                 return checkpoint.path
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                missing = f"there is no {checkpoint.checksum_file.name} beside it"
-                why = "its checksum differs" if checkpoint.recorded_checksums() else missing
-                print(f"skipped {checkpoint.path}: {why}", file=sys.stderr)
+                missing = f"{checkpoint.checksum_file.name} is missing"
+                reason = "its checksum differs" if checkpoint.recorded_checksums() else missing
+                print(f"skipped {checkpoint.path}: {reason}", file=sys.stderr)
         if checkpoints:
             raise UserError(
-                f"no checkpoint in {self.checkpoint_dir} is as it was written: remove the run's folder to start anew, "
-                "or name one with --ckpt_path if you trust it"
+                f"no checkpoint in {self.checkpoint_dir} is intact: remove the run directory to start again, or name a "
+                "checkpoint with --ckpt_path if you trust it"
             )
         return None
 
     def dataset(self) -> "SegmentationDataModule":
-        """Return the data module that the run was trained on, with the same arguments."""
+        """Return the data module that the run was trained on."""
         return build_dataset({"class_path": self.config.data.class_path, "init_args": self.config.data.init_args})
 
     def model(self, checkpoint: str = "last", net: nn.Module | None = None) -> Segmenter:
@@ -132,7 +135,7 @@ class Run(RunFiles):
 
         Args:
             checkpoint: Its name.
-            net: The network, if the run was built in Python and the checkpoint does not say how to build it.
+            net: The network, if it was built in Python, so that the checkpoint cannot rebuild it.
         """
         return load_segmenter(self.checkpoint(checkpoint), net).eval()
 
@@ -148,18 +151,19 @@ class Run(RunFiles):
         """Return the evaluation of a name, such as "test-last".
 
         Raises:
-            UserError: There is none, or it cannot be read.
+            UserError: It is missing or cannot be read.
         """
         file = self.evaluation_dir / f"{name}.json"
         if not file.is_file():
             command, checkpoint = "test" if name.startswith("test") else "validate", name.partition("-")[2] or "last"
-            weights = self.checkpoint_dir / f"{checkpoint}.ckpt"
-            again = format_command("dilated-seg", command, "--config", self.config_file, "--ckpt_path", weights)
-            raise UserError(f"{self} has no evaluation {name}: run {again}")
+            raise UserError(
+                f"{self} has no evaluation {name}: run "
+                + format_command("dilated-seg", command, self.path, "--checkpoint", checkpoint)
+            )
         return Evaluation.load(file)
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
-        """Return everything that was logged, by name: (step, value), over all sessions."""
+        """Return the logged metrics of all sessions by name, as (step, value)."""
         logged: dict[str, dict[int, float]] = {}
         earlier = sorted(self.path.glob("metrics-*.csv"), key=lambda file: int(file.stem.partition("-")[2]))
         for file in [*earlier, self.metrics_file]:
@@ -173,9 +177,9 @@ class Run(RunFiles):
 
 
 def load_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None) -> Segmenter:
-    """Return the network of a checkpoint, with the evaluations that its run has of these weights; see `build_segmenter`."""
+    """Return the network of a checkpoint, with its run's evaluations of these weights; see `build_segmenter`."""
     run, evaluations = Run.containing(checkpoint.path), []
     for name in run.evaluation_names() if run else ():
-        with suppress(UserError):  # the weights are what is asked for
+        with suppress(UserError):  # damaged evaluations do not matter here
             evaluations.append(run.evaluation(name))  # type: ignore[union-attr]
     return build_segmenter(checkpoint, net, evaluations)

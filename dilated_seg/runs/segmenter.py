@@ -1,4 +1,4 @@
-"""Builds the Segmenter of a checkpoint from what the checkpoint says of itself."""
+"""Rebuilds a Segmenter from a checkpoint."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from dilated_seg.weights.check import assign_weights, check_shapes, rebuild
 
 
 def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None, evaluations: Sequence[Evaluation] = ()) -> Segmenter:
-    """Return the network of a checkpoint, with what the checkpoint records of the data it was trained on.
+    """Return the network of a checkpoint, with its normalization, classes and palette.
 
     Args:
         checkpoint: Of a run.
-        net: The network, if the checkpoint does not say how to build it.
-        evaluations: Of its run.
+        net: The network, if the checkpoint cannot rebuild it.
+        evaluations: Of the run; those of these weights become facts of the Segmenter.
 
     Raises:
-        UserError: The checkpoint is damaged, lacks something, or does not fit the network.
+        UserError: The checkpoint is damaged or incomplete, or does not fit the network.
     """
     checksum, content, path = checkpoint.verify(), checkpoint.read(), checkpoint.path
     if "hyper_parameters" not in content:
@@ -35,10 +35,10 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None, evalua
     arguments = content["hyper_parameters"]
     try:
         weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
-        dataset = content.get("dataset", {})  # a training on data of no SegmentationDataModule has none
+        dataset = content.get("dataset", {})  # missing after a training on another data module
         step = content["global_step"]
-        own = [one for one in evaluations if one.protocol.step == step and not one.protocol.partial]
-        built = constructor(arguments, path) if net is None else None
+        of_step = [each for each in evaluations if each.protocol.step == step and not each.protocol.partial]
+        built = find_constructor(arguments, path) if net is None else None
         mean, std = (state[name].flatten().tolist() for name in ("mean", "std"))
         classes = dataset.get("classes") or arguments["classes"] or [str(k) for k in range(arguments["num_classes"])]
         if built:
@@ -53,48 +53,60 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None, evalua
             palette=dataset.get("palette"),
             ignore_index=dataset.get("ignore_index", arguments["ignore_index"]),
             submitted=dataset.get("submitted"),
-            dataset=dataset.get("name") or next((one.protocol.dataset for one in own), None),
+            dataset=dataset.get("name") or next((each.protocol.dataset for each in of_step), None),
             built=built,
             crf=build_crf(content.get("crf") or arguments.get("crf"), len(classes), state),
             facts={
                 "checkpoint": path.name,
                 "sha256": checksum,
                 "step": step,
-                "evaluations": [evaluation.summary() for evaluation in own],
+                "evaluations": [evaluation.summary() for evaluation in of_step],
             },
         )
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{path} lacks what a run's checkpoint says of itself ({describe_error(error)}): train its run again"
-        ) from error
+        raise UserError(f"{path} is incomplete ({describe_error(error)}): train its run again") from error
 
 
-def build_crf(given: Mapping[str, Any] | None, num_classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
-    """The CRF that was trained with a network, by its saved arguments, its parameters among ``state`` as ``crf.*``."""
-    learnt = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
-    if not given:
-        if learnt:
-            raise UserError("there are weights of a CRF, but nothing says which")
+def build_crf(arguments: Mapping[str, Any] | None, num_classes: int, state: Mapping[str, Tensor]) -> DenseCRF | None:
+    """Return the CRF that was trained with a network; None if there is none.
+
+    Args:
+        arguments: Its saved arguments.
+        num_classes: C of the network.
+        state: Tensors, those of the CRF as ``crf.*``.
+
+    Raises:
+        UserError: Arguments and tensors do not fit.
+    """
+    tensors = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
+    if not arguments:
+        if tensors:
+            raise UserError("there are tensors of a CRF, but not its arguments")
         return None
-    arguments: dict[str, Any] = dict(given.get("init_args") or {})
-    if arguments.pop("num_classes", None) not in (None, num_classes):
-        raise UserError(f"its CRF is of other than the {num_classes} classes")
-    crf = DenseCRF(**arguments)
+    init_args: dict[str, Any] = dict(arguments.get("init_args") or {})
+    if init_args.pop("num_classes", None) not in (None, num_classes):
+        raise UserError(f"its CRF has other than {num_classes} classes")
+    crf = DenseCRF(**init_args)
     if crf.learnable:
         crf.add_parameters(num_classes)
-    check_shapes(learnt, crf.state_dict(), "its CRF")
-    crf.load_state_dict(learnt)
+    check_shapes(tensors, crf.state_dict(), "its CRF")
+    crf.load_state_dict(tensors)
     return crf
 
 
-def constructor(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
-    """Class and arguments of the network, as the command line saved them; our own classes by their name alone."""
-    if "net" not in given:
-        raise UserError(f"{path} is of a network built in Python, which it cannot rebuild: hand it over, load(source, net=...)")
-    name, arguments = given["net"]["class_path"], dict(given["net"].get("init_args") or {})
+def find_constructor(hyperparameters: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the network's class and arguments in hyperparameters of the command line; classes of `models` by name.
+
+    Raises:
+        UserError: The network was built in Python, of other objects, or its class is not imported.
+    """
+    if "net" not in hyperparameters:
+        raise UserError(f"{path}: the network was built in Python: pass it as load(source, net=...)")
+    net = hyperparameters["net"]
+    class_path, arguments = net["class_path"], dict(net.get("init_args") or {})
     if any(isinstance(value, dict) and "class_path" in value for value in arguments.values()):
-        raise UserError(f"{path}: {name} is made of other objects: build it and hand it over, load(source, net=...)")
-    module, _, own = name.rpartition(".")
-    if module not in sys.modules:  # nothing is imported because a file names it
-        raise UserError(f"{path} is of {name}, which is not imported: if it is one of yours, import its module first")
-    return (own if build.find_network(name) is getattr(models, own, None) else name), arguments
+        raise UserError(f"{path}: {class_path} is built of other objects: build it and pass it as load(source, net=...)")
+    module, _, name = class_path.rpartition(".")
+    if module not in sys.modules:  # a file must not cause an import
+        raise UserError(f"{path}: {class_path} is not imported: if the class is yours, import its module first")
+    return (name if build.find_network(class_path) is getattr(models, name, None) else class_path), arguments

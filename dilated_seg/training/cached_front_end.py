@@ -1,4 +1,4 @@
-"""CachedFrontEnd: trains a context module on the features of its frozen front end, which are computed once."""
+"""CachedFrontEnd: trains a context module on features of its frozen front end that are computed once."""
 
 import json
 import shutil
@@ -28,20 +28,19 @@ from dilated_seg.training.stored_features import ROWS, Block, StoredFeatures, st
 
 
 class CachedFrontEnd(Freeze):
-    """Freezes DilatedNet's front end for good and trains the rest on its features of the training images, computed once.
+    """Freezes DilatedNet's front end and trains the rest on its features of the training images, which are computed once.
 
-    The features, in float32, and the masks are kept in shards in ``folder``/KEY. The key depends on all that decides them: the
-    front end's weights, the normalization, precision, the images, their augmentation, the run's seed, and the code. When one of
-    these changes, they are computed again in another directory; an earlier one can be removed when no run uses it. An
-    interrupted computation continues; what this run will not read is not computed. Several processes share the work, and need
-    a directory that all of them see; several runs wait for each other.
+    The features (float32) and the masks are kept in shards in ``folder``/KEY. The key depends on all inputs: the front end's
+    weights, normalization, precision, images, augmentation, the run's seed, and the code. When one changes, the features are
+    computed in another directory. An interrupted computation continues; only what this run reads is computed. Several
+    processes share the work and need a shared directory; several runs wait for each other.
 
-    In its first ``variants`` epochs a run has the same losses as one with `Freeze`; then the augmentations repeat. The data
-    module, the batches of evaluation, the network and the task are those of any other run: only training batches are replaced.
+    In its first ``variants`` epochs a run has the same losses as one with `Freeze`; then the augmentations repeat. Only
+    training batches are replaced: data module, evaluation, network and task are those of any other run.
 
     Args:
-        folder: Where to keep the features. An image of VOC takes about 0.6 MB for each variant.
-        variants: The number of augmentations of each training image, one an epoch, before they repeat.
+        folder: The directory of features; an image of VOC takes about 0.6 MB per variant.
+        variants: The number of augmentations of each training image, one per epoch, before they repeat.
     """
 
     def __init__(self, folder: str = "runs/scores", variants: int = 2) -> None:
@@ -56,22 +55,20 @@ class CachedFrontEnd(Freeze):
             if not (hasattr(net, "front_end") and hasattr(net, "context") and len(list(net.context.parameters()))):
                 raise UserError("CachedFrontEnd is for a DilatedNet with a context module: set model.net, or use Freeze")
             if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in net.front_end.modules()):
-                raise UserError("CachedFrontEnd keeps scores without dropout: set model.net.init_args.dropout to 0")
+                raise UserError("CachedFrontEnd caches features without dropout: set model.net.init_args.dropout to 0")
             if pl_module.hparams.get("compile"):
-                raise UserError(
-                    "CachedFrontEnd trains the context module alone, which is not compiled: set model.compile to false"
-                )
+                raise UserError("CachedFrontEnd does not compile the context module: set model.compile to false")
             if pl_module.model.crf:
-                raise UserError("CachedFrontEnd keeps scores and not images, which a CRF needs: set model.crf to null")
+                raise UserError("CachedFrontEnd caches features instead of images, which a CRF needs: set model.crf to null")
             if not isinstance(trainer.datamodule, SegmentationDataModule):  # type: ignore[attr-defined]
                 raise UserError("CachedFrontEnd needs one of our datasets: give the trainer a SegmentationDataModule")
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the features that this run will read and that do not exist; then give training its own loader."""
+        """Compute the missing features that this run reads, and replace the training loader."""
         super().on_fit_start(trainer, pl_module)
         if trainer.limit_train_batches == 0:
-            return  # nothing is to be trained
+            return  # nothing is trained
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         key = trainer.strategy.broadcast(json.dumps(describe_features(trainer, pl_module, data), indent=1))
         folder = self.folder / hash_text(key)[:16]
@@ -83,17 +80,17 @@ class CachedFrontEnd(Freeze):
                 missing = sorted(features.find_missing() & find_needed(trainer, data, features))
             missing = trainer.strategy.broadcast(missing)
             if not (folder / "key.json").is_file():
-                raise UserError(f"{folder} is not seen by every process: name a folder that all machines share")
+                raise UserError(f"{folder} is not visible to every process: name a directory that all machines share")
             self.compute(trainer, pl_module, features, missing)
             trainer.strategy.barrier()
         features.find_shards()
         if any(block not in features.shards for block in missing):
-            raise UserError(f"{folder} does not hold what was written to it: name a folder that all machines share")
+            raise UserError(f"{folder} lacks shards that were written to it: name a directory that all machines share")
         data.train_dataloader = partial(data.load_training, features, stack_features)
 
     @torch.no_grad()
     def compute(self, trainer: Trainer, task: Any, features: StoredFeatures, missing: list[Block]) -> None:  # noqa: ANN401
-        """Write this process's share of the missing shards, image by image."""
+        """Compute and write this process's part of the missing shards, image by image."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         blocks: Sequence[Block] = missing[trainer.global_rank :: trainer.world_size]
         loader = DataLoader(
@@ -105,12 +102,12 @@ class CachedFrontEnd(Freeze):
         )
         if trainer.is_global_zero:
             work = f", {len(missing)} shards to compute" if missing else ""
-            print(f"front end's scores: {features.folder}{work}", flush=True)
-        quiet = not (trainer.is_global_zero and missing and sys.stdout.isatty())
+            print(f"front end's features: {features.folder}{work}", flush=True)
+        no_bar = not (trainer.is_global_zero and missing and sys.stdout.isatty())
         training = task.model.net.front_end.training
         task.model.net.front_end.eval()
         samples = (compute_sample(trainer, task, sample) for sample in loader)
-        for number, (variant, block) in enumerate(track(blocks, "Front end", disable=quiet, transient=True)):
+        for number, (variant, block) in enumerate(track(blocks, "Front end", disable=no_bar, transient=True)):
             size = features.write(variant, block, list(islice(samples, len(features.rows(block)))))
             if number == 0 and trainer.is_global_zero:
                 require_space(features.folder, size * (len(missing) - 1))
@@ -120,7 +117,7 @@ class CachedFrontEnd(Freeze):
         task.model.net.front_end.train(training)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        """Let the front end return the batch's features; the image that the task gives the network only has its size."""
+        """Let the front end return the batch's features; the batch's image has only the right size."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         features, front_end = batch.pop("features"), pl_module.model.net.front_end
         batch["image"] = torch.zeros((), dtype=torch.uint8, device=features.device).expand(
@@ -129,7 +126,7 @@ class CachedFrontEnd(Freeze):
         front_end.forward = lambda image: features
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:  # noqa: ANN401
-        """Give the front end its own forward back, for validation."""
+        """Restore the front end's forward, for validation."""
         vars(pl_module.model.net.front_end).pop("forward", None)
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: ANN401
@@ -140,7 +137,7 @@ class CachedFrontEnd(Freeze):
 
 
 def compute_sample(trainer: Trainer, task: Any, sample: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-    """Return a sample with the front end's features in the place of its image."""
+    """Return a sample with the front end's features instead of its image."""
     trainer.datamodule.on_before_batch_transfer(sample, 0)  # type: ignore[attr-defined]
     with trainer.precision_plugin.forward_context():
         image = task.model.normalize(sample["image"][None].to(task.device))
@@ -150,13 +147,13 @@ def compute_sample(trainer: Trainer, task: Any, sample: dict[str, Any]) -> dict[
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Let one run at a time compute the features in a folder; another one waits."""
+    """Hold the lock of a directory of features; wait while another run holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"front end's scores: another run computes them in {folder}, waiting for it", flush=True)
+        print(f"front end's features: waiting for another run that computes them in {folder}", flush=True)
         lock.acquire()
     try:
         yield
@@ -165,7 +162,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def find_needed(trainer: Trainer, data: SegmentationDataModule, features: StoredFeatures) -> set[Block]:
-    """Return the shards that the run will read: all, unless it takes a few steps only."""
+    """Return the shards that the run reads: all, unless it takes few steps."""
     if trainer.max_steps < 0:
         return features.blocks
     order = data.make_training_order(0, int)
@@ -181,14 +178,14 @@ def find_needed(trainer: Trainer, data: SegmentationDataModule, features: Stored
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Check before hours of work that the disk has space for its result.
+    """Require free disk space.
 
     Raises:
-        UserError: It has not.
+        UserError: It is smaller than ``needed`` bytes.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder} needs {needed / 1e9:.1f} GB more for the front end's scores and the disk has {free / 1e9:.1f} GB: "
+            f"{folder} needs {needed / 1e9:.1f} GB more for the front end's features, but the disk has {free / 1e9:.1f} GB: "
             "name another CachedFrontEnd.folder, or lower its variants"
         )

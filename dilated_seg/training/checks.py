@@ -1,4 +1,4 @@
-"""Values that nothing can be learned with, and metrics that nobody logs: refused before the first step."""
+"""Checks of arguments and monitored metrics before the first step, and of gradients and parameters during training."""
 
 import difflib
 import math
@@ -14,14 +14,14 @@ LOGGED = ("train/loss", "train/gradient_norm", "train/images_per_second", "train
 
 
 def check_monitors(trainer: Trainer, metrics: Sequence[str]) -> None:
-    """Require that every callback watches a metric that is logged, in its right direction.
+    """Require that every callback monitors a metric that is logged, with the right mode.
 
     Args:
         trainer: With its callbacks.
-        metrics: What a validation logs.
+        metrics: The metrics that a validation logs.
 
     Raises:
-        UserError: A metric is not logged, or watched for the wrong extreme.
+        UserError: A metric is not logged, or the mode is the wrong one.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(type(callback).__module__.partition(".")[0] not in ("lightning", "dilated_seg") for callback in callbacks):
@@ -32,56 +32,53 @@ def check_monitors(trainer: Trainer, metrics: Sequence[str]) -> None:
             check_monitor(type(callback).__name__, monitor, getattr(callback, "mode", None), metrics)
 
 
-def check_monitor(who: str, monitor: str, mode: str | None, metrics: Sequence[str]) -> None:
-    """Require that one metric is logged, and watched for the extreme that is good.
+def check_monitor(name: str, monitor: str, mode: str | None, metrics: Sequence[str]) -> None:
+    """Require that a metric is logged, and that the mode is the one in which it improves.
 
     Raises:
-        UserError: It is not.
+        UserError: The metric is not logged, or the mode is the wrong one.
     """
     known = [*metrics, *LOGGED]
     if metrics and monitor not in known and not monitor.startswith("lr-"):
         near = difflib.get_close_matches(monitor, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-        raise UserError(f"{who}: monitor {monitor} is no metric that is logged: {hint}")
+        raise UserError(f"{name}: monitor {monitor} is not a logged metric: {hint}")
     best = "min" if monitor.endswith("/loss") else "max" if monitor.startswith(("val/", "test/")) else mode
     if mode in ("min", "max") and mode != best:
         better = "lower" if best == "min" else "higher"
-        raise UserError(f"{who}: {monitor} is better the {better} it is, and mode is {mode}: say mode {best}")
+        raise UserError(f"{name}: {monitor} is better the {better} it is, but mode is {mode}: set mode {best}")
 
 
-def check_class_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
-    """Require one finite weight of the loss for each class: 0, which leaves a class out, or more.
-
-    Raises:
-        UserError: There are more or fewer, one is negative or not finite in single precision, or all are zero.
-    """
-    if len(weights) != len(classes):
-        raise UserError(f"model.class_weights has {len(weights)} numbers, but there are {len(classes)} classes")
-    for name, weight in zip(classes, weights, strict=True):
-        if not 0 <= weight <= torch.finfo(torch.float32).max:  # NaN neither
-            raise UserError(
-                f"model.class_weights: the weight {weight:g} of class {name} is not a finite number from 0 on: "
-                "0 leaves a class out of the loss, such as one that no training mask holds"
-            )
-    if not any(weights):
-        raise UserError("model.class_weights are all 0: no class would count in the loss, give at least one a number above 0")
-
-
-def check_values(
-    lr_factors: Mapping[str, float], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+def check_arguments(
+    classes: Sequence[str],
+    class_weights: Sequence[float] | None,
+    lr_factors: Mapping[str, float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> None:
-    """Require factors of the learning rate and a normalization that can be trained with.
+    """Require values of the task's arguments with which a network can learn.
 
     Raises:
-        UserError: A factor or a mean is not finite, a factor is negative, or a standard deviation is not above 0.
+        UserError: There is not one finite weight of at least 0 for each class, or all are 0; a factor of the learning rate
+            or a mean is not finite, a factor is negative, or a standard deviation is not above 0.
     """
+    if class_weights is not None and len(class_weights) != len(classes):
+        raise UserError(f"model.class_weights has {len(class_weights)} values, but there are {len(classes)} classes")
+    for name, weight in zip(classes, class_weights or (), strict=False):
+        if not 0 <= weight <= torch.finfo(torch.float32).max:  # excludes NaN
+            raise UserError(
+                f"model.class_weights: the weight {weight:g} of class {name} is not a finite number of at least 0: "
+                "0 leaves a class out of the loss, such as one without a pixel in the training masks"
+            )
+    if class_weights is not None and not any(class_weights):
+        raise UserError("model.class_weights are all 0: set the weight of at least one class above 0")
     for name, factor in lr_factors.items():
         if not 0 <= factor < math.inf:
-            raise UserError(f"model.lr_factors: {name}: {factor:g} is not a finite number from 0 on")
-    if mean and not all(math.isfinite(number) for number in mean):
-        raise UserError(f"model.mean {list(mean)}: three finite numbers are needed (RGB, 0 to 255)")
-    if std and not all(0 < number < math.inf for number in std):
-        raise UserError(f"model.std {list(std)}: three finite numbers above 0 are needed (RGB, 0 to 255)")
+            raise UserError(f"model.lr_factors: {name}: {factor:g} is not a finite number of at least 0")
+    if mean and not all(math.isfinite(value) for value in mean):
+        raise UserError(f"model.mean {list(mean)}: three finite values are required (RGB, 0 to 255)")
+    if std and not all(0 < value < math.inf for value in std):
+        raise UserError(f"model.std {list(std)}: three finite values above 0 are required (RGB, 0 to 255)")
 
 
 def check_gradient(norm: torch.Tensor, step: int, images: Sequence[str]) -> None:
@@ -93,7 +90,7 @@ def check_gradient(norm: torch.Tensor, step: int, images: Sequence[str]) -> None
     if not torch.isfinite(norm):
         raise UserError(
             f"the gradient is not finite at step {step}, images {', '.join(images)}: lower model.optimizer's learning rate "
-            "or set trainer.gradient_clip_val; the checkpoints before it are whole"
+            "or set trainer.gradient_clip_val; earlier checkpoints are intact"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the features of a frozen front end depend on: the key under which `CachedFrontEnd` keeps them."""
+"""The key of the features that `CachedFrontEnd` caches: everything that they depend on."""
 
 import hashlib
 import sys
@@ -16,12 +16,12 @@ from dilated_seg.data.shards import Shards
 from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 
-# The modules that decide the tensors of a training image: finding, decoding, seeding and augmenting it.
+# The modules that determine the tensors of a training image: files, decoding, seeds, augmentation.
 READING = (decode, masks, collate, pairs, samplers, shards, transforms)
 
 
 def describe_features(trainer: Trainer, task: Any, data: SegmentationDataModule) -> dict[str, Any]:  # noqa: ANN401
-    """Return all that decides the features: network, normalization, precision, images, augmentation, seed, and code."""
+    """Return what determines the features: network, normalization, precision, images, augmentation, seed, and code."""
     net = task.model.net
     weights = hashlib.sha256()
     for name, tensor in net.front_end.state_dict().items():
@@ -39,15 +39,15 @@ def describe_features(trainer: Trainer, task: Any, data: SegmentationDataModule)
 
 
 def describe_images(data: SegmentationDataModule) -> dict[str, Any]:
-    """Return all that decides the training images and their augmentations.
+    """Return what determines the training images and their augmentations.
 
     Raises:
-        UserError: The augmentation or the split does not tell its values.
+        UserError: The values of the augmentation or the split are unknown.
     """
     augmentation = getattr(data.augmentation, "__qualname__", repr(data.augmentation))
     if " at 0x" in augmentation:
         raise UserError(
-            f"CachedFrontEnd cannot tell when {type(data.augmentation).__name__} changes: give it a __repr__ of all its values"
+            f"CachedFrontEnd cannot detect changes of {type(data.augmentation).__name__}: give it a __repr__ of all its values"
         )
     split = data.open_split(data.train_split)
     texts = {name: storage.read_text(data.require_root(), name) for name in data.texts}
@@ -59,10 +59,10 @@ def describe_images(data: SegmentationDataModule) -> dict[str, Any]:
 
 
 def describe_split(split: Split) -> str:
-    """Return what changes when an image of a split does: names, sizes and times of files, checksums of shards, or values.
+    """Return a hash of the images of a split: of names, sizes and times of files, checksums of shards, or plain values.
 
     Raises:
-        UserError: The split is of another kind, and holds more than plain values.
+        UserError: The split is of another kind, and has other attributes than plain values.
     """
     if isinstance(split, Pairs):
         files = ((name, path) for name, *both in split.pairs for path in both if path)
@@ -71,7 +71,7 @@ def describe_split(split: Split) -> str:
     if isinstance(split, Shards):
         return hash_text(repr(([entry["sha256"] for entry in split.entries], split.as_stored)))
     if not all(isinstance(value, str | int | float | tuple) for value in vars(split).values()):
-        raise UserError(f"CachedFrontEnd cannot tell when images of {type(split).__name__} change: use Freeze")
+        raise UserError(f"CachedFrontEnd cannot detect changes of the images of {type(split).__name__}: use Freeze")
     return hash_text(repr(sorted(vars(split).items())))
 
 

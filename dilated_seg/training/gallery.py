@@ -1,4 +1,4 @@
-"""Pictures of what a network says: some of an evaluation, or all that it predicts."""
+"""Callbacks that write images: some of an evaluation, or all predictions."""
 
 import json
 from pathlib import Path
@@ -9,21 +9,22 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from dilated_seg.data.masks import paint_mask
+from dilated_seg.runs.files import PROTOCOL
 from dilated_seg.runs.gallery import write_gallery_images
 from dilated_seg.runs.run import Run
 from dilated_seg.runs.version import commit
 from dilated_seg.storage import write_text
-from dilated_seg.training.evaluation import gather, name_checkpoint, name_evaluation, name_strategy, written_evaluations
-from dilated_seg.training.wandb_tables import GalleryImage, show_in_wandb, tabulate_images
+from dilated_seg.training.evaluation import gather, get_evaluations, name_checkpoint, name_evaluation, name_strategy
+from dilated_seg.training.wandb_tables import GalleryImage, log_to_wandb, tabulate_images
 
 
 class Gallery(Callback):
-    """Keeps some images of an evaluation: as pictures of image, truth and prediction in the run, as a table in W&B.
+    """Keeps some images of an evaluation, with mask and prediction: as PNGs in the run, as a table in W&B.
 
-    They are the same images for every network, and whatever the number of processes: rows of several runs belong together.
+    They are the same for every network and any number of processes, so that runs can be compared image by image.
 
     Args:
-        images: How many, evenly spread over the split.
+        images: Their number, evenly spread over the split.
     """
 
     def __init__(self, images: int = 6) -> None:
@@ -59,12 +60,12 @@ class Gallery(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
-        names = [evaluation.name for evaluation in written_evaluations(trainer)] or [name_evaluation(trainer)]
+        names = [evaluation.name for evaluation in get_evaluations(trainer)] or [name_evaluation(trainer)]
         directory = Run(trainer.default_root_dir).gallery_dir(names[0])
         for kept in images:
             write_gallery_images(directory, kept.name, kept.image, kept.truth, kept.prediction, dataset.palette)
         split = "test" if trainer.testing else "val"
-        show_in_wandb(trainer, lambda: {f"{split}/images": tabulate_images(images, dataset.classes, dataset.ignore_index)})
+        log_to_wandb(trainer, lambda: {f"{split}/images": tabulate_images(images, dataset.classes, dataset.ignore_index)})
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -72,57 +73,50 @@ class Gallery(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes what ``predict`` finds: one PNG an image, its values the class ids, its palette the dataset's.
+    """Writes the predictions of ``predict``: one PNG per image, whose values are class ids, with the dataset's palette.
 
-    They lie in ``predictions/``, or if images are not looked at whole in ``predictions-PROTOCOL/``, beside a protocol.json.
-    Where a test server wants other values, such as Cityscapes' label ids, PNGs of these lie in ``submission/`` as well.
+    They are in ``predictions/``, or ``predictions-STRATEGY/`` if the strategy is not FullImage, with a protocol.json. Where a
+    test server wants other values, such as Cityscapes' label ids, PNGs of these are in ``submission/`` too.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._describe(trainer, finished=False)
+        self.write_protocol(trainer, finished=False)
 
-    def _describe(self, trainer: Trainer, finished: bool) -> None:
+    def write_protocol(self, trainer: Trainer, finished: bool) -> None:
         """Write protocol.json, which tells whether all images of the split have been predicted."""
         if trainer.is_global_zero:
             task: Any = trainer.lightning_module
-            then = f", then {task.refine}" if task.refine else ""
             images, available = count_predicted(trainer)
-            which = images if images == available else f"{images} of {available}, partial"
-            facts = {
+            number = images if images == available else f"{images} of {available}, partial"
+            protocol = {
                 "dataset": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
-                "images": which if finished else f"{which}, not finished",
-                "inference": f"{task.inference}{then}",
+                "images": number if finished else f"{number}, not finished",
+                "inference": f"{task.inference}, then {task.evaluation_crf}" if task.evaluation_crf else str(task.inference),
                 "precision": trainer.precision,
                 "checkpoint": f"{name_checkpoint(trainer)}, step {task.trained_steps}",
                 "commit": commit(),
             }
-            write_text(list_prediction_dirs(trainer)[0] / "protocol.json", json.dumps(facts, indent=1) + "\n")
+            write_text(list_prediction_dirs(trainer)[0] / PROTOCOL, json.dumps(protocol, indent=1) + "\n")
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *args: Any  # noqa: ANN401
+    ) -> None:  # fmt: skip
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
-        folder, submission = list_prediction_dirs(trainer)
-        for made in (folder, submission) if dataset.submitted else (folder,):
-            made.mkdir(parents=True, exist_ok=True)
+        predictions, submission = list_prediction_dirs(trainer)
+        for directory in (predictions, submission) if dataset.submitted else (predictions,):
+            directory.mkdir(parents=True, exist_ok=True)
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
                 ids = prediction[:height, :width].cpu().numpy()
-                paint_mask(ids, dataset.palette).save(folder / f"{name}.png")
+                paint_mask(ids, dataset.palette).save(predictions / f"{name}.png")
                 if dataset.submitted:
                     Image.fromarray(np.array(dataset.submitted, np.uint8)[ids]).save(submission / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._describe(trainer, finished=True)
+        self.write_protocol(trainer, finished=True)
         if trainer.is_global_zero:
-            folder, submission = list_prediction_dirs(trainer)
-            print(f"class ids as PNGs: {folder}")
+            predictions, submission = list_prediction_dirs(trainer)
+            print(f"class ids as PNGs: {predictions}")
             if trainer.datamodule.submitted:  # type: ignore[attr-defined]
                 print(f"the test server's values: {submission}")
 
@@ -131,13 +125,13 @@ def count_predicted(trainer: Trainer) -> tuple[int, int]:
     """Return the number of images that ``predict`` predicts, and that of the split."""
     loader: Any = trainer.predict_dataloaders
     available = len(loader.dataset)
-    at_once = loader.batch_sampler.batch_size * trainer.world_size
-    return min(int(trainer.num_predict_batches[0]) * at_once, available), available
+    batch_size = loader.batch_sampler.batch_size * trainer.world_size
+    return min(int(trainer.num_predict_batches[0]) * batch_size, available), available
 
 
 def list_prediction_dirs(trainer: Trainer) -> tuple[Path, Path]:
-    """Return the directories of predictions and of a test server's files; some of a split's images have their own."""
+    """Return the directories of predictions and of a test server's files; predictions of a part of a split have their own."""
     task: Any = trainer.lightning_module
     images, available = count_predicted(trainer)
-    names = name_strategy(task, task.refine is not None) + ([f"{images}of{available}"] if images < available else [])
+    names = name_strategy(task, task.evaluation_crf is not None) + ([f"{images}of{available}"] if images < available else [])
     return Run(trainer.default_root_dir).prediction_dirs(names)

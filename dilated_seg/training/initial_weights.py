@@ -1,4 +1,4 @@
-"""The weights that a training starts from: another run's, published ones, or torchvision's of ImageNet."""
+"""The initial weights of a training: another run's, published ones, or torchvision's ImageNet weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,11 @@ from dilated_seg.data.classes import find_first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs.find import newest_checkpoint
 from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
+from dilated_seg.weights.check import check_shapes
 from dilated_seg.weights.readers import find_class_names
 
 
-def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask, which stands above this package
+def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask, a layer above
     """Download the initial weights if they are not on this machine yet."""
     if task.weights == "imagenet":
         fetch_imagenet(task.model.net)
@@ -23,10 +24,10 @@ def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTa
 
 
 def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a SegmentationTask
-    """Load the initial weights into the task's network, and their normalization where the task's arguments give none.
+    """Load the initial weights into the task's network, and their normalization unless the task's arguments set it.
 
     Raises:
-        UserError: The weights are of other classes, do not fill a network that is evaluated, or have an unknown normalization.
+        UserError: The weights have other classes or an unknown normalization, or do not fill a network that is evaluated.
     """
     file = newest_checkpoint(task.weights).path if Path(task.weights).is_dir() else task.weights
     result, mean, std = load(task.model.net, file, task.weights_without)
@@ -39,8 +40,8 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
     given_mean, given_std = task.normalization
     if result.reads_image and None in (mean or given_mean, std or given_std):
         raise UserError(
-            f"model.weights {task.weights}: nobody wrote down what these weights subtract from the image: "
-            "say model.mean and model.std (RGB, 0 to 255), or port the file with --mean"
+            f"model.weights {task.weights}: the input normalization of these weights is unknown: "
+            "set model.mean and model.std (RGB, 0 to 255), or port the file with --mean"
         )
     for ours, theirs, given in zip((task.model.mean, task.model.std), (mean, std), task.normalization, strict=True):
         if theirs and not given:
@@ -52,12 +53,12 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
 
 
 def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None:  # noqa: ANN401 - a SegmentationTask
-    """Require the data's classes of weights that fill a layer which scores classes.
+    """Require the data's classes of weights for a layer that scores classes: one with a channel per class.
 
-    Such a layer has as many channels as there are classes. If ``weights_without`` leaves any out, other classes are intended.
+    If ``weights_without`` leaves such a layer out, other classes are intended.
 
     Raises:
-        UserError: The file says that its classes are others.
+        UserError: The file names other classes.
     """
     channels = {name: tuple(tensor.shape[:1]) for name, tensor in task.model.net.state_dict().items()}
     scoring = [ours for _, _, ours, _ in result.loaded if channels[ours] == (task.num_classes,)]
@@ -66,22 +67,24 @@ def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None: 
     if scoring and not intended and (difference := find_class_difference(task, result.classes, file)):
         layer = scoring[-1].split(".")[-2]
         raise UserError(
-            f"model.weights: {difference}: name {layer} in model.weights_without if its scores are to start anew for other "
+            f"model.weights: {difference}: name {layer} in model.weights_without to initialize its scores for other "
             "classes, or give the data the names and the order of those weights"
         )
 
 
-def check_classes_of_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ANN401 - a SegmentationTask
-    """Require the data's classes of a checkpoint that is evaluated or continued.
+def check_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ANN401 - a SegmentationTask
+    """Require the data's classes and the task's network of a checkpoint that is evaluated or continued.
 
     Raises:
-        UserError: The checkpoint says that its classes are others.
+        UserError: The checkpoint has other classes, or tensors of another network.
     """
     if difference := find_class_difference(task, find_class_names(checkpoint)):
         raise UserError(
             f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
             "weights with model.weights, without the layers in model.weights_without that score classes"
         )
+    state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    check_shapes(state, task.model.state_dict(), "the checkpoint")
 
 
 def find_class_difference(task: LightningModule, names: Sequence[str] | None, file: str | None = None) -> str | None:
@@ -89,16 +92,16 @@ def find_class_difference(task: LightningModule, names: Sequence[str] | None, fi
 
     Args:
         task: The task, with the data that its trainer has; without a trainer there are no data.
-        names: The weights' classes, None if they do not say.
-        file: Where the weights are; None for the trainer's checkpoint.
+        names: The weights' classes, None if unknown.
+        file: The file of the weights; None for the trainer's checkpoint.
     """
     try:
         trainer: Any = task.trainer
     except RuntimeError:
         return None
-    data, place = getattr(trainer, "datamodule", None), file or trainer.ckpt_path or "the checkpoint"
+    data, source = getattr(trainer, "datamodule", None), file or trainer.ckpt_path or "the checkpoint"
     ours = getattr(data, "classes", None) or task.hparams.get("classes")
     if not names or not ours:
         return None
-    where = getattr(data, "names_source", None) or type(data or task).__name__
-    return find_first_difference(names, [str(name) for name in ours], f"in {place}", f"in {where}")
+    data_source = getattr(data, "names_source", None) or type(data or task).__name__
+    return find_first_difference(names, [str(name) for name in ours], f"in {source}", f"in {data_source}")

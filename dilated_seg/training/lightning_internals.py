@@ -15,7 +15,7 @@ def is_validation_due(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
-def logged_step(trainer: Trainer) -> int:
+def get_logged_step(trainer: Trainer) -> int:
     """Return the step at which Lightning logs metrics."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 

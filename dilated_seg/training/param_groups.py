@@ -1,4 +1,4 @@
-"""Parameter groups of the optimizer, with the learning rates of the papers' Caffe solvers, and the steps of schedulers."""
+"""Parameter groups with the learning rates of the papers' Caffe solvers, and the steps of schedulers."""
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from dilated_seg.errors import UserError
 from dilated_seg.training.checks import check_monitor
 
-# The Caffe solvers of all these papers: a bias learns twice as fast as a weight, and does not decay.
+# In the Caffe solvers of all these papers, biases have twice the learning rate of weights, and no weight decay.
 BIAS_RATE = 2.0
 
 
@@ -23,16 +23,16 @@ def build_optimizer(
 
     Args:
         build: Builds the optimizer from parameter groups.
-        model: Its parameters that a callback has frozen for now are among them.
-        factors: Multiplies the learning rate of the parameters whose names start with the key.
-        fixed: The names of the parameters that the network itself never learns.
+        model: The model; parameters that a callback has frozen are included.
+        factors: Factor of the learning rate of parameters whose names start with the key.
+        fixed: The names of parameters that the network never learns, which are left out.
 
     Raises:
         UserError: No parameter's name starts with a key of ``factors``.
     """
     names = [name for name, _ in model.named_parameters()]
     if unused := [prefix for prefix in factors if not any(name.startswith(prefix) for name in names)]:
-        raise UserError(f"model.lr_factors names {unused[0]}, but no parameter of the network starts so")
+        raise UserError(f"model.lr_factors: {unused[0]} is not the beginning of any parameter's name, such as {names[0]}")
     by_factor: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
     for name, parameter in model.named_parameters():
         if name not in fixed:
@@ -50,10 +50,10 @@ def build_optimizer(
 
 
 def schedule(scheduler: LRScheduler, metrics: Sequence[str]) -> dict[str, Any]:
-    """Return when a scheduler steps, as Lightning wants it: once an iteration, or on a plateau by `step_on_plateau`.
+    """Return Lightning's configuration of a scheduler: a step per iteration, or by `step_on_plateau`.
 
     Raises:
-        UserError: It watches none of the metrics of a validation.
+        UserError: The scheduler monitors a metric that a validation does not log.
     """
     if not isinstance(scheduler, ReduceLROnPlateau):
         return {"scheduler": scheduler, "interval": "step"}
@@ -63,9 +63,9 @@ def schedule(scheduler: LRScheduler, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def step_on_plateau(task: Any) -> None:  # noqa: ANN401 - a SegmentationTask
-    """Let a scheduler that watches a metric see what the validation found, before a checkpoint is saved."""
+    """Step a scheduler that monitors a metric after a validation, before a checkpoint is saved."""
     if task.trainer.state.fn != TrainerFn.FITTING or task.trainer.sanity_checking:
         return
-    for scheme in task.trainer.lr_scheduler_configs:
-        if scheme.reduce_on_plateau and scheme.monitor in task.trainer.callback_metrics:
-            task.lr_scheduler_step(scheme.scheduler, task.trainer.callback_metrics[scheme.monitor])
+    for config in task.trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and config.monitor in task.trainer.callback_metrics:
+            task.lr_scheduler_step(config.scheduler, task.trainer.callback_metrics[config.monitor])

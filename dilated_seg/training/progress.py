@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains."""
+"""Progress of a training on the terminal, and its throughput in the logs."""
 
 import math
 import sys
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.metrics.confusion import percent
-from dilated_seg.training.evaluation import written_evaluations
+from dilated_seg.training.evaluation import get_evaluations
 from dilated_seg.training.lightning_internals import EpochProgressBar
 
 try:
@@ -23,28 +23,28 @@ except ImportError:  # not on Windows
 
 
 class Throughput(Callback):
-    """Says how large a step is, and logs images per second and the peak of memory; all processes together.
+    """Prints the size of a step, and logs images/s of all processes and the peak memory in GB.
 
-    The seconds are those between steps that are logged, reading included, validation and what it saves not. Memory is the
-    device's, or without one that of this process, in GB.
+    The time is that between logged steps, including reading but not validation and checkpoints. Memory is the GPU's, or this
+    process's on a CPU.
     """
 
     def __init__(self) -> None:
         self.batches, self.started = 0, 0.0  # since the rate was last logged
-        self.rate = 0.0  # images a second, last time that it was logged
+        self.rate = 0.0  # images/s, as last logged
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.batches, self.started, self.rate = 0, 0.0, 0.0
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and isinstance(data, SegmentationDataModule):
-            at_once, world, passes = data.get_batch_size(), trainer.world_size, data.passes
-            among = f"{at_once} in each of {world} processes" if world > 1 else f"{at_once} at once"
-            how = f" ({among}{f', {passes} times' if passes > 1 else ''})" if world * passes > 1 else ""
+            batch, world, passes = data.get_batch_size(), trainer.world_size, data.passes
+            parts = f"{batch} in each of {world} processes" if world > 1 else f"{batch} at once"
+            parts = f" ({parts}{f', {passes} times' if passes > 1 else ''})" if world * passes > 1 else ""
             unused = (
                 f"; batch_size {data.batch_size} is not used" if data.global_batch_size not in (None, data.batch_size) else ""
             )
             rate = trainer.optimizers[0].defaults["lr"]
-            print(f"{at_once * world * passes} images a step{how}{unused}, learning rate {rate:g}", flush=True)
+            print(f"{batch * world * passes} images a step{parts}{unused}, learning rate {rate:g}", flush=True)
 
     def on_train_batch_start(self, *args: Any) -> None:  # noqa: ANN401
         if not self.started:
@@ -57,16 +57,16 @@ class Throughput(Callback):
             now = time.perf_counter()
             images = len(batch["id"]) * trainer.world_size
             self.rate = images * self.batches / (now - self.started)
-            task.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory(task.device)})
+            task.log_dict({"train/images_per_second": self.rate, "train/memory_gb": measure_memory(task.device)})
             self.started, self.batches = now, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What comes now is no training: count from the next step on."""
+        """Count again from the next step on."""
         self.started, self.batches = 0.0, 0
 
 
 class ValidationLines(Callback):
-    """Prints one line for each validation while training: step, loss, mean IoU, and the best mean IoU so far."""
+    """Prints a line per validation during training: step, loss, mean IoU, and the best mean IoU so far."""
 
     def __init__(self) -> None:
         self.best: float | None = None
@@ -87,19 +87,20 @@ class ValidationLines(Callback):
             self.best, best = mean_iou, "best so far"
         else:
             best = "no best yet" if self.best is None else f"best so far {percent(self.best)}"
-        partial = "".join(f", {one.protocol.partial}" for one in written_evaluations(trainer)[:1] if one.protocol.partial)
+        evaluations = [evaluation.protocol.partial for evaluation in get_evaluations(trainer)[:1]]
+        partial = "".join(f", {partial}" for partial in evaluations if partial)
         step = f"step {trainer.global_step}"
         print(f"{step}: validation loss {loss:.3f}, mean IoU {percent(mean_iou)} % ({best}){partial}", flush=True)
 
 
 def find_best(trainer: Trainer) -> ModelCheckpoint | None:
     """Return the callback that keeps the checkpoint of the highest validation mean IoU; None if no callback does."""
-    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return next((callback for callback in kept if callback.monitor == "val/mean_iou" and callback.mode == "max"), None)
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in callbacks if callback.monitor == "val/mean_iou" and callback.mode == "max"), None)
 
 
-def memory(device: torch.device) -> float:
-    """The most memory that this process has held so far, on its device or else in RAM, in GB."""
+def measure_memory(device: torch.device) -> float:
+    """Return the peak memory of this process so far, in GB: on its GPU, or else in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if resource is None:
@@ -108,36 +109,36 @@ def memory(device: torch.device) -> float:
 
 
 class Progress(EpochProgressBar):
-    """Lightning's progress bar, without a number of epochs that nobody set, with images a second and the time that is left."""
+    """Lightning's progress bar with images/s and the remaining time."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as Lightning's
         super().__init__(**options)
-        self.begun = (0, 0.0)  # the step and the time at which this session began
+        self.start = (0, 0.0)  # step and time of this session
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.begun = trainer.global_step, time.perf_counter()
+        self.start = trainer.global_step, time.perf_counter()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Lightning's, without batches a second: images a second are said, and a line has 80 columns."""
+        """Return Lightning's columns without batches/s, so that a line fits 80 characters."""
         return [column for column in super().configure_columns(trainer) if not isinstance(column, ProcessingSpeedColumn)]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """Return the metrics behind the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         metrics = {name.removeprefix("train/"): value for name, value in metrics.items()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.rate:
                 metrics["img/s"] = f"{callback.rate:.3g}"
-        step, start = self.begun
+        step, start = self.start
         if trainer.max_steps > 0 and trainer.global_step > step:
-            each = (time.perf_counter() - start) / (trainer.global_step - step)
-            metrics["left"] = duration(each * (trainer.max_steps - trainer.global_step))
+            seconds = (time.perf_counter() - start) / (trainer.global_step - step)
+            metrics["left"] = format_duration(seconds * (trainer.max_steps - trainer.global_step))
         return metrics
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as a clock has them."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as hours:minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -12,7 +12,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dilated_seg.training.interruption import how_to_continue, last_checkpoint
+from dilated_seg.training.interruption import format_continuation, locate_last_checkpoint
 from dilated_seg.training.lightning_internals import is_validation_due
 
 
@@ -34,11 +34,10 @@ def keep_signal_handlers() -> Iterator[None]:
 
 
 class StopOnSignal(Callback):
-    """SIGTERM, SIGUSR1 and Ctrl-C end training when the step is done, with a checkpoint from which it can be continued.
+    """Ends training after the current step on SIGTERM, SIGUSR1 and Ctrl-C, with a checkpoint to continue from.
 
     The exit status is 143, and 130 after Ctrl-C; a second Ctrl-C does not wait for the step. Under SLURM, SIGUSR1
-    (``sbatch --signal=SIGUSR1@90``) queues the job again. A signal just before or during a validation waits until it has
-    ended, so that none is lost: give it that much time.
+    (``sbatch --signal=SIGUSR1@90``) requeues the job. A signal just before or during a validation takes effect after it.
     """
 
     signals = (signal.SIGTERM, signal.SIGUSR1)
@@ -53,7 +52,7 @@ class StopOnSignal(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle SIGTERM and SIGUSR1. Lightning's own handlers, which do not save, replace these after this hook."""
         for number in self.signals:
-            self.handle(number, self.note)
+            self.handle(number, self.record_signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handlers, and handle Ctrl-C unless it is ignored, as in a shell's background job."""
@@ -70,19 +69,21 @@ class StopOnSignal(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the handlers from before training; it is not called after an error, see `keep_signal_handlers`."""
         for number, handler in self.before.items():
-            if signal.getsignal(number) in (self.note, self.interrupt):
+            if signal.getsignal(number) in (self.record_signal, self.interrupt):
                 signal.signal(number, handler)
         self.before.clear()
 
     def before_training(self, trainer: Trainer) -> None:
-        """End this process if it was told to stop while something long goes on before the first step."""
+        """End this process if a signal came during long work before the first step."""
         if self.received is not None:
             self.leave(trainer)
 
-    def note(self, number: int, frame: Any) -> None:  # noqa: ANN401
+    def record_signal(self, number: int, frame: Any) -> None:  # noqa: ANN401
+        """Handle SIGTERM and SIGUSR1."""
         self.received = number
 
     def interrupt(self, number: int, frame: Any) -> None:  # noqa: ANN401
+        """Handle Ctrl-C: the second one ends training at once, unless the optimizer is updating."""
         if self.received is not None and not self.task.updating:
             raise KeyboardInterrupt
         self.received = number
@@ -90,16 +91,16 @@ class StopOnSignal(Callback):
             os.write(2, b"\nstopping when this step, or the validation, is done; Ctrl-C again: at once\n")
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, *args: Any) -> None:  # noqa: ANN401
-        if not self.is_told_anywhere(trainer) or trainer.global_step >= trainer.max_steps > 0 or task.accumulating:
+        if not self.is_any_signaled(trainer) or trainer.global_step >= trainer.max_steps > 0 or task.accumulating:
             return
         if is_validation_due(trainer):
-            return  # until the end of the validation that comes now
+            return  # after the validation
         self.save(trainer)
         self.leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what the validation was of; leaving waits until other callbacks have seen its end as well."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self.is_told_anywhere(trainer):
+        """Save the validated step; training ends when all callbacks have seen the end of the validation."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self.is_any_signaled(trainer):
             self.save(trainer)
             self.saved = True
 
@@ -108,19 +109,25 @@ class StopOnSignal(Callback):
             self.leave(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(last_checkpoint(trainer))
+        """Write last.ckpt."""
+        trainer.save_checkpoint(locate_last_checkpoint(trainer))
 
-    def is_told_anywhere(self, trainer: Trainer) -> bool:
-        """Whether any process of the run was told to stop: all must leave after the same step."""
-        told = self.received is not None
-        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
+    def is_any_signaled(self, trainer: Trainer) -> bool:
+        """Return whether any process of the run got a signal: all must end after the same step."""
+        signaled = self.received is not None
+        return signaled if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(signaled, all=False)
 
     def leave(self, trainer: Trainer) -> None:
+        """End this process, and requeue its SLURM job after SIGUSR1.
+
+        Raises:
+            SystemExit: Always, with the exit status of the signal.
+        """
         if trainer.is_global_zero:
-            print(f"stopped by a signal after step {trainer.global_step}: {how_to_continue(trainer)}", file=sys.stderr)
+            print(f"stopped by a signal after step {trainer.global_step}: {format_continuation(trainer)}", file=sys.stderr)
             if self.received == signal.SIGUSR1 and (job := os.environ.get("SLURM_JOB_ID")):
                 try:
                     subprocess.run(["scontrol", "requeue", job], check=True)
                 except (OSError, subprocess.CalledProcessError) as error:
-                    print(f"the job was not queued again: {error}", file=sys.stderr)
+                    print(f"the job was not requeued: {error}", file=sys.stderr)
         raise SystemExit(128 + (signal.SIGINT if self.received == signal.SIGINT else signal.SIGTERM))

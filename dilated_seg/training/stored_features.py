@@ -1,4 +1,4 @@
-"""Features of training images in shards on the disk: the dataset that `CachedFrontEnd` trains on."""
+"""The dataset that `CachedFrontEnd` trains on: features of training images in shards on disk."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ class StoredFeatures(Dataset[dict[str, Any]]):
     A shard is named after its variant, its number and its checksum, and written atomically.
 
     Args:
-        folder: Where the shards are.
+        folder: The directory of shards.
         images: The number of images of the split.
         variants: The number of augmentations of each.
     """
@@ -51,7 +51,7 @@ class StoredFeatures(Dataset[dict[str, Any]]):
             self.shards[int(variant), int(block)] = path
 
     def find_missing(self) -> set[Block]:
-        """Return the shards that do not exist; damaged ones, and what an earlier run left unfinished, are removed."""
+        """Return the missing shards, after removing damaged and unfinished ones."""
         for path in self.folder.glob(".*.partial*"):
             path.unlink(missing_ok=True)
         for path in self.folder.glob("*-*-*.safetensors"):
@@ -64,7 +64,7 @@ class StoredFeatures(Dataset[dict[str, Any]]):
         """Write a shard of samples with ``features``, ``mask`` and ``id``; return its size in bytes.
 
         Raises:
-            UserError: The disk is full, or the folder cannot be written to.
+            UserError: The disk is full, or the directory cannot be written.
         """
         tensors = {f"{row}.{name}": s[name].contiguous() for row, s in enumerate(samples) for name in ("features", "mask")}
         content = save(tensors, metadata={"ids": json.dumps([sample["id"] for sample in samples])})
@@ -73,7 +73,7 @@ class StoredFeatures(Dataset[dict[str, Any]]):
             with storage.atomic_path(path) as partial:
                 partial.write_bytes(content)
         except OSError as error:
-            raise UserError(f"the front end's scores cannot be written to {self.folder}: {error}") from error
+            raise UserError(f"the front end's features cannot be written to {self.folder}: {error}") from error
         return len(content)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:

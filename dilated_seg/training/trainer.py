@@ -1,4 +1,4 @@
-"""The Trainer of a run: what the experiment asks for, and what every run has besides."""
+"""The Trainer of a run: the experiment's options, and the callbacks and loggers of every run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,33 +22,36 @@ from dilated_seg.training.recipe import Recipe
 from dilated_seg.training.signals import StopOnSignal
 
 
-def build_trainer(options: dict[str, Any], run: Run, verb: str | None, recipe: Recipe, timeout: float, wandb: bool) -> Trainer:
+def build_trainer(
+    options: dict[str, Any], run: Run, command: str | None, recipe: Recipe, timeout: float, wandb: bool
+) -> Trainer:
     """Build the Trainer of a run.
 
     Args:
         options: The Trainer's arguments from the experiment, whose steps are optimizer steps; callbacks and loggers are built.
-        run: The run, into whose directory everything is written.
-        verb: What is done: "fit", "validate", "test" or "predict"; None for a Trainer that is used in Python.
+        run: The run, whose directory gets all files.
+        command: "fit", "validate", "test" or "predict"; None for a Trainer that is used in Python.
         recipe: The resolved configuration.
-        timeout: Seconds that processes wait for one that hangs.
-        wandb: Whether W&B is wanted.
+        timeout: Seconds after which processes stop waiting for one that hangs.
+        wandb: Whether to log to W&B.
 
     Raises:
-        UserError: The options cannot be followed here.
+        UserError: The options cannot be used here.
     """
     if options.get("default_root_dir"):
-        raise UserError(f"trainer.default_root_dir {options['default_root_dir']}: name the run's folder with --run_dir instead")
+        raise UserError(f"trainer.default_root_dir {options['default_root_dir']}: use --run_dir instead")
     interval = options.get("val_check_interval")
     if interval == 0:
-        raise UserError("trainer.val_check_interval is 0: give the steps from one validation to the next")
+        raise UserError("trainer.val_check_interval is 0: set the number of steps between validations")
     if isinstance(interval, int) and options.get("check_val_every_n_epoch") is None:
         interval *= options["accumulate_grad_batches"]  # the experiment counts steps, Lightning batches
-    loggers = choose_loggers(options.get("logger"), run, verb, recipe.config if wandb else None)
+    loggers = choose_loggers(options.get("logger"), run, command, recipe.config if wandb else None)
     callbacks = [
         SaveOnError(), SeedEveryStep(), KeepGradients(), StopOnSignal(), ProcessTimeout(timeout), Throughput(),
-        ValidationLines(), EvaluationRecord(), PredictionWriter(), *choose_callbacks(options, run, verb, bool(loggers)), recipe,
+        ValidationLines(), EvaluationRecord(), PredictionWriter(), *choose_callbacks(options, run, command, bool(loggers)),
+        recipe,
     ]  # fmt: skip
-    own = {
+    ours = {
         "logger": loggers,
         "callbacks": callbacks,
         "default_root_dir": str(run),
@@ -56,9 +59,9 @@ def build_trainer(options: dict[str, Any], run: Run, verb: str | None, recipe: R
         "val_check_interval": interval,
     }
     if not torch.cuda.is_available() or options.get("accelerator") == "cpu":
-        own["sync_batchnorm"] = False  # torch has it for GPUs only
+        ours["sync_batchnorm"] = False  # torch supports it on GPUs only
     try:
-        return Trainer(**options | own)
+        return Trainer(**options | ours)
     except ValueError as error:  # such as a strategy for GPUs where there are none
         raise UserError(f"trainer: {error}") from error
 
@@ -68,35 +71,37 @@ def as_list(value: Any) -> list[Any]:  # noqa: ANN401
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def place_loggers(loggers: Any, run: Run) -> None:  # noqa: ANN401
-    """Let the configured loggers write into the run's directory unless they name another one."""
+def set_logger_directories(loggers: Any, run: Run) -> None:  # noqa: ANN401
+    """Set the run's directory as ``save_dir`` of the configured loggers that name no other."""
     for logger in as_list(loggers):
         options = getattr(logger, "init_args", None) or {}
-        if options.get("save_dir") in (".", ""):  # as Lightning's own defaults are
+        if options.get("save_dir") in (".", ""):  # Lightning's defaults
             options["save_dir"] = str(run)
 
 
-def choose_loggers(wanted: Any, run: Run, verb: str | None, config: dict[str, Any] | None) -> list[Logger]:  # noqa: ANN401
-    """Return our loggers and those that the user has added: a CSVLogger or WandbLogger of the same place replaces ours.
+def choose_loggers(option: Any, run: Run, command: str | None, config: dict[str, Any] | None) -> list[Logger]:  # noqa: ANN401
+    """Return our loggers and those of the experiment; its WandbLogger, or CSVLogger of the same directory, replaces ours.
 
     Args:
-        wanted: ``trainer.logger``.
+        option: ``trainer.logger``.
         run: The run.
-        verb: What is done.
-        config: The configuration, if W&B is wanted.
+        command: As in `build_trainer`.
+        config: The configuration; None without W&B.
     """
-    added = list(wanted) if isinstance(wanted, Sequence) else [wanted] if isinstance(wanted, Logger) else []
+    added = list(option) if isinstance(option, Sequence) else [option] if isinstance(option, Logger) else []
     ours: list[Any] = []
-    if verb in ("fit", "validate", "test"):
-        if wanted is False or any(isinstance(logger, WandbLogger) for logger in added):
+    if command in ("fit", "validate", "test"):
+        if option is False or any(isinstance(logger, WandbLogger) for logger in added):
             config = None
-        ours = build_loggers(run, verb, list_tags(config) if config else None)
-    places = {Path(logger.log_dir).resolve() for logger in added if isinstance(logger, CSVLogger)}
-    return [*(one for one in ours if not isinstance(one, CSVLogger) or run.path.resolve() not in places), *added]
+        ours = build_loggers(run, command, list_tags(config) if config else None)
+    directories = {Path(logger.log_dir).resolve() for logger in added if isinstance(logger, CSVLogger)}
+    if run.path.resolve() in directories:
+        ours = [logger for logger in ours if not isinstance(logger, CSVLogger)]
+    return [*ours, *added]
 
 
-def choose_callbacks(options: dict[str, Any], run: Run, verb: str | None, logged: bool) -> list[Callback]:
-    """Return the experiment's callbacks that apply; of those that save, each saves into the run, and one last.ckpt."""
+def choose_callbacks(options: dict[str, Any], run: Run, command: str | None, logged: bool) -> list[Callback]:
+    """Return the experiment's callbacks that apply, with checkpoints in the run, and a last.ckpt when training."""
     saves = options.get("enable_checkpointing") is not False
     without: list[type] = [] if saves else [ModelCheckpoint]
     without += [ProgressBar] if options.get("enable_progress_bar") is False else []
@@ -107,6 +112,6 @@ def choose_callbacks(options: dict[str, Any], run: Run, verb: str | None, logged
         if isinstance(callback, ModelCheckpoint):
             callback.dirpath = callback.dirpath or directory
             last = last or (callback.filename, callback.dirpath) == ("last", directory)
-    if verb == "fit" and saves and not last:
+    if command == "fit" and saves and not last:
         chosen.append(ModelCheckpoint(directory, "last", enable_version_counter=False))
     return chosen

@@ -60,7 +60,7 @@ def trained(experiment, run, *flags):
 
 def compare(name, cli):
     """Print seconds an image with strata and without, in turns, so that a machine that is busy for a while is so for both."""
-    nothing = patch("dilated_seg.training.evaluation.counted", lambda batch, *_: [None] * len(batch["id"]))
+    nothing = patch("dilated_seg.training.evaluation.count_batch", lambda batch, *_: [None] * len(batch["id"]))
     images = len(cli.datamodule.split("test"))
     found = {True: [], False: []}
     for _ in range(ROUNDS + 1):

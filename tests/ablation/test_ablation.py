@@ -209,7 +209,7 @@ def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
             os.utime(run / "finished", ns=(1, finished))
     assert newest_checkpoint(tmp_path).path == tmp_path / "20260102-000000/checkpoints/last.ckpt"
     assert newest_checkpoint(tmp_path / "20260101-000000").path == tmp_path / "20260101-000000/checkpoints/last.ckpt"
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="has no finished run"):
         newest_checkpoint(tmp_path / "20260103-000000")
     (tmp_path / "20260102-000000/checkpoints/last.ckpt").write_bytes(b"damaged")
     with pytest.raises(UserError, match="missing or damaged"):

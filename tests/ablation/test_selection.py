@@ -104,7 +104,7 @@ def test_a_selection_that_was_interrupted_continues_and_prints_what_is_left(stud
         ["test", f"{folder}/out/{network}_{chosen[network]}/seed0"] for network in NETWORKS
     ]
     assert f"continuing {folder}/out/front_end_{chosen['front_end']}/seed1" in printed
-    assert printed.count("run folder: ") == 1  # SegNet's second seed
+    assert printed.count("run directory: ") == 1  # SegNet's second seed
 
 
 def test_the_report_shows_what_was_selected_and_a_claim_names_a_protocol(study):

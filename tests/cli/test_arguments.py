@@ -61,6 +61,23 @@ def test_short_names_in_files_are_ours_at_any_depth(cli, tmp_path):
         assert chosen(cli, "--config", str(overlay)).model.net.class_path == "dilated_seg.models.FCN"
 
 
+def test_a_call_is_the_same_as_nested_options_on_the_command_line_and_in_files(cli, tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {net: 'FCN(stride=16)', optimizer: 'SGD(lr=0.1, momentum=0.5)'}\n")
+    sgd = ["--model.optimizer", "SGD(lr=0.1)", "--model.optimizer.momentum", "0.5"]
+    ways = (
+        ["--model.net=FCN(stride=16)", *sgd],
+        ["--model.net", "FCN", "--model.net.stride", "16", *sgd],
+        ["--config", str(overlay)],
+    )
+    for model in (chosen(cli, *args).model for args in ways):
+        assert (model.net.class_path, model.net.init_args.stride) == ("dilated_seg.models.FCN", 16)
+        assert (model.optimizer.init_args.lr, model.optimizer.init_args.momentum) == (0.1, 0.5)
+    strategy = "MultiScale(scales=(0.5, 1), each=Tiles(size=(64, 96)))"
+    config = parse(cli["validate"], "validate", [*EXPERIMENT, "--inference", strategy, "--crf", "DenseCRF(w1=5)"])
+    assert config.inference.init_args.each.init_args.size == (64, 96) and config.crf.init_args.w1 == 5
+
+
 def test_a_name_that_is_no_class_stays_as_it_is(cli):
     assert chosen(cli, "--run_dir", "FCN").run_dir == "FCN"
 
@@ -77,36 +94,39 @@ def test_reduce_on_plateau_is_the_one_that_takes_a_monitor(cli):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--model.net", "FCNN"], "--model.net FCNN: there is no such class: did you mean FCN?"),
-        (["--model.net=segnet"], "--model.net segnet: there is no such class: did you mean SegNet?"),
-        (["--data", "Shaps"], "--data Shaps: there is no such class: did you mean Shapes?"),
-        (["--model.optimizer", "Adamm"], "--model.optimizer Adamm: there is no such class: did you mean Adam?"),
-        (["--trainer.callbacks+", "EarlyStoping"], "EarlyStoping: there is no such class: did you mean EarlyStopping?"),
+        (["--model.net", "FCNN"], "--model.net FCNN: unknown class: did you mean FCN?"),
+        (["--model.net=segnet"], "--model.net segnet: unknown class: did you mean SegNet?"),
+        (["--data", "Shaps"], "--data Shaps: unknown class: did you mean Shapes?"),
+        (["--model.optimizer", "Adamm"], "--model.optimizer Adamm: unknown class: did you mean Adam?"),
+        (["--trainer.callbacks+", "EarlyStoping"], "EarlyStoping: unknown class: did you mean EarlyStopping?"),
         (["--model.net", "nowhere.MyNet"], "--model.net nowhere.MyNet: No module named 'nowhere'"),
         (["--model.net", "torch.nn.Foo"], "--model.net torch.nn.Foo: module 'torch.nn' has no attribute 'Foo'"),
-        (["--model.net", "json.JSONDecoder"], "--model.net json.JSONDecoder: this is no Module"),
-        (["--model.lerning_rate", "0.1"], "--model.lerning_rate: there is no such option: did you mean --model.optimizer.lr?"),
-        (["--batch_size=3"], "--batch_size: there is no such option: did you mean --data.batch_size?"),
-        (["--trainer.max_stps=3"], "--trainer.max_stps: there is no such option: did you mean --trainer.max_steps?"),
-        (["--model.net.contxt", "basic"], "--model.net.contxt: DilatedNet takes no contxt: did you mean context?"),
-        (["--data.batchsize", "3"], "--data.batchsize: Shapes takes no batchsize: did you mean batch_size?"),
-        (["--model.crf.w3", "3"], "--model.crf.w3: DenseCRF takes no w3: it takes iterations, w1"),
-        (["--model.optimizer.momentm", "3"], "--model.optimizer.momentm: AdamW takes no momentm"),
-        (["--model.net.resnet", "20"], "--model.net.resnet 20: one of 18, 34, 50, 101, 152 is expected"),
-        (["--model.net.context", "huge"], "--model.net.context huge: one of 'basic', 'large' is expected"),
-        (["--trainer.max_steps", "abc"], "--trainer.max_steps abc: a whole number is expected"),
-        (["--trainer.max_steps", "1e5"], "--trainer.max_steps 1e5: a whole number is expected: write 100000"),
-        (["--seed_everything", "abc"], "--seed_everything abc: true or false or a whole number is expected"),
+        (["--model.net", "json.JSONDecoder"], "--model.net json.JSONDecoder: not a subclass of Module"),
+        (["--model.lerning_rate", "0.1"], "--model.lerning_rate: unknown option: did you mean --model.optimizer.lr?"),
+        (["--batch_size=3"], "--batch_size: unknown option: did you mean --data.batch_size?"),
+        (["--trainer.max_stps=3"], "--trainer.max_stps: unknown option: did you mean --trainer.max_steps?"),
+        (["--model.net.contxt", "basic"], "--model.net.contxt: DilatedNet has no argument contxt: did you mean context?"),
+        (["--data.batchsize", "3"], "--data.batchsize: Shapes has no argument batchsize: did you mean batch_size?"),
+        (["--model.crf.w3", "3"], "--model.crf.w3: DenseCRF has no argument w3: it has iterations, w1"),
+        (["--model.optimizer.momentm", "3"], "--model.optimizer.momentm: AdamW has no argument momentm"),
+        (["--model.net.resnet", "20"], "--model.net.resnet 20: expected one of 18, 34, 50, 101, 152"),
+        (["--model.net.context", "huge"], "--model.net.context huge: expected one of 'basic', 'large'"),
+        (["--trainer.max_steps", "abc"], "--trainer.max_steps abc: expected a whole number"),
+        (["--trainer.max_steps", "1e5"], "--trainer.max_steps 1e5: expected a whole number"),
+        (["--seed_everything", "abc"], "--seed_everything abc: expected true or false or a whole number"),
         (
             ["--data.augmentation=ScaleAndCrop", "--data.augmentation.crop_size", "[3]"],
-            "--data.augmentation.crop_size [3]: a tuple with 2 elements is expected",
+            "--data.augmentation.crop_size [3]: expected a tuple with 2 elements",
         ),
-        (["--model.lr_scheduler.power", "abc"], "--model.lr_scheduler.power abc: a number is expected"),
-        (["--data", "Folder"], "data needs root: say it by --data.root"),
-        (["--trainer.callbacks+", "EarlyStopping"], "trainer.callbacks needs monitor: say it by --trainer.callbacks.monitor"),
-        (["\u2013\u2013config", "x.yaml"], "config begins with a dash of another kind, as web pages have it: type --config"),
-        (["-config", "x.yaml"], "-config has one dash only: type --config"),
+        (["--model.lr_scheduler.power", "abc"], "--model.lr_scheduler.power abc: expected a number"),
+        (["--data", "Folder"], "data requires root: set --data.root"),
+        (["--trainer.callbacks+", "EarlyStopping"], "trainer.callbacks requires monitor: set --trainer.callbacks.monitor"),
+        (["\u2013\u2013config", "x.yaml"], "\u2013\u2013config: unknown option: did you mean --config?"),
+        (["-config", "x.yaml"], "-config: unknown option: did you mean --config?"),
         (["foo"], "foo belongs to no option"),
+        (["--model.net", "FCN(8, 16)"], "FCN(8, 16): name the arguments in configurations and options"),
+        (["--model.net", "FCN(stride=open('x'))"], "open('x'): name the arguments in configurations"),
+        (["--model.net", "FCN(strid=16)"], "--model.net.strid: FCN has no argument strid: did you mean stride?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -115,31 +135,32 @@ def test_a_wrong_argument_is_said_with_what_may_be_meant(cli, args, sentence):
 
 
 def test_a_network_and_a_dataset_are_asked_for_by_the_experiment_that_has_both(cli):
-    assert "a network and a dataset are needed: --config" in mistake(cli)
+    assert "a network and a dataset are required: pass --config" in mistake(cli)
 
 
 def test_a_protocol_that_there_is_not_is_said_too(cli):
-    assert "Tilse: there is no such class: did you mean Tiles?" in mistake(
-        cli, *EXPERIMENT, "--inference=Tilse", verb="validate"
-    )
+    assert "Tilse: unknown class: did you mean Tiles?" in mistake(cli, *EXPERIMENT, "--inference=Tilse", verb="validate")
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("trainr: {max_steps: 3}", "trainr.max_steps: there is no such key: did you mean trainer.max_steps?"),
-        ("trainer: {max_stps: 3}", "trainer.max_stps: there is no such key: did you mean trainer.max_steps?"),
-        ("model: {net: {class_path: FCN, init_arg: {stride: 8}}}", "FCN takes no init_arg: did you mean init_args?"),
-        ("model: {optimizer: {class_path: SGD, init_args: {momentm: 1}}}", "SGD takes no momentm: did you mean momentum?"),
-        ("data: {init_args: {batchsize: 1}}", "Shapes takes no batchsize: did you mean batch_size?"),
-        ("trainer: {max_steps: abc}", "trainer.max_steps abc: a whole number is expected"),
+        ("trainr: {max_steps: 3}", "trainr.max_steps: unknown key: did you mean trainer.max_steps?"),
+        ("trainer: {max_stps: 3}", "trainer.max_stps: unknown key: did you mean trainer.max_steps?"),
+        ("model: {net: {class_path: FCN, init_arg: {stride: 8}}}", "FCN has no argument init_arg: did you mean init_args?"),
+        (
+            "model: {optimizer: {class_path: SGD, init_args: {momentm: 1}}}",
+            "SGD has no argument momentm: did you mean momentum?",
+        ),
+        ("data: {init_args: {batchsize: 1}}", "Shapes has no argument batchsize: did you mean batch_size?"),
+        ("trainer: {max_steps: abc}", "trainer.max_steps abc: expected a whole number"),
         ("- a\n- b", "is a list, not a configuration"),
         ("", "is empty, not a configuration"),
         ("hello", "is a single value, not a configuration"),
         ("model:\n\tnet: 3", "line 2: found character '\\t' that cannot start any token: indent by spaces, not by tabs"),
-        ("trainer: {max_steps: 3}\ntrainer: {max_steps: 5}", "line 2: the key 'trainer' stands there twice"),
+        ("trainer: {max_steps: 3}\ntrainer: {max_steps: 5}", "line 2: the key 'trainer' occurs twice"),
         ("model: {net: [", "line 1: "),
-        (b"\x80\x81\x82", "is no text, so no configuration"),
+        (b"\x80\x81\x82", "is not a text file"),
     ],
 )
 def test_a_wrong_configuration_file_is_said_by_its_name(cli, text, sentence, tmp_path):
@@ -165,13 +186,13 @@ def test_a_configuration_file_that_is_not_there_is_said_with_one_that_is(cli, tm
     ("args", "sentence"),
     [
         (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/miou"],
-         "EarlyStopping: monitor val/miou is no metric that is logged: did you mean val/mean_iou?"),
+         "EarlyStopping: monitor val/miou is not a logged metric: did you mean val/mean_iou?"),
         (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/mean_iou"],
-         "EarlyStopping: val/mean_iou is better the higher it is, and mode is min: say mode max"),
+         "EarlyStopping: val/mean_iou is better the higher it is, but mode is min: set mode max"),
         (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/iou/wires"],
-         "ModelCheckpoint: monitor val/iou/wires is no metric that is logged: did you mean val/iou/wire?"),
+         "ModelCheckpoint: monitor val/iou/wires is not a logged metric: did you mean val/iou/wire?"),
         (["--model.lr_scheduler=ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/los"],
-         "ReduceLROnPlateau: monitor val/los is no metric that is logged: did you mean val/loss?"),
+         "ReduceLROnPlateau: monitor val/los is not a logged metric: did you mean val/loss?"),
         (["--model.net.resnet=50", "--model.net.padding=reflect"], "DilatedNet: padding='reflect' and 'valid' need VGG-16"),
         (["--model.net.dropout=2"], "DilatedNet: dropout=2.0 is not a number from 0 to 1"),
         (["--model.optimizer.lr=-1"], "AdamW: Invalid learning rate: -1.0"),

@@ -71,11 +71,29 @@ def test_a_run_is_evaluated_by_its_directory_alone(run, tmp_path, capsys):
     assert len(list((copy / "predictions").glob("**/*.png"))) == 3
     capsys.readouterr()
     for args, sentence in (
-        ([str(tmp_path)], f"{tmp_path} is not a run directory"),
+        ([f"{copy}/checkpoints"], f"{copy}/checkpoints is not a run directory"),
         ([str(copy), "--checkpoint", "first"], "there is no checkpoint first"),
-        ([*TINY, "--checkpoint", "best"], "--checkpoint best is of a run"),
+        ([*TINY, "--checkpoint", "best"], "--checkpoint best needs a run"),
     ):
         assert main(["validate", *args]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_checkpoint_file_and_an_exported_directory_name_a_network_too(run, tmp_path, capsys):
+    copy, exported = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")), tmp_path / "exported"
+    assert main(["validate", f"{copy}/checkpoints/last.ckpt"]) == 0
+    assert main(["export", str(copy), "--format", "hub", "--out", str(exported)]) == 0
+    evaluate = ["validate", str(exported), "--run_dir", str(tmp_path / "evaluated")]
+    assert main([*evaluate, "--data=Shapes(images=[16, 3, 2], size=[32, 64])"]) == 0
+    by_file, by_export = Run(copy).evaluation("val-last"), Run(tmp_path / "evaluated").evaluation("val-model")
+    assert np.array_equal(by_file.matrix, by_export.matrix) and by_file.parameters == by_export.parameters
+    capsys.readouterr()
+    for args, sentence in (
+        (evaluate, "a network and a dataset are required"),
+        (["test", str(exported / "model.safetensors")], "is in no run directory: pass --config"),
+        (["predict", "nowhere"], "there is no nowhere: name a run's directory"),
+    ):
+        assert main(args) == 2
         assert sentence in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from dilated_seg.data.decode import read_image
 from dilated_seg.data.masks import make_table, paint_mask, read_mask
 from dilated_seg.data.prepare import prepare
 from dilated_seg.errors import UserError
-from dilated_seg.inference.image import read_picture
+from dilated_seg.inference.image import open_image
 from tests.support import fake_datasets
 
 COLORS = ((0, 0, 0), (128, 64, 128), (0, 0, 142), (220, 20, 60))
@@ -195,7 +195,7 @@ def test_values_of_more_than_8_bits_are_refused(values, sentence, tmp_path):
         read_image(path)
     assert str(caught.value).startswith(str(path)) and "8 bits" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"^the image (has|holds) "):
-        read_picture(Image.fromarray(values))
+        open_image(Image.fromarray(values))
 
 
 def test_colors_of_12_bits_in_a_file_of_16_are_refused(tmp_path):

@@ -231,7 +231,7 @@ def test_one_valid_pixel_is_enough(tmp_path):
 def test_the_command_line_leaves_nothing_of_a_run_that_trained_on_nothing(tmp_path, capsys):
     steps = ["--trainer.max_steps=20", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=0"]
     assert call("fit", None, tmp_path / "run", *steps, data="tests.data.test_labels.Drawn") == 2
-    assert "so nothing was learnt" in capsys.readouterr().err
+    assert "so nothing was learned" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -239,7 +239,7 @@ def test_the_command_line_leaves_nothing_of_a_run_that_trained_on_nothing(tmp_pa
 def test_a_class_that_an_epoch_does_not_show_is_named(values, named, tmp_path, capsys):
     train(Drawn(values=values, images=6, batch_size=2), tmp_path, max_epochs=2)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert said == ([f"warning: none of the 6 training crops has a pixel of {named}, which cannot be learnt"] if named else [])
+    assert said == ([f"warning: none of the 6 training crops has a pixel of {named}, which cannot be learned"] if named else [])
 
 
 def test_what_training_sees_does_not_change_it(tmp_path, monkeypatch):
@@ -330,7 +330,7 @@ def test_shards_of_an_earlier_version_are_refused(tmp_path):
 def test_an_evaluation_of_nothing_is_refused(run, tmp_path, capsys):
     root = write_folder(tmp_path / "data", [VOID] * 3)
     assert call("validate", root, tmp_path / "run", f"--ckpt_path={run}/run/checkpoints/last.ckpt") == 2
-    assert "have no pixel of any class, all 1,152 are ignored (255), so there is nothing to score" in capsys.readouterr().err
+    assert "have no pixel of any class, all 1,152 are ignored (255), so there is nothing to evaluate" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,8 @@ from wandb.sdk.launch.sweeps import utils as sweeps
 
 from dilated_seg.cli.parser import resolve_experiment
 from dilated_seg.metrics.confusion import compute_metrics
-from dilated_seg.training.loggers import wandb_id
+from dilated_seg.runs.run import Run
+from dilated_seg.training.loggers import read_wandb_id
 from tests.conftest import ROOT
 from tests.experiments.test_experiments import EXPERIMENTS
 
@@ -88,9 +89,9 @@ def test_a_sweep_begins_from_an_experiment_and_looks_at_a_score_that_is_logged(f
 
 
 def test_a_run_of_a_sweep_has_the_id_that_the_agent_gave_it(tmp_path, monkeypatch):
-    drawn = wandb_id(tmp_path)
-    assert wandb_id(tmp_path) == drawn
+    drawn = read_wandb_id(Run(tmp_path))
+    assert read_wandb_id(Run(tmp_path)) == drawn
     monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
-    assert wandb_id(tmp_path) == "sweep123"
+    assert read_wandb_id(Run(tmp_path)) == "sweep123"
     monkeypatch.delenv("WANDB_RUN_ID")
-    assert wandb_id(tmp_path) == "sweep123"
+    assert read_wandb_id(Run(tmp_path)) == "sweep123"

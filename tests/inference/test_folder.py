@@ -106,7 +106,7 @@ def test_a_picture_may_be_a_file_an_image_or_a_tensor(trained, tmp_path):
     first, *others = (segment_image(model, way).ids for way in ways)
     assert all(first.equal(other) for other in others)
     for wrong in (torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8)):
-        with pytest.raises(UserError, match="a picture is uint8 RGB"):
+        with pytest.raises(UserError, match="an image must be uint8 RGB"):
             segment_image(model, wrong)
 
 
@@ -197,8 +197,8 @@ def test_a_bad_picture_stops_no_other_and_the_summary_says_how_many(trained, tmp
     said = capsys.readouterr().out
     for name in ("truncated.jpg", "empty.png", "text.jpg"):
         assert f"{folder / name} cannot be read as an image" in said
-    assert "there is no picture nowhere.jpg" in said
-    assert "3 of 7 pictures segmented" in said
+    assert "there is no image nowhere.jpg" in said
+    assert "3 of 7 images segmented" in said
     assert "4 failed" in said
     assert files(tmp_path / "out") == [
         "labels/folder.png/inside.png", "labels/good.png", "labels/whole.png",
@@ -237,7 +237,7 @@ def test_images_of_the_same_name_keep_the_directories_below_their_source_and_nev
     capsys.readouterr()
     assert run([tmp_path / "d1/s", tmp_path / "d2/s"], trained, tmp_path / "out2") == 1
     assert files(tmp_path / "out2/labels") == ["1.png"]
-    assert f"{tmp_path}/d2/s/1.png would be written over what {tmp_path}/d1/s/1.png gave" in capsys.readouterr().out
+    assert f"{tmp_path}/d2/s/1.png would overwrite the results of {tmp_path}/d1/s/1.png gave" in capsys.readouterr().out
 
 
 def test_no_name_leads_out_of_the_folder_of_results(trained, tmp_path, monkeypatch):
@@ -271,7 +271,7 @@ def test_what_is_no_file_and_a_name_that_is_too_long_stop_no_other(trained, tmp_
     assert run([tmp_path / "pipe.png", "x" * 300, tmp_path / "1.png"], trained, tmp_path / "out") == 1
     said = capsys.readouterr().out
     assert "pipe.png is no file" in said
-    assert "1 of 3 pictures segmented" in said
+    assert "1 of 3 images segmented" in said
     assert run([tmp_path / "1.png", ""], trained, tmp_path / "out2") == 2
     assert "has no name" in capsys.readouterr().err
 
@@ -283,12 +283,12 @@ def test_a_picture_whose_results_cannot_be_written_stops_no_other(trained, tmp_p
         photo().save(tmp_path / name)
     pictures = [tmp_path / name for name in ("wide.png", "1.png", "2.png", "a [bold].png")]
     assert run(pictures, trained, tmp_path / "new") == 1
-    assert "cannot be made of 1 x 66000 pixels" in capsys.readouterr().out
+    assert "cannot have 1 x 66000 pixels" in capsys.readouterr().out
     assert files(tmp_path / "new/labels") == ["1.png", "2.png", "a [bold].png"]
     (tmp_path / "new/labels/1.png").unlink()
     (tmp_path / "new/labels/1.png").mkdir()
     assert run(pictures[1:], trained, tmp_path / "new", "--overwrite") == 1
-    assert "2 of 3 pictures segmented" in capsys.readouterr().out
+    assert "2 of 3 images segmented" in capsys.readouterr().out
     assert not list((tmp_path / "new").rglob("*.partial"))
 
 
@@ -338,7 +338,7 @@ def test_a_pattern_is_taken_from_its_first_wildcard_on(trained, tmp_path, capsys
     assert run([tmp_path / "in/**/?.png"], trained, tmp_path / "out") == 0
     assert files(tmp_path / "out/labels") == ["3.png", "a/1.png", "a/b/2.png"]
     assert run([tmp_path / "in/[x]*.png"], trained, tmp_path / "out2") == 2
-    assert "there is no picture in" in capsys.readouterr().err
+    assert "there is no image in" in capsys.readouterr().err
 
 
 def test_two_pictures_never_share_a_result(trained, tmp_path, capsys):
@@ -346,10 +346,10 @@ def test_two_pictures_never_share_a_result(trained, tmp_path, capsys):
     photo().save(tmp_path / "same.jpg")
     assert run([tmp_path / "same.png", tmp_path / "same.jpg", tmp_path / "same.png"], trained, tmp_path / "out") == 1
     said = capsys.readouterr().out
-    assert f"{tmp_path / 'same.jpg'} would be written over what {tmp_path / 'same.png'} gave" in said
+    assert f"{tmp_path / 'same.jpg'} would overwrite the results of {tmp_path / 'same.png'} gave" in said
     assert "1 of 2 pictures" in said
     assert run([tmp_path / "same.png", tmp_path / "same.jpg"], trained, tmp_path / "out") == 1  # nor when it was there before
-    assert "0 of 2 pictures segmented" in capsys.readouterr().out
+    assert "0 of 2 images segmented" in capsys.readouterr().out
 
 
 def test_results_are_replaced_only_when_that_is_asked_for(trained, tmp_path, capsys):
@@ -360,7 +360,7 @@ def test_results_are_replaced_only_when_that_is_asked_for(trained, tmp_path, cap
     capsys.readouterr()
     assert run([tmp_path / "1.png", tmp_path / "2.png"], trained, tmp_path / "out") == 0
     assert (tmp_path / "out/labels/1.png").read_bytes() == b"mine"
-    assert "1 were there before (--overwrite replaces them)" in capsys.readouterr().out
+    assert "1 existed (--overwrite replaces them)" in capsys.readouterr().out
     assert run([tmp_path / "1.png"], trained, tmp_path / "out", "--overwrite") == 0
     assert opened(tmp_path / "out/labels/1.png").size == (30, 20)
 
@@ -370,7 +370,7 @@ def test_results_of_two_protocols_are_not_mixed(trained, tmp_path, capsys):
     assert run([tmp_path / "1.png"], trained, tmp_path / "out") == 0
     photo().save(tmp_path / "2.png")
     assert run([tmp_path / "2.png"], trained, tmp_path / "out", "--crf") == 2
-    assert "made in another way" in capsys.readouterr().err
+    assert "results of another protocol" in capsys.readouterr().err
     assert run([tmp_path / "2.png"], trained, tmp_path / "out", "--crf", "DenseCRF(w1=5)", "--overwrite") == 2
     assert files(tmp_path / "out/labels") == ["1.png"]
     for damaged in (b"\xff\xfe", b"[" * 100_000, b"{}"):
@@ -430,7 +430,7 @@ sys.exit(status)
     assert ("cannot write" in done.stderr) == (disk == "small disk")
     assert "2.jpg cannot be written" in done.stdout
     whole = [1] if disk == "small disk" else [1, 3]  # a full disk ends the call, a file that is too large does not
-    assert f"{len(whole)} of 3 pictures segmented" in done.stdout
+    assert f"{len(whole)} of 3 images segmented" in done.stdout
     results = [f"{kind}/{n}.{suffix}" for kind, suffix in (("labels", "png"), ("overlays", "jpg")) for n in whole]
     assert done.stdout.splitlines()[-1] == str([*results, "protocol.json"])
 
@@ -467,7 +467,7 @@ def test_voc_submissions_lie_where_the_server_wants_them(trained, tmp_path, caps
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--inference", "Tiles(overlap=500)"], "do not go together"),
+        (["--inference", "Tiles(overlap=500)"], "do not fit"),
         (["--inference", "tiles"], "there is no inference strategy tiles"),
         (["--inference", "Tiles(overlap=64, sizes=3)"], "sizes"),
         (["--crf", "DenseCRF(w9=3)"], "w9"),
@@ -483,9 +483,9 @@ def test_voc_submissions_lie_where_the_server_wants_them(trained, tmp_path, caps
         (["--crf", "DenseCRF(iterations=2.5)"], "DenseCRF(iterations"),
         (["--crf", "DenseCRF(w1=abc)"], "DenseCRF(w1"),
         (["--crf", "DenseCRF(w1=-1)"], "not below 0"),
-        (["--crf", "DenseCRF(learnable=true)"], "learnt as model.crf"),
-        (["--crf", "DenseCRF(num_classes=9)"], "numbers alone"),
-        (["--device", "meta"], "nothing is computed there"),
+        (["--crf", "DenseCRF(learnable=true)"], "learnable CRF as model.crf"),
+        (["--crf", "DenseCRF(num_classes=9)"], "learnable CRF as model.crf"),
+        (["--device", "meta"], "does not compute"),
         (["--device", ""], "--device"),
         (["--device", "cuda:77"], "--device cuda:77"),
     ],

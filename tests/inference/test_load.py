@@ -94,12 +94,12 @@ def test_loading_imports_no_trainer_and_executes_no_pickle(checkpoint):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c.pop("hyper_parameters"), "is no checkpoint of a run"),
+        (lambda c: c.pop("hyper_parameters"), "is not a checkpoint of a run"),
         (lambda c: c["hyper_parameters"].pop("net"), r"built in Python.*load\(source, net=...\)"),
         (lambda c: c["hyper_parameters"]["net"].update(class_path="os.system"), "there is no network os.system"),
         (lambda c: c["hyper_parameters"]["net"].update(class_path="antigravity.Net"), "antigravity.Net, which is not imported"),
         (lambda c: c["hyper_parameters"]["net"]["init_args"].update(depth=3), "DilatedNet.*depth"),
-        (lambda c: c["hyper_parameters"]["net"]["init_args"].update(encoder={"class_path": "x.Y"}), "made of other objects"),
+        (lambda c: c["hyper_parameters"]["net"]["init_args"].update(encoder={"class_path": "x.Y"}), "built of other objects"),
         (lambda c: c["hyper_parameters"]["net"]["init_args"].update(width=0.04), "of another size is front_end.enc"),
         (lambda c: c["state_dict"].pop("model.net.front_end.final.bias"), "does not fit.*it has no front_end.final.bias"),
         (lambda c: c["state_dict"].update({"model.net.more": torch.zeros(1)}), "does not fit.*the network has no more"),
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_refused(checkpoint):
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged: its checksum is not the one in last\.ckpt"):
+    with pytest.raises(UserError, match=r"is damaged: its checksum is not that in last\.ckpt"):
         load(checkpoint)
     Checkpoint(checkpoint).checksum_file.unlink()
     checkpoint.write_bytes(content[: len(content) // 2])
@@ -144,9 +144,9 @@ def test_what_is_nowhere_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"there is no .*/nothing: name a run's folder"):
         load(tmp_path / "nothing")
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="has no finished run"):
         load(tmp_path)
-    with pytest.raises(UserError, match="there is no path no/such, and the Hugging Face Hub does not give it"):
+    with pytest.raises(UserError, match="there is no path no/such, and it cannot be downloaded from the Hugging Face Hub"):
         load("no/such")
 
 
@@ -188,5 +188,5 @@ def test_a_crf_of_a_task_built_in_python_goes_with_its_checkpoint(tmp_path):
     content = torch.load(tmp_path / "python.ckpt", weights_only=True)
     del content["crf"]
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="nothing says which"):
+    with pytest.raises(UserError, match="but not its arguments"):
         load(tmp_path / "other.ckpt", net=DilatedNet(8, width=1 / 64))

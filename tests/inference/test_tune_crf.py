@@ -36,7 +36,7 @@ def test_the_search_tries_nothing_twice_and_does_not_run_after_chance():
 
 def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_path, capsys):
     overlay = tmp_path / "crf.yaml"
-    assert main(["tune", str(run), "--images", "2", "--out", str(overlay)]) == 0
+    assert main(["tune", str(run / "checkpoints/last.ckpt"), "--images", "2", "--out", str(overlay)]) == 0
     said = capsys.readouterr().out
     written = yaml.safe_load(overlay.read_text())["crf"]
     assert written["class_path"] == "dilated_seg.crf.DenseCRF"
@@ -53,7 +53,12 @@ def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_pat
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [(["--images", "0"], "at least one"), (["--images", "9999999"], "has"), (["--split", "nowhere"], "nowhere")],
+    [
+        (["--images", "0"], "--images 0 must be between 1 and 16"),
+        (["--images", "9999999"], "must be between 1 and 16"),
+        (["--split", "nowhere"], "nowhere"),
+        (["--checkpoint", "first"], "there is no first"),
+    ],
 )
 def test_images_that_are_not_there_are_said_in_one_sentence(options, sentence, run, tmp_path, capsys):
     assert main(["tune", str(run), *options, "--out", str(tmp_path / "crf.yaml")]) == 2

@@ -23,7 +23,7 @@ from dilated_seg.metrics.stratified import (
     measure_boundary_distance,
 )
 from dilated_seg.report.results import measure_difficulty
-from dilated_seg.runs.strata import counted, read_strata, write_strata
+from dilated_seg.runs.strata import count_batch, read_strata, write_strata
 from tests.support.evaluations import make_protocol
 
 CLASSES = 3
@@ -99,7 +99,9 @@ def written(tmp_path):
         ids = [f"image {i}" for i in range(len(pairs))]
         file = tmp_path / "val-last.strata.parquet"
         pq.write_table(pa.table({"id": ids, "matrix": [m.ravel() for m in matrices]}), tmp_path / "val-last.parquet")
-        write_strata(file, ids, counted({"mask": masks}, prediction.numpy(), CLASSES, 255), make_protocol(), ["a", "b", "c"])
+        write_strata(
+            file, ids, count_batch({"mask": masks}, prediction.numpy(), CLASSES, 255), make_protocol(), ["a", "b", "c"]
+        )
         return file, matrices
 
     return write
@@ -193,7 +195,7 @@ def test_images_of_unequal_size_are_counted_without_padding():
     for i, (prediction, mask) in enumerate(pairs):
         predictions[i, : mask.shape[0], : mask.shape[1]], masks[i, : mask.shape[0], : mask.shape[1]] = prediction, mask
     batch = {"mask": torch.from_numpy(masks), "size": [mask.shape for _, mask in pairs]}
-    for row, pair in zip(counted(batch, predictions, CLASSES, 255), pairs, strict=True):
+    for row, pair in zip(count_batch(batch, predictions, CLASSES, 255), pairs, strict=True):
         for name, expected in one(*pair).items():
             cells, counts = row[name]
             assert np.array_equal(cells, np.flatnonzero(expected)) and np.array_equal(counts, expected.ravel()[cells])
@@ -205,7 +207,7 @@ def test_images_that_are_counted_in_parts_count_as_at_once(monkeypatch):
     found = []
     for pixels in (1, 1300, 1 << 18):
         monkeypatch.setattr("dilated_seg.runs.strata.PIXELS", pixels)
-        rows = counted({"mask": torch.from_numpy(masks)}, predictions, CLASSES, 255)
+        rows = count_batch({"mask": torch.from_numpy(masks)}, predictions, CLASSES, 255)
         found.append([[part.tolist() for name in STRATA for part in row[name]] for row in rows])
     assert found[0] == found[1] == found[2] and len(found[0]) == 5
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from dilated_seg.__main__ import main
 from dilated_seg.cli import CLI
-from dilated_seg.report.cost import format_throughput
+from dilated_seg.report.sections.cost import format_throughput
 from dilated_seg.runs import Run
 from dilated_seg.runs.find import find_common_evaluation
 from dilated_seg.training.cost import Cost
@@ -102,7 +102,7 @@ def test_a_partial_test_and_a_partial_validation_during_training_are_called_so(t
     assert list(evaluations(folder)) == ["test-last-2of3", "val-2of3"]
     capsys.readouterr()
     assert main(["report", str(folder), "--out", str(tmp_path / "report")]) == 2
-    assert "only test-last-2of3, val-2of3 in common, of some of the split's images" in capsys.readouterr().err
+    assert "only partial evaluations in common (test-last-2of3, val-2of3)" in capsys.readouterr().err
     assert main(["report", str(folder), "--out", str(tmp_path / "report"), "--evaluation", "val-2of3"]) == 0
     assert "partial: 2 of 3 images" in capsys.readouterr().out
     for page in ("report.md", "report.html"):
@@ -298,7 +298,7 @@ def test_the_cost_is_the_median_of_the_batches_after_the_first(monkeypatch):
     for _ in range(5):
         cost.start()
         cost.stop({"id": ["a", "b", ""], "mask": torch.zeros(3, 4, 5)})
-    found = cost.found(processes=2)
+    found = cost.summarize(processes=2)
     rates = [2 * 2 / seconds for seconds in (0.5, 1.0, 0.1, 2.0)]
     assert found["images_per_second"] == pytest.approx(np.median(rates))
     assert found["quartiles"] == pytest.approx(np.quantile(rates, (0.25, 0.75)).tolist())

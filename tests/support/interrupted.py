@@ -74,8 +74,8 @@ def while_saving(number, call):
 
     checkpoint_io.SafeCheckpointIO.save_checkpoint = saving
     checkpoint_io.Hashing.write = counted(checkpoint_io.Hashing.write)
-    checkpoint_io.note, checkpoint_io.put, checkpoint_io.keep = map(
-        counted, (checkpoint_io.note, checkpoint_io.put, checkpoint_io.keep)
+    checkpoint_io.write_checksums, checkpoint_io.replace_checkpoint, checkpoint_io.keep_as = map(
+        counted, (checkpoint_io.write_checksums, checkpoint_io.replace_checkpoint, checkpoint_io.keep_as)
     )
 
 

@@ -107,5 +107,5 @@ def test_a_run_has_last_ckpt_whatever_callbacks_there_are(tmp_path, monkeypatch,
 
 def test_a_run_lies_where_run_dir_says(tmp_path, capsys):
     assert main([*RUN, f"--trainer.default_root_dir={tmp_path}/a", "--run_dir", str(tmp_path / "b")]) == 2
-    assert "name the run's folder with --run_dir instead" in capsys.readouterr().err
+    assert "use --run_dir instead" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

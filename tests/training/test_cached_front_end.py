@@ -226,7 +226,7 @@ def test_no_variant_is_refused(tmp_path):
     [
         (["--model.compile=true"], "set model.compile to false"),
         (["--model.net.init_args.context=null"], "DilatedNet with a context module"),
-        (["--model.net.init_args.dropout=0.5"], "scores without dropout"),
+        (["--model.net.init_args.dropout=0.5"], "features without dropout"),
     ],
 )
 def test_what_cannot_be_cached_is_said(flags, sentence, tmp_path):
@@ -253,12 +253,12 @@ def test_a_run_waits_for_another_one_that_computes_the_same_scores(tmp_path, fro
         assert other.stdout.readline() == "held\n"
         CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert "another run computes them" in said
+    assert "another run that computes them" in said
     assert "to compute" not in said
     assert losses(tmp_path / "run") == losses(stages / "cached")
 
 
 def test_a_disk_too_small_is_said_after_the_first_shard(tmp_path, front_end, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(UserError, match="GB more for the front end's scores"):
+    with pytest.raises(UserError, match="GB more for the front end's features"):
         CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])

@@ -11,7 +11,7 @@ import torch
 
 from dilated_seg.cli import CLI
 from dilated_seg.errors import UserError
-from dilated_seg.training.progress import duration
+from dilated_seg.training.progress import format_duration
 from tests.support.commands import ROOT, run_process
 
 RUN = [
@@ -60,7 +60,7 @@ def test_the_rate_counts_all_images_between_two_logged_steps_but_not_validation(
 
 
 def test_the_time_that_is_left_reads_as_a_clock():
-    assert [duration(seconds) for seconds in (0.4, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
+    assert [format_duration(seconds) for seconds in (0.4, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
 
 
 def test_averaged_weights_are_those_that_are_evaluated_and_saved(plain, tmp_path):

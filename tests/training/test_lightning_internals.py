@@ -22,7 +22,7 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer, *args):
         self.due.append(internals.is_validation_due(trainer))
-        self.steps.append(internals.logged_step(trainer))
+        self.steps.append(internals.get_logged_step(trainer))
         self.checkpoints.append(internals.dump_checkpoint(trainer))
 
 
@@ -46,7 +46,9 @@ def test_metrics_are_logged_at_the_step_that_is_set(watched):
     assert watch.steps == [0, 1, 2, 3]
     internals.set_logged_step(trainer, 7)
     assert (
-        internals.logged_step(trainer) == 7 == trainer.fit_loop.epoch_loop.state_dict()["state_dict"]["_batches_that_stepped"]
+        internals.get_logged_step(trainer)
+        == 7
+        == trainer.fit_loop.epoch_loop.state_dict()["state_dict"]["_batches_that_stepped"]
     )
 
 

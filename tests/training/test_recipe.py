@@ -123,12 +123,12 @@ def test_a_checkpoint_without_a_recipe_is_refused(short, tmp_path, capsys):
     folder.mkdir(parents=True)
     torch.save(checkpoint, folder / LAST)
     assert continue_from(folder.parent, tmp_path / "run") == 2
-    assert "does not hold the recipe it was trained with" in capsys.readouterr().err
+    assert "has no recipe" in capsys.readouterr().err
 
 
 def test_a_run_s_own_folder_takes_no_other_recipe_and_says_which_option_differs(short, capsys):
     assert main([*RUN, RATES, "--trainer.max_steps=9", "--run_dir", str(short)]) == 2
-    assert "(trainer.max_steps is 6 there and 9 here; --ckpt_path continues it" in capsys.readouterr().err
+    assert "(trainer.max_steps is 6 there and 9 here)" in capsys.readouterr().err
     assert main([*RUN, RATES, "--trainer.log_every_n_steps=2", "--data.init_args.num_workers=1", "--run_dir", str(short)]) == 0
 
 

@@ -151,7 +151,7 @@ def test_two_checkpoints_are_kept_and_the_newest_that_is_whole_is_continued(tmp_
         assert newest(tmp_path) == tmp_path / left
         assert f"skipped {tmp_path / damaged}: its checksum differs" in capsys.readouterr().err
     (tmp_path / "best.ckpt.sha256").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint in .* is as it was written"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact"):
         newest(tmp_path)
     assert newest(tmp_path / "nothing") is None
 
@@ -220,7 +220,7 @@ except UserError as error:
 def test_what_the_disk_does_not_give_back_is_no_checkpoint(tmp_path, monkeypatch):
     saved(tmp_path, [1])
     monkeypatch.setattr(checkpoint_io, "digest", lambda path: "0")
-    with pytest.raises(UserError, match="reads differently"):
+    with pytest.raises(UserError, match="returns other bytes than were written"):
         saved(tmp_path, [2])
     monkeypatch.undo()
     assert step_of(tmp_path / LAST) == 1
@@ -241,7 +241,7 @@ def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
     if scontrol == "there":
         assert (tmp_path / "asked").read_text() == "requeue 77\n"
     else:
-        assert "the job was not queued again: " in done.stderr and "Traceback" not in done.stderr
+        assert "the job was not requeued: " in done.stderr and "Traceback" not in done.stderr
     assert step_of(tmp_path / "run/checkpoints/last.ckpt") == 6
 
 

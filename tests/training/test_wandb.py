@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from dilated_seg.cli import CLI
-from dilated_seg.training import loggers
+from dilated_seg.training import wandb_status
 from tests.support.commands import KILL, ROOT, run_command, run_process
 from tests.support.wandb_log import sessions
 from tests.support.wandb_server import BlackHole, Server
@@ -186,7 +186,7 @@ def test_a_server_that_goes_away_in_mid_run_changes_nothing_and_what_it_missed_i
         )
     assert result.returncode == 0, result.stderr
     assert {"UpsertBucket"} <= {what for what, _ in server.seen}  # it was online
-    (said,) = [line for line in result.stderr.splitlines() if line.startswith("W&B has not got everything")]
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("W&B has not received everything")]
     (session,) = sessions(tmp_path / "run")
     assert f"wandb sync {session.folder}" in said
     assert [step for step, _ in session.curve("val/mean_iou")] == [1, 3, 5]
@@ -212,17 +212,17 @@ def test_the_best_checkpoint_is_an_artifact_and_a_server_that_refuses_it_is_no_h
     name = f"best-{(tmp_path / 'run/wandb_id').read_text()}"
     (best,) = [values for values in asked if values["artifactCollectionName"] == name]
     assert best["artifactTypeName"] == "model"
-    assert f"W&B has not got {tmp_path}/run/checkpoints/best.ckpt" in result.stderr
+    assert f"W&B has not received {tmp_path}/run/checkpoints/best.ckpt" in result.stderr
     assert "Traceback" not in result.stderr
     assert equal(weights(alone), weights(tmp_path / "run"))
 
 
 def test_a_server_that_takes_connections_and_says_nothing_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(loggers, "PROBE", 0.2)
+    monkeypatch.setattr(wandb_status, "TIMEOUT", 0.2)
     with BlackHole() as hole:
         monkeypatch.setenv("WANDB_BASE_URL", hole.url)
-        assert "does not answer (timed out)" in loggers.silence()
-    assert "does not answer" in loggers.silence()
+        assert "does not answer (timed out)" in wandb_status.explain_unreachable()
+    assert "does not answer" in wandb_status.explain_unreachable()
 
 
 BEGIN = """

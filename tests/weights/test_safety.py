@@ -139,7 +139,7 @@ def test_a_checkpoint_behind_a_url_is_not_loaded(load, scheme, tmp_path, server,
         "the command line's": lambda url: SafeCheckpointIO().load_checkpoint(url),
     }
     url = f"{address}/harmful.ckpt" if scheme == "http" else "hf://owner/name/harmful.ckpt"
-    with pytest.raises(UserError, match="is an address: download the checkpoint"):
+    with pytest.raises(UserError, match="is a URL: download the checkpoint"):
         loads[load](url)
     assert not (tmp_path / "harm").exists()
     assert not (tmp_path / "torch").exists()
@@ -157,7 +157,7 @@ def test_the_command_line_executes_no_checkpoint(verb, tmp_path, server, environ
         options += ["--trainer.max_epochs=1"]
         assert main([verb, *tiny, *options, "--ckpt_path", file]) == 2
         error = capsys.readouterr().err
-        assert ("would have to be executed" if file.startswith("/") else "is an address") in error
+        assert ("would have to be executed" if file.startswith("/") else "is a URL") in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "harm").exists()
 
@@ -193,7 +193,7 @@ def test_a_checkpoint_builds_only_known_networks_and_optimizers(more, tmp_path, 
     (tmp_path / "harmful_module.py").write_text("import os, torch\nos.mkdir('harm')\nclass Net(torch.nn.Module): pass\n")
     (tmp_path / "hubconf.py").write_text("import os\nos.mkdir('harm')\n")
     torch.save(checkpoint(**more), tmp_path / "c.ckpt")
-    with pytest.raises(UserError, match=r"c.ckpt (says that model\.\w+ is .* imported|is no checkpoint of a run)"):
+    with pytest.raises(UserError, match=r"c.ckpt(: model\.\w+ is .* imported| is not a checkpoint of a run)"):
         SegmentationTask.load_from_checkpoint(tmp_path / "c.ckpt")
     assert not (tmp_path / "harm").exists()
 
@@ -213,9 +213,9 @@ def test_a_checkpoint_of_known_classes_is_loaded_from_a_path_and_from_an_open_fi
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"state_dict": {"a": 1}, "global_step": 0}, "is no checkpoint of a run"),
-        ({"state_dict": [1], "global_step": 0}, "is no checkpoint of a run"),
-        ([1], "is no checkpoint of a run"),
+        ({"state_dict": {"a": 1}, "global_step": 0}, "is not a checkpoint of a run"),
+        ({"state_dict": [1], "global_step": 0}, "is not a checkpoint of a run"),
+        ([1], "is not a checkpoint of a run"),
         (None, "cannot be loaded: it is damaged"),
     ],
 )
