@@ -125,18 +125,23 @@ def test_what_an_experiment_starts_from_is_the_run_of_another_one(file):
     assert weights == "imagenet" or (ROOT / "experiments" / f"{weights.removeprefix('runs/')}.yaml") in EXPERIMENTS
 
 
+PARSED = set()  # each file, overlay and what is common: once is enough, over all ablations
+
+
 @pytest.mark.parametrize("file", ABLATIONS, ids=name)
 def test_every_ablation_expands_to_runs_that_parse(file):
     expanded = ablation.read(file)
     assert len({run.folder for run in expanded.runs}) == len(expanded.runs) >= 2
-    parsed = set()
     for run in expanded.runs:
-        if not parsed.issuperset(run.configs):  # each file, overlay and what is common: once is enough
+        if not PARSED.issuperset(run.configs):
             assert yaml.safe_load(resolve_experiment(run.arguments[1:]))["seed_everything"] == run.seed
-            parsed |= {*run.configs}
+            PARSED.update(run.configs)
 
 
-@pytest.mark.parametrize("study", ["architectures", "architectures_narrow"])
+STUDIES = ["architectures", "architectures_narrow", "voc_architectures", "cityscapes_architectures"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
 def test_architectures_are_compared_under_one_protocol(study):
     file = ROOT / f"experiments/ablations/{study}.yaml"
     content, compared = yaml.safe_load(file.read_text()), ablation.read(file)
@@ -151,7 +156,9 @@ def test_architectures_are_compared_under_one_protocol(study):
     assert {network["net"]["init_args"]["width"] for network in own} == {0.125 if "narrow" in study else 1.0}
     assert all([one.name for one in run.evaluations] == ["val-last"] and run.seed == 0 for run in compared.runs)
     rows = {evaluation.row: evaluation.name.partition("-crf")[0] for run in compared.planned for evaluation in run.evaluations}
-    assert rows == dict.fromkeys([*content["experiments"], "DeepLab-LargeFOV, CRF"], "test-last")
+    split = content["select"]["then"]
+    assert rows == dict.fromkeys([*content["experiments"], "DeepLab-LargeFOV, CRF"], f"{split}-last")
+    assert split == "test" or "keeps the labels of test to itself" in file.read_text()
 
 
 def test_names_may_be_numbers(tmp_path):
