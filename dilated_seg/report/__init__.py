@@ -1,1 +1,1 @@
-"""The comparison of finished runs: compare.py is the way through, sections.py what is said, document.py how it is written."""
+"""The comparison of finished runs: compare.py is the entry point, sections/ the contents, render.py the files."""

@@ -1,4 +1,4 @@
-"""Claims: statements that one network is better than another somewhere, which a comparison tests."""
+"""Claims: statements that one network is better than another somewhere, that a comparison tests."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Claim:
         better: A network's name.
         worse: Another's.
         classes: The mean is over these; over all if None.
-        objects: Only objects of fewer pixels than this count.
-        boundary: Only pixels at most so far from a boundary of the truth count.
+        objects: Only objects of fewer pixels count.
+        boundary: Only pixels within this distance of a ground-truth boundary count, in pixels.
     """
 
     says: str

@@ -1,4 +1,4 @@
-"""Several networks on the same images: the numbers of the comparison, each with its interval."""
+"""Several networks on the same images: the metrics of the comparison, each with its interval."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from dilated_seg.report.results import Result, group_by_name, measure_difficulty
 from dilated_seg.report.settings import compare_settings
 from dilated_seg.runs.strata import Strata
 
-RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for numbers, and for the bands of plots
+RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for tables, and for the bands of plots
 BAND_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # pixels
-MIN_IMAGES_PER_BIN = 5  # images that have objects of a size, for an interval to mean anything
+MIN_IMAGES_PER_BIN = 5  # images with objects of a size, below which there is no interval
 DIFFICULTY_GROUPS = 5  # of images, from easy to hard
 
 BACKGROUND = "background"  # what Shapes and VOC call it
@@ -29,7 +29,7 @@ Count = Callable[[Result], Counts]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's difference where it speaks of, elsewhere, and how much larger the first is; None if there is no elsewhere."""
+    """A claim's difference where the claim applies, elsewhere, and their difference; None if there is no elsewhere."""
 
     here: Difference
     elsewhere: Difference | None
@@ -97,12 +97,12 @@ class Comparison:
 
     @property
     def kind(self) -> str:
-        """What the intervals are about: other images, or other images and other seeds."""
+        """The kind of the intervals: other images, or other images and other seeds."""
         return self.all_pixels.kind
 
     @property
     def enough(self) -> bool:
-        """Whether any two networks have the seeds that a statement about networks needs."""
+        """Whether at least two networks have ``MIN_SEEDS`` seeds, which a statement about networks needs."""
         return sum(len(group) >= MIN_SEEDS for group in self.groups.values()) > 1
 
     @property
@@ -127,8 +127,8 @@ class Comparison:
 
     def boundary_iou(self) -> dict[str, Interval]:
         """Return each network's mean Boundary IoU."""
-        found = self.bootstrap(lambda result: require_strata(result).boundary_iou())
-        return {name: found.interval(name) for name in self.groups}
+        bootstrap = self.bootstrap(lambda result: require_strata(result).boundary_iou())
+        return {name: bootstrap.interval(name) for name in self.groups}
 
     def by_difficulty(self) -> tuple[int, dict[str, list[Interval]]]:
         """Return the number of groups of images, from easy to hard for all networks, and each network's mean IoU in them."""
@@ -138,18 +138,18 @@ class Comparison:
 
     def curves(self, counted: Sequence[Count]) -> dict[str, list[Interval]]:
         """Return an interval of each network for each of several ways to count."""
-        found = [self.bootstrap(one, RESAMPLES_OF_PLOTS) for one in counted]
-        return {name: [one.interval(name) for one in found] for name in self.groups}
+        bootstraps = [self.bootstrap(count, RESAMPLES_OF_PLOTS) for count in counted]
+        return {name: [bootstrap.interval(name) for bootstrap in bootstraps] for name in self.groups}
 
     def verdict(self, claim: Claim) -> Verdict:
-        """Measure the difference where a claim says that there is one, and elsewhere.
+        """Measure the difference where a claim applies, and elsewhere.
 
         Raises:
-            UserError: It names a class that there is not, or the runs have no strata, or nothing of what it speaks of.
+            UserError: The claim names an unknown class, the runs have no stratified counts, or no pixel is of what it names.
         """
         here, elsewhere = self.split_counts(claim)
         if not here:
-            raise UserError("there is nothing of what it speaks of")
+            raise UserError("no image has what the claim names")
         difference = self.difference(claim.better, claim.worse, here)
         if not elsewhere:
             return Verdict(difference, None, None)
@@ -164,8 +164,8 @@ class Comparison:
         """
         require_known_classes([claim], self.classes)
         if (claim.objects or claim.boundary) and not self.has_strata:
-            raise UserError("a run has no strata: evaluate it again")
-        chosen = {self.classes.index(name) for name in claim.classes or self.classes}
+            raise UserError("a run has no stratified counts: evaluate it again")
+        selected = {self.classes.index(name) for name in claim.classes or self.classes}
         if claim.objects:
             edge = SIZES.index(claim.objects)
             count_here: Count = partial(count_objects, low=0, high=edge)
@@ -174,10 +174,10 @@ class Comparison:
             count_here = partial(count_within_boundary, width=claim.boundary)
             count_there = partial(count_beyond_boundary, width=claim.boundary)
         else:
-            others = set(range(len(self.classes))) - chosen
-            return restrict(count_all_pixels, chosen), restrict(count_all_pixels, others)
+            others = set(range(len(self.classes))) - selected
+            return restrict(count_all_pixels, selected), restrict(count_all_pixels, others)
         here, there = (
-            {k for k in chosen if count(self.results[0])[:, 1, k].any()} for count in (count_here, count_there)
+            {k for k in selected if count(self.results[0])[:, 1, k].any()} for count in (count_here, count_there)
         )  # fmt: skip
         return restrict(count_here, here), restrict(count_there, here & there)
 
@@ -200,7 +200,7 @@ def count_all_pixels(result: Result, images: np.ndarray | None = None) -> Counts
 
 
 def count_within_boundary(result: Result, width: int) -> Counts:
-    """Count pixels at most so far from a boundary, of the classes that have any."""
+    """Count pixels within a distance of a boundary, of the classes that have any."""
     return keep_occurring(require_strata(result).trimap(width))
 
 
@@ -210,7 +210,7 @@ def count_beyond_boundary(result: Result, width: int) -> Counts:
 
 
 def keep_occurring(counted: Counts) -> Counts:
-    """Keep the classes with true pixels: one merely predicted would count 0 for this network, and for another not at all."""
+    """Keep classes that occur in the ground truth, so that all networks are averaged over the same classes."""
     return np.where(counted[:, 1].any(0), counted, 0)
 
 
@@ -221,7 +221,7 @@ def require_strata(result: Result) -> Strata:
         UserError: It has none.
     """
     if result.evaluation.strata is None:
-        raise UserError(f"{result.run} has no strata of {result.evaluation.name}: evaluate it again")
+        raise UserError(f"{result.run} has no stratified counts of {result.evaluation.name}: evaluate it again")
     return result.evaluation.strata
 
 

@@ -1,4 +1,4 @@
-"""What ``fit`` prints when it has ended: the scores, the best checkpoint, and the commands that come next."""
+"""The summary that ``fit`` prints at its end: metrics, the best checkpoint, and the commands that come next."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,9 @@ from dilated_seg.training.progress import find_best
 
 def show_training(trainer: Trainer, run_dir: Path) -> None:
     """Print how training ended: the last validation, the best checkpoint, and the commands that come next."""
-    found, best = get_evaluations(trainer), find_best(trainer)
-    if found:
-        show_evaluation(*found)
+    evaluations, best = get_evaluations(trainer), find_best(trainer)
+    if evaluations:
+        show_evaluation(*evaluations)
     run = Run(run_dir)
     checkpoint = run.last_checkpoint.path
     if best and best.best_model_path and Path(best.best_model_path).is_file():
@@ -29,7 +29,7 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
     else:
         print(f"no validation, so no checkpoint is the best; the last one: {checkpoint}, step {trainer.global_step}")
     print("next:")
-    for command in list_commands(run, checkpoint, found[0] if found else None):
+    for command in list_commands(run, checkpoint, evaluations[0] if evaluations else None):
         print(f"  {command}")
     for logger in trainer.loggers:
         if isinstance(logger, SafeWandbLogger) and (logger.failed or logger.experiment.offline):

@@ -116,7 +116,7 @@ def list_differences(results: Sequence[Result]) -> list[str]:
 
 
 def describe_shared_protocol(results: Sequence[Result]) -> str:
-    """Return the protocol of all evaluations as one line; of a value that differs it says so."""
+    """Return the protocol of all evaluations as one line; values that differ are marked."""
     protocol = results[0].evaluation.protocol.describe()
     protocol |= {key: "differs, see the runs" for key in list_differences(results)}
     return "; ".join(f"{key}: {value}" for key, value in protocol.items())

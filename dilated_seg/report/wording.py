@@ -8,26 +8,26 @@ from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, OTHER_IMAGE
 
 
 def describe_pairs(pairs: Sequence[Difference]) -> list[str]:
-    """Say the differences of pairs in words, a sentence a network, from the highest mean down, and what limits it.
+    """Describe the differences of pairs, one sentence for each network, the highest mean first, and what limits them.
 
-    Networks with fewer than ``MIN_SEEDS`` seeds are not said to differ: their runs are.
+    With fewer than ``MIN_SEEDS`` seeds the sentences are about the runs, not about the networks.
     """
-    said = []
+    sentences = []
     for name in dict.fromkeys(pair.better for pair in pairs):
         mine = [pair for pair in pairs if pair.better == name]
         beaten = [f"{pair.worse} by {format_points(pair)}" for pair in mine if pair.told_apart]
         even = [pair.worse for pair in mine if pair.seeds >= MIN_SEEDS and not pair.significant]
         parts = [f"{name} beats {join_names(beaten)} ({NEW_TRAININGS})"] if beaten else []
         parts += [f"{'' if beaten else f'{name} '}is not distinguishable from {join_names(even)}"] if even else []
-        said += [f"{'; '.join(parts)}."] if parts else []
+        sentences += [f"{'; '.join(parts)}."] if parts else []
         if runs := [f"{format_points(pair)} above {pair.worse}" for pair in mine if pair.seeds < MIN_SEEDS]:
             kind = next(pair.kind for pair in mine if pair.seeds < MIN_SEEDS)
-            said.append(f"In these runs {name} scores {join_names(runs)} ({kind}).")
-    return [*said, *([limit] if (limit := explain_seeds(pairs)) else [])]
+            sentences.append(f"In these runs {name} scores {join_names(runs)} ({kind}).")
+    return [*sentences, *([limit] if (limit := explain_seeds(pairs)) else [])]
 
 
 def explain_seeds(pairs: Sequence[Difference]) -> str:
-    """Say why pairs with few seeds do not tell networks apart, and what would; empty if all have enough."""
+    """Explain why pairs with few seeds do not tell networks apart, and what would; empty if all have enough."""
     few = [pair for pair in pairs if pair.seeds < MIN_SEEDS]
     if not few:
         return ""

@@ -1,4 +1,4 @@
-"""The report: what it says is what was measured, and the page asks nobody for anything."""
+"""The report states what was measured, and its page fetches nothing."""
 
 import csv
 import json
@@ -114,7 +114,7 @@ def noisy(seed=0, share=0.05):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report of three networks, one of them with three seeds, and of three arguments."""
+    """A report of three networks, one of them with three seeds, and of three claims."""
     folder = tmp_path_factory.mktemp("report")
     runs = [
         evaluated(folder / "good" / "seed0", noisy(0), fields=True),
@@ -139,7 +139,7 @@ def rows(file):
         return list(csv.DictReader(lines))
 
 
-def test_arguments_about_networks_with_one_seed_are_observed_in_these_runs_or_not(report):
+def test_claims_about_networks_with_one_seed_are_observed_in_these_runs_or_not(report):
     verdicts = ["observed in these runs", "not observed in these runs", "not observed in these runs"]
     assert [row["verdict"] for row in rows(report / "claims.csv")] == verdicts
     text = (report / "report.md").read_text()
@@ -150,7 +150,7 @@ def test_arguments_about_networks_with_one_seed_are_observed_in_these_runs_or_no
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A report of three networks with three seeds each, and of three arguments."""
+    """A report of three networks with three seeds each, and of three claims."""
     folder = tmp_path_factory.mktemp("study")
     runs = [
         evaluated(folder / name / f"seed{seed}", predict(seed), seed=seed)
@@ -172,7 +172,7 @@ CLAIMS = [
 ]
 
 
-def test_arguments_hold_or_not_as_they_were_measured_with_three_seeds(study):
+def test_claims_hold_or_not_as_they_were_measured_with_three_seeds(study):
     assert [row["verdict"] for row in rows(study / "claims.csv")] == ["holds, not only here", "does not hold", "is open"]
     text = (study / "report.md").read_text()
     assert "**details are kept: holds, not only here.** good minus blind: " in text
@@ -264,7 +264,7 @@ def test_context_is_in_percent_of_the_pixels_asked_for(report):
     assert found["blind", "4"] == pytest.approx(100 * np.mean(truth == 0), abs=0.01)
 
 
-def test_every_picture_of_the_markdown_is_a_file(report):
+def test_every_image_of_the_markdown_is_a_file(report):
     text = (report / "report.md").read_text()
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert len(pictures) >= 10 and all((report / picture).stat().st_size > 1000 for picture in pictures)
@@ -404,7 +404,7 @@ def test_names_of_classes_are_text_and_no_markup(report):
     assert "<b>car" not in page and "&lt;b&gt;car &amp; bus&lt;/b&gt;" in page
 
 
-def test_drawings_take_the_colour_of_the_pages_ink(report):
+def test_plots_take_the_color_of_the_pages_text(report):
     page = (report / "report.html").read_text()
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(drawings) >= 9 and all("currentColor" in drawing for drawing in drawings)
@@ -457,7 +457,7 @@ def test_runs_without_strata_are_compared_without_them_and_claims_about_them_are
     runs = [evaluated(tmp_path / "a", noisy(), strata=False), evaluated(tmp_path / "b", perfect())]
     compare(find_results(runs), tmp_path / "out", claims=[Claim("details", "b", "a", objects=16)])
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "**details: not measured.** A run has no strata: evaluate it again." in text
+    assert "**details: not measured.** A run has no stratified counts: evaluate it again." in text
     assert "Near boundaries" not in text and "Receptive fields" not in text
 
 

@@ -1,4 +1,4 @@
-"""The report's section on claims: each claim of the ablation, measured, and what may be said of it."""
+"""The report's section on claims: each claim of the ablation, measured, with its verdict."""
 
 from collections.abc import Sequence
 
@@ -71,7 +71,7 @@ def list_csv_cells(claim: Claim, verdict: Verdict) -> list[str]:
 
 
 def judge_claim(verdict: Verdict) -> str:
-    """Say whether a claim is supported, and whether by more than elsewhere; of runs only if there are few seeds."""
+    """Judge whether a claim is supported, and whether by more than elsewhere; of runs only if there are few seeds."""
     here, more = verdict.here, verdict.more
     if np.isnan(here.low):
         return "not measured"

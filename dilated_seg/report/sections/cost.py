@@ -1,4 +1,4 @@
-"""The report's section on what networks cost: parameters, multiply-adds, memory, throughput."""
+"""The report's section on the cost of networks: parameters, multiply-adds, memory, throughput."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,14 +43,14 @@ def build_section(comparison: Comparison) -> Section:
 
 
 def explain_costs(costs: list[dict[str, Any]]) -> str:
-    """Say where and how throughput was measured."""
+    """Describe where and how throughput was measured."""
     places = {f"{cost['device']}, {cost['batch_size']} at a time" for cost in costs}
     sizes = {f"{cost['size'][0]} x {cost['size'][1]}" for cost in costs}
     where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
     return (
         f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
-        "its confusion matrix: the median over batches, in brackets the quartiles, which lie far apart if the machine was busy "
-        f"with other work. The first batch is not timed if there are several; fewer than {MIN_BATCHES} timed batches are said. "
+        "its confusion matrix: the median over batches, in brackets the quartiles, which are far apart if the machine was busy "
+        f"with other work. The first of several batches is not timed; fewer than {MIN_BATCHES} timed batches are noted. "
         f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
     )
 

@@ -1,4 +1,4 @@
-"""The report's section on receptive fields: what networks can see, what they look at, and what context buys them."""
+"""The report's section on receptive fields: theoretical, effective, and accuracy with limited context."""
 
 from collections.abc import Sequence
 
@@ -21,15 +21,15 @@ from dilated_seg.runs import Evaluation
 Measurements = dict[str, list[Measured]]  # of each network, one a seed
 
 FIELDS_EXPLAINED = (
-    "By its layers a pixel's scores, the last upsampling included, can depend on a square of the first column's side, cut at "
-    "the image's edge. The effective field is how much each pixel of the image moves the score of the class predicted in its "
-    "middle (gradient, mean over images); the next columns are the sides of the squares that contain so much of it, one number "
-    "a seed. Drawings are of the first seed, in logarithmic colours; dotted are the squares of 50 and 90 %."
+    "The theoretical receptive field is the square that a pixel's logits can depend on, the last upsampling included, cut at "
+    "the image's edge (first column: its side in pixels). The effective field is the gradient of the predicted class's logit "
+    "at the center with respect to each pixel, mean over images; the next columns are the sides of the squares that contain a "
+    "share of it, one value for each seed. Maps are of the first seed, in logarithmic colors; dotted: 50 and 90 %."
 )
 CONTEXT_EXPLAINED = (
-    "What context buys: pixels drawn from all classes alike (fewer of a class that has fewer), the same for all networks, are "
-    "to be named while everything farther away than so many pixels is grey; in percent named right. Lines in the plots are "
-    "95 % intervals ({}); there is none where fewer than 10 images err."
+    "Accuracy with limited context: pixels sampled evenly from all classes (fewer of a rare class), the same for all networks, "
+    "are classified while everything beyond a radius is gray; in percent classified correctly. Lines in the plots are "
+    "95 % intervals ({}); there is none where fewer than 10 images have errors."
 )
 
 
@@ -79,7 +79,7 @@ def have_same_weights(measured: Measured, evaluation: Evaluation) -> bool:
 
 def tabulate_sides(networks: Measurements) -> ReportTable:
     """Tabulate what theory allows, and the squares that hold most of the effective fields."""
-    header = ["network", "can see", *(f"{100 * share:.0f} % in" for share in SHARES)]
+    header = ["network", "theoretical", *(f"{100 * share:.0f} % in" for share in SHARES)]
     rows = []
     for name, seeds in networks.items():
         side = seeds[0].theory["side"]
@@ -113,7 +113,7 @@ def compare_context(
         for network in networks:
             series[network].append(bootstrap.interval(network))
     labels = ["whole" if radius is None else str(radius) for radius in radii]
-    figure = plots.draw_steps(labels, series, comparison.numbers, "seen to each side, pixels", "named right, %")
+    figure = plots.draw_steps(labels, series, comparison.numbers, "visible radius, pixels", "classified correctly, %")
     rows = [[network, *(f"{100 * one.value:.0f}" for one in intervals)] for network, intervals in series.items()]
     lines = [
         [network, label, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
@@ -122,7 +122,7 @@ def compare_context(
     ]
     table = ReportTable(name, ["network", *labels], rows, csv=(["network", "radius", "right", "low", "high"], lines))
     of = f"Pixels of {', '.join(classes) if classes else 'all classes'}"
-    return [f"**{of}:**", Plot(name, f"{of} named right against how far the image is seen", figure), table]
+    return [f"**{of}:**", Plot(name, f"{of} classified correctly against the visible radius", figure), table]
 
 
 def count_named(context: Context, radius: int, classes: Sequence[int] | None) -> Counts:

@@ -86,7 +86,7 @@ def tabulate_intervals(comparison: Comparison) -> ReportTable:
 
 
 def describe_best(comparison: Comparison) -> str:
-    """Say who has the highest mean, and what that means with so many seeds."""
+    """Name the highest mean, and state what that means with the number of seeds."""
     if np.isnan(next(iter(comparison.intervals.values())).value):
         return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))

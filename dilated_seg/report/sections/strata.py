@@ -1,4 +1,4 @@
-"""The report's sections on where networks err: by the size of objects, near boundaries, on hard images."""
+"""The report's sections on mean IoU by object size, near boundaries, and by image difficulty."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,10 +24,10 @@ def build_object_section(comparison: Comparison) -> Section | None:
         [format_bin_start(k) for k in bins], found, comparison.numbers, "pixels of the object, from", "mean IoU, %"
     )
     how = (
-        "An object is a connected region of one class, the background none. Where a class is wrongly seen there is no object "
-        "whose size one could take: its false alarms are shared among sizes in proportion to its true pixels. The mean is over "
-        f"the classes that have objects of a size; sizes that fewer than {MIN_IMAGES_PER_BIN} images have are left out. "
-        "Sizes differ in their classes as well, each of which counts alike: a step of a line may be a class, not a size. "
+        "An object is a connected region of one class, background excluded. False positives belong to no object, so "
+        "those of a class are shared among sizes in proportion to its ground-truth pixels. The mean is over classes with "
+        f"objects of a size; sizes that occur in fewer than {MIN_IMAGES_PER_BIN} images are left out. Sizes differ in "
+        "their classes too, so a step in a line may be due to a class and not to size. "
         f"Lines: 95 % intervals ({comparison.kind}) from {RESAMPLES_OF_PLOTS:,} resamples."
     )
     alt = "Mean IoU by the size of objects, a line for each network"
@@ -60,10 +60,10 @@ def build_boundary_section(comparison: Comparison) -> Section | None:
     chosen = [w for w in BAND_WIDTHS if w in TICKS]
     table = {name: [one for one, w in zip(found[name], BAND_WIDTHS, strict=True) if w in chosen] + band[name] for name in found}
     how = (
-        "A band is the pixels at most so far (chessboard distance) from where the truth's value changes, void included. How "
-        "much a line falls to the left is how much more a network errs there; thin objects lie there as a whole. The mean is "
-        "over the classes that have pixels in the band. Boundary IoU compares the inner rims of true and "
-        "predicted regions, 2 % of the image's diagonal wide; the image's border is no boundary. "
+        "A band contains the pixels within a chessboard distance of a change of value in the ground truth, unlabelled pixels "
+        "included. Thin objects are inside narrow bands as a whole. The mean is over the classes that have pixels in the band. "
+        "Boundary IoU compares the inner rims of ground-truth and predicted regions, 2 % of the image's diagonal wide; the "
+        "image's border is not a boundary. "
         f"Bands and brackets: 95 % intervals ({comparison.kind})."
     )
     header = [*(f"within {w}" for w in chosen), "Boundary IoU"]

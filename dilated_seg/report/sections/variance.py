@@ -54,7 +54,7 @@ def format_variation(one: Variation) -> list[str]:
 
 
 def explain_widths(comparison: Comparison) -> str:
-    """Say why intervals are wide with two seeds, and what to do about it; empty with more."""
+    """Explain why intervals are wide with two seeds, and what to do about it; empty with more."""
     few = max(len(group) for group in comparison.groups.values()) < MIN_SEEDS
     return f"Two seeds hardly bound a spread, which is why the intervals are wide: train {MIN_SEEDS} or more." if few else ""
 
