@@ -1,3 +1,3 @@
-"""Train, compare and trust the classic networks for semantic segmentation."""
+"""Train, evaluate and compare networks for semantic segmentation."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command ``dilated-seg VERB``: finds the verb, and imports what it needs only then."""
+"""The program ``dilated-seg COMMAND``. A command's imports are made when it is called."""
 
 import difflib
 import io
@@ -16,30 +16,30 @@ from dilated_seg.errors import REASON_FILE, LostProcessError, UserError
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one command.
 
-    Exit status: 0 done, 1 failed, 2 a mistake in what was asked, 130 Ctrl-C, 141 what reads the output has ended (as `head`
-    does), 143 ended by SIGTERM.
+    Exit status: 0 success, 1 failure, 2 invalid input, 130 Ctrl-C, 141 the reader of the output has ended (as `head` does), 143
+    ended by SIGTERM.
     """
     if os.getcwd() not in (os.path.abspath(path) for path in sys.path):
-        sys.path.append(os.getcwd())  # classes of one's own are found here; behind what is installed, which nothing here hides
+        sys.path.append(os.getcwd())  # for the user's own classes; last, so that no file here hides an installed module
     try:
         status = run(args)
         sys.stdout.flush()
         return status
     except (BrokenPipeError, SystemExit) as end:
         if isinstance(end, SystemExit) and isinstance(end.__context__, BrokenPipeError):
-            return 141  # rich has met it, and has dropped what was left
+            return 141  # rich caught it, and has dropped the rest
         if drop_output(isinstance(end, BrokenPipeError)):
             return 141
         raise
 
 
 def drop_output(broken: bool) -> bool:
-    """Whether nobody reads standard output any more; what is left of it is then dropped.
+    """Return whether the reader of standard output has ended; the rest of the output is then dropped.
 
     Args:
-        broken: Whether writing to some pipe has failed, be it this one or another.
+        broken: Whether writing to any pipe has failed.
     """
     try:
         sys.stdout.flush()
@@ -48,7 +48,7 @@ def drop_output(broken: bool) -> bool:
         closed = broken and any(event & select.POLLERR for _, event in poll.poll(0))
     except BrokenPipeError:
         closed = True
-    except (AttributeError, OSError, ValueError):  # no poll on Windows; no file behind it, as in a notebook
+    except (AttributeError, OSError, ValueError):  # no poll on Windows; no file descriptor, as in a notebook
         closed = False
     if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,10 +56,10 @@ def drop_output(broken: bool) -> bool:
 
 
 def run(args: Sequence[str] | None) -> int:
-    """Run one verb; its mistakes and interruptions become a sentence and an exit status."""
+    """Run one command; print a UserError or an interruption as one sentence and return the exit status."""
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may be what the terminal has no letters for
+        if isinstance(stream, io.TextIOWrapper):  # the terminal may lack characters of a file name
             stream.reconfigure(errors="backslashreplace")
     try:
         if not args or args[0] in ("-h", "--help"):
@@ -68,17 +68,17 @@ def run(args: Sequence[str] | None) -> int:
         if args[0] == "--version":
             print(f"dilated-seg {__version__}")
             return 0
-        verb = args.pop(0)
-        if verb not in COMMANDS:
-            near = difflib.get_close_matches(verb, COMMANDS, 1)
-            raise UserError(f"there is no verb '{verb}': " + (f"did you mean '{near[0]}'?" if near else "see --help"))
+        command = args.pop(0)
+        if command not in COMMANDS:
+            near = difflib.get_close_matches(command, COMMANDS, 1)
+            raise UserError(f"unknown command '{command}': " + (f"did you mean '{near[0]}'?" if near else "see --help"))
         wait_passively_if_shared()
-        if verb in LIGHTNING:
+        if command in LIGHTNING:
             from dilated_seg.cli import CLI
 
-            CLI([verb, *args])
+            CLI([command, *args])
             return 0
-        return int(import_module(f"dilated_seg.commands.{verb}").main(args))
+        return int(import_module(f"dilated_seg.commands.{command}").main(args))
     except UserError as error:
         print(f"dilated-seg: {error}", file=sys.stderr)
         if not isinstance(error, LostProcessError):
@@ -90,11 +90,11 @@ def run(args: Sequence[str] | None) -> int:
         note_reason(f"{type(error).__name__}: {error}")
         raise
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's way out
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits so
             return interrupted()
         if end.code is not None:
             raise
-        print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # Lightning's own way out, which would look like success
+        print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # Lightning exits so, with the status of success
         return 143
     except KeyboardInterrupt:
         return interrupted()
@@ -120,24 +120,24 @@ def wait_passively_if_shared(load: str = "/proc/loadavg") -> None:
 
 
 def interrupted() -> int:
-    """Say so, and return the exit status that a shell has for Ctrl-C."""
+    """Report the interruption and return the exit status of Ctrl-C in a shell."""
     print("dilated-seg: interrupted", file=sys.stderr)
     return 130
 
 
 def note_reason(reason: str) -> None:
-    """Write why this process fails for the command that started it; of several processes, the first one counts."""
+    """Write the reason of a failure for the process that started this one; the first of several processes writes it."""
     if path := os.environ.get(REASON_FILE):
         with suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
             file.write(reason)
 
 
 def overview() -> str:
-    """The help of the whole command."""
-    rows = "\n".join(f"  {verb:<10}{what}" for verb, what in COMMANDS.items())
+    """Return the help of the program."""
+    rows = "\n".join(f"  {command:<12}{about}" for command, about in COMMANDS.items())
     return (
-        "usage: dilated-seg VERB ...   (dilated-seg VERB --help for one verb)\n\n"
-        f"Train, compare and trust the classic networks for semantic segmentation.\n\n{rows}"
+        "usage: dilated-seg COMMAND ...   (dilated-seg COMMAND --help for one command)\n\n"
+        f"Train, evaluate and compare networks for semantic segmentation.\n\n{rows}"
     )
 
 
