@@ -123,7 +123,7 @@ def test_a_protocol_added_later_is_evaluated_without_training(study, tmp_path):
     scales = '"": {}\n  flip: {inference: {class_path: MultiScale, init_args: {scales: [1.0], flip: true}}}'
     command = ["ablate", write(tmp_path, ('"": {}', scales)), "--out", tmp_path / "out"]
     status = run_command(*command, "--status").stdout
-    assert status.count("trained, 2 of 3 evaluations") == 1 and status.count("trained, 3 of 4 evaluations") == 1
+    assert [status.count(f"trained, {n} of {n + 1} evaluations") for n in (1, 2, 3)] == [1, 2, 1]
     checkpoints = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("last.ckpt")}
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
