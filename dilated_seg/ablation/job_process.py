@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from dilated_seg.ablation.plan import Ablation
+from dilated_seg.ablation.plan import Ablation, group_chains
 
 # What a run imports, and what W&B imports when a run begins: about ten seconds of processor time that forked jobs save.
 MODULES = (
@@ -23,13 +23,13 @@ def runs_at_once(ablation: Ablation) -> int:
     """Return how many runs share this machine: as many as there are GPUs for, or without a GPU as many as there are threads.
 
     The threads of all runs together are OMP_NUM_THREADS, or one for each core. It does not matter how many runs are left to
-    train: a run has as many threads, on which its numbers depend, however often the ablation was interrupted.
+    train, or selected so far: a run has as many threads, on which its numbers depend, however often it was interrupted.
     """
     import torch
 
     if count := torch.cuda.device_count():
         return max(1, count // ablation.devices_per_run)
-    return max(1, min(torch.get_num_threads() // ablation.devices_per_run, len(ablation.chains)))
+    return max(1, min(torch.get_num_threads() // ablation.devices_per_run, len(group_chains(ablation.planned))))
 
 
 def shares_cores(ablation: Ablation) -> bool:
