@@ -93,7 +93,8 @@ def test_workspace_and_report_hold_the_runs_of_the_ablation_alone_and_the_protoc
     sets = [*spec(folder, "workspace")["section"]["runSets"]]
     sets += [one for block in report if block["type"] == "panel-grid" for one in block["metadata"]["runSets"]]
     for runs in sets:
-        assert [(f["key"]["name"], f["value"]) for f in runs["filters"]["filters"]] == [("group", "study"), ("jobType", "fit")]
+        filters = [(f["key"]["name"], f["value"]) for f in runs["filters"]["filters"]]
+        assert filters == [("group", "study"), ("jobType", ["fit", "test"])]
     text = json.dumps(report)
     for words in ("dataset: Shapes; split: test; images: 3", "| front end |", "(background everywhere)"):
         assert words in text
