@@ -151,7 +151,7 @@ def list_panels(split: str, classes: Sequence[str]) -> Panels:
 
 
 def lay_out(panels: Sequence[Any], columns: int) -> None:
-    """Place panels in rows of so many; one by itself is twice as high."""
+    """Place panels in rows of a given number; a single panel is twice as high."""
     width = REPORT_COLUMNS // columns
     for k, panel in enumerate(panels):
         x, y = k * width % REPORT_COLUMNS, k * width // REPORT_COLUMNS * 8

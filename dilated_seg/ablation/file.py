@@ -165,7 +165,7 @@ def read_count(path: Path, content: Mapping[str, Any], key: str) -> int:
 
 
 def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - anything YAML can hold
-    """The names and values of a mapping in an ablation file."""
+    """Return the names and values of a mapping in an ablation file."""
     staged = key == "experiments"  # which may have a list of files
     kinds = str | dict | list if staged else str | dict
     if not isinstance(value, dict) or not all(isinstance(entry, kinds) and entry != [] for entry in value.values()):
@@ -174,7 +174,7 @@ def named(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:  # noq
 
 
 def layer(ablation: Path, value: str | Mapping[str, Any]) -> str:
-    """A layer of configuration as ``--config`` takes it: a file beside the ablation's, or settings as they are."""
+    """Return a layer of configuration for ``--config``: a file, relative to the ablation's, or settings as JSON."""
     if isinstance(value, Mapping):
         return json.dumps(value)
     path = ablation.parent / value

@@ -60,7 +60,7 @@ class Job:
             raise
 
     def checkpoint(self) -> "DelayedSubmission":
-        """What submitit queues again."""
+        """Return what submitit queues again."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -102,7 +102,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def leave(self) -> None:
-        """What an interruption means for those that are running."""
+        """Handle an interruption while jobs are running."""
 
     def carry_out(self, waiting: list[Chain], retries: int) -> None:
         """Train and evaluate what is missing of the chains; a line for each that starts or ends."""
@@ -189,7 +189,7 @@ class Local(Launcher):
                 prepare_fork()
 
     def environment(self, number: int) -> dict[str, str]:
-        """What job ``number`` of those that run at once may use: its devices, some threads for each process."""
+        """Return the environment of job ``number`` of those that run at once: its devices and threads per process."""
         first = number * self.share % max(1, len(self.devices))
         own = self.devices[first : first + self.share]
         threads = {"OMP_NUM_THREADS": str(self.threads)} | self.waiting

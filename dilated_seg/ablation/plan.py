@@ -9,7 +9,7 @@ from pathlib import Path
 from dilated_seg.report.claims import Claim
 from dilated_seg.runs.run import Run
 
-FAILED = "failed"  # a file in the folder of a run that failed, which says why
+FAILED = "failed"  # a file in the directory of a failed run that holds the reason
 DIVERGED = "is not finite"  # in the note of a run whose gradient or parameters were not: see `training.checks`
 DDP = json.dumps({"trainer": {"strategy": "ddp"}})  # below the experiment, which may name another strategy
 
@@ -47,7 +47,7 @@ class PlannedEvaluation:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of an ablation: a name, the configurations laid over each other, a seed, a folder.
+    """One run of an ablation: a name, the configurations laid over each other, a seed, a directory.
 
     A stage of a staged experiment starts from the weights of the stage ``before`` it; the last one is evaluated. It trains on
     so many ``devices`` of each of its ``nodes`` (machines).
@@ -95,7 +95,7 @@ class PlannedRun:
         return next((evaluation for evaluation in self.evaluations if evaluation.ends_training), None)
 
     def evaluation_arguments(self, evaluation: PlannedEvaluation) -> list[str]:
-        """What follows ``dilated-seg`` to make an evaluation of the trained run."""
+        """Return the arguments of ``dilated-seg`` that make an evaluation of the trained run."""
         return [evaluation.command, str(self.folder), "--checkpoint", evaluation.checkpoint, *evaluation.options]
 
     def missing(self) -> list[PlannedEvaluation]:
@@ -150,7 +150,7 @@ class Ablation:
       parameter is not finite) is not selected. ``selection.json`` in the ablation's directory, the report and the terminal show
       what was selected from what.
     - ``claims`` (optional): what the ablation sets out to show, which its report puts to the test: see ``claims.Claim``.
-    - ``probe`` (optional): at so many pixels, the receptive fields of what was trained are measured for the report.
+    - ``probe`` (optional): the number of pixels at which receptive fields of the trained networks are measured for the report.
     - ``devices_per_run``, ``nodes_per_run`` (optional): torchrun trains and evaluates each run on this many devices of this
       many machines (several need SLURM). The steps are those of one device, since the data state ``global_batch_size``.
     """
@@ -188,7 +188,7 @@ class Ablation:
 
     @property
     def jobs(self) -> Path:
-        """The folder of logs and of what is known about processes."""
+        """The directory of logs and of the state of processes."""
         return self.folder / "jobs"
 
     @property
@@ -203,12 +203,12 @@ class Ablation:
         ]
 
     def place(self, chain: Chain) -> str:
-        """The folder of a chain's runs, below that of the ablation."""
+        """Return the directory of a chain's runs, relative to that of the ablation."""
         folder = chain[0].folder if len(chain) == 1 else chain[0].folder.parent
         return str(folder.relative_to(self.folder))
 
     def log(self, chain: Chain) -> Path:
-        """The output of a chain that was trained in a process of its own."""
+        """Return the log file of a chain that was trained in its own process."""
         return self.jobs / f"{self.place(chain)}.log"
 
 

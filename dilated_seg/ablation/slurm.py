@@ -26,7 +26,7 @@ class Slurm(Launcher):
         words: KEY=VALUE for submitit.
 
     Raises:
-        UserError: SLURM is not here, or a key or value is none of submitit's.
+        UserError: SLURM is not installed, or submitit does not know a key or value.
     """
 
     pause = 2
@@ -119,7 +119,7 @@ def request_devices(values: dict[str, Any], ablation: Ablation) -> None:
 
 
 def number_or_text(value: str) -> Any:  # noqa: ANN401
-    """A value as JSON has it, or as it is written."""
+    """Parse a value as JSON; return the text if it is not JSON."""
     try:
         return json.loads(value)
     except json.JSONDecodeError:
@@ -127,19 +127,19 @@ def number_or_text(value: str) -> Any:  # noqa: ANN401
 
 
 def ids_file(ablation: Ablation) -> Path:
-    """The file that keeps the ids of SLURM's jobs."""
+    """Return the file that holds the ids of SLURM's jobs."""
     return ablation.jobs / "slurm.json"
 
 
 def job_ids(ablation: Ablation) -> dict[str, str]:
-    """The newest job of each chain that was ever queued."""
+    """Return the newest job of each chain that was ever queued."""
     file = ids_file(ablation)
     known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
     return known
 
 
 def slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
-    """The chains that SLURM has queued or is running."""
+    """Return the chains that SLURM has queued or is running."""
     known = job_ids(ablation)
     if not known:
         return {}
@@ -157,5 +157,5 @@ def slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
 
 
 def scancel(jobs: "Mapping[Chain, AnyJob]") -> str:
-    """The command that ends jobs of SLURM."""
+    """Return the command that ends jobs of SLURM."""
     return f"scancel {' '.join(job.job_id for job in jobs.values())}"

@@ -15,7 +15,7 @@ from dilated_seg.errors import UserError, open_console
 
 
 def carry_out(chain: Chain, ablation: Ablation, retries: int = 0) -> None:
-    """Train and evaluate what is missing of a chain; why a run failed is noted in its folder."""
+    """Train and evaluate what is missing of a chain; the reason of a failure is written into the run's directory."""
     failed = False
     for one in chain:
         label = f"{ablation.runs.index(one) + 1} of {len(ablation.runs)}: {one.label}"
@@ -99,7 +99,7 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def note_failure(one: PlannedRun, why: str) -> None:
-    """Write into a run's folder, in a line, why it failed."""
+    """Write the reason of a failure as one line into the run's directory."""
     from dilated_seg.storage import write_text
 
     write_text(one.folder / FAILED, " ".join(why.split())[:500] + "\n")

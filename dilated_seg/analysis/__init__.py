@@ -1,1 +1,1 @@
-"""What is said of networks and of finished runs: sizes, receptive fields, where they err, how sure that is."""
+"""Analysis of networks and finished runs: sizes, receptive fields, errors, confidence intervals."""

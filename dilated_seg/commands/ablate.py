@@ -31,7 +31,7 @@ def build_parser() -> CommandParser:
     """Return the parser of the command."""
     parser = CommandParser("ablate", "experiments/quickstart.yaml --dry_run")
     parser.add_argument("file", help="the ablation, such as experiments/quickstart.yaml")
-    parser.add_argument("--out", help="folder of its runs and its report; runs/NAME if not given")
+    parser.add_argument("--out", help="directory of its runs and its report (default: runs/NAME)")
     parser.add_argument(
         "--max_steps", type=int, metavar="N", help="a rehearsal: every run ends after N steps, in runs/NAME-rehearsal"
     )

@@ -1,4 +1,4 @@
-"""Shapes: pictures drawn by code, each part of which puts one argument of the papers to the test."""
+"""Shapes: synthetic images whose classes test the claims of the papers."""
 
 import colorsys
 import math
@@ -13,49 +13,48 @@ from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.split import Sample, Split
 from dilated_seg.errors import UserError
 
-# The first eight classes, in this order; further ones are more dots, wires and stars in other colours.
+# The first eight classes, in this order; further ones are more dots, wires and stars in other colors.
 CLASSES = ("background", "dot", "wire", "star", "sun", "moon", "day hill", "night hill")
 PALETTE = (
     (38, 42, 66), (240, 98, 84), (244, 238, 220), (52, 170, 152),
     (255, 200, 60), (190, 206, 240), (226, 126, 50), (106, 90, 205),
 )  # fmt: skip
 DOT, WIRE, STAR, SUN, MOON, DAY, NIGHT = range(1, 8)
-HILL = (126, 142, 86)  # by day and by night: a hill's own colour says nothing
+HILL = (126, 142, 86)  # by day and by night: the color of a hill does not tell its class
 SPLITS = ("train", "val", "test")
 
 # Fractions of the width.  Sun or moon end at SKY, the hill begins after LAND: at 320 pixels there are at least 201 between
-# them, more than the 198 that any pixel of a front end's logits can see to one side (receptive field 380, and one cell of 8
-# by the bilinear upsampling), while most of the hill lies within the 33 cells of 8 that the context module sees beyond it.
+# them, more than the 198 to one side of any logit of the front end (receptive field 380, and one cell of 8
+# by the bilinear upsampling), while most of the hill is within the 33 cells of 8 that the context module adds.
 SKY, LAND = 0.15, 0.78
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
 
 
 class Shapes(SegmentationDataModule):
-    """A twilight landscape of any size and number of classes, drawn anew from its index: no disk, no download.
+    """Landscapes of any size and number of classes. Each image is generated from its index, without disk or download.
 
-    What each part of a picture tests:
+    What each class tests:
 
     - **dot**: a disc of 3 to 9 pixels. A cell of stride 32 covers a hundred of them: do skips, or a finer stride, save
       small objects?
-    - **wire**: a line of 1 to 3 pixels across the picture. Bilinear upsampling from stride 8 blurs it away; unpooling can
-      put it back.
+    - **wire**: a line 1 to 3 pixels wide. Bilinear upsampling from stride 8 loses it; unpooling can restore it.
     - **star**: 7 to 12 jagged spikes. The area is easy, the boundary is not.
-    - **sun** or **moon**: exactly one, at one end of the picture. Easy, and the evidence for the next.
+    - **sun** or **moon**: exactly one, at one end of the image. Easy, and the evidence for the hills.
     - **day hill** or **night hill**: the same large hill at the other end, the same to the pixel under sun and moon. Only the
-      sun or the moon tells its class. At a width of 320 or more they are farther apart than the front end of DilatedNet can
-      see (380 pixels across), within reach of its context module. A network that sees too little can only guess, and averages
-      20 to 33 % IoU on the two.
-    - around every object lies a band of **ignored** pixels (255), as around VOC's.
+      sun or the moon tells its class. At a width of 320 or more their distance exceeds the receptive field of DilatedNet's
+      front end (380 pixels across) and is within that of its context module. A network with a smaller field can only guess,
+      and averages 20 to 33 % IoU on the two.
+    - a band of **ignored** pixels (255) surrounds every object, as in VOC.
 
-    Pictures differ in light, colour, position, number and overlap; splits are drawn from unrelated random numbers.
+    Images differ in light, color, position, number and overlap; the splits use independent random numbers.
 
     Args:
         size: (height, width) in pixels.
         num_classes: At least 2. Hills need 8: with fewer, the last of the list above are left out.
         images: Number of images in each of train, val and test.
-        world: Another world, other pictures. It is not the run's seed, which never changes the data.
+        world: Seed of the generated images; independent of the seed of the training.
         options: See SegmentationDataModule.
     """
 
@@ -72,7 +71,7 @@ class Shapes(SegmentationDataModule):
             raise UserError(f"Shapes draws 2 to 254 classes, not {num_classes}: correct data.num_classes")
         self.size, self.images, self.world = size, images, world
         self.classes = tuple(class_name(k) for k in range(num_classes))
-        self.palette = tuple(class_colour(k) for k in range(num_classes))
+        self.palette = tuple(class_color(k) for k in range(num_classes))
 
     def split(self, name: str) -> "ShapesSplit":
         """Return the images of "train", "val" or "test"."""
@@ -98,12 +97,12 @@ class ShapesSplit(Split):
 
 
 def class_name(k: int) -> str:
-    """The name of class k: CLASSES, then "dot 2", "wire 2", "star 2", "dot 3", ..."""
+    """Return the name of class k: CLASSES, then "dot 2", "wire 2", "star 2", "dot 3", ..."""
     return CLASSES[k] if k < 8 else f"{CLASSES[kind(k)]} {(k - 8) // 3 + 2}"
 
 
-def class_colour(k: int) -> Colour:
-    """The colour of class k on plots, and roughly in the picture; far apart for neighbours."""
+def class_color(k: int) -> Color:
+    """Return the color of class k in plots and, approximately, in the image; neighbors differ clearly."""
     if k < 8:
         return PALETTE[k]
     r, g, b = colorsys.hsv_to_rgb(k * 0.618 % 1, 0.6, 0.95)
@@ -111,12 +110,12 @@ def class_colour(k: int) -> Colour:
 
 
 def kind(k: int) -> int:
-    """What class k looks like: DOT, WIRE, STAR, ..."""
+    """Return the kind of class k: DOT, WIRE, STAR, ..."""
     return k if k < 8 else DOT + (k - 8) % 3
 
 
 def draw(size: tuple[int, int], num_classes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One picture: uint8 RGB (H, W, 3) and its mask (H, W)."""
+    """Draw an image, uint8 RGB (H, W, 3), and its mask (H, W)."""
     height, width = size
     canvas = Canvas(size, rng)
     unit = min(height, width)
@@ -132,11 +131,11 @@ def draw(size: tuple[int, int], num_classes: int, rng: np.random.Generator) -> t
             k = int(rng.choice(choices))
             x, y = rng.uniform(0, width), rng.uniform(0, height)
             if looks == STAR:
-                canvas.polygon(star(x, y, unit * rng.uniform(0.12, 0.24), rng), class_colour(k), k)
+                canvas.polygon(star(x, y, unit * rng.uniform(0.12, 0.24), rng), class_color(k), k)
             elif looks == WIRE:
-                canvas.wire(wire(size, rng), rng.uniform(1, 3), class_colour(k), k)
+                canvas.wire(wire(size, rng), rng.uniform(1, 3), class_color(k), k)
             else:
-                canvas.disc(x, y, rng.uniform(1.5, 4.5), class_colour(k), k)
+                canvas.disc(x, y, rng.uniform(1.5, 4.5), class_color(k), k)
     beacons = [k for k in (SUN, MOON) if k < num_classes]
     if beacons:
         k = beacons[0] if day else beacons[-1]
@@ -148,7 +147,7 @@ def draw(size: tuple[int, int], num_classes: int, rng: np.random.Generator) -> t
 
 
 class Canvas:
-    """Draws an object into picture and mask at once, at twice the size, with the ignored band round it."""
+    """Draws objects into image and mask at twice the size, with the ignored band around them."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
         self.size, self.rng = size, rng
@@ -161,57 +160,57 @@ class Canvas:
         soft = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
         self.picture = soft.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
         self.mask = Image.new("L", (2 * width, 2 * height), 0)
-        self.on_picture, self.on_mask = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.mask)
+        self.on_image, self.on_mask = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.mask)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Halve both (the picture by averaging, the mask by taking every other pixel) and add the camera's noise."""
+        """Halve both (the image by averaging, the mask by taking every second pixel) and add sensor noise."""
         image = np.asarray(self.picture.reduce(2), dtype=np.int16)
         noise = self.rng.integers(-9, 10, image.shape, dtype=np.int8)
         return np.clip(image + noise, 0, 255).astype(np.uint8), np.array(self.mask)[::2, ::2].copy()
 
-    def tint(self, colour: Colour) -> Colour:
-        """The class's colour in today's light."""
-        r, g, b = (np.array(colour) * self.rng.uniform(0.82, 1.06) + self.rng.normal(0, 7, 3)).clip(0, 255).astype(int)
+    def tint(self, color: Color) -> Color:
+        """Return the color of a class under this image's illumination."""
+        r, g, b = (np.array(color) * self.rng.uniform(0.82, 1.06) + self.rng.normal(0, 7, 3)).clip(0, 255).astype(int)
         return int(r), int(g), int(b)
 
-    def polygon(self, points: Points, colour: Colour, k: int) -> None:
-        """A filled outline with soft shading lines."""
+    def polygon(self, points: Points, color: Color, k: int) -> None:
+        """Draw a filled outline with soft shading lines."""
         doubled = [(2 * x, 2 * y) for x, y in points]
         self.on_mask.line([*doubled, doubled[0]], fill=255, width=8, joint="curve")
         self.on_mask.polygon(doubled, fill=k)
-        r, g, b = self.tint(colour)
-        self.on_picture.polygon(doubled, fill=(r, g, b), outline=(r * 3 // 4, g * 3 // 4, b * 3 // 4), width=2)
+        r, g, b = self.tint(color)
+        self.on_image.polygon(doubled, fill=(r, g, b), outline=(r * 3 // 4, g * 3 // 4, b * 3 // 4), width=2)
 
-    def wire(self, points: Points, thickness: float, colour: Colour, k: int) -> None:
-        """A polyline ``thickness`` pixels wide."""
+    def wire(self, points: Points, thickness: float, color: Color, k: int) -> None:
+        """Draw a polyline ``thickness`` pixels wide."""
         doubled = [(2 * x, 2 * y) for x, y in points]
         self.on_mask.line(doubled, fill=255, width=round(2 * thickness) + 4)
         self.on_mask.line(doubled, fill=k, width=round(2 * thickness))
-        self.on_picture.line(doubled, fill=self.tint(colour), width=round(2 * thickness))
+        self.on_image.line(doubled, fill=self.tint(color), width=round(2 * thickness))
 
-    def disc(self, x: float, y: float, radius: float, colour: Colour, k: int, band: float = 1) -> None:
-        """A disc."""
-        for on, fill, r in ((self.on_mask, 255, radius + band), (self.on_mask, k, radius), (self.on_picture, None, radius)):
+    def disc(self, x: float, y: float, radius: float, color: Color, k: int, band: float = 1) -> None:
+        """Draw a disc."""
+        for on, fill, r in ((self.on_mask, 255, radius + band), (self.on_mask, k, radius), (self.on_image, None, radius)):
             box = (2 * (x - r), 2 * (y - r), 2 * (x + r), 2 * (y + r))
-            on.ellipse(box, fill=self.tint(colour) if fill is None else fill)
+            on.ellipse(box, fill=self.tint(color) if fill is None else fill)
 
     def beacon(self, x: float, y: float, radius: float, k: int) -> None:
-        """The sun with its rays, or the moon with its craters."""
+        """Draw the sun with its rays, or the moon with its craters."""
         self.disc(x, y, radius, PALETTE[k], k, band=2)
         lighter = tuple(min(255, c + 26) for c in PALETTE[k])
         darker = tuple(c * 7 // 8 for c in PALETTE[k])
         if k == SUN:
             for inner, fill in ((0.8, lighter), (0.5, PALETTE[k])):
                 r = 2 * radius * inner
-                self.on_picture.ellipse((2 * x - r, 2 * y - r, 2 * x + r, 2 * y + r), fill=fill)
+                self.on_image.ellipse((2 * x - r, 2 * y - r, 2 * x + r, 2 * y + r), fill=fill)
         else:
             for dx, dy, part in ((-0.3, -0.2, 0.28), (0.35, 0.3, 0.22), (0.2, -0.45, 0.15)):
                 cx, cy, r = 2 * (x + dx * radius), 2 * (y + dy * radius), 2 * radius * part
-                self.on_picture.ellipse((cx - r, cy - r, cx + r, cy + r), fill=darker)
+                self.on_image.ellipse((cx - r, cy - r, cx + r, cy + r), fill=darker)
 
 
 def hill(size: tuple[int, int], mirrored: bool, rng: np.random.Generator) -> Points:
-    """A smooth hill that stands on the ground inside the LAND of the picture."""
+    """Return the outline of a smooth hill on the ground within the LAND of the image."""
     height, width = size
     left = rng.uniform(LAND, LAND + 0.05) * width + 2  # 2: the outline
     right = rng.uniform(0.98, 1.12) * width
@@ -225,7 +224,7 @@ def hill(size: tuple[int, int], mirrored: bool, rng: np.random.Generator) -> Poi
 
 
 def star(x: float, y: float, radius: float, rng: np.random.Generator) -> Points:
-    """A star of 7 to 12 spikes of uneven length."""
+    """Return the outline of a star with 7 to 12 spikes of uneven length."""
     spikes = int(rng.integers(7, 13))
     angles = rng.uniform(0, 2 * math.pi) + np.arange(2 * spikes) * math.pi / spikes
     reach = np.where(np.arange(2 * spikes) % 2, 0.45, rng.uniform(0.75, 1.0, 2 * spikes)) * radius
@@ -233,7 +232,7 @@ def star(x: float, y: float, radius: float, rng: np.random.Generator) -> Points:
 
 
 def wire(size: tuple[int, int], rng: np.random.Generator) -> Points:
-    """A sagging line between two points at about half the width from each other."""
+    """Return a sagging line between two points about half the image width apart."""
     height, width = size
     x0, span = rng.uniform(-0.1, 0.7) * width, rng.uniform(0.25, 0.6) * width
     y0, y1, sag = rng.uniform(0, height), rng.uniform(0, height), rng.uniform(0, 0.3) * height

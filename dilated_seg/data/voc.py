@@ -33,7 +33,7 @@ PARTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "tr
 
 
 class VOC(SegmentationDataModule):
-    """PASCAL VOC 2012: photographs, at most 500 pixels a side, with 20 classes of objects and background.
+    """PASCAL VOC 2012: photos, at most 500 pixels a side, with 20 classes of objects and background.
 
     Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; SBD: Hariharan et al., "Semantic Contours from
     Inverse Detectors", ICCV 2011.  "train", "val", "trainval" and "test" have 1464, 1449, 2913 and 1456 images; "trainaug",

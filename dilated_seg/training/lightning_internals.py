@@ -31,7 +31,7 @@ def dump_checkpoint(trainer: Trainer) -> dict[str, Any]:
 
 
 class EpochProgressBar(RichProgressBar):
-    """Lightning's progress bar without the number of epochs, which nobody sets where training is counted in steps."""
+    """Lightning's progress bar without the number of epochs: the length of training is given in steps."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Training, epoch {current_epoch}"

@@ -29,7 +29,7 @@ def probe(
     """Measure every run, and say what was found in a line each.
 
     Args:
-        runs: Folders of runs, or folders that hold some.
+        runs: Directories of runs, or directories that contain runs.
         evaluation: On which split and weights, such as "test-last"; the evaluation that all runs have if there is only one.
         images: Of the split, evenly spread; all if it has fewer.
         pixels: See `receptive_field.context`; so are seed and radii.
@@ -38,7 +38,7 @@ def probe(
         radii: How far a network may see.
 
     Raises:
-        UserError: A folder is no run, or its checkpoint or dataset is not there.
+        UserError: A directory is not a run, or its checkpoint or dataset is missing.
     """
     found = [run for directory in runs for run in find_evaluated_runs(directory)]
     name = evaluation or find_common_evaluation(found)

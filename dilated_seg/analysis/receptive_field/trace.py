@@ -90,7 +90,7 @@ def last(numbers: Any) -> int:  # noqa: ANN401
 
 
 def convolution(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """An output column depends on its taps; transposed, on the cells whose kernels reach it."""
+    """Trace a convolution: a column depends on its taps; transposed, on the cells whose kernels reach it."""
     maps, weight, _, stride, padding, dilation, transposed, _, _ = args
     taps, n, out = weight[0].numel(), maps.shape[-1], outputs[0].shape[-1]
     trace.multiply_adds += (maps if transposed else outputs[0])[0].numel() * taps
@@ -102,7 +102,7 @@ def convolution(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -
 
 
 def pooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """An output column depends on its window, whichever value is the largest."""
+    """Trace a max pooling: a column depends on its whole window."""
     kernel = last(args[1])
     stride = last(args[2]) if len(args) > 2 and args[2] else kernel
     padding = last(args[3]) if len(args) > 3 else 0
@@ -112,7 +112,7 @@ def pooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def unpooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """A column depends on the cells whose windows contain it: it holds the value of one of them or 0."""
+    """Trace an unpooling: a column depends on the cells whose windows contain it, as it holds the value of one of them or 0."""
     maps, indices = args[0], args[1]
     kernel, stride, padding = trace._windows[id(indices)]
     at = np.arange(outputs[0].shape[-1])[:, None] + padding - np.arange(kernel)[None, :]
@@ -121,7 +121,7 @@ def unpooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> 
 
 
 def bilinear(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """A column depends on the one or two cells around it."""
+    """Trace a bilinear interpolation: a column depends on the one or two nearest cells."""
     n, out = args[0].shape[-1], outputs[0].shape[-1]
     at = np.arange(out)
     aligned = args[2]
@@ -149,7 +149,7 @@ def padding(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def selection(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """A mirror_indices column depends on what its original depends on."""
+    """Trace a reflection: a mirrored column depends on what its original depends on."""
     maps, dim = args[0], args[1]
     if dim % maps.dim() != maps.dim() - 1:
         return source
