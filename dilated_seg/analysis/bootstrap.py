@@ -30,8 +30,8 @@ With z ~ N(0, 1), the 95 % intervals are the middle 95 % of
 
 A two-sided p-value is twice the share of these draws beyond 0, at least Student's for the images alone. Where networks differ
 on fewer than ``MIN_INFORMATIVE_IMAGES`` images there is no interval: no resample can show errors that did not occur.
-Coverage and false positives: ``experiments/benchmarks/significance_coverage.py``, and with fewer studies
-``tests/analysis/test_bootstrap.py``.
+Coverage and false positives: in simulated studies ``experiments/benchmarks/significance_coverage.py``, with fewer of them
+``tests/analysis/test_bootstrap.py``; of fifty trainings ``experiments/benchmarks/replication.py``.
 """
 
 from collections.abc import Mapping, Sequence
