@@ -33,8 +33,8 @@ lint: $(VENV)/installed
 docs: $(VENV)/docs-installed  ## the documentation site, in site/; a warning or a dead link fails
 	$(BIN)/mkdocs build --strict
 
-notebooks: $(VENV)/installed  ## execute every notebook
-	$(BIN)/python -m pytest --nbmake notebooks
+notebooks: $(VENV)/installed  ## execute every notebook and keep its outputs
+	$(BIN)/python notebooks/execute.py
 
 $(VENV)/docs-installed: docs/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt

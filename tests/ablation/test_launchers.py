@@ -120,9 +120,9 @@ def serial(folder):
 
 
 def frontend(out):
-    """What the front end scored, without its folder."""
+    """What the front end scored, without its directory and the settings in which it differs from the others."""
     table = pq.read_table(out / "results.parquet").to_pandas().set_index("network").loc[["front end"]]
-    return table.drop(columns="run")
+    return table.drop(columns=["run", "settings"])
 
 
 def status(folder, study, out, capsys):
