@@ -62,6 +62,7 @@ def test_a_network_of_each_comparison_is_streamed_selected_and_scored_with_its_c
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # ten networks, each on two processes
 def test_each_comparison_on_two_processes_a_run_ends_in_a_report_with_every_row(rehearsal, capfd):
     dataset, folder = rehearsal
     rows = rehearse(dataset, folder, "all", "--devices_per_run", "2", seeds=[0], select=None)  # a third of the runs
