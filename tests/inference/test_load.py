@@ -103,7 +103,7 @@ def test_loading_imports_no_trainer_and_executes_no_pickle(checkpoint):
         (lambda c: c["hyper_parameters"]["net"]["init_args"].update(width=0.04), "of another size is front_end.enc"),
         (lambda c: c["state_dict"].pop("model.net.front_end.final.bias"), "does not fit.*it has no front_end.final.bias"),
         (lambda c: c["state_dict"].update({"model.net.more": torch.zeros(1)}), "does not fit.*the network has no more"),
-        (lambda c: c["state_dict"].pop("model.mean"), "lacks .*'mean'"),
+        (lambda c: c["state_dict"].pop("model.mean"), "is incomplete .*'mean'"),
         (lambda c: c["state_dict"].update(std=torch.zeros(3, 1, 1)), "std above 0"),
         (lambda c: c["dataset"].update(palette=[[0, 0, 0]]), "8 classes, but 1 colors"),
     ],
