@@ -172,7 +172,7 @@ def test_a_rehearsal_of_the_best_checkpoint_validates(tmp_path):
         (("by: val", "seeds: 3"), "select.seeds 3: give how many of the 2 seeds try the candidates"),
         (("seeds: [0, 1]", "seeds: [0, 1]\nevaluate: val"), "leave evaluate out"),
         (("seeds: [0, 1]", "seeds: [0, 1]\ncheckpoint: first"), "checkpoint first: choose last or best"),
-        (("iterations: 2", "iteration: 2"), "protocol 'CRF': --crf.iteration: DenseCRF has no argument iteration"),
+        (("iterations: 2", "iteration: 2"), "DenseCRF has no argument iteration: did you mean iterations?"),
         (("iterations: 2", "iterations: 0"), "protocol 'CRF': DenseCRF: iterations is 0"),
         (("{crf:", "{crv:"), "protocol 'CRF' has the unknown key 'crv'"),
         (("[front end]", "[back end]"), "is for 'back end', which is none of front end, SegNet"),

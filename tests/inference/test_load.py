@@ -142,7 +142,7 @@ def test_a_network_built_in_python_is_handed_over(tmp_path):
 
 def test_what_is_nowhere_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"there is no .*/nothing: name a run"):
+    with pytest.raises(UserError, match=r"there is no .*/nothing: name a run's directory"):
         load(tmp_path / "nothing")
     with pytest.raises(UserError, match="has no finished run"):
         load(tmp_path)
