@@ -24,7 +24,8 @@ def keep_signal_handlers() -> Iterator[None]:
     the process, nor the processes that it forks.
     """
     numbers = (signal.SIGINT, *StopOnSignal.signals)
-    before = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if handler is not None}  # None: installed by C code
     try:
         yield
     finally:
