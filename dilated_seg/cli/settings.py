@@ -180,7 +180,7 @@ def read_arguments(args: Sequence[str]) -> list[Setting]:
     for arg, after in zip(args, [*args[1:], ""], strict=False):
         option, joined, value = arg.partition("=")
         value = value if joined else after
-        if option in ("--config", "-c"):
+        if option == "--config":
             settings += read_file(value)
         elif option.startswith("--"):
             settings.append(Setting("", tuple(option[2:].removesuffix("+").split(".")), value))
