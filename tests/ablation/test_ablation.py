@@ -147,13 +147,14 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     (tmp_path / "study.yaml").write_text(STAGED.replace("EXPERIMENTS", str(ROOT / "experiments")))
     stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")
     code = stop.format(step=3, signal=int(signal.SIGKILL))
-    killed = run_process("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out", code=code)
+    command = ["ablate", tmp_path / "study.yaml", "--out", tmp_path / "out"]
+    killed = run_process(*command, code=code, OMP_NUM_THREADS="1")  # one thread: one run after another
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     first, second = (tmp_path / f"out/DilatedNet/seed0/stage{k}" for k in (1, 2))
     (said,) = (line for line in killed.stdout.splitlines() if line.startswith(f"{first}/checkpoints/last.ckpt: "))
     assert "0 unexpected, 16 missing" in said and "ctx_conv" in said  # all of the front end, nothing of the context
     written = (first / "checkpoints/last.ckpt").stat().st_mtime_ns
-    again = run_command("ablate", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    again = run_process(*command, OMP_NUM_THREADS="1")
     assert again.returncode == 0, again.stderr
     assert "1 of 3: DilatedNet, seed 0, stage 1 of 2 is finished" in again.stdout
     assert f"continuing {second}" in again.stdout
