@@ -115,6 +115,7 @@ def serial(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setenv("COLUMNS", "200")
+        patch.setattr(torch, "get_num_threads", lambda: 1)  # no threads for several runs, however many the tests have
         assert main(["ablate", f"{folder}/study.yaml", "--out", f"{folder}/serial", "--retries", "1"]) == 1
     return folder / "serial"
 
@@ -145,7 +146,8 @@ def test_a_run_that_fails_does_not_stop_the_others_and_says_why(folder, serial, 
         assert said.count(text) == 1
 
 
-def test_what_failed_is_tried_again_the_next_time(folder, serial, tmp_path, capsys):
+def test_what_failed_is_tried_again_the_next_time(folder, serial, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     out = tmp_path / "out"
     shutil.copytree(serial, out)
     net = FrontEnd(8, width=0.02)
