@@ -272,7 +272,7 @@ def test_pictures_show_what_was_measured():
 def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):
     for asked, sentence in (
         ([str(tmp_path)], "has no evaluated run"),
-        ([str(run), "--evaluation", "val-first"], "has no first.ckpt"),
+        ([str(run), "--evaluation", "val-first"], "has no checkpoint first: name one of"),
         ([str(run), "--evaluation", "night-last"], "--split night: Shapes has no such split"),
         ([str(run), "--evaluation", "val-last", "--pixels", "7"], "has 8 classes, each of which needs one"),
         ([str(run), "--evaluation", "val-last", "--images", "0"], "at least one is needed"),

@@ -101,7 +101,7 @@ def test_every_experiment_takes_two_steps(arguments, tmp_path):
 @pytest.mark.parametrize("file", ARCHITECTURES, ids=name)
 def test_an_architecture_is_a_network_and_its_start_for_any_dataset(file, tmp_path):
     assert [*yaml.safe_load(file.read_text())] == ["model"]
-    assert f"# run:    python -m dilated_seg fit --config {name(file)} --data " in file.read_text()
+    assert f"# run:    dilated-seg fit --config {name(file)} --data " in file.read_text()
     cli = Build(["fit", "--config", str(file), "--data=Shapes", "--model.net.init_args.width=0.03", "--model.weights=null"])
     assert cli.model.num_classes == cli.datamodule.num_classes == 8
 
@@ -116,7 +116,7 @@ def test_the_header_of_an_experiment_names_the_paper_our_number_the_cost_and_its
     header = "".join(line for line in file.read_text().splitlines(keepends=True) if line.startswith("#"))
     for word in ("# paper:", "ours:", "cost:"):
         assert word in header
-    assert re.search(r"# run: +(.*)", header).group(1) == f"python -m dilated_seg fit --config {name(file)}"
+    assert re.search(r"# run: +(.*)", header).group(1) == f"dilated-seg fit --config {name(file)}"
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=name)
