@@ -28,6 +28,8 @@ SPLITS = ("train", "val", "test")
 # by the bilinear upsampling), while most of the hill is within the 33 cells of 8 that the context module adds.
 SKY, LAND = 0.15, 0.78
 
+KEPT = 64 * 2**20  # bytes: images and masks of a split that need no more are drawn once
+
 Color = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
 
@@ -80,10 +82,12 @@ class Shapes(SegmentationDataModule):
 
 
 class ShapesSplit(Split):
-    """The images of one split; image i is a pure function of i."""
+    """The images of one split; image i is a pure function of i. A small split keeps what it has drawn."""
 
     def __init__(self, size: tuple[int, int], num_classes: int, length: int, seed: tuple[int, ...], name: str) -> None:
         self.size, self.num_classes, self.length, self.seed, self.name = size, num_classes, length, seed, name
+        self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._keeps = 4 * length * math.prod(size) <= KEPT
 
     def __len__(self) -> int:
         return self.length
@@ -91,9 +95,11 @@ class ShapesSplit(Split):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        image, mask = draw(self.size, self.num_classes, np.random.default_rng([*self.seed, index]))
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return Sample(image=pixels, mask=torch.from_numpy(mask), id=f"{self.name}{index:06d}")
+        image, mask = self._drawn.get(index) or draw(self.size, self.num_classes, np.random.default_rng([*self.seed, index]))
+        if self._keeps:
+            self._drawn[index] = image, mask
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        return Sample(image=pixels, mask=torch.from_numpy(mask.copy()), id=f"{self.name}{index:06d}")
 
 
 def class_name(k: int) -> str:

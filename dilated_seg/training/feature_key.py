@@ -70,9 +70,10 @@ def describe_split(split: Split) -> str:
         return hash_text(repr((facts, split.as_stored)))
     if isinstance(split, Shards):
         return hash_text(repr(([entry["sha256"] for entry in split.entries], split.as_stored)))
-    if not all(isinstance(value, str | int | float | tuple) for value in vars(split).values()):
+    values = {name: value for name, value in vars(split).items() if not name.startswith("_")}  # private ones are caches
+    if not all(isinstance(value, str | int | float | tuple) for value in values.values()):
         raise UserError(f"CachedFrontEnd cannot detect changes of the images of {type(split).__name__}: use Freeze")
-    return hash_text(repr(sorted(vars(split).items())))
+    return hash_text(repr(sorted(values.items())))
 
 
 def hash_text(text: str) -> str:

@@ -433,3 +433,19 @@ def test_training_on_validation_images_is_reported(tmp_path, capsys):
         data = VOC(root=str(root), train_split=split)
         warn_of_shared_images(data)
         assert ("metrics of val are not those of new images" in capsys.readouterr().err) is said
+
+
+def test_a_small_split_of_shapes_keeps_its_images_and_hands_out_copies(monkeypatch):
+    split = Shapes(size=(16, 32), images=(3, 1, 1)).split("train")
+    first = split[1]
+    expected = first["image"].clone(), first["mask"].clone()
+    first["image"].zero_(), first["mask"].zero_()
+    monkeypatch.setattr("dilated_seg.data.shapes.draw", lambda *_: pytest.fail("drawn again"))
+    again = split[1]
+    assert torch.equal(again["image"], expected[0]) and torch.equal(again["mask"], expected[1])
+
+
+def test_a_large_split_of_shapes_keeps_nothing():
+    split = Shapes(size=(64, 320), images=(2000, 1, 1)).split("train")
+    assert torch.equal(split[0]["image"], split[0]["image"])
+    assert not split._drawn
