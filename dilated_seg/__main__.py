@@ -91,13 +91,13 @@ def run(args: Sequence[str] | None) -> int:
         raise
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits so
-            return interrupted()
+            return report_interruption()
         if end.code is not None:
             raise
         print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # Lightning exits so, with the status of success
         return 143
     except KeyboardInterrupt:
-        return interrupted()
+        return report_interruption()
 
 
 def wait_passively_if_shared(load: str = "/proc/loadavg") -> None:
@@ -119,7 +119,7 @@ def wait_passively_if_shared(load: str = "/proc/loadavg") -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def interrupted() -> int:
+def report_interruption() -> int:
     """Report the interruption and return the exit status of Ctrl-C in a shell."""
     print("dilated-seg: interrupted", file=sys.stderr)
     return 130

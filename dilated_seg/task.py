@@ -53,8 +53,8 @@ class SegmentationTask(LightningModule):
         compile: Whether to compile the network with torch, once per image size: faster on GPUs, not on CPUs.
         crf: Part of the model, after the network; CRF-RNN with ``learnable: true``. To refine a network that was trained
             without one, evaluate it with ``--crf``.
-        mean: Subtracted from the image (RGB, 0 to 255); if None, that of ``weights``, or else VGG-16's.
-        std: Divides the image after that; as ``mean``, or else ImageNet's.
+        mean: Of each channel (RGB, 0 to 255), for normalization; if None, that of ``weights``, or else VGG-16's.
+        std: Of each channel, likewise; if None, that of ``weights``, or else ImageNet's.
     """
 
     class_weights: Tensor | None

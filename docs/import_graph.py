@@ -1,6 +1,6 @@
 """Draws which package imports which, from the code: the diagram of docs/architecture.md.
 
-An arrow that follows from others is left out (transitive reduction), so the picture shows the layers.
+An arrow that follows from others is left out (transitive reduction), so that the diagram shows the layers.
 
 run:    python docs/import_graph.py          writes the diagram into docs/architecture.md
         python docs/import_graph.py --check  exits with 1 if the page is out of date

@@ -1,4 +1,4 @@
-"""Many runs from one file: what is missing is trained, what was interrupted continues, then all are compared."""
+"""Ablations: train the missing runs of one file, continue interrupted ones, and compare them all."""
 
 import shlex
 import sys
@@ -11,11 +11,11 @@ from dilated_seg.ablation.check import check_ablation
 from dilated_seg.ablation.file import read as read
 from dilated_seg.ablation.job_process import shares_cores
 from dilated_seg.ablation.launchers import Launcher, Local, check_device_count
-from dilated_seg.ablation.plan import Ablation, Chain, failure, finished, has_lost, join_parts, trained
-from dilated_seg.ablation.processes import torchrun_arguments
+from dilated_seg.ablation.plan import Ablation, Chain, explain_failure, has_lost, is_finished, is_trained, join_parts
+from dilated_seg.ablation.processes import list_torchrun_arguments
 from dilated_seg.ablation.selection import advance, build_section, describe_selection, read_choices, write_selection
-from dilated_seg.ablation.slurm import Slurm, scancel, slurm_jobs
-from dilated_seg.ablation.worker import carry_out, claimed, is_claimed
+from dilated_seg.ablation.slurm import Slurm, format_scancel, list_slurm_jobs
+from dilated_seg.ablation.worker import carry_out, claim, is_claimed
 from dilated_seg.errors import UserError, open_console
 from dilated_seg.runs import Run
 
@@ -31,28 +31,33 @@ def run(
     retries: int = 0,
     again: str = "",
 ) -> int:
-    """Train and evaluate what is missing, then write and print the comparison.
+    """Train and evaluate the missing runs, then write and print the comparison.
 
-    Interrupted, it exits with 1, or 143 by SIGTERM; called again it continues where it was and ends with the same numbers.
+    After an interruption, the same call continues and ends with the same results.
 
     Args:
-        ablation: What ``read`` gives of its file.
-        launcher: "local" for several runs at once, "slurm" for jobs of SLURM. None for "local" on a machine without a GPU that
-            has threads for several runs, else for one run after another in this process.
-        jobs: At once, of "local"; as many as there are GPUs, or without a GPU threads, if None.
-        slurm: KEY=VALUE for submitit, of "slurm".
-        retries: How often a failed run is tried again before this call gives it up.
-        again: The command that continues, for the message and the report.
+        ablation: The result of `read`.
+        launcher: "local" trains several runs at once on this machine, "slurm" submits jobs to SLURM. None means "local" on a
+            machine without a GPU that has threads for several runs, else one run after another in this process.
+        jobs: The number of concurrent runs of "local"; by default the number of GPUs or, without a GPU, of threads.
+        slurm: KEY=VALUE options of submitit, for "slurm".
+        retries: The number of times that a failed run is tried again.
+        again: The command that continues the ablation, for the message and the report.
+
+    Returns:
+        The exit status: 0 if all runs are finished, 1 if any is missing, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
-        UserError: A mistake that is found before anything is trained.
+        UserError: A configuration, a dataset or an option is wrong; checked before anything is trained.
     """
-    if launcher != "slurm" and (queued := slurm_jobs(ablation)):
-        raise UserError(f"SLURM still has runs of {ablation.folder}: call it with --launcher slurm, or first {scancel(queued)}")
+    if launcher != "slurm" and (queued := list_slurm_jobs(ablation)):
+        raise UserError(
+            f"SLURM still has runs of {ablation.directory}: pass --launcher slurm, or first {format_scancel(queued)}"
+        )
     if launcher != "slurm" and ablation.nodes_per_run > 1:
         raise UserError(f"nodes_per_run {ablation.nodes_per_run}: several machines need --launcher slurm")
     if launcher == "slurm":
-        Slurm(ablation, slurm)  # raises what is wrong with its parameters
+        Slurm(ablation, slurm)  # checks the parameters
     elif launcher is None and shares_cores(ablation):
         launcher = "local"
     if launcher == "local":
@@ -81,18 +86,18 @@ def run(
 def carry_out_chains(
     chains: Sequence[Chain], ablation: Ablation, launcher: str | None, jobs: int | None, slurm: Sequence[str], retries: int
 ) -> None:
-    """Train and evaluate what is missing of some chains; see `run`.
+    """Train and evaluate the unfinished runs of some chains; see `run` for the arguments.
 
     Raises:
-        UserError: Another process trains one, or there are too few devices.
+        UserError: Another process is training one of them, or there are too few devices.
     """
-    waiting = [chain for chain in chains if not all(map(finished, chain))]
-    if taken := [chain[0] for chain in waiting if is_claimed(chain, ablation)]:
-        raise UserError(f"another process is training {taken[0].folder}: wait for it, or end it")
+    waiting = [chain for chain in chains if not all(map(is_finished, chain))]
+    if claimed := [chain[0] for chain in waiting if is_claimed(chain, ablation)]:
+        raise UserError(f"another process is training {claimed[0].directory}: wait for it, or end it")
     if launcher is None:
         check_device_count(ablation.devices_per_run)
         for chain in chains:
-            with claimed(chain, ablation):
+            with claim(chain, ablation):
                 ablation.log(chain).unlink(missing_ok=True)
                 carry_out(chain, ablation, retries)
     elif waiting:
@@ -101,49 +106,47 @@ def carry_out_chains(
 
 
 def read_rows(ablation: Ablation) -> "list[Result]":
-    """Read the evaluations that are compared, as far as they are there: one a row and seed."""
+    """Read the existing evaluations of the tables: one for each row and seed."""
     from dilated_seg.report.results import Result
 
-    return [
-        Result(evaluation.row, run, run.evaluation(evaluation.name))
-        for run, evaluation in ((Run(one.folder), evaluation) for one, evaluation in ablation.rows)
-    ]
+    rows = [(Run(planned.directory), evaluation) for planned, evaluation in ablation.rows]
+    return [Result(evaluation.row, run, run.evaluation(evaluation.name)) for run, evaluation in rows]
 
 
 def conclude(ablation: Ablation, command: str | None = None) -> int:
-    """Compare what is finished, and list what is not; 1 if anything is missing.
+    """Write the comparison of the finished runs and print the missing ones; return 1 if any is missing, else 0.
 
     Args:
-        ablation: Whose runs.
-        command: That carried it out, for the report.
+        ablation: The ablation.
+        command: The command that ran it, for the report.
     """
     from dilated_seg.analysis.receptive_field.measure import probe
     from dilated_seg.report.compare import compare
 
     results, choices = read_rows(ablation), read_choices(ablation)
     write_selection(ablation, choices)
-    missing = [(one, chain) for chain in ablation.chains if not has_lost(chain) for one in chain if not finished(one)]
+    missing = [(run, chain) for chain in ablation.chains if not has_lost(chain) for run in chain if not is_finished(run)]
     undecided = [choice for choice in choices if not choice.selected]
     if results:
         if ablation.probe:
-            folders = list(dict.fromkeys(str(result.run) for result in results))
+            directories = list(dict.fromkeys(str(result.run) for result in results))
             try:
-                probe(folders, f"{ablation.split}-{ablation.checkpoint}", pixels=ablation.probe)
-            except UserError as error:  # such as a run that was trained elsewhere and came without its checkpoint
+                probe(directories, f"{ablation.split}-{ablation.checkpoint}", pixels=ablation.probe)
+            except UserError as error:  # such as a run that was copied from another machine without its checkpoint
                 print(f"receptive fields are not in the report: {error}", file=sys.stderr)
-        without = [join_parts(row.row, f"seed {one.seed}", one.stage) for one, _ in missing for row in one.missing() if row.row]
+        without = [join_parts(row.row, f"seed {run.seed}", run.stage) for run, _ in missing for row in run.missing() if row.row]
         without += [f"{choice.network}, of which no candidate is selected" for choice in undecided]
         title, selection = f"Comparison: {ablation.name}", build_section(ablation, choices)
-        compare(results, ablation.folder, without, ablation.claims, command, title, [selection] if selection else [])
+        compare(results, ablation.directory, without, ablation.claims, command, title, [selection] if selection else [])
     show_selection(ablation)
-    for one, chain in missing:
-        place = log if (log := ablation.log(chain)).exists() else one.folder
-        print(f"{one.label} {failure(one, chain) or 'is not finished'} (see {place})", file=sys.stderr)
+    for run, chain in missing:
+        details = log if (log := ablation.log(chain)).exists() else run.directory
+        print(f"{run.label} {explain_failure(run, chain) or 'is not finished'} (see {details})", file=sys.stderr)
     return 1 if missing or undecided else 0
 
 
 def show_selection(ablation: Ablation) -> None:
-    """Print how networks were selected, and each network's candidates; nothing without a selection."""
+    """Print how candidates were selected, and the results of each network's candidates; nothing without a selection."""
     if ablation.selection:
         print(describe_selection(ablation).replace("**", ""))
     for choice in read_choices(ablation):
@@ -151,35 +154,37 @@ def show_selection(ablation: Ablation) -> None:
 
 
 def show_commands(ablation: Ablation) -> None:
-    """Print the commands that train and evaluate each run, as far as it is known which are needed."""
-    for one in ablation.runs:
-        start = ["torchrun", *torchrun_arguments(one), "-m", "dilated_seg"] if one.devices * one.nodes > 1 else ["dilated-seg"]
-        later = [one.evaluation_arguments(evaluation) for evaluation in one.evaluations if evaluation != one.at_end]
-        for arguments in (one.arguments, *later):
+    """Print the commands that train and evaluate each run; with a selection, those that are known to be needed."""
+    for run in ablation.runs:
+        start = (
+            ["torchrun", *list_torchrun_arguments(run), "-m", "dilated_seg"] if run.devices * run.nodes > 1 else ["dilated-seg"]
+        )
+        later = [run.evaluation_arguments(evaluation) for evaluation in run.evaluations if evaluation != run.at_end]
+        for arguments in (run.arguments, *later):
             print(shlex.join([*start, *arguments]))
     if undecided := [choice.network for choice in read_choices(ablation) if not choice.selected]:
-        print(f"# then all seeds of the candidate that is selected, scored on {ablation.split}: {'; '.join(undecided)}")
+        print(f"# then all seeds of the selected candidate, evaluated on {ablation.split}: {'; '.join(undecided)}")
 
 
 def show_status(ablation: Ablation) -> None:
-    """Print how far each run is: not begun, begun, trained, finished (evaluated); queued, running, failed."""
-    folder = Column("folder", overflow="fold")
-    queued = slurm_jobs(ablation)
-    table = Table("run", "seed", "stage", "status", folder, box=None, pad_edge=False)
+    """Print the status of each run: not begun, begun, trained, finished (evaluated); queued, running, failed."""
+    directory = Column("directory", overflow="fold")
+    queued = list_slurm_jobs(ablation)
+    table = Table("run", "seed", "stage", "status", directory, box=None, pad_edge=False)
     for chain in ablation.chains:
         now = "running" if is_claimed(chain, ablation) else None
         if chain in queued:
             now = "running" if queued[chain].state in ("RUNNING", "COMPLETING") else "queued"
-        for one in chain:
-            if finished(one):
+        for run in chain:
+            if is_finished(run):
                 status = "finished"
             elif now:
                 status, now = now, "queued"  # a later stage comes after this one
-            elif (why := failure(one, chain)) or trained(one):
-                done = len(one.evaluations) - len(one.missing())
-                status = why or f"trained{f', {done} of {len(one.evaluations)} evaluations' if done else ''}"
+            elif (why := explain_failure(run, chain)) or is_trained(run):
+                done = len(run.evaluations) - len(run.missing())
+                status = why or f"trained{f', {done} of {len(run.evaluations)} evaluations' if done else ''}"
             else:
-                status = "begun" if Run(one.folder).is_run else "not begun"
-            table.add_row(one.name, str(one.seed), one.stage, status, str(one.folder))
+                status = "begun" if Run(run.directory).is_run else "not begun"
+            table.add_row(run.name, str(run.seed), run.stage, status, str(run.directory))
     open_console().print(table)
     show_selection(ablation)

@@ -20,24 +20,24 @@ def check_ablation(ablation: Ablation) -> None:
     """Parse the configuration of every run and open its data before the first is trained.
 
     Raises:
-        UserError: A configuration, a dataset or initial weights are wrong, or a directory holds another run.
+        UserError: A configuration, a dataset or initial weights are wrong, or a directory contains another run.
     """
     from dilated_seg.cli.parser import resolve_experiment
 
     checked = []
-    for one in ablation.runs:
-        text, run = resolve_experiment(one.arguments[1:]), Run(one.folder)
-        if run.is_run and run.config_file.read_text() != text:
-            learnt = run.checkpoint_dir.exists() and not ablation.rehearsal
+    for run in ablation.runs:
+        text, present = resolve_experiment(run.arguments[1:]), Run(run.directory)
+        if present.is_run and present.config_file.read_text() != text:
+            learnt = present.checkpoint_dir.exists() and not ablation.rehearsal
             if learnt:
-                raise UserError(f"{one.folder} holds a run of another configuration: name another --out or remove it")
-            shutil.rmtree(one.folder)  # it failed before it had learnt anything, or only rehearsed
+                raise UserError(f"{run.directory} contains a run of another configuration: name another --out or remove it")
+            shutil.rmtree(run.directory)  # it failed before its first checkpoint, or was a rehearsal
         settings = yaml.safe_load(text)
-        check_devices(one, settings)
-        check_evaluations(one, settings)
+        check_devices(run, settings)
+        check_evaluations(run, settings)
         start = settings["model"]["weights"]
-        if start and start != "imagenet" and one.before is None and not Path(start).exists():
-            raise UserError(f"{one.name} starts from {start}, which is not there: {suggest_start(start)}")
+        if start and start != "imagenet" and run.before is None and not Path(start).exists():
+            raise UserError(f"{run.name} starts from {start}, which does not exist: {suggest_start(start)}")
         if settings["data"] not in checked:
             checked.append(settings["data"])
             data = build_dataset(settings["data"])
@@ -46,49 +46,49 @@ def check_ablation(ablation: Ablation) -> None:
                 data.open_split(split)
 
 
-def check_devices(one: PlannedRun, settings: Mapping[str, Any]) -> None:
-    """Check that a run's settings fit the devices that the ablation gives it.
+def check_devices(run: PlannedRun, settings: Mapping[str, Any]) -> None:
+    """Check that a run's settings fit the devices that the ablation assigns to it.
 
     Raises:
-        UserError: The experiment asks for other devices, or its steps would depend on their number.
+        UserError: The experiment sets other devices, or its batch size would depend on their number.
     """
-    asked = settings["trainer"]["devices"], settings["trainer"]["num_nodes"]
-    if tuple(map(str, asked)) != (str(one.devices), str(one.nodes)):
+    requested = settings["trainer"]["devices"], settings["trainer"]["num_nodes"]
+    if tuple(map(str, requested)) != (str(run.devices), str(run.nodes)):
         raise UserError(
-            f"{one.name} sets trainer.devices to {asked[0]} and trainer.num_nodes to {asked[1]}: leave both out, and set "
-            "devices_per_run (nodes_per_run) in the ablation"
+            f"{run.name} sets trainer.devices to {requested[0]} and trainer.num_nodes to {requested[1]}: leave both out, and "
+            "set devices_per_run (nodes_per_run) in the ablation"
         )
-    if one.devices * one.nodes > 1 and settings["data"]["init_args"].get("global_batch_size") is None:
+    if run.devices * run.nodes > 1 and settings["data"]["init_args"].get("global_batch_size") is None:
         raise UserError(
-            f"{one.name} states data.batch_size, which is per process, so its steps would depend on the number of devices: set "
+            f"{run.name} states data.batch_size, which is per process, so its steps would depend on the number of devices: set "
             "data.global_batch_size, such as common: {data: {init_args: {global_batch_size: 8}}}"
         )
 
 
-def check_evaluations(one: PlannedRun, settings: Mapping[str, Any]) -> None:
+def check_evaluations(run: PlannedRun, settings: Mapping[str, Any]) -> None:
     """Check that a run's checkpoint and protocols fit its settings.
 
     Raises:
-        UserError: It would have no best checkpoint, or its network has a CRF of its own.
+        UserError: The run would have no best checkpoint, or its network has a CRF of its own.
     """
     interval, steps = settings["trainer"]["val_check_interval"], settings["trainer"]["max_steps"]
     never = type(interval) is int and 0 < steps < interval
-    for evaluation in one.evaluations:
+    for evaluation in run.evaluations:
         if evaluation.checkpoint == "best" and never:
             raise UserError(
-                f"{one.name} would have no best checkpoint: it ends after {steps} steps, before its first validation; lower "
+                f"{run.name} would have no best checkpoint: it ends after {steps} steps, before its first validation; lower "
                 f"trainer.val_check_interval ({interval}), or evaluate checkpoint: last"
             )
         if settings["model"]["crf"] and any(option.startswith("--crf") for option in evaluation.options):
             raise UserError(
-                f"{one.name} has a CRF of its own, model.crf, so the protocol '{evaluation.protocol}' would refine twice: "
+                f"{run.name} has a CRF of its own, model.crf, so the protocol '{evaluation.protocol}' would refine twice: "
                 "limit the protocol to others by its key 'experiments'"
             )
 
 
 def suggest_start(weights: str) -> str:
-    """Return what to do about initial weights that are missing: train their run, if they are an experiment's."""
+    """Return the remedy for missing initial weights: train the experiment that writes them, if there is one."""
     file = Path("experiments", *Path(weights).parts[1:]).with_suffix(".yaml")
     if Path(weights).parts[0] == "runs" and Path(find_experiment(str(file))).is_file():
         return f"first dilated-seg fit --config {shlex.quote(str(file))}"
-    return "name a file, or the folder of a finished run, in model.weights"
+    return "name a file, or the directory of a finished run, in model.weights"

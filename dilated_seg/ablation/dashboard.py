@@ -1,4 +1,4 @@
-"""An ablation at W&B: a workspace to explore its runs in, and a report to show, of the same panels."""
+"""Dashboards of an ablation at W&B: a workspace to explore its runs, and a report with the same panels."""
 
 import json
 import os
@@ -27,38 +27,38 @@ from dilated_seg.training.wandb_status import is_online
 STEP = "trainer/global_step"
 REPORT_COLUMNS = 24  # the width of a report, in units of its layout
 
-Panels = dict[str, list[Any]]  # of each section
+Panels = dict[str, list[Any]]  # by title of the section
 
 
 def publish(ablation: Ablation) -> None:
-    """Save workspace and report at W&B and print their addresses; as files in the ablation's directory if W&B is offline.
+    """Save workspace and report at W&B and print their addresses; offline, write them into the ablation's directory.
 
-    The files hold what W&B's server is sent. Published again, the same workspace and report change.
+    The files contain the requests to W&B's server. A second call updates the same workspace and report.
     """
     results = read_rows(ablation)
     if not results:
         print("no dashboard: no run is finished", file=sys.stderr)
         return
-    directory = ablation.folder / "dashboard"
+    directory = ablation.directory / "dashboard"
     os.environ.setdefault("WANDB_SILENT", "true")
     if is_online():
         try:
             entity = os.environ.get("WANDB_ENTITY") or str(wandb.Api(timeout=20).default_entity)
             save_online(build_workspace(ablation, results, entity), build_report(ablation, results, entity), directory)
             return
-        except Exception as error:  # whatever W&B's client or server raises
-            print(f"W&B has not taken the dashboard: {format_error(error)}", file=sys.stderr)
-    # without an entity, no server is asked
+        except Exception as error:  # of W&B's client or server
+            print(f"W&B rejected the dashboard: {format_error(error)}", file=sys.stderr)
+    # without an entity, nothing is sent
     write_text(directory / "workspace.json", dump_wandb_view(build_workspace(ablation, results, "")) + "\n")
     write_text(directory / "report.json", dump_wandb_view(build_report(ablation, results, "")) + "\n")
     print(
-        f"dashboard: {directory}/workspace.json, report.json; to publish it: find {shlex.quote(str(ablation.folder))} "
+        f"dashboard: {directory}/workspace.json, report.json; to publish it: find {shlex.quote(str(ablation.directory))} "
         "-name 'offline-run-*' -exec wandb sync {} +, then this command again with a key"
     )
 
 
 def save_online(workspace: workspaces.Workspace, report: reports.Report, directory: Path) -> None:
-    """Save both at W&B's server, in the place of those that were saved before."""
+    """Save workspace and report at W&B's server; replace those of an earlier call."""
     published = directory / "published.json"
     ids = json.loads(published.read_text()) if published.is_file() else {"name": "", "id": "", "report": ""}
     report.id = ids["report"]
@@ -71,23 +71,23 @@ def save_online(workspace: workspaces.Workspace, report: reports.Report, directo
     print(f"workspace: {workspace.url}\nreport: {report.url}")
 
 
-def project() -> str:
-    """Return the project at W&B that the runs are logged to."""
+def get_project() -> str:
+    """Return the W&B project that the runs are logged to."""
     return os.environ.get("WANDB_PROJECT", "dilated_seg")
 
 
 def select_runs(ablation: Ablation) -> list[Any]:
-    """Return W&B's filters for the runs of an ablation: its trainings, and its evaluations without a CRF."""
+    """Return W&B's filters for the runs of an ablation: trainings, and evaluations without a CRF."""
     command = "test" if ablation.split == "test" else "validate"
     return [expr.Metric("Group") == ablation.group, expr.Metric("JobType").isin(["fit", command])]
 
 
 def build_workspace(ablation: Ablation, results: Sequence[Result], entity: str) -> workspaces.Workspace:
-    """Build the workspace of an ablation's runs, the seeds of a network as one."""
+    """Build the workspace of an ablation's runs, grouped by network."""
     panels = list_panels(ablation.split, results[0].evaluation.classes)
     return workspaces.Workspace(
         entity=entity,
-        project=project(),
+        project=get_project(),
         name=ablation.name,
         sections=[workspaces.Section(name=name, panels=section, is_open=True) for name, section in panels.items()],
         settings=workspaces.WorkspaceSettings(x_axis=STEP, max_runs=len(ablation.runs)),
@@ -100,23 +100,23 @@ def build_workspace(ablation: Ablation, results: Sequence[Result], entity: str) 
 
 
 def build_report(ablation: Ablation, results: Sequence[Result], entity: str) -> reports.Report:
-    """Build the report of an ablation's runs: their comparison as a table, its protocol, and the panels."""
+    """Build the report of an ablation's runs: comparison table, evaluation protocol, selection and panels."""
     header, rows = tabulate_networks(Comparison(results))
     table = "\n".join(map(render_row, [header, ["---"] * len(header), *rows]))
     protocol = f"{describe_shared_protocol(results)}; in percent."
     filters = select_runs(ablation)
-    runs = reports.Runset(entity=entity, project=project(), name=ablation.name, filters=filters, groupby=["Name"])
+    runs = reports.Runset(entity=entity, project=get_project(), name=ablation.name, filters=filters, groupby=["Name"])
     selected = [describe_selection(ablation).replace("**", ""), *map(str, read_choices(ablation))] if ablation.selection else []
     blocks: list[Any] = [reports.MarkdownBlock(table), reports.P(protocol), *map(reports.P, selected)]
     for name, section in list_panels(ablation.split, results[0].evaluation.classes).items():
         blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=section)]
     return reports.Report(
-        entity=entity, project=project(), title=ablation.name[:128], description=protocol, width="fluid", blocks=blocks
+        entity=entity, project=get_project(), title=ablation.name[:128], description=protocol, width="fluid", blocks=blocks
     )
 
 
 def list_panels(split: str, classes: Sequence[str]) -> Panels:
-    """List the panels by section, laid out two or three in a row; the table of images by itself."""
+    """Return the panels of each section, two or three in a row; the table of images has a row of its own."""
     by_name: dict[str, Any] = {"groupby": "Name", "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     curves: dict[str, Any] = {"x": STEP, **by_name}
     sections: Panels = {
@@ -151,7 +151,7 @@ def list_panels(split: str, classes: Sequence[str]) -> Panels:
 
 
 def lay_out(panels: Sequence[Any], columns: int) -> None:
-    """Place panels in rows of a given number; a single panel is twice as high."""
+    """Set the layout of panels in rows of ``columns``; a single panel is twice as high."""
     width = REPORT_COLUMNS // columns
     for k, panel in enumerate(panels):
         x, y = k * width % REPORT_COLUMNS, k * width // REPORT_COLUMNS * 8

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own on this machine: how many at once, and how they start."""
+"""Processes of jobs on this machine: how many run at once, and how each starts."""
 
 import multiprocessing
 import os
@@ -12,18 +12,19 @@ from typing import NamedTuple
 
 from dilated_seg.ablation.plan import Ablation, group_chains
 
-# What a run imports, and what W&B imports when a run begins: about ten seconds of processor time that forked jobs save.
+# Imports of a run, and those of W&B when a run begins: forked jobs save about ten seconds of processor time each.
 MODULES = (
     "dilated_seg.cli.parser", "dilated_seg.data", "dilated_seg.inference", "dilated_seg.models", "dilated_seg.training",
     "pandas", "wandb.sdk.launch",
 )  # fmt: skip
 
 
-def runs_at_once(ablation: Ablation) -> int:
-    """Return how many runs share this machine: as many as there are GPUs for, or without a GPU as many as there are threads.
+def count_runs_at_once(ablation: Ablation) -> int:
+    """Return how many runs share this machine: GPUs / devices per run or, without a GPU, threads / devices per run.
 
-    The threads of all runs together are OMP_NUM_THREADS, or one for each core. It does not matter how many runs are left to
-    train, or selected so far: a run has as many threads, on which its numbers depend, however often it was interrupted.
+    All runs together have OMP_NUM_THREADS threads, by default one per core; never more runs than chains. The result does not
+    depend on how many runs remain: the results of a run depend on its number of threads, which an interruption must not change.
+    With 8 threads, devices_per_run 1 and 3 chains it is 3, and each run has 8 // 3 = 2 threads.
     """
     import torch
 
@@ -33,14 +34,14 @@ def runs_at_once(ablation: Ablation) -> int:
 
 
 def shares_cores(ablation: Ablation) -> bool:
-    """Return whether several runs are trained at once without being asked to: there is no GPU, and threads for several."""
+    """Return whether runs are trained concurrently by default: there is no GPU, and there are threads for several."""
     import torch
 
-    return not torch.cuda.device_count() and runs_at_once(ablation) > 1
+    return not torch.cuda.device_count() and count_runs_at_once(ablation) > 1
 
 
 class Paths(NamedTuple):
-    """Where a job writes."""
+    """Files that a job writes, named as in submitit."""
 
     stdout: Path
 
@@ -49,10 +50,10 @@ class JobProcess:
     """A process that calls a job, with the attributes and methods of submitit's jobs that a launcher uses.
 
     Args:
-        job: To call; picklable.
-        directory: Of the logs.
-        threads: Of torch, in the process.
-        forked: Whether to fork it, or to start an interpreter: a process that was forked cannot always use a GPU.
+        job: The picklable function to call.
+        directory: The directory of the logs.
+        threads: The number of torch's threads in the process.
+        forked: Fork the process instead of starting an interpreter; a forked process cannot always use a GPU.
     """
 
     def __init__(self, job: Callable[[], None], directory: Path, threads: int, forked: bool) -> None:
@@ -65,7 +66,7 @@ class JobProcess:
         )
         self.process.start()
         self.job_id = str(self.process.pid)
-        self.paths = Paths(log_path(directory, self.job_id))
+        self.paths = Paths(get_log_path(directory, self.job_id))
 
     def done(self) -> bool:
         """Return whether the process has ended."""
@@ -73,22 +74,22 @@ class JobProcess:
 
 
 def prepare_fork() -> None:
-    """Start the process that jobs are forked from; it imports while this one goes on."""
+    """Start the process that jobs are forked from; it imports while this one continues."""
     multiprocessing.set_forkserver_preload(list(MODULES))
     forkserver.ensure_running()
 
 
-def log_path(directory: Path, job_id: str) -> Path:
+def get_log_path(directory: Path, job_id: str) -> Path:
     """Return the file that a job's output is written to."""
     return directory / f"{job_id}.log"
 
 
 def run_job(job: Callable[[], None], directory: Path, threads: int, environment: dict[str, str]) -> None:
-    """Call a job in this new process: its output goes to a file, and Ctrl-C is not for it."""
+    """Call a job in this new process: redirect its output to a file, and ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.clear()  # a process that is forked has the environment in which the first one was
+    os.environ.clear()  # a forked process has the environment of the fork server
     os.environ.update(environment)
-    with log_path(directory, str(os.getpid())).open("wb") as log:
+    with get_log_path(directory, str(os.getpid())).open("wb") as log:
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             os.dup2(log.fileno(), number)
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -100,4 +101,4 @@ def run_job(job: Callable[[], None], directory: Path, threads: int, environment:
     try:
         job()
     finally:
-        finish(1)  # multiprocessing skips what atexit registered; a run that has succeeded is finished already
+        finish(1)  # multiprocessing skips atexit handlers; for a run that succeeded this does nothing

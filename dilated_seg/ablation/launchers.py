@@ -1,4 +1,4 @@
-"""Chains as jobs, each in a process of its own: several at once on this machine; and what submitit calls."""
+"""Launchers: chains as jobs in processes of their own, several at once on this machine or through submitit."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dilated_seg.ablation.job_process import JobProcess, prepare_fork, runs_at_once
-from dilated_seg.ablation.plan import FAILED, Ablation, Chain, failure, finished
-from dilated_seg.ablation.worker import carry_out, claimed, is_claimed, note_failure, variables
+from dilated_seg.ablation.job_process import JobProcess, count_runs_at_once, prepare_fork
+from dilated_seg.ablation.plan import FAILED, Ablation, Chain, explain_failure, is_finished
+from dilated_seg.ablation.worker import carry_out, claim, is_claimed, note_failure, set_variables
 from dilated_seg.errors import UserError
 
 if TYPE_CHECKING:  # submitit is an optional extra
@@ -25,20 +25,20 @@ if TYPE_CHECKING:  # submitit is an optional extra
 class Job:
     """A chain as a job, to be called in a process of its own.
 
-    SIGTERM ends it as it ends ``fit``, after the step and with a checkpoint. So does SIGUSR2, by which SLURM announces to
-    submitit a time limit or a preemption; then submitit queues the job again, which continues.
+    SIGTERM ends it as it ends ``fit``: after the current step, with a checkpoint. So does SIGUSR2, by which SLURM announces a
+    time limit or a preemption to submitit, which then queues the job again to continue.
 
     Args:
-        ablation: Of the chain.
-        chain: What to train.
-        claim: Whether to keep other processes of the machine away.
+        ablation: The ablation.
+        chain: The chain to train.
+        claim: Hold the chain's lock, so that no other process of this machine trains it.
     """
 
     def __init__(self, ablation: Ablation, chain: Chain, claim: bool) -> None:
         self.ablation, self.chain, self.claim = ablation, chain, claim
 
     def __call__(self) -> None:
-        """Carry the chain out."""
+        """Train and evaluate the chain."""
         queue_again, announced = signal.getsignal(signal.SIGUSR2), []
 
         def announce(number: int, frame: Any) -> None:  # noqa: ANN401
@@ -49,7 +49,7 @@ class Job:
         signal.signal(signal.SIGUSR2, announce)
         try:
             if self.claim:
-                with claimed(self.chain, self.ablation):
+                with claim(self.chain, self.ablation):
                     carry_out(self.chain, self.ablation)
             else:
                 carry_out(self.chain, self.ablation)
@@ -60,7 +60,7 @@ class Job:
             raise
 
     def checkpoint(self) -> "DelayedSubmission":
-        """Return what submitit queues again."""
+        """Return the job for submitit to queue again."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -72,40 +72,40 @@ def stop(number: int, frame: Any) -> None:  # noqa: ANN401
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """No signal parts the start of processes from knowing them; they inherit that Ctrl-C is not for them."""
-    noted: list[int] = []
-    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+def hold_signals() -> Iterator[None]:
+    """Defer SIGTERM and ignore Ctrl-C while processes start, so that none starts unrecorded; children ignore Ctrl-C too."""
+    deferred: list[int] = []
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminate = signal.signal(signal.SIGTERM, lambda number, frame: deferred.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, ours)
-        signal.signal(signal.SIGTERM, before)
-    if noted:
-        stop(noted[0], None)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
+    if deferred:
+        stop(deferred[0], None)
 
 
 class Launcher(ABC):
     """Runs chains as jobs, ``room`` of them at a time, until each has ended."""
 
-    pause: float  # seconds between two looks at the jobs
+    pause: float  # seconds between two polls of the jobs
 
     def __init__(self, ablation: Ablation, room: int) -> None:
         self.ablation, self.room = ablation, room
-        self.begun: set[str] = set()  # jobs whose start was said
-        self.running: dict[int, tuple[Chain, AnyJob]] = {}  # by a number from 0 to room - 1
+        self.begun: set[str] = set()  # ids of jobs whose start was printed
+        self.running: dict[int, tuple[Chain, AnyJob]] = {}  # by slot, from 0 to room - 1
 
     @abstractmethod
     def submit(self, batch: Mapping[int, Chain]) -> "Sequence[AnyJob]":
-        """Start chains, or queue them."""
+        """Start or queue the job of each chain, by slot."""
 
     @abstractmethod
     def leave(self) -> None:
-        """Handle an interruption while jobs are running."""
+        """End, or announce how to end, the running jobs after an interruption."""
 
     def carry_out(self, waiting: list[Chain], retries: int) -> None:
-        """Train and evaluate what is missing of the chains; a line for each that starts or ends."""
+        """Train and evaluate the unfinished runs of chains; print a line when one starts and when one ends."""
         tried: Counter[Chain] = Counter()
         before = signal.signal(signal.SIGTERM, stop)
         try:
@@ -118,7 +118,7 @@ class Launcher(ABC):
                 for number, (chain, job) in list(self.running.items()):
                     if job.job_id not in self.begun and job.paths.stdout.exists():
                         self.begun.add(job.job_id)
-                        print(f"{title(chain)} starts as job {job.job_id}, log {self.ablation.log(chain)}", flush=True)
+                        print(f"{format_title(chain)} starts as job {job.job_id}, log {self.ablation.log(chain)}", flush=True)
                     if job.done():
                         del self.running[number]
                         tried[chain] += 1
@@ -133,9 +133,9 @@ class Launcher(ABC):
     def _start(self, batch: Mapping[int, Chain]) -> None:
         if not batch:
             return
-        for one in (one for chain in batch.values() for one in chain):
-            (one.folder / FAILED).unlink(missing_ok=True)
-        with undisturbed():
+        for run in (run for chain in batch.values() for run in chain):
+            (run.directory / FAILED).unlink(missing_ok=True)
+        with hold_signals():
             for (number, chain), job in zip(batch.items(), self.submit(batch), strict=True):
                 self.running[number] = (chain, job)
                 log = self.ablation.log(chain)
@@ -144,24 +144,26 @@ class Launcher(ABC):
                 log.symlink_to(os.path.relpath(job.paths.stdout, log.parent.resolve()))
 
     def _end(self, chain: Chain, job: "AnyJob") -> bool:
-        """Say how a job ended; whether its chain is finished."""
-        left = [one for one in chain if not finished(one)]
-        if left and not any(failure(one, chain) for one in left) and not is_claimed(chain, self.ablation):
-            note_failure(left[0], f"its process was killed (for want of memory?) or stopped by a signal (job {job.job_id})")
-        said = f"{left[0].label} {failure(left[0], chain) or 'is not finished'}" if left else f"{title(chain)} is finished"
-        print(said, flush=True)
-        return not left
+        """Print how a job ended; return whether its chain is finished."""
+        unfinished = [run for run in chain if not is_finished(run)]
+        if unfinished and not any(explain_failure(run, chain) for run in unfinished) and not is_claimed(chain, self.ablation):
+            note_failure(unfinished[0], f"its process was killed (out of memory?) or stopped by a signal (job {job.job_id})")
+        if unfinished:
+            print(f"{unfinished[0].label} {explain_failure(unfinished[0], chain) or 'is not finished'}", flush=True)
+        else:
+            print(f"{format_title(chain)} is finished", flush=True)
+        return not unfinished
 
 
 class Local(Launcher):
     """Runs jobs on this machine, each with GPUs of its own and its share of the threads.
 
     Args:
-        ablation: Whose runs.
-        jobs: At once; see ``runs_at_once`` if None.
+        ablation: The ablation.
+        jobs: The number of concurrent jobs; by default `count_runs_at_once`.
 
     Raises:
-        UserError: There are fewer GPUs than the jobs need, each of which trains on several.
+        UserError: Jobs train on several GPUs each, and there are too few of them.
     """
 
     pause = 0.2
@@ -169,46 +171,49 @@ class Local(Launcher):
     def __init__(self, ablation: Ablation, jobs: int | None) -> None:
         import torch
 
-        given = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = given.split(",") if given else []
+        names = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = names.split(",") if names else []
         count = torch.cuda.device_count()
         self.devices = visible if len(visible) == count else [str(number) for number in range(count)]
         self.share = ablation.devices_per_run
-        super().__init__(ablation, jobs or runs_at_once(ablation))
+        super().__init__(ablation, jobs or count_runs_at_once(ablation))
         check_device_count(self.share, self.room if self.share > 1 else 1)
         processes = self.room * self.share
-        # OpenMP's threads spin while they wait, which slows every other process of the machine down: experiments/benchmarks/
-        # sharing_cores.py. With one thread each there is none to wait.
+        # OpenMP's threads spin while they wait, which slows the other processes of the machine (measured by
+        # experiments/benchmarks/sharing_cores.py). A process with one thread never waits.
         self.threads = max(1, torch.get_num_threads() // processes)
         self.waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")} if processes > 1 else {}
 
     def prepare(self) -> None:
-        """Let what jobs need be imported while this process goes on, if they are forked."""
+        """Start importing for the jobs in the background, if they are forked."""
         if not self.devices:
-            with undisturbed(), variables(self.environment(0)):
+            with hold_signals(), set_variables(self.environment(0)):
                 prepare_fork()
 
     def environment(self, number: int) -> dict[str, str]:
-        """Return the environment of job ``number`` of those that run at once: its devices and threads per process."""
+        """Return the environment variables of the job in slot ``number``: its devices and its threads per process.
+
+        With 4 GPUs and 2 per run, slots 0, 1 and 2 have CUDA_VISIBLE_DEVICES 0,1 and 2,3 and 0,1.
+        """
         first = number * self.share % max(1, len(self.devices))
-        own = self.devices[first : first + self.share]
+        devices = self.devices[first : first + self.share]
         threads = {"OMP_NUM_THREADS": str(self.threads)} | self.waiting
-        return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})
+        return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})
 
     def submit(self, batch: Mapping[int, Chain]) -> "Sequence[AnyJob]":
         jobs, logs = [], self.ablation.jobs / "logs"
         for number, chain in batch.items():
-            with variables(self.environment(number)):
+            with set_variables(self.environment(number)):
                 job = Job(self.ablation, chain, claim=True)
                 jobs.append(JobProcess(job, logs, self.threads, forked=not self.devices))
         return jobs
 
     def leave(self) -> None:
-        """End the jobs; a second interruption lets them end alone."""
-        print(f"waiting until {len(self.running)} runs have saved", flush=True)
+        """Ask the jobs to end and wait for them; a second interruption ends the wait, not the jobs."""
+        print(f"waiting until {len(self.running)} runs have written their checkpoints", flush=True)
         signalled = 0.0
         while jobs := [job for _, job in self.running.values() if not job.done()]:
-            if time.monotonic() > signalled + 10:  # again, should one not have been listening yet
+            if time.monotonic() > signalled + 10:  # again: a job may not have installed its handler yet
                 signalled = time.monotonic()
                 for job in jobs:
                     os.kill(int(job.job_id), signal.SIGTERM)
@@ -216,10 +221,10 @@ class Local(Launcher):
 
 
 def check_device_count(devices_per_run: int, jobs: int = 1) -> None:
-    """Check that this machine has GPUs enough for runs side by side, or none at all: then CPU processes train.
+    """Check that this machine has enough GPUs for concurrent runs, or none: then processes train on the CPU.
 
     Raises:
-        UserError: It has too few.
+        UserError: There are GPUs, but too few.
     """
     import torch
 
@@ -232,6 +237,6 @@ def check_device_count(devices_per_run: int, jobs: int = 1) -> None:
         )
 
 
-def title(chain: Chain) -> str:
-    """How a line in the terminal calls a chain: as its last run, without the stage."""
+def format_title(chain: Chain) -> str:
+    """Return a chain's name in the terminal: that of its runs, without the stage."""
     return f"{chain[0].name}, seed {chain[0].seed}"

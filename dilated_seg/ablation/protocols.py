@@ -1,4 +1,4 @@
-"""The evaluation protocols and the checkpoint of an ablation file: how each trained network is scored."""
+"""The evaluation protocols and the checkpoint of an ablation file."""
 
 import json
 from argparse import ArgumentError
@@ -16,13 +16,13 @@ CHECKPOINTS = ("last", "best")
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to evaluate trained networks, as an ablation file names it.
+    """An evaluation protocol of an ablation file.
 
     Args:
-        name: What it adds to the name of a network in tables; empty for the plain one.
-        options: Of ``validate`` and ``test``: the inference strategy and the CRF.
-        parts: Of the names of its evaluations, after split and checkpoint.
-        experiments: The experiments that it is for; None for all.
+        name: The suffix of the network's name in tables; empty for the plain protocol (full images, no CRF).
+        options: Options of ``validate`` and ``test``: the inference strategy and the CRF.
+        parts: Parts of its evaluations' names, after split and checkpoint.
+        experiments: The names of its experiments; None for all.
     """
 
     name: str = ""
@@ -38,10 +38,10 @@ class Protocol:
 
 
 def read_protocols(file: Path, content: Any, experiments: Collection[str]) -> list[Protocol]:  # noqa: ANN401 - any YAML
-    """Read the protocols of an ablation file: the plain one if it has none.
+    """Read the protocols of an ablation file; the plain protocol without the key.
 
     Raises:
-        UserError: One is not settings that evaluation takes, or names an experiment that there is not.
+        UserError: A protocol is invalid or names an unknown experiment, or an experiment has no protocol.
     """
     if content is None:
         return [Protocol()]
@@ -65,8 +65,10 @@ def read_protocol(file: Path, name: str, entry: Any, experiments: Collection[str
     names = entry.get("experiments")
     if names is not None and (not isinstance(names, list) or not names):
         raise UserError(f"{file}: protocol '{name}' is for experiments {names}: give a list of their names")
-    if unknown := [str(one) for one in names or () if one not in experiments]:
-        raise UserError(f"{file}: protocol '{name}' is for '{unknown[0]}', which is none of {', '.join(experiments)}")
+    if unknown := [str(experiment) for experiment in names or () if experiment not in experiments]:
+        raise UserError(
+            f"{file}: protocol '{name}' is for the unknown experiment '{unknown[0]}': choose from {', '.join(experiments)}"
+        )
     objects = {key: entry[key] for key in ("inference", "crf") if entry.get(key) is not None}
     options = tuple(f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in objects.items())
     try:
@@ -77,10 +79,10 @@ def read_protocol(file: Path, name: str, entry: Any, experiments: Collection[str
 
 
 def name_evaluation_parts(options: Collection[str]) -> tuple[str, ...]:
-    """Return what an inference strategy and a CRF add to the name of an evaluation, as `training.evaluation` names it.
+    """Return the parts of an evaluation's name for an inference strategy and a CRF: see `training.evaluation`.
 
     Raises:
-        UserError: There is no such strategy or CRF, or it refuses its arguments.
+        UserError: The strategy or CRF is unknown, or its arguments are invalid.
     """
     from jsonargparse import ArgumentParser
 
@@ -96,18 +98,18 @@ def name_evaluation_parts(options: Collection[str]) -> tuple[str, ...]:
         from dilated_seg.cli.explain import explain  # imports Lightning
 
         raise UserError(explain(" ".join(str(error).split()), [*options], [])) from error
-    except ValueError as error:  # jsonargparse's, whose cause is what the constructor raised
+    except ValueError as error:  # of jsonargparse; its cause is the constructor's exception
         raise UserError(str(error.__cause__ or error)) from error
     if built.crf and built.crf.learnable:
         raise UserError("a CRF that refines an evaluation has no parameters to learn: leave out 'learnable'")
-    return tuple(one.name for one in (built.inference, built.crf) if one and one.name)
+    return tuple(part.name for part in (built.inference, built.crf) if part and part.name)
 
 
 def read_checkpoint(file: Path, content: Mapping[str, Any]) -> str:
-    """Read which checkpoint of each run is evaluated: the last if the file does not say.
+    """Read which checkpoint of each run is evaluated; by default the last.
 
     Raises:
-        UserError: It is neither the last nor the best.
+        UserError: The value is neither "last" nor "best".
     """
     checkpoint = content.get("checkpoint", "last")
     if checkpoint not in CHECKPOINTS:

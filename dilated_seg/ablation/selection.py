@@ -1,4 +1,4 @@
-"""Selection: candidates of each network are tried with few seeds, and the best is trained with all and scored."""
+"""Selection of candidates: try each with few seeds, train the best with all seeds and evaluate it on another split."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dilated_seg.ablation.plan import Ablation, Chain, PlannedRun, Selection, finished, group_chains, has_lost
+from dilated_seg.ablation.plan import Ablation, Chain, PlannedRun, Selection, group_chains, has_lost, is_finished
 from dilated_seg.errors import UserError
 from dilated_seg.runs import Run
 from dilated_seg.storage import write_text
@@ -21,10 +21,10 @@ SPLITS = ("val", "test")
 
 
 def read_selection(file: Path, content: Mapping[str, Any]) -> Selection | None:
-    """Read the key ``select`` of an ablation file, without the settings of its candidates.
+    """Read the key ``select`` of an ablation file, without the settings of its candidates; None without the key.
 
     Raises:
-        UserError: It lacks something, or contradicts the other keys.
+        UserError: A value is missing or invalid, or contradicts another key.
     """
     select, seeds = content.get("select"), content.get("seeds", [0])
     if select is None:
@@ -43,22 +43,25 @@ def read_selection(file: Path, content: Mapping[str, Any]) -> Selection | None:
             raise UserError(f"{file} has select.{key} {split}: choose val or test")
     if type(count) is not int or not 1 <= count <= len(seeds):
         raise UserError(
-            f"{file} has select.seeds {count}: give how many of the {len(seeds)} seeds try the candidates, from 1 on"
+            f"{file} has select.seeds {count}: give how many of the {len(seeds)} seeds try the candidates, at least 1"
         )
     if not all(str(name) for name in select["over"]):
-        raise UserError(f"{file} has a candidate without a name in select.over: name it, as its folder is")
+        raise UserError(f"{file} has a candidate without a name in select.over: name it, its directory has that name")
     return Selection(by, then, tuple(map(str, select["over"])), tuple(seeds[:count]))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is known of a network's candidates.
+    """The candidates of a network and their results so far.
+
+    With 2 seeds and ``scores`` {"lr 0.1": [0.52, 0.58], "lr 0.01": [0.56, 0.56], "lr 1": []}, of which "lr 1" is lost,
+    "lr 0.01" is selected (mean 0.56 against 0.55). If "lr 0.01" had one value, none would be selected yet.
 
     Args:
-        network: Its name.
-        scores: The mean IoU of each candidate, one for each seed that tries it, as far as they are there.
+        network: The network's name.
+        scores: For each candidate, the mean IoU of each seed that has tried it so far, fractions of 1.
         lost: The candidates whose training diverged.
-        seeds: How many seeds try each.
+        seeds: The number of seeds that try each candidate.
     """
 
     network: str
@@ -68,14 +71,14 @@ class Choice:
 
     @property
     def selected(self) -> str | None:
-        """The candidate with the highest mean, of several the first; None until all have been tried, or if all diverged."""
-        left = [name for name in self.scores if name not in self.lost]
-        if not left or any(len(self.scores[name]) < self.seeds for name in left):
+        """The candidate with the highest mean, the first of equal ones; None until all were tried, or if all diverged."""
+        remaining = [name for name in self.scores if name not in self.lost]
+        if not remaining or any(len(self.scores[name]) < self.seeds for name in remaining):
             return None
-        return max(left, key=lambda name: float(np.nan_to_num(np.mean(self.scores[name]), nan=-1)))
+        return max(remaining, key=lambda name: float(np.nan_to_num(np.mean(self.scores[name]), nan=-1)))
 
     def format_candidate(self, candidate: str) -> str:
-        """Format what a candidate scored, in percent."""
+        """Format a candidate's mean IoU in percent, or why it has none."""
         if candidate in self.lost:
             return "diverged"
         scores = self.scores[candidate]
@@ -87,7 +90,7 @@ class Choice:
 
 
 def read_choices(ablation: Ablation) -> list[Choice]:
-    """Read what the candidates of each network have scored so far; empty without a selection.
+    """Read the results of each network's candidates so far; empty without a selection.
 
     Raises:
         UserError: An evaluation cannot be read.
@@ -101,32 +104,32 @@ def read_choices(ablation: Ablation) -> list[Choice]:
         if chain is None:
             continue
         last = chain[-1]
-        found = scores.setdefault(last.network, {}).setdefault(last.candidate, [])
+        values = scores.setdefault(last.network, {}).setdefault(last.candidate, [])
         if has_lost(chain):
             lost.setdefault(last.network, set()).add(last.candidate)
-        elif finished(last):
-            found.append(Run(last.folder).evaluation(last.evaluations[0].name).mean_iou)
+        elif is_finished(last):
+            values.append(Run(last.directory).evaluation(last.evaluations[0].name).mean_iou)
     seeds = len(selection.seeds)
     return [Choice(network, candidates, lost.get(network, ()), seeds) for network, candidates in scores.items()]
 
 
 def as_trial(chain: Chain) -> Chain | None:
-    """Return a chain with the evaluation by which its candidate is chosen only; None if its seed tries none."""
+    """Return a chain with only the evaluation that compares candidates; None if its seed tries no candidates."""
     last = chain[-1]
     return (*chain[:-1], replace(last, evaluations=(last.trial,))) if last.trial else None
 
 
 def as_selected(chain: Chain) -> Chain:
-    """Return a chain with the evaluations of the tables, and the one by which its candidate was chosen."""
+    """Return a chain with the evaluations of the tables and the one that compared candidates."""
     last = chain[-1]
     missing = last.trial and all(last.trial.name != evaluation.name for evaluation in last.evaluations)
     return (*chain[:-1], replace(last, evaluations=(last.trial, *last.evaluations))) if last.trial and missing else chain
 
 
 def advance(ablation: Ablation) -> Ablation:
-    """Return the ablation with the runs that it needs by what has been tried so far.
+    """Return the ablation with the runs that are known to be needed.
 
-    Without a selection these are all. With one, they are the trials, and all seeds of the selected candidates.
+    Without a selection these are all runs. With one, they are the trials, and all seeds of the candidates selected so far.
     """
     if ablation.selection is None:
         return replace(ablation, runs=ablation.planned)
@@ -139,7 +142,7 @@ def advance(ablation: Ablation) -> Ablation:
 
 
 def write_selection(ablation: Ablation, choices: Sequence[Choice]) -> None:
-    """Write what was selected from what into the ablation's directory."""
+    """Write selection.json into the ablation's directory: the selected candidate of each network and all results."""
     selection = ablation.selection
     if selection is None:
         return
@@ -148,11 +151,11 @@ def write_selection(ablation: Ablation, choices: Sequence[Choice]) -> None:
         for choice in choices
     }
     content = {"by": selection.by, "then": selection.then, "checkpoint": ablation.checkpoint, "seeds": selection.seeds}
-    write_text(ablation.folder / "selection.json", json.dumps(content | {"networks": networks}, indent=1) + "\n")
+    write_text(ablation.directory / "selection.json", json.dumps(content | {"networks": networks}, indent=1) + "\n")
 
 
 def build_section(ablation: Ablation, choices: Sequence[Choice]) -> "Section | None":
-    """Build the section of a report on what was selected from what; None without a selection."""
+    """Build the report's section on the selection: all candidates and their results; None without a selection."""
     from dilated_seg.report.blocks import ReportTable, Section
 
     selection = ablation.selection

@@ -1,4 +1,4 @@
-"""Chains as jobs of SLURM, through submitit."""
+"""The launcher for SLURM: chains as jobs, submitted through submitit."""
 
 import json
 import logging
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dilated_seg.ablation.launchers import Job, Launcher, title
-from dilated_seg.ablation.plan import Ablation, Chain, finished
+from dilated_seg.ablation.launchers import Job, Launcher, format_title
+from dilated_seg.ablation.plan import Ablation, Chain, is_finished
 from dilated_seg.errors import UserError, format_error
 
 if TYPE_CHECKING:  # submitit is an optional extra
@@ -15,34 +15,34 @@ if TYPE_CHECKING:  # submitit is an optional extra
 
     from dilated_seg.ablation.launchers import AnyJob
 
-TIMEOUTS = 100  # as often a job may reach its time limit and be queued again, unless --slurm max_num_timeout says otherwise
+TIMEOUTS = 100  # default of --slurm max_num_timeout: the number of times a job may reach its time limit and be queued again
 
 
 class Slurm(Launcher):
-    """Queues jobs with SLURM and waits for them, also for those that an earlier call has queued.
+    """Submits jobs to SLURM and waits for them, and for those that an earlier call submitted.
 
     Args:
-        ablation: Whose runs.
-        words: KEY=VALUE for submitit.
+        ablation: The ablation.
+        words: KEY=VALUE options of submitit.
 
     Raises:
-        UserError: SLURM is not installed, or submitit does not know a key or value.
+        UserError: SLURM is not installed, or submitit rejects a key or value.
     """
 
     pause = 2
 
     def __init__(self, ablation: Ablation, words: Sequence[str]) -> None:
         super().__init__(ablation, len(ablation.chains))
-        self.executor = slurm_executor(ablation, words)
+        self.executor = build_executor(ablation, words)
 
     def carry_out(self, waiting: list[Chain], retries: int) -> None:
-        self.running = dict(enumerate(slurm_jobs(self.ablation).items()))
+        self.running = dict(enumerate(list_slurm_jobs(self.ablation).items()))
         for chain, job in self.running.values():
-            print(f"{title(chain)} was queued as job {job.job_id} before", flush=True)
+            print(f"{format_title(chain)} was queued as job {job.job_id} before", flush=True)
         if self.running:
-            print(f"(should SLURM not know these jobs any more, remove {ids_file(self.ablation)})", flush=True)
-        known = [chain for chain, _ in self.running.values()]
-        super().carry_out([chain for chain in waiting if chain not in known], retries)
+            print(f"(if SLURM does not know these jobs any more, remove {get_ids_file(self.ablation)})", flush=True)
+        submitted = [chain for chain, _ in self.running.values()]
+        super().carry_out([chain for chain in waiting if chain not in submitted], retries)
 
     def submit(self, batch: Mapping[int, Chain]) -> "list[Submitted[None]]":
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -53,21 +53,25 @@ class Slurm(Launcher):
         try:
             jobs = self.executor.submit_array(callables)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise UserError(f"SLURM does not take the jobs: {format_error(error)}") from None
-        known = job_ids(self.ablation)
+            raise UserError(f"SLURM rejected the jobs: {format_error(error)}") from None
+        ids = read_job_ids(self.ablation)
         for chain, job in zip(batch.values(), jobs, strict=True):
-            known[self.ablation.place(chain)] = job.job_id
-        write_text(ids_file(self.ablation), json.dumps(known, indent=1) + "\n")
+            ids[self.ablation.get_relative_directory(chain)] = job.job_id
+        write_text(get_ids_file(self.ablation), json.dumps(ids, indent=1) + "\n")
         print(f"queued: {' '.join(job.job_id for job in jobs)}", flush=True)
         return jobs
 
     def leave(self) -> None:
         if self.running:
-            print(f"the jobs go on, see --status; to end them: {scancel(dict(self.running.values()))}", flush=True)
+            print(f"the jobs continue, see --status; to end them: {format_scancel(dict(self.running.values()))}", flush=True)
 
 
-def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: ANN401 - submitit's types say too little
-    """Submitit's executor for SLURM with the parameters of ``--slurm``."""
+def build_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: ANN401 - submitit's types say too little
+    """Return submitit's executor for SLURM with the parameters of ``--slurm``.
+
+    Raises:
+        UserError: SLURM is not installed, or a parameter is missing, unknown or invalid.
+    """
     from submitit import AutoExecutor
 
     values: dict[str, Any] = {"name": ablation.name, "max_num_timeout": TIMEOUTS}
@@ -76,7 +80,7 @@ def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: AN
         if not (key and equals and value):
             raise UserError(f"--slurm {word}: write KEY=VALUE, such as partition=gpu")
         key = key.removeprefix("slurm_")
-        values["timeout_min" if key == "time" else key] = number_or_text(value)
+        values["timeout_min" if key == "time" else key] = parse_value(value)
     if type(values.get("timeout_min")) is not int:
         raise UserError("--launcher slurm needs the time of a job in whole minutes: add --slurm time=240")
     if "cpus_per_task" in values:
@@ -99,14 +103,14 @@ def slurm_executor(ablation: Ablation, words: Sequence[str]) -> Any:  # noqa: AN
 
 
 def request_devices(values: dict[str, Any], ablation: Ablation) -> None:
-    """Set the nodes and GPUs of a job to those of a run; its one task starts torchrun, which starts the processes.
+    """Set the nodes and GPUs of a job to those of a run; its only task starts torchrun, which starts the processes.
 
     Raises:
-        UserError: ``--slurm`` says something else.
+        UserError: ``--slurm`` contradicts the ablation.
     """
     devices, nodes = ablation.devices_per_run, ablation.nodes_per_run
-    for key, right in (("nodes", nodes), ("tasks_per_node", 1), ("ntasks_per_node", 1)):
-        if values.get(key, right) != right:
+    for key, required in (("nodes", nodes), ("tasks_per_node", 1), ("ntasks_per_node", 1)):
+        if values.get(key, required) != required:
             raise UserError(
                 f"--slurm {key}={values[key]}: a job takes its nodes and devices from the ablation's nodes_per_run "
                 f"({nodes}) and devices_per_run ({devices}), and starts their processes itself; leave it out"
@@ -118,44 +122,44 @@ def request_devices(values: dict[str, Any], ablation: Ablation) -> None:
         values.setdefault("srun_args", []).extend(["--nodes=1", "--ntasks=1"])
 
 
-def number_or_text(value: str) -> Any:  # noqa: ANN401
-    """Parse a value as JSON; return the text if it is not JSON."""
+def parse_value(value: str) -> Any:  # noqa: ANN401
+    """Parse a value as JSON; return it as text if it is not JSON."""
     try:
         return json.loads(value)
     except json.JSONDecodeError:
         return value
 
 
-def ids_file(ablation: Ablation) -> Path:
-    """Return the file that holds the ids of SLURM's jobs."""
+def get_ids_file(ablation: Ablation) -> Path:
+    """Return the file with the ids of SLURM's jobs."""
     return ablation.jobs / "slurm.json"
 
 
-def job_ids(ablation: Ablation) -> dict[str, str]:
-    """Return the newest job of each chain that was ever queued."""
-    file = ids_file(ablation)
-    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
-    return known
+def read_job_ids(ablation: Ablation) -> dict[str, str]:
+    """Return the id of the newest job of each chain, by the chain's directory."""
+    file = get_ids_file(ablation)
+    ids: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    return ids
 
 
-def slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
-    """Return the chains that SLURM has queued or is running."""
-    known = job_ids(ablation)
-    if not known:
+def list_slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
+    """Return the unfinished chains whose jobs SLURM has queued or is running, with their jobs."""
+    ids = read_job_ids(ablation)
+    if not ids:
         return {}
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # it would say with each look that SLURM does not answer
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it logs with every poll that SLURM does not answer
     from submitit import SlurmJob
 
     jobs: dict[Chain, Submitted[None]] = {}
     for chain in ablation.chains:
-        job_id = known.get(ablation.place(chain))
-        if job_id and not all(finished(one) for one in chain):
+        job_id = ids.get(ablation.get_relative_directory(chain))
+        if job_id and not all(is_finished(one) for one in chain):
             job: SlurmJob[None] = SlurmJob(ablation.jobs / "submitit", job_id)
             if not job.done():
                 jobs[chain] = job
     return jobs
 
 
-def scancel(jobs: "Mapping[Chain, AnyJob]") -> str:
+def format_scancel(jobs: "Mapping[Chain, AnyJob]") -> str:
     """Return the command that ends jobs of SLURM."""
     return f"scancel {' '.join(job.job_id for job in jobs.values())}"

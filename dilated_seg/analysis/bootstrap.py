@@ -1,37 +1,38 @@
-"""Differences of mean IoU between networks, with both sources of variance: the images and the training.
+"""Paired bootstrap of differences in mean IoU, with both sources of variance: the images and the training.
 
-Networks are compared on the same images, so each resample draws images once for all of them (Efron and Tibshirani, "An
-Introduction to the Bootstrap", 1993, chapters 8 and 13), adds up the integers of those that were drawn and takes the mean IoU
-of each network from its sums, as the split's own is taken. A network trained with several seeds has a second source of
-variance. Its size differs between networks and is estimated from few seeds, so the estimates share a common distribution (the
-scaled inverse chi-square model of Smyth, "Linear models and empirical Bayes methods", 2004). Symbols, for networks a and b:
+Each resample draws images with replacement, the same for all networks (Efron and Tibshirani, "An Introduction to the
+Bootstrap", 1993, chapters 8 and 13), adds up their counts and computes each network's mean IoU from the sums. The variance
+over seeds differs between networks and is estimated from few seeds, so the estimates share a common distribution (the scaled
+inverse chi-square model of Smyth, "Linear models and empirical Bayes methods", 2004). Symbols, for networks a and b:
 
 - N: the number of images; n_a: the number of seeds of a; d_a = n_a - 1.
 - v_as: the mean IoU of seed s of a on all N images.
 - D = mean_s v_as - mean_s v_bs: the estimate of the difference.
 - e: the standard error of D over images, the larger one of bootstrap's and jackknife's (resamples of few images with rare
   classes vary too little).
-- l_a^2: the part of s_a^2 by which each seed fits these N images better or worse, from the jackknife; 0 with one seed.
-- e0^2 = max(0, e^2 - l_a^2 / n_a - l_b^2 / n_b): the same of networks averaged over all trainings, as s_a^2 has the rest.
-- E: the error of D from the images: the deviation of a resample from D, scaled from its standard deviation to
+- l_a^2: the part of s_a^2 due to these N images (a seed fits them better or worse), by the jackknife; 0 with one seed.
+- e0^2 = max(0, e^2 - l_a^2 / n_a - l_b^2 / n_b): the same for the average over all trainings; s_a^2 contains the rest.
+- E: the error of D due to the images: the deviation of a resample from D, scaled from its standard deviation to
   e0 t(0.975, N - 1) / 1.96.
 - s_a^2: the sample variance of v_a1, ..., v_an; s_a^2 ~ sigma_a^2 chi2(d_a) / d_a.
 - sigma_a^2: its expectation; 1 / sigma_a^2 ~ chi2(d0) / (d0 s0^2) over networks.
-- s0, d0: the common spread and how alike the spreads are; p(log s0) = const, p(d0) ~ 1 / d0^2 on ``D0_GRID``. Both are averaged
-  over their posterior (a grid), never fixed at an estimate: five or seven networks say little about d0.
-- sigma_a^2 = (d0 s0^2 + d_a s_a^2) / chi2(d0 + d_a): its posterior given s0 and d0, shrunk towards the common spread. A network
-  with one seed has no s_a^2: it varies as one of the networks with several seeds, each equally likely.
+- s0, d0: scale and degrees of freedom of the prior; p(log s0) = const, p(d0) ~ 1 / d0^2 on ``D0_GRID``. Both are averaged over
+  their posterior (a grid), never fixed at an estimate: five or seven networks determine d0 poorly.
+- sigma_a^2 = (d0 s0^2 + d_a s_a^2) / chi2(d0 + d_a): its posterior given s0 and d0, shrunk towards s0^2. With one seed
+  there is no s_a^2: each draw takes the sigma^2 of a random network with several seeds.
 
 With z ~ N(0, 1), the 95 % intervals are the middle 95 % of
 
-- D + E: the same weights on other images. All that can be said with one seed of each network.
+- D + E: the same weights on other images; the only interval with one seed of each network.
 - D + E + z sqrt(sigma_a^2 / n_a + sigma_b^2 / n_b): the difference of the training procedures.
-- D + E + z sqrt(sigma_a^2 (1 / n_a + 1 / m) + sigma_b^2 (1 / n_b + 1 / m)): what m new trainings of each will show.
+- D + E + z sqrt(sigma_a^2 (1 / n_a + 1 / m) + sigma_b^2 (1 / n_b + 1 / m)): prediction for m new trainings of each.
 
-A two-sided p-value is twice the share of these draws beyond 0, at least Student's for the images alone. Where networks differ
-on fewer than ``MIN_INFORMATIVE_IMAGES`` images there is no interval: no resample can show errors that did not occur.
-Coverage and false positives: in simulated studies ``experiments/benchmarks/significance_coverage.py``, with fewer of them
-``tests/analysis/test_bootstrap.py``; of fifty trainings ``experiments/benchmarks/replication.py``.
+In points, let v_a = (60, 62, 64) and v_b = (56, 57, 58), e0 = 1, sigma_a = 2, sigma_b = 1: D = 5, with standard deviations of
+1, sqrt(1 + 4/3 + 1/3) = 1.6 and, for m = 1, sqrt(1 + 4 (1/3 + 1) + (1/3 + 1)) = 2.8.
+
+A two-sided p-value is twice the fraction of draws beyond 0, at least Student's for the images alone. If networks differ on
+fewer than ``MIN_INFORMATIVE_IMAGES`` images there is no interval: no resample contains errors that did not occur. Coverage and
+false positives are measured by ``experiments/benchmarks/significance_coverage.py`` and ``replication.py``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,24 +55,24 @@ from dilated_seg.analysis.intervals import (
 from dilated_seg.analysis.resampling import Seeds, drop_uncounted_images, leave_each_out, mean_iou, resample, stack_runs
 from dilated_seg.analysis.seed_variance import draw_variances, estimate_luck
 
-MIN_INFORMATIVE_IMAGES = 10  # that two networks differ on, or that one errs on, for an interval to mean anything
-POWER = 0.8  # chance of finding the differences that `Bootstrap.find_detectable` gives
+MIN_INFORMATIVE_IMAGES = 10  # that two networks differ on, or that one errs on; with fewer there is no interval
+POWER = 0.8  # of a study with the difference that `Bootstrap.find_detectable` returns
 
 
 @dataclass(frozen=True)
 class Draws:
-    """One network in all resamples: what is needed to compare it with another.
+    """One network in all resamples.
 
     Args:
-        value: The mean over seeds of v_as.
-        resampled: The same on resampled images (R,).
-        left_out: The same without each image (N,).
-        counts: Of every seed (n, N, 3, C).
-        n: The number of its seeds.
+        value: The mean of v_as over seeds.
+        resampled: That mean on each set of resampled images (R,).
+        left_out: That mean without each image (N,).
+        counts: The counts of every seed (n, N, 3, C).
+        n: The number of seeds.
         s2: s_a^2; NaN with one seed.
         sigma2: Draws of sigma_a^2 (R,).
         luck: l_a^2.
-        z: Standard normal draws (2, R): for the mean over its seeds, and for new ones.
+        z: Standard normal draws (2, R): for the mean over the seeds, and for new trainings.
     """
 
     value: float
@@ -86,19 +87,19 @@ class Draws:
 
 
 class Bootstrap:
-    """Networks on the same images: the intervals of their mean IoU and of its differences.
+    """Intervals of the mean IoU of networks on the same images, and of its differences.
 
     Args:
-        networks: For each name, the counts (N, 3, C) of every seed. Seeds of different networks are not paired, images are.
-            Images in which no pixel was counted are left out. For evaluations of the same trainings see `compare_paired`.
+        networks: For each name, the counts (N, 3, C) of every seed. Images are paired, seeds of different networks are not.
+            Images without a counted pixel are left out. For evaluations of the same trainings see `compare_paired`.
         resamples: R; 10,000 of 1,449 images and 21 classes take about a second.
-        seed: Of the resampling, which is a pure function of it.
+        seed: The seed of the resampling, which is deterministic.
         minus: Other counts of the same trainings. A training's value is then the difference of the two mean IoUs, so that
-            `difference` gives a difference of differences.
-        others: More networks, whose spread over seeds helps to estimate that of these.
+            `difference` returns a difference of differences.
+        others: Other networks, which contribute to the prior of the variance over seeds.
 
     Raises:
-        UserError: The networks were not counted on the same number of images and classes.
+        UserError: The networks differ in the number of images or classes.
     """
 
     def __init__(
@@ -128,43 +129,40 @@ class Bootstrap:
             )  # fmt: skip
 
     def interval(self, name: str) -> Interval:
-        """Return the mean IoU of a network, mean over its seeds.
-
-        With few images and rare classes this interval of an absolute value is less sure than that of a difference.
-        """
+        """Return the mean IoU of a network, mean over its seeds; its coverage is worse than that of a difference."""
         hits, truth, predicted = np.moveaxis(self.networks[name].counts, 2, 0)
         errs = int(((hits != truth) | (hits != predicted)).any((0, 2)).sum())
         value, low, high, _ = self.estimate({name: 1}, errs)
         return Interval(value, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)))
 
     def difference(self, better: str, worse: str) -> Difference:
-        """Return the mean IoU of one network minus that of another, compared for itself: the p-value is not adjusted."""
+        """Return the mean IoU of one network minus that of another; the p-value is not adjusted for other pairs."""
         estimate, p = self._compare(better, worse)
         seeds = min(self.networks[better].n, self.networks[worse].n)
         repeat, new = self.predict(better, worse), self.predict(better, worse, 1)
         return Difference(estimate.value, estimate.low, estimate.high, better, worse, p, p, seeds, self.kind, repeat, new)
 
     def predict(self, better: str, worse: str, trainings: int | None = None) -> Interval:
-        """Return the 95 % prediction interval for the difference that new trainings of each will show, on other images.
+        """Return the 95 % prediction interval for the difference between new trainings of each network on other images.
 
-        It also bounds what they show on these images, where the error of the images is not drawn again.
+        On the same images it is conservative, since their error is not drawn again.
 
         Args:
-            better: A network's name.
-            worse: Another's.
-            trainings: m, of each, of which the mean is taken; None takes as many as there are.
+            better: The name of one network.
+            worse: The name of the other network.
+            trainings: m, the number of new trainings of each, whose mean is predicted; by default as many as there are.
         """
         estimate, _ = self._compare(better, worse, {name: trainings or self.networks[name].n for name in (better, worse)})
         return Interval(estimate.value, np.nan, np.nan) if self.kind == OTHER_IMAGES else estimate
 
     def pairs(self) -> list[Difference]:
-        """Return all pairs, the network with the higher mean first in each, adjusted by Holm's method over all of them."""
+        """Return the differences of all pairs, the network with the higher mean first, adjusted by Holm's method."""
         order = sorted(self.networks, key=lambda name: -self.networks[name].value)
         pairs = [self.difference(better, worse) for better, worse in combinations(order, 2)]
         return [replace(pair, adjusted=p) for pair, p in zip(pairs, adjust_holm([pair.p for pair in pairs]), strict=True)]
 
     def vary(self, name: str) -> Variation:
-        """Return how much of a network's variance comes from the images and how much from training."""
+        """Return the standard deviations of a network's mean IoU over images and over trainings."""
         network = self.networks[name]
         images = np.nan if np.isnan(network.value) else self.estimate_image_error({name: 1})[1]
         if self.kind == OTHER_IMAGES:
@@ -177,10 +175,7 @@ class Bootstrap:
         return Variation(network.n, images, float(np.sqrt(network.s2)), Interval(middle, low, high), share)
 
     def find_detectable(self, better: str, worse: str, seeds: int) -> float:
-        """Return the difference that this many seeds of each would find in 80 % of studies, at the measured spreads.
-
-        It is for the pair alone, without Holm's correction; NaN if unknown.
-        """
+        """Return the difference that ``seeds`` seeds of each detect with 80 % power, without Holm's correction, or NaN."""
         if self.kind == OTHER_IMAGES or np.isnan(self.networks[better].value - self.networks[worse].value):
             return np.nan
         e0_2 = self.estimate_image_error({better: 1, worse: -1})[1] ** 2
@@ -195,7 +190,7 @@ class Bootstrap:
         return float((stats.t.ppf(UPPER_QUANTILE, freedom) + stats.t.ppf(POWER, freedom)) * np.sqrt(variance))
 
     def estimate_image_error(self, signs: Mapping[str, int]) -> tuple[np.ndarray, float]:
-        """Return E of all resamples (R,), and e0, of a sum of networks with these signs."""
+        """Return E of all resamples (R,), and e0, for the signed sum of networks: {a: 1, b: -1} is their difference."""
         terms = [(sign, self.networks[name]) for name, sign in signs.items()]
         resampled = np.asarray(sum(sign * network.resampled for sign, network in terms))
         left_out = np.asarray(sum(sign * network.left_out for sign, network in terms))
@@ -206,14 +201,14 @@ class Bootstrap:
         e_2 = max(spread**2, (self.size - 1) * float(np.nanvar(left_out)))
         # e0^2 = max(0, e^2 - l_a^2 / n_a - l_b^2 / n_b)
         e0 = np.sqrt(max(0.0, e_2 - sum(network.luck / network.n for _, network in terms)))
-        # The mean IoU of resamples is too low, as they have fewer classes and images; in a difference that cancels.
+        # The mean IoU of resamples is biased, as they have fewer classes and images; in a difference the bias cancels.
         middle = np.nanmean(resampled) if len(terms) == 1 else sum(sign * network.value for sign, network in terms)
         # E = (resample - D) / spread * e0 t(0.975, N - 1) / 1.96
         wider = stats.t.ppf(UPPER_QUANTILE, self.size - 1) / stats.norm.ppf(UPPER_QUANTILE)
         return wider * e0 / spread * (resampled - middle), float(e0)
 
     def _compare(self, better: str, worse: str, new: Mapping[str, int] | None = None) -> tuple[Interval, float]:
-        """Return the difference of two networks and its p-value; with ``new``, the prediction for so many new trainings."""
+        """Return the difference of two networks and its p-value; with ``new``, see `estimate`."""
         runs = np.concatenate([self.networks[name].counts for name in (better, worse)])
         differ = (runs != runs[0]).any((0, 2, 3))
         value, low, high, p = self.estimate({better: 1, worse: -1}, int(differ.sum()), new)
@@ -223,9 +218,12 @@ class Bootstrap:
     def estimate(
         self, signs: Mapping[str, int], informative: int, new: Mapping[str, int] | None = None
     ) -> tuple[float, float, float, float]:
-        """Return value, ends of its interval and p-value; ``informative`` images have anything to say about it.
+        """Return the signed sum of networks, the ends of its interval and its p-value.
 
-        With ``new`` the interval is the prediction for the mean over so many new trainings of each network.
+        Args:
+            signs: 1 or -1 for each network of the sum.
+            informative: The number of images that bear on it: on which the networks differ, or on which one errs.
+            new: For each network m, to return the prediction interval for the mean of m new trainings instead.
         """
         terms = [(sign, self.networks[name]) for name, sign in signs.items()]
         value = float(sum(sign * network.value for sign, network in terms))  # D
@@ -234,14 +232,14 @@ class Bootstrap:
         if informative < MIN_INFORMATIVE_IMAGES or np.isnan(value):
             return value, np.nan, np.nan, 1.0
         e, e0 = self.estimate_image_error(signs)
-        # E + z sqrt(sigma_a^2 / n_a + sigma_b^2 / n_b), with a z of its own for each network
+        # E + z sqrt(sigma_a^2 / n_a + sigma_b^2 / n_b), with independent z for each network
         deviations = e + sum(sign * network.z[0] * np.sqrt(network.sigma2 / network.n) for sign, network in terms)
         for name, m in (new or {}).items():  # + z sqrt(sigma_a^2 / m + sigma_b^2 / m)
             network = self.networks[name]
             deviations = deviations + signs[name] * network.z[1] * np.sqrt(network.sigma2 / m)
         draws = (value + deviations)[~np.isnan(deviations)]
         if len(terms) == 1 and not np.ptp(draws):
-            return value, np.nan, np.nan, 1.0  # nothing varies, so no resampling can tell
+            return value, np.nan, np.nan, 1.0  # no variance, so no interval
         low, high = np.quantile(draws, [1 - UPPER_QUANTILE, UPPER_QUANTILE])
         p = 2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))
         if e0:  # at least Student's for the images alone

@@ -1,4 +1,4 @@
-"""What a study of several networks gives: estimates with their intervals, differences of pairs, and who is told apart."""
+"""Results of a comparison of networks: estimates with intervals, differences of pairs, Holm's correction, groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
-UPPER_QUANTILE = (1 + CONFIDENCE) / 2  # where a two-sided interval ends
-MIN_SEEDS = 3  # of each network, below which no statement about networks is made
+UPPER_QUANTILE = (1 + CONFIDENCE) / 2  # the upper end of a two-sided interval: 0.975
+MIN_SEEDS = 3  # of each network, for a statement about networks and not only about runs
 
-OTHER_IMAGES = "these weights, other images"  # what an interval is about
+OTHER_IMAGES = "these weights, other images"  # the kinds of repetition that an interval covers
 NEW_TRAININGS = "trained again, other images"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval meant to cover the truth in 95 of 100 studies; fractions of 1. NaN: not known."""
+    """An estimate and its 95 % confidence or prediction interval, as fractions of 1; NaN where unknown."""
 
     value: float
     low: float
@@ -24,18 +24,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """The mean IoU of ``better``, which is the higher one in `Bootstrap.pairs`, minus that of ``worse``.
+    """The mean IoU of the network ``better`` minus that of ``worse``; in `Bootstrap.pairs`, ``better`` has the higher one.
 
     Args:
-        better: A network's name.
-        worse: Another's.
+        better: The name of one network.
+        worse: The name of the other network.
         p: The two-sided p-value.
-        adjusted: The same after Holm's correction over all pairs that were compared.
-        seeds: Of the network that has fewer.
-        kind: What the interval is about: ``OTHER_IMAGES`` or ``NEW_TRAININGS``.
-        repeat: The 95 % prediction interval for the difference in as many new trainings of each on other images; NaN without
-            any spread over seeds.
-        new: The same in one new training of each.
+        adjusted: The p-value after Holm's correction over all compared pairs.
+        seeds: The number of seeds of the network that has fewer.
+        kind: The repetition that the interval covers: ``OTHER_IMAGES`` or ``NEW_TRAININGS``.
+        repeat: The 95 % prediction interval for the difference between as many new trainings of each on other images; NaN if
+            no network has several seeds.
+        new: The 95 % prediction interval for the difference between one new training of each.
     """
 
     better: str
@@ -49,25 +49,26 @@ class Difference(Interval):
 
     @property
     def significant(self) -> bool:
-        """Whether the interval's kind of repetition would give a difference too, at a family-wise error of 5 %."""
+        """Whether the difference is significant, for the interval's kind of repetition, at a family-wise error of 5 %."""
         return self.adjusted < 1 - CONFIDENCE
 
     @property
     def told_apart(self) -> bool:
-        """Whether the networks differ: significant, and with enough seeds of both to speak of networks at all."""
+        """Whether the networks differ: the difference is significant, and both have at least ``MIN_SEEDS`` seeds."""
         return self.significant and self.seeds >= MIN_SEEDS
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How much a network's mean IoU varies, as standard deviations.
+    """Standard deviations of a network's mean IoU over images and over trainings.
 
     Args:
-        seeds: How many trainings.
-        images: Over sets of as many images, for one training.
-        measured: Over its own seeds; NaN with one.
-        training: The estimate of the same: the posterior's median, with its 95 % interval; NaN without any spread.
-        share: Of the variance of one training on new images, how much training contributes; NaN likewise.
+        seeds: The number of trainings.
+        images: The standard deviation over sets of as many images, for one training.
+        measured: The sample standard deviation over the seeds; NaN with one seed.
+        training: The estimated standard deviation over seeds: the posterior's median with its 95 % interval; NaN if no network
+            has several seeds.
+        share: The fraction of the variance of one training on new images that is due to training; NaN likewise.
     """
 
     seeds: int
@@ -78,7 +79,10 @@ class Variation:
 
 
 def adjust_holm(p: Sequence[float]) -> list[float]:
-    """Adjust p-values so that 5 % bounds the chance of any false discovery among them (Holm, 1979)."""
+    """Return p-values adjusted for multiple comparisons, which control the family-wise error (Holm, 1979).
+
+    Of m sorted values, the k-th is max_{j <= k} min(1, (m - j + 1) p_j): (0.01, 0.04, 0.03) gives (0.03, 0.06, 0.06).
+    """
     adjusted, highest = np.ones(len(p)), 0.0
     for rank, k in enumerate(np.argsort(p, kind="stable")):
         highest = max(highest, min(1.0, (len(p) - rank) * p[k]))
@@ -87,7 +91,10 @@ def adjust_holm(p: Sequence[float]) -> list[float]:
 
 
 def find_cliques(order: Sequence[str], pairs: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """Return the largest groups of neighbors in ``order`` of which no two are told apart; a single network is no group."""
+    """Return the maximal groups of neighbors in ``order``, of two or more, of which no two are told apart.
+
+    If of a, b, c only a and c are told apart, the groups are (a, b) and (b, c).
+    """
     different = {frozenset((pair.better, pair.worse)) for pair in pairs if pair.told_apart}
     groups: list[tuple[str, ...]] = []
     for start in range(len(order)):

@@ -1,4 +1,4 @@
-"""The difference of two evaluations of the same trainings, such as with and without a CRF."""
+"""Paired comparison of two evaluations of the same trainings, such as with and without a CRF."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,18 @@ def compare_paired(
 ) -> Difference:
     """Return the mean IoU of the first evaluation minus that of the second, paired by training and by image.
 
-    Each training s gives one difference d_s = v_as - v_bs, so what training moves in both alike cancels. The model is that of
-    `bootstrap` for a network whose values are d_1, ..., d_n: with sd(v_as) = 2 points and d = (1.4, 1.5, 1.6) the measured
-    spread is 0.1 points, where that of unpaired networks is 2.8. It is shrunk towards the spread of the other networks.
+    Each training s gives one difference d_s = v_as - v_bs, so that the variance over seeds that both evaluations share
+    cancels. The model is that of `bootstrap` for a network with the values d_1, ..., d_n: with sd(v_as) = 2 points and
+    d = (1.4, 1.5, 1.6) the measured standard deviation is 0.1 points; for unpaired networks it would be 2.8. It is shrunk
+    towards that of the other networks.
 
     Args:
-        better: A name of the first evaluation.
-        worse: One of the second.
-        first: Counts (N, 3, C) of each training.
-        second: The same of the second evaluation, trainings in the same order.
-        resamples: R.
-        others: Networks whose spread over seeds is a guide to that of the differences.
+        better: The name of the first evaluation.
+        worse: The name of the second evaluation.
+        first: Counts (N, 3, C) of each training in the first evaluation.
+        second: Counts of the same trainings, in the same order, in the second evaluation.
+        resamples: R, the number of bootstrap resamples.
+        others: Other networks, towards whose variance over seeds that of the differences is shrunk.
     """
     n, informative = len(first), int(np.any(np.stack(first) != np.stack(second), axis=(0, 2, 3)).sum())
     if not informative:  # the same predictions

@@ -1,4 +1,4 @@
-"""Plots of the report, small enough for a phone, in colors that color-blind readers can tell apart.
+"""Plots of the report, legible on a phone, in colors that color-blind readers can distinguish.
 
 Text and axes of the figures have the color ``INK``, which a page replaces by its own; the background is transparent.
 """
@@ -23,7 +23,7 @@ MARKERS = "os^Dv<>PX*"
 DASHES = ("-", "--", ":", "-.")
 
 FIGURE_WIDTH, FIGURE_HEIGHT = 5.2, 3.5  # inches
-MAX_CLASSES_WITH_TEXT = 12  # of a confusion matrix whose cells hold their value
+MAX_CLASSES_WITH_TEXT = 12  # of a confusion matrix whose cells show their values
 PLOT_STYLE: Any = {  # matplotlib types each of its three hundred keys
     name: INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor")
 } | {
@@ -41,20 +41,20 @@ History = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def network_style(number: int) -> dict[str, Any]:
-    """Return color, marker and dashes of the network of this number."""
+    """Return color, marker and dashes of the network with this index."""
     dashes = DASHES[number // len(COLORS) % len(DASHES)]
     return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": dashes}
 
 
 def create_axes(width: float = FIGURE_WIDTH, height: float = FIGURE_HEIGHT) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes, in the style that all share."""
+    """Return a figure with one pair of axes, in ``PLOT_STYLE``."""
     with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        made = figure.add_subplot()
-        made.spines[["top", "right"]].set_visible(False)
-        made.grid(alpha=0.25, color=INK)
-        made.set_axisbelow(True)
-    return figure, made
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, color=INK)
+        axes.set_axisbelow(True)
+    return figure, axes
 
 
 def color_fraction(value: float) -> tuple[str, str]:
@@ -212,7 +212,7 @@ def draw_steps(
 
 
 def in_percent(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values and ends of intervals; where nothing is known but the value, both ends are the value."""
+    """Return values and ends of intervals in percent; without an interval, both ends are the value."""
     value, low, high = (100 * np.array([getattr(one, part) for one in intervals]) for part in ("value", "low", "high"))
     return value, np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
 

@@ -6,14 +6,14 @@ import numpy as np
 
 from dilated_seg.errors import UserError
 
-Counts = np.ndarray  # int64 (N, 3, C): pixels of each image and class that are hits, that are the truth's, that are predicted
-Seeds = Sequence[Counts]  # of one network, one array a seed, all of the same images
+Counts = np.ndarray  # int64 (N, 3, C): for each image and class the hits, the pixels in the mask, the pixels in the prediction
+Seeds = Sequence[Counts]  # counts of one network, one array for each seed, all of the same images
 
-RESAMPLES_AT_ONCE = 500  # bounds the memory
+RESAMPLES_AT_ONCE = 500  # limits the memory: 500 * N doubles
 
 
 def count_pixels(matrices: np.ndarray) -> Counts:
-    """Return hits, truth and prediction of each image and class (N, 3, C), of confusion matrices (N, C, C)."""
+    """Return hits, pixels of the mask and of the prediction by image and class (N, 3, C), from confusion matrices (N, C, C)."""
     return np.stack([np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(2), matrices.sum(1)], axis=1)
 
 
@@ -30,18 +30,20 @@ def mean_iou(totals: np.ndarray) -> np.ndarray:
 
 
 def stack_runs(networks: Mapping[str, Seeds]) -> np.ndarray:
-    """Stack all runs of all networks (K, N, 3, C).
+    """Stack the counts of all seeds of all networks (K, N, 3, C).
 
     Raises:
-        UserError: They were not counted on the same number of images and classes.
+        UserError: They differ in the number of images or classes, or there are no images.
     """
     if len(shapes := {run.shape for seeds in networks.values() for run in seeds}) != 1 or not shapes.pop()[0]:
-        raise UserError("the networks were not counted on the same images and classes, or on none: compare them apart")
+        raise UserError(
+            "the networks were not evaluated on the same images and classes, or on no images: compare them separately"
+        )
     return np.stack([run for seeds in networks.values() for run in seeds])
 
 
 def drop_uncounted_images(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Leave out the images of which no run (K, N, 3, C) of any part counted a pixel, unless that is all of them."""
+    """Remove the images without a counted pixel in all runs (K, N, 3, C) of all parts, unless all images are such."""
     counted = np.logical_or.reduce([runs.any((0, 2, 3)) for runs in parts])
     return [runs[:, counted] if counted.any() else runs for runs in parts]
 

@@ -48,9 +48,9 @@ class Layer:
 class Summary:
     """A network on one image: its layers in the order they run, and their sums.
 
-    ``bytes`` counts all maps that one image leaves in memory in float32, those between layers included: about what training
-    keeps, without the masks of dropout, and far more than evaluation needs. ``receptive_field`` is that of the logits before
-    their upsampling: the largest of any layer that learns; None if it is larger than every image that was traced.
+    ``bytes`` counts the float32 maps of one image, those between layers included: about what training keeps, without the masks
+    of dropout, and far more than evaluation needs. ``receptive_field`` is that of the logits before their upsampling: the
+    largest of any layer with parameters; None if it is larger than every image that was traced.
     """
 
     network: str
@@ -89,7 +89,7 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
         size: Height and width of the image.
 
     Raises:
-        UserError: It does not take images of this size.
+        UserError: The network does not accept images of this size.
     """
     net.eval()
     try:
@@ -97,7 +97,7 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
     except UserError:
         raise
     except Exception as error:  # a network of the user's own may raise anything
-        raise UserError(f"{name} takes no image of {size[0]} x {size[1]}: {format_error(error)}") from error
+        raise UserError(f"{name} does not accept an image of {size[0]} x {size[1]}: {format_error(error)}") from error
     add_receptive_fields(net, layers)
     learning = [layer.receptive_field for layer in layers if layer.learnt and layer.type in ("conv", "deconv")]
     return Summary(
@@ -119,7 +119,7 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
     """Run one forward pass on the meta device; with ``fields``, add the stride and receptive field of each layer."""
     channels = next((layer.in_channels for layer in net.modules() if isinstance(layer, nn.Conv2d)), None)
     if channels is None:
-        raise UserError(f"{type(net).__name__} has no convolution, so it is no network on images")
+        raise UserError(f"{type(net).__name__} has no convolution: pass a network on images")
     image = torch.empty(1, channels, *size, device="meta")
     trace, layers = receptive_field.Trace(image), list[Layer]()
     before, handles = dict[nn.Module, tuple[int, int]](), []
@@ -145,7 +145,7 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
         with torch.no_grad(), trace:
             output = net(image)
         if not isinstance(output, torch.Tensor) or output.dim() != 4:
-            raise UserError(f"{type(net).__name__} gives no logits (B, C, H, W)")
+            raise UserError(f"{type(net).__name__} does not return logits (B, C, H, W): return one tensor")
     finally:
         for handle in handles:
             handle.remove()
@@ -170,7 +170,7 @@ TYPES = {
 
 
 def measure_layer(name: str, layer: Any, maps: torch.Tensor, output: torch.Tensor) -> Layer:  # noqa: ANN401
-    """Return what a layer, its input and its output say about it."""
+    """Return the properties of a layer, its input and its output."""
 
     def last_side(attribute: str) -> int | None:
         sides = getattr(layer, attribute, None)

@@ -83,7 +83,7 @@ class Lattice(NamedTuple):
 
 
 class Coding(NamedTuple):
-    """How a vertex v = (v_0, ..., v_d) is coded as one integer.
+    """Code of a lattice vertex v = (v_0, ..., v_d) as one integer.
 
     Its coordinates leave one remainder when divided by d + 1 and add up to 0, so it is given by the d integers
     w_j = (v_j - v_0) / (d + 1), j = 1 ... d:

@@ -39,7 +39,7 @@ with torch.no_grad():
 """
 
 
-def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None:
+def save(segmenter: Segmenter, directory: Path, licence: str | None = None) -> None:
     """Write configuration, weights and card into a directory, each atomically, the configuration last.
 
     Raises:
@@ -61,30 +61,30 @@ def save(segmenter: Segmenter, folder: Path, licence: str | None = None) -> None
         config["crf"] = {"init_args": segmenter.crf.start | {"learnable": segmenter.crf.learnable}}
         state |= {f"crf.{key}": tensor for key, tensor in segmenter.crf.state_dict().items()}
     try:
-        texts = {CARD: format_card(segmenter, folder.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
+        texts = {CARD: format_card(segmenter, directory.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"this network's description cannot be written ({describe_error(error)}): export its run") from error
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        check_directory(folder)
-        with atomic_path(folder / WEIGHTS) as partial:
+        directory.mkdir(parents=True, exist_ok=True)
+        check_directory(directory)
+        with atomic_path(directory / WEIGHTS) as partial:
             save_file({key: tensor.detach().clone().contiguous() for key, tensor in state.items()}, partial)
-            (folder / CONFIG).unlink(missing_ok=True)  # so that old configuration and new weights are never loaded together
+            (directory / CONFIG).unlink(missing_ok=True)  # so that old configuration and new weights are never loaded together
         for file, text in texts.items():
-            write_text(folder / file, text)
+            write_text(directory / file, text)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"cannot write {directory}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def check_directory(folder: Path) -> None:
+def check_directory(directory: Path) -> None:
     """Raise UserError unless a directory is empty or written by `save`, so that no run or other file is overwritten."""
-    config = folder / CONFIG
+    config = directory / CONFIG
     try:
         saved = config.is_file() and "class" in json.loads(config.read_text("utf-8"))["net"]
     except (ValueError, KeyError, TypeError):
         saved = False
-    if any(folder.iterdir()) and (not saved or Run(folder).is_run):
-        raise UserError(f"{folder} holds other files: give a new directory for the export")
+    if any(directory.iterdir()) and (not saved or Run(directory).is_run):
+        raise UserError(f"{directory} holds other files: give a new directory for the export")
 
 
 def push(segmenter: Segmenter, repository: str, licence: str | None = None, private: bool = True) -> str:
@@ -96,11 +96,11 @@ def push(segmenter: Segmenter, repository: str, licence: str | None = None, priv
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / repository.rpartition("/")[2]
-        save(segmenter, folder, licence)
+        directory = Path(parent) / repository.rpartition("/")[2]
+        save(segmenter, directory, licence)
         try:
             HfApi().create_repo(repository, private=private, exist_ok=True)
-            return str(HfApi().upload_folder(repo_id=repository, folder_path=folder))
+            return str(HfApi().upload_folder(repo_id=repository, folder_path=directory))
         except Exception as error:  # HTTP, authentication and file errors of several libraries
             raise UserError(
                 f"the Hugging Face Hub rejected {repository} ({describe_error(error)}): log in with hf auth login"

@@ -36,7 +36,7 @@ Encode = Callable[[Segmentation, io.BytesIO], None]
 
 @dataclass(frozen=True)
 class Job:
-    """How images are segmented, and which results are written below ``out``."""
+    """Options of a job: how images are segmented, and which results are written below ``out``."""
 
     model: Segmenter
     out: Path

@@ -47,18 +47,18 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     return model.eval()
 
 
-def load_directory(folder: Path) -> Segmenter:
+def load_directory(directory: Path) -> Segmenter:
     """Return the network of a directory that `export.hub.save` wrote.
 
     Raises:
         UserError: The directory is damaged, or its network is not one of `dilated_seg.models`.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads((directory / CONFIG).read_text("utf-8"))
         name, arguments = config["net"]["class"], dict(config["net"]["arguments"])
         if name not in models.__all__:
-            raise UserError(f"{folder / CONFIG} names {str(name)[:80]!r}: only networks of dilated_seg.models are built")
-        state, names = load_file(folder / WEIGHTS), config["classes"]
+            raise UserError(f"{directory / CONFIG} names {str(name)[:80]!r}: only networks of dilated_seg.models are built")
+        state, names = load_file(directory / WEIGHTS), config["classes"]
         if not isinstance(names, list) or not all(isinstance(label, str) for label in names):
             raise TypeError("classes must be a list of names")
         if not isinstance(config["facts"], dict) or type(config["ignore_index"]) is not int:
@@ -66,7 +66,7 @@ def load_directory(folder: Path) -> Segmenter:
         if arguments.get("num_classes", len(names)) != len(names):
             raise ValueError(f"there are {len(names)} class names, but the network has {arguments['num_classes']} classes")
         weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
-        net = rebuild(name, arguments, weights, str(folder / WEIGHTS))
+        net = rebuild(name, arguments, weights, str(directory / WEIGHTS))
         crf = build_crf(config.get("crf"), len(config["classes"]), state)
         fields = ("palette", "ignore_index", "submitted", "dataset", "facts")
         return Segmenter(
@@ -74,12 +74,12 @@ def load_directory(folder: Path) -> Segmenter:
             **{field: config[field] for field in fields}, built=(name, arguments), crf=crf,
         )  # fmt: skip
     except OSError as error:
-        raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {error.filename or directory}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from error
+        raise UserError(f"{directory / WEIGHTS} is damaged: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise UserError(
-            f"{folder / CONFIG} is not the configuration of an exported network: {describe_error(error)}"
+            f"{directory / CONFIG} is not the configuration of an exported network: {describe_error(error)}"
         ) from error
 
 

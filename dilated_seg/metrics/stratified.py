@@ -1,7 +1,7 @@
 """Counts of a prediction's pixels, stratified by object size and by distance to a boundary.
 
-A valid pixel is in one stratum of each of three stratifications. Pixels are counted by (stratum, class, predicted class), so
-the strata of an image add up to its confusion matrix. Where a mask has ``ignore_index``, the prediction is ignored too, so that
+A valid pixel is in one bin of each of three stratifications. Pixels are counted by (bin, class, predicted class), so the
+bins of an image add up to its confusion matrix. Where a mask has ``ignore_index``, the prediction is ignored too, so that
 a perfect prediction has the mask's boundaries. Ignored pixels count nowhere, but they end objects and have a boundary like a
 class. The image's border is not a boundary.
 
@@ -19,17 +19,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 SIZES = (16, 64, 256, 1024, 4096, 16384)  # pixels: the smallest region of each bin but the first
-MAX_BOUNDARY_DISTANCE = 40  # pixels: all larger distances are one stratum
+MAX_BOUNDARY_DISTANCE = 40  # pixels: all larger distances are one bin
 DIAGONAL = 0.02  # d, the width of Boundary IoU's band, as a fraction of the image's diagonal
 
-NEITHER, TRUTH, PREDICTION, BOTH = range(4)  # the strata of ``boundary_iou``: which of the two has a boundary within d
+NEITHER, TRUTH, PREDICTION, BOTH = range(4)  # bins of ``boundary_iou``: which of the two has a boundary within d
 
-# Number of strata. Those of ``boundary`` are 0, which is empty, the distances 1 to MAX_BOUNDARY_DISTANCE, and all larger.
+# Number of bins. Those of ``boundary`` are 0, which is empty, the distances 1 to MAX_BOUNDARY_DISTANCE, and all larger.
 STRATA = {"size": len(SIZES) + 1, "boundary": MAX_BOUNDARY_DISTANCE + 2, "boundary_iou": 4}
 
 
 def count_strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ignore_index: int = 255) -> dict[str, np.ndarray]:
-    """Count the pixels of each stratum by class and predicted class, for images of one size.
+    """Count the pixels of each bin by class and predicted class, for images of one size.
 
     Args:
         prediction: Class ids (B, H, W).
@@ -38,8 +38,8 @@ def count_strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ign
         ignore_index: The mask value of ignored pixels.
 
     Returns:
-        For each name in ``STRATA``: int64 (B, strata, C, C), whose entry [b, s, t, p] counts the pixels of image b in stratum s
-        of class t that are predicted as p.
+        For each name in ``STRATA``: int64 (B, bins, C, C), whose entry [b, s, t, p] counts the pixels of image b in bin s of
+        class t that are predicted as p.
     """
     side = num_classes + 1  # ignored pixels are counted as one more class, removed at the end: faster than selecting pixels
     shapes: dict[str, tuple[int, ...]] = {name: (len(mask), count, side, side) for name, count in STRATA.items()}
@@ -59,7 +59,7 @@ def count_strata(prediction: np.ndarray, mask: np.ndarray, num_classes: int, ign
 
 
 def count_by_pixel(stratum: np.ndarray, pair: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Count each combination of stratum (B, H, W) and pair of true and predicted class in each image; see `count_by_run`."""
+    """Count each combination of bin (B, H, W) and pair of true and predicted class in each image; see `count_by_run`."""
     kind: type[np.integer] = np.uint16 if math.prod(shape) < 2**16 else np.int64
     index = stratum * kind(math.prod(shape[2:])) + pair
     index += np.arange(0, math.prod(shape), math.prod(shape[1:])).astype(kind)[:, None, None]
@@ -69,13 +69,13 @@ def count_by_pixel(stratum: np.ndarray, pair: np.ndarray, shape: tuple[int, ...]
 def count_by_run(
     values: np.ndarray, pair: np.ndarray, bands: np.ndarray, shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Count the strata that are constant along a row for several pixels, once a run instead of once a pixel: sizes and bands.
+    """Count sizes and bands, which are constant along a row for several pixels, once a run instead of once a pixel.
 
     Args:
         values: The masks and the predictions (2, B, H, W).
         pair: True class times the number of values, plus predicted class (B, H, W).
-        bands: The strata of ``boundary_iou`` (B, H, W).
-        shapes: Of the counts: images, strata, values, values.
+        bands: The bins of ``boundary_iou`` (B, H, W).
+        shapes: Shape of each stratification's counts: images, bins, values, values.
     """
     starts = find_runs(pair * pair.dtype.type(4) + bands)
     lengths = np.diff(starts, append=pair.size)

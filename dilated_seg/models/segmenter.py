@@ -26,8 +26,8 @@ class Segmenter(nn.Module):
     Args:
         net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W).
         classes: The names of the C classes.
-        mean: Of each channel (RGB, 0 to 255), subtracted from the image.
-        std: Of each channel; the difference is divided by it.
+        mean: The mean of each channel (RGB, 0 to 255), for normalization.
+        std: The standard deviation of each channel, for normalization.
         palette: A color (RGB, 0 to 255) for each class; VOC's if None.
         ignore_index: The mask value of unlabelled pixels.
         submitted: A test server's value for each class, if it is not the class id.

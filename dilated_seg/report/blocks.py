@@ -47,7 +47,7 @@ class ReportTable:
 
     @property
     def words(self) -> list[bool]:
-        """Whether each column holds words, aligned at the left, and not numbers."""
+        """Return, for each column, whether it is text (aligned left) and not numbers."""
         return [k == 0 or not all(NUMBER.fullmatch(cells[k]) for cells in self.rows) for k in range(len(self.header))]
 
 

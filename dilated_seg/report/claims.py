@@ -33,7 +33,7 @@ class Claim:
 
     @property
     def measure(self) -> str:
-        """Where the two are compared, in words."""
+        """Description of the pixels that are compared."""
         parts = [f" of {', '.join(self.classes)}" if self.classes else ""]
         parts += [f"{',' if self.classes else ' of'} objects under {self.objects} pixels" if self.objects else ""]
         parts += [f"{',' if self.classes else ''} within {self.boundary} pixels of a boundary" if self.boundary else ""]
@@ -61,7 +61,7 @@ def read_claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> 
         raise UserError(f"{file} has a claim without '{missing[0]}': give it in words")
     for role in ("better", "worse"):
         if entry[role] not in names:
-            raise UserError(f"{file} has a claim about '{entry[role]}', which is none of {', '.join(names)}")
+            raise UserError(f"{file} has a claim about the unknown experiment '{entry[role]}': choose from {', '.join(names)}")
     classes = entry.get("classes")
     if classes is not None and (
         not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes)
@@ -92,7 +92,7 @@ def require_known_classes(claims: Sequence[Claim], classes: Sequence[str]) -> No
     for claim in claims:
         if unknown := [name for name in claim.classes or () if name not in classes]:
             known = ", ".join(classes)
-            raise UserError(f"the claim '{claim.says}' names the class {unknown[0]}, which is none of {known}")
+            raise UserError(f"the claim '{claim.says}' names the unknown class '{unknown[0]}': choose from {known}")
 
 
 def format_choices(values: Sequence[int]) -> str:

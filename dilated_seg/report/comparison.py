@@ -183,7 +183,7 @@ class Comparison:
 
 
 def restrict(count: Count, classes: Collection[int]) -> Count | None:
-    """Restrict what is counted to some classes; None if there are none."""
+    """Restrict counts to some classes; None if there are none."""
     return partial(count_classes, count=count, classes=sorted(classes)) if classes else None
 
 

@@ -66,7 +66,7 @@ class Checkpoint:
         """The SHA-256 of the present file."""
         return digest(self.path)
 
-    def recorded_checksums(self) -> list[str]:
+    def read_checksums(self) -> list[str]:
         """Return the checksums in the sidecar file: one, two during replacement, none without a sidecar file."""
         try:
             return [line.split()[0] for line in self.checksum_file.read_text().splitlines() if line.strip()]
@@ -77,7 +77,7 @@ class Checkpoint:
 
     def is_intact(self) -> bool:
         """Return whether the file has a recorded checksum and matches it."""
-        return self.path.is_file() and self.sha256 in self.recorded_checksums()
+        return self.path.is_file() and self.sha256 in self.read_checksums()
 
     def verify(self) -> str:
         """Return the file's checksum, which must be the recorded one, if any.
@@ -85,7 +85,7 @@ class Checkpoint:
         Raises:
             UserError: The checksum differs.
         """
-        checksum, recorded = self.sha256, self.recorded_checksums()
+        checksum, recorded = self.sha256, self.read_checksums()
         if recorded and checksum not in recorded:
             raise UserError(
                 f"{self.path} is damaged: its checksum is not that in {self.checksum_file.name}; use another checkpoint"

@@ -6,7 +6,7 @@ from typing import Any
 import dilated_seg
 
 PACKAGE = Path(dilated_seg.__file__).parent
-# The built wheel holds them inside the package (setup.py), a checkout beside it.
+# The built wheel holds them inside the package (setup.py), a checkout next to it.
 EXPERIMENTS = next((path for path in (PACKAGE / "experiments", PACKAGE.parent / "experiments") if path.is_dir()), PACKAGE)
 
 

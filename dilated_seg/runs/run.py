@@ -117,7 +117,7 @@ class Run(RunFiles):
                 return checkpoint.path
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 missing = f"{checkpoint.checksum_file.name} is missing"
-                reason = "its checksum differs" if checkpoint.recorded_checksums() else missing
+                reason = "its checksum differs" if checkpoint.read_checksums() else missing
                 print(f"skipped {checkpoint.path}: {reason}", file=sys.stderr)
         if checkpoints:
             raise UserError(

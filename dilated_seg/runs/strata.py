@@ -98,14 +98,14 @@ class Strata:
         return np.stack([both[:, 0], both[:, 1] + truth[:, 1], both[:, 2] + predicted[:, 2]], 1)
 
     def matrices(self, name: str = "boundary") -> np.ndarray:
-        """Return the confusion matrix of each image (N, C, C): the sum over the strata of any stratification."""
+        """Return the confusion matrix of each image (N, C, C): the sum over the bins of any stratification."""
         cells, classes = self.cells[name], len(self.classes)
         matrices = np.zeros((len(self.ids), classes, classes), np.int64)
         np.add.at(matrices, (cells.image, cells.truth, cells.predicted), cells.count)
         return matrices
 
     def _sum_cells(self, name: str, low: int, high: int) -> np.ndarray:
-        """Return hits, truth and predicted of each class in strata ``low`` to ``high`` (N, 3, C)."""
+        """Return hits, truth and predicted of each class in bins ``low`` to ``high`` (N, 3, C)."""
         cells = self.cells[name]
         inside = (cells.stratum >= low) & (cells.stratum <= high)
         hits = inside & (cells.truth == cells.predicted)

@@ -1,4 +1,4 @@
-"""What happens around training and evaluation; an experiment's YAML names these by their class names."""
+"""Callbacks, loggers and the recipe around training and evaluation; YAML names them by class name."""
 
 from dilated_seg.training.cached_front_end import CachedFrontEnd
 from dilated_seg.training.evaluation import EvaluationRecord

@@ -71,21 +71,21 @@ class CachedFrontEnd(Freeze):
             return  # nothing is trained
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         key = trainer.strategy.broadcast(json.dumps(describe_features(trainer, pl_module, data), indent=1))
-        folder = self.folder / hash_text(key)[:16]
-        features = StoredFeatures(folder, len(data.open_training_images()), self.variants)
-        with lock_folder(folder) if trainer.is_global_zero else nullcontext():
+        directory = self.folder / hash_text(key)[:16]
+        features = StoredFeatures(directory, len(data.open_training_images()), self.variants)
+        with lock_directory(directory) if trainer.is_global_zero else nullcontext():
             missing: list[Block] = []
             if trainer.is_global_zero:
-                storage.write_text(folder / "key.json", key + "\n")
+                storage.write_text(directory / "key.json", key + "\n")
                 missing = sorted(features.find_missing() & find_needed(trainer, data, features))
             missing = trainer.strategy.broadcast(missing)
-            if not (folder / "key.json").is_file():
-                raise UserError(f"{folder} is not visible to every process: name a directory that all machines share")
+            if not (directory / "key.json").is_file():
+                raise UserError(f"{directory} is not visible to every process: name a directory that all machines share")
             self.compute(trainer, pl_module, features, missing)
             trainer.strategy.barrier()
         features.find_shards()
         if any(block not in features.shards for block in missing):
-            raise UserError(f"{folder} lacks shards that were written to it: name a directory that all machines share")
+            raise UserError(f"{directory} lacks shards that were written to it: name a directory that all machines share")
         data.train_dataloader = partial(data.load_training, features, stack_features)
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class CachedFrontEnd(Freeze):
         )
         if trainer.is_global_zero:
             work = f", {len(missing)} shards to compute" if missing else ""
-            print(f"front end's features: {features.folder}{work}", flush=True)
+            print(f"front end's features: {features.directory}{work}", flush=True)
         no_bar = not (trainer.is_global_zero and missing and sys.stdout.isatty())
         training = task.model.net.front_end.training
         task.model.net.front_end.eval()
@@ -110,7 +110,7 @@ class CachedFrontEnd(Freeze):
         for number, (variant, block) in enumerate(track(blocks, "Front end", disable=no_bar, transient=True)):
             size = features.write(variant, block, list(islice(samples, len(features.rows(block)))))
             if number == 0 and trainer.is_global_zero:
-                require_space(features.folder, size * (len(missing) - 1))
+                require_space(features.directory, size * (len(missing) - 1))
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, StopOnSignal):
                     callback.before_training(trainer)
@@ -146,14 +146,14 @@ def compute_sample(trainer: Trainer, task: Any, sample: dict[str, Any]) -> dict[
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory of features; wait while another run holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"front end's features: waiting for another run that computes them in {folder}", flush=True)
+        print(f"front end's features: waiting for another run that computes them in {directory}", flush=True)
         lock.acquire()
     try:
         yield
@@ -177,15 +177,15 @@ def find_needed(trainer: Trainer, data: SegmentationDataModule, features: Stored
     return needed
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_space(directory: Path, needed: int) -> None:
     """Require free disk space.
 
     Raises:
         UserError: It is smaller than ``needed`` bytes.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(directory).free
     if needed > free:
         raise UserError(
-            f"{folder} needs {needed / 1e9:.1f} GB more for the front end's features, but the disk has {free / 1e9:.1f} GB: "
+            f"{directory} needs {needed / 1e9:.1f} GB more for the front end's features, but the disk has {free / 1e9:.1f} GB: "
             "name another CachedFrontEnd.folder, or lower its variants"
         )

@@ -134,7 +134,7 @@ class Hashing:
 
 def replace_checkpoint(source: Path, target: Path, checksum: str) -> None:
     """Rename a file; at every moment, ``target`` matches one of its recorded checksums."""
-    write_checksums(target, [*Checkpoint(target).recorded_checksums(), checksum])
+    write_checksums(target, [*Checkpoint(target).read_checksums(), checksum])
     source.replace(target)
     write_checksums(target, [checksum])
     if os.name == "posix":  # elsewhere a directory cannot be flushed
@@ -147,7 +147,7 @@ def replace_checkpoint(source: Path, target: Path, checksum: str) -> None:
 
 def keep_as(path: Path, other: Path) -> None:
     """Keep an intact checkpoint under another name too, which it replaces."""
-    if (checksum := digest(path)) not in Checkpoint(path).recorded_checksums():
+    if (checksum := digest(path)) not in Checkpoint(path).read_checksums():
         return
     if other.exists() and other.samefile(path):  # a save was killed after this step
         write_checksums(other, [checksum])

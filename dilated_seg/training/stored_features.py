@@ -26,13 +26,13 @@ class StoredFeatures(Dataset[dict[str, Any]]):
     A shard is named after its variant, its number and its checksum, and written atomically.
 
     Args:
-        folder: The directory of shards.
+        directory: The directory of shards.
         images: The number of images of the split.
         variants: The number of augmentations of each.
     """
 
-    def __init__(self, folder: Path, images: int, variants: int) -> None:
-        self.folder, self.images, self.variants = folder, images, variants
+    def __init__(self, directory: Path, images: int, variants: int) -> None:
+        self.directory, self.images, self.variants = directory, images, variants
         self.blocks = {(variant, block) for variant in range(variants) for block in range(-(-images // ROWS))}
         self.shards: dict[Block, Path] = {}
         self.files: dict[Path, Any] = {}  # those that this process has open
@@ -45,16 +45,16 @@ class StoredFeatures(Dataset[dict[str, Any]]):
         return range(block * ROWS, min(self.images, (block + 1) * ROWS))
 
     def find_shards(self) -> None:
-        """Read the names of the shards in the folder."""
-        for path in self.folder.glob("*-*-*.safetensors"):
+        """Read the names of the shards in the directory."""
+        for path in self.directory.glob("*-*-*.safetensors"):
             variant, block, _ = path.stem.split("-")
             self.shards[int(variant), int(block)] = path
 
     def find_missing(self) -> set[Block]:
         """Return the missing shards, after removing damaged and unfinished ones."""
-        for path in self.folder.glob(".*.partial*"):
+        for path in self.directory.glob(".*.partial*"):
             path.unlink(missing_ok=True)
-        for path in self.folder.glob("*-*-*.safetensors"):
+        for path in self.directory.glob("*-*-*.safetensors"):
             if not storage.digest(path).startswith(path.stem.rpartition("-")[2]):
                 path.unlink(missing_ok=True)
         self.find_shards()
@@ -68,12 +68,12 @@ class StoredFeatures(Dataset[dict[str, Any]]):
         """
         tensors = {f"{row}.{name}": s[name].contiguous() for row, s in enumerate(samples) for name in ("features", "mask")}
         content = save(tensors, metadata={"ids": json.dumps([sample["id"] for sample in samples])})
-        path = self.folder / f"{variant}-{block}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        path = self.directory / f"{variant}-{block}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
         try:
             with storage.atomic_path(path) as partial:
                 partial.write_bytes(content)
         except OSError as error:
-            raise UserError(f"the front end's features cannot be written to {self.folder}: {error}") from error
+            raise UserError(f"the front end's features cannot be written to {self.directory}: {error}") from error
         return len(content)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether to log to W&B directly: its mode, a key, and a server that answers."""
+"""Decide whether to log to W&B directly: its mode, an API key, and a server that answers."""
 
 import netrc
 import os

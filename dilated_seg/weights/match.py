@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class LoadResult:
-    """What happened to each tensor of a file and of the network.
+    """Result of loading a file: loaded, unexpected and missing tensors.
 
     Args:
         loaded: Name in the file, shape in the file, our name, conversion.

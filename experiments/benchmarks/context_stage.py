@@ -45,8 +45,8 @@ def main():
     images = options.batch * options.steps
     frozen = "{class_path: dilated_seg.training.Freeze, init_args: {layers: [net.front_end]}}"
     times = {}
-    with tempfile.TemporaryDirectory() as folder:
-        stored = f"{{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {folder}/scores, variants: 1}}}}"
+    with tempfile.TemporaryDirectory() as directory:
+        stored = f"{{class_path: dilated_seg.training.CachedFrontEnd, init_args: {{folder: {directory}/scores, variants: 1}}}}"
         for name, callback, steps in (
             ("through the front end", frozen, options.steps),
             ("on stored scores", stored, 10 * options.steps),
@@ -59,13 +59,13 @@ def main():
                 "model.net.width": options.width, "model.net.dropout": 0, "model.net.padding": options.padding,
                 "model.optimizer": "SGD", "model.optimizer.lr": 1e-4, "trainer.max_steps": steps,
                 "trainer.log_every_n_steps": 1, "trainer.limit_val_batches": 0, "trainer.enable_progress_bar": "false",
-                "trainer.callbacks": f"[{callback}, {{class_path: __main__.Clock}}]", "run_dir": f"{folder}/{len(times)}",
+                "trainer.callbacks": f"[{callback}, {{class_path: __main__.Clock}}]", "run_dir": f"{directory}/{len(times)}",
             }  # fmt: skip
             CLI(["fit", *(f"--{option}={value}" for option, value in settings.items())])
             times[name] = median(b - a for a, b in pairwise(Clock.ends))
             whole = time.perf_counter() - started
             print(f"{name}: {times[name]:.3f} s a step of {options.batch} images; {whole:.0f} s in all for {steps} steps")
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+        size = sum(path.stat().st_size for path in Path(directory).rglob("*.safetensors"))
     one, other = times.values()
     print(f"ratio: {one / other:.1f}; stored: {size / images / 1e6:.2f} MB an image and variant")
 

@@ -1,13 +1,13 @@
 """Seconds and memory of DenseCRF for an image of 375 x 500 and 10 iterations, and of pydensecrf if it can be imported.
 
-The picture is drawn (Shapes, 21 classes), its probabilities are its blurred mask and noise; with fewer classes, the first of
+The image is drawn (Shapes, 21 classes), its probabilities are its blurred mask and noise; with fewer classes, the first of
 them. Ways take turns, so that a machine that is busy for a while is so for all; ratios are of one run. "CPU" is the time that
 all threads worked, which a busy machine changes least; pydensecrf has one thread. Memory is the peak above what was there
 before the first call, in a process of its own. Both must give the same labels on 99.9 % of pixels, which is checked.
 
 pydensecrf is no dependency; what compiles in most places: pip install pydensecrf2==1.1
 
-Threads wait for each other by spinning, which beside other work takes many times as long as the work itself:
+Threads wait for each other by spinning, which takes many times as long as the work itself where other processes use the cores:
 OMP_WAIT_POLICY=PASSIVE lets them sleep.
 
 run:    OMP_NUM_THREADS=1 python experiments/benchmarks/crf.py   (for as many threads as that says)
@@ -46,7 +46,7 @@ def example():
     return torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(), logits.softmax(1)
 
 
-def ours(image, probabilities, numbers):
+def run_dense_crf(image, probabilities, numbers):
     return DenseCRF(**numbers)(probabilities, image)[0]
 
 
@@ -80,7 +80,7 @@ def peak(way, *example):
     return 1024 * int(os.read(read, 100)) / 1e6
 
 
-def timed(way, *example):
+def time_call(way, *example):
     """Seconds of the clock and of all threads' work."""
     clock, work = time.perf_counter(), time.process_time()
     way(*example)
@@ -90,7 +90,7 @@ def timed(way, *example):
 def cases():
     """By title: the ways to compare, and their example."""
     image, everything = example()
-    ways = {"DenseCRF": ours} | ({"pydensecrf": pydensecrf} if DenseCRF2D else {})
+    ways = {"DenseCRF": run_dense_crf} | ({"pydensecrf": pydensecrf} if DenseCRF2D else {})
     for title, numbers in (("default", DEFAULT), ("DeepLab", DEEPLAB)):
         for classes in (CLASSES, 12, 2):
             probabilities = everything[:, :classes] / everything[:, :classes].sum(1, keepdim=True)
@@ -105,7 +105,7 @@ def compare(title, ways, example, memory):
     found = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
-            found[name].append(timed(way, *example))
+            found[name].append(time_call(way, *example))
     middle = {name: [median(times) for times in zip(*pairs, strict=True)] for name, pairs in found.items()}
     for name, (clock, work) in middle.items():
         line = f"{title:20}{name:16}{1000 * clock:6.0f} ms{1000 * work:6.0f} ms CPU{memory[name]:6.0f} MB more memory"

@@ -1,4 +1,4 @@
-"""Images per second from files to training crops: ours from folders, shards, streams and raw stores, and the usual way.
+"""Images per second from files to training crops: ours from directories, shards, streams and raw stores, and the usual way.
 
 For images of the sizes of VOC, CamVid and Cityscapes, made here, each with its label: scaled by 0.5 to 2, cropped, mirrored.
 "Decoding" is the limit: opening image and label with Pillow and nothing else, in one process. "Usual" is what most code does:
@@ -38,8 +38,8 @@ SIZES = {
 }
 
 
-def picture(rng, size):
-    """An image as compressible as a photograph (smooth areas, edges, a little noise), and its label."""
+def draw_image(rng, size):
+    """Return an image that compresses like one from a camera (smooth areas, edges, a little noise), and its mask."""
     height, width = size
     coarse = rng.integers(0, 19, (height // 40 + 1, width // 40 + 1), np.uint8)
     label = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST))
@@ -51,12 +51,12 @@ def picture(rng, size):
 
 
 def make(root, size, suffix, count):
-    """A folder of images, as Folder reads it."""
+    """Write images and masks for `Folder`."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
     for i in range(count):
-        image, label = picture(rng, size)
+        image, label = draw_image(rng, size)
         Image.fromarray(image).save(root / f"images/{i:04d}.{suffix}", **({"quality": 92} if suffix == "jpg" else {}))
         Image.fromarray(label).save(root / f"masks/{i:04d}.png")
     (root / "classes.yaml").write_text(f"classes: {[f'class {k}' for k in range(19)]}\n")
@@ -64,8 +64,8 @@ def make(root, size, suffix, count):
     (root / "val.txt").write_text("0000\n")
 
 
-def decoding(pairs):
-    """The limit: an image and its label, decoded and dropped."""
+def decode(pairs):
+    """Decode each image and its mask and drop them: the limit of every way."""
     for _, image, label in pairs:
         np.asarray(Image.open(image))
         np.asarray(Image.open(label))
@@ -99,8 +99,8 @@ class Usual(Dataset):
         return self.after(image, mask)
 
 
-def rate(loader):
-    """Images per second over an epoch, with workers that have gone through one before."""
+def measure_rate(loader):
+    """Return the images per second of an epoch, after one that starts the workers."""
     for _ in loader:
         pass
     start = time.perf_counter()
@@ -108,35 +108,35 @@ def rate(loader):
     return seen / (time.perf_counter() - start)
 
 
-def ours(root, crop, batch, workers, streaming=False):
+def build_loader(root, crop, batch, workers, streaming=False):
     data = Folder(
         root=str(root), augmentation=ScaleAndCrop(crop, (0.5, 2.0)), batch_size=batch, num_workers=workers, streaming=streaming,
     )  # fmt: skip
     return data.train_dataloader()
 
 
-def measure(name, folder, repeats):
+def measure(name, directory, repeats):
     size, suffix, crop, batch, count = SIZES[name]
-    root = folder / name
+    root = directory / name
     make(root, size, suffix, count)
-    places = {"files": folder / f"{name}-files", "raw": folder / f"{name}-raw"}
+    places = {"files": directory / f"{name}-files", "raw": directory / f"{name}-raw"}
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
         for store, out in places.items():
             prepare("Folder", str(root), out, store, ["train"])
     pairs = Folder(root=str(root)).split("train").pairs
     ways = {"usual": lambda n: DataLoader(Usual(pairs, crop), batch, shuffle=True, num_workers=n, persistent_workers=n > 0)}
-    ways["ours, folder"] = lambda n: ours(root, crop, batch, n)
-    ways["ours, shards mapped"] = lambda n: ours(places["files"], crop, batch, n)
-    ways["ours, shards streamed"] = lambda n: ours(places["files"], crop, batch, n, True)
-    ways["ours, raw store"] = lambda n: ours(places["raw"], crop, batch, n)
+    ways["ours, files"] = lambda n: build_loader(root, crop, batch, n)
+    ways["ours, shards mapped"] = lambda n: build_loader(places["files"], crop, batch, n)
+    ways["ours, shards streamed"] = lambda n: build_loader(places["files"], crop, batch, n, True)
+    ways["ours, raw store"] = lambda n: build_loader(places["raw"], crop, batch, n)
     found = {(way, n): [] for way in ways for n in (0, 1, 2)}
     limit = []
     for _ in range(repeats):
         start = time.perf_counter()
-        decoding(pairs)
+        decode(pairs)
         limit.append(count / (time.perf_counter() - start))
         for (way, n), rates in found.items():
-            rates.append(rate(ways[way](n)))
+            rates.append(measure_rate(ways[way](n)))
     decoded = median(limit)
     print(f"\n{name}: {size[0]} x {size[1]} {suffix}, crop {crop[0]} x {crop[1]}; decoding {decoded:.0f} images per second")
     print(f"{'':24}{'no worker':>10}{'1 worker':>10}{'2 workers':>11}{'of decoding':>13}{'against usual':>15}")
@@ -152,10 +152,10 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["HF_DATASETS_CACHE"] = f"{directory}/cache"
         for name in options.sizes or SIZES:
-            measure(name, Path(folder), options.repeats)
+            measure(name, Path(directory), options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every network as .pt2 and as .onnx with open sizes, each run beside torch: the table of docs/export.md.
+"""Every network as .pt2 and as .onnx with open sizes, each compared with torch: the table of docs/export.md.
 
 run:    python experiments/benchmarks/exports.py                  (untrained, 1/16 of the width; minutes on one thread)
         python experiments/benchmarks/exports.py --width 1 --networks "FCN(21, stride=8)"
@@ -44,8 +44,8 @@ def main():
         cells, sizes = [], ""
         for form in ("pt2", "onnx"):
             segmenter = Segmenter(net, list(map(str, range(21))), (124, 117, 104), (58, 57, 57))
-            with tempfile.TemporaryDirectory() as folder:
-                path, start = Path(folder) / f"network.{form}", time.process_time()
+            with tempfile.TemporaryDirectory() as directory:
+                path, start = Path(directory) / f"network.{form}", time.process_time()
                 try:
                     sizes = write(Plain(segmenter).eval(), {}, form, path)
                     cells.append(f"{time.process_time() - start:.0f}, {path.stat().st_size / 1e6:.1f}")

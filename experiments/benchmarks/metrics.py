@@ -19,16 +19,16 @@ from dilated_seg.metrics import SegmentationMetrics
 CLASSES, SIZE = 19, (1024, 2048)
 
 
-def ours(logits, mask):
+def update_metrics(logits, mask):
     metric = SegmentationMetrics(CLASSES)
     metric.update(logits, mask)
     return metric.matrix
 
 
-def ours_deterministic(logits, mask):
+def update_deterministically(logits, mask):
     torch.use_deterministic_algorithms(True)
     try:
-        return ours(logits, mask)
+        return update_metrics(logits, mask)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -53,8 +53,8 @@ def numpy(logits, mask):
 
 
 WAYS = {
-    "SegmentationMetrics": ours,
-    "the same, deterministic": ours_deterministic,
+    "SegmentationMetrics": update_metrics,
+    "the same, deterministic": update_deterministically,
     "torchmetrics, confusion matrix": confusion_matrix,
     "torchmetrics, Jaccard index": jaccard_index,
     "NumPy, bincount": numpy,
@@ -86,7 +86,7 @@ def peak(way, logits, mask):
 def main():
     logits, mask = example()
     extra = {name: peak(way, logits, mask) / 1e6 for name, way in WAYS.items()}  # before this process has memory to spare
-    expected, found = ours(logits, mask), {name: [] for name in WAYS}
+    expected, found = update_metrics(logits, mask), {name: [] for name in WAYS}
     for name, way in WAYS.items():
         assert torch.equal(way(logits, mask), expected), name
     for _ in range(7):  # in turns, so that a machine that is busy for a while is so for all

@@ -117,8 +117,8 @@ def record_ports(place):
 
 def record():
     """Return all numbers."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
         described = json.loads(call("describe", "--json"))
         return {
             "losses": record_losses(place),

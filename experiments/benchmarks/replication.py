@@ -1,14 +1,14 @@
-"""Whether intervals replicate: networks trained with ten seeds, and what three of them say about three others.
+"""Check by replication that intervals hold: analyze three of ten seeds of each network, and compare with three others.
 
-`NETWORKS` are trained with ten seeds on small pictures, one of them twice ("again"), with other seeds. Some seeds run in
+`NETWORKS` are trained with ten seeds on small images, one of them twice ("again"), with other seeds. Some seeds run in
 `ENVIRONMENTS` with other kernels or another number of threads, which stand for other machines. Each of the 120 groups of three
 seeds is analyzed as a report does, and compared with what each group of three of the other seeds measured: 4,200 ordered pairs
 of groups. They overlap, so they hold the evidence of fifty trainings, not of thousands.
 
 For each pair of networks the table has: the difference over all seeds; in percent, how often the difference of the other group
-lies in the interval of the training procedures ("interval") and in the one that predicts it ("repeat"; "foreign": of groups
-without a common environment), how often the difference over all seven other seeds lies in the former ("seven"), how often that
-of two single other trainings lies in the interval that predicts it ("new"), and how often that of one seed lies in the interval
+is in the interval of the training procedures ("interval") and in the one that predicts it ("repeat"; "foreign": of groups
+without a common environment), how often the difference over all seven other seeds is in the former ("seven"), how often that
+of two single other trainings is in the interval that predicts it ("new"), and how often that of one seed is in the interval
 of another one ("one seed": these weights, other images); how often a group tells the networks apart ("apart"), and how often
 two groups do so in opposite directions ("opposite").
 
@@ -73,9 +73,9 @@ def configure(name):
     }  # fmt: skip
 
 
-def locate(folder, name, seed):
+def locate(directory, name, seed):
     """Return the run of a network and a seed."""
-    return Run(folder / name.replace(" ", "_") / f"seed{seed}")
+    return Run(directory / name.replace(" ", "_") / f"seed{seed}")
 
 
 def offset(name):
@@ -83,36 +83,36 @@ def offset(name):
     return SEEDS if name == COPIES[1] else 0
 
 
-def train_seed(folder, seed):
+def train_seed(directory, seed):
     """Train what is missing of one seed of all networks, in this process and its environment."""
     from dilated_seg.cli import CLI
 
     for name in NETWORKS:
-        run = locate(folder, name, seed)
+        run = locate(directory, name, seed)
         if "test-last" not in run.evaluation_names():
             own = str(seed + offset(name))
             configured = ["--config", json.dumps(configure(name)), "--seed_everything", own, "--evaluate", "test"]
             CLI(["fit", *configured, "--run_dir", str(run.path)], summary=False)
 
 
-def train(folder, jobs):
-    """Train what is missing of all seeds, so many at once, each in a process with its environment."""
+def train(directory, jobs):
+    """Train the seeds that are missing, `jobs` at once, each in a process with its environment."""
 
     def start(seed):
         own = os.environ | ENVIRONMENTS[seed] | {"WANDB_MODE": "disabled"}
-        command = [sys.executable, __file__, "train", "--folder", str(folder), "--seed", str(seed)]
+        command = [sys.executable, __file__, "train", "--directory", str(directory), "--seed", str(seed)]
         subprocess.run(command, env=own, check=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(start, range(SEEDS)))
 
 
-def collect(folder):
+def collect(directory):
     """Write the confusion matrix of every test image of every run to `RESULTS`."""
     columns = {"network": [], "seed": [], "environment": [], "image": [], "matrix": []}
     for name in NETWORKS:
         for seed, environment in enumerate(ENVIRONMENTS):
-            ids, matrices = locate(folder, name, seed).evaluation("test-last").images
+            ids, matrices = locate(directory, name, seed).evaluation("test-last").images
             columns["network"] += [name] * len(ids)
             columns["seed"] += [seed + offset(name)] * len(ids)
             columns["environment"] += [" ".join(f"{variable}={value}" for variable, value in environment.items())] * len(ids)
@@ -136,7 +136,7 @@ def load(file=RESULTS):
 
 
 def analyze(counts, size, resamples):
-    """Return what a report says of each group of so many seeds: its differences by pair of networks."""
+    """Return the differences by pair of networks, as a report has them, for each group of `size` seeds."""
     found = {}
     for group in combinations(range(SEEDS), size):
         pairs = Bootstrap({name: list(seeds[list(group)]) for name, seeds in counts.items()}, resamples).pairs()
@@ -145,7 +145,7 @@ def analyze(counts, size, resamples):
 
 
 def contains(interval, value):
-    """Whether a value lies in an interval."""
+    """Return whether a value is in an interval."""
     return interval.low <= value <= interval.high
 
 
@@ -232,16 +232,16 @@ def main():
     """Train and write the results, or only print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("action", choices=("train", "compare"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/replication"), help="train: of the runs")
+    parser.add_argument("--directory", type=Path, default=Path("runs/replication"), help="train: of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="train: seeds at once")
     parser.add_argument("--seed", type=int, help="train: this one alone, in this process")
     options = parser.parse_args()
     if options.seed is not None:
-        train_seed(options.folder, options.seed)
+        train_seed(options.directory, options.seed)
         return
     if options.action == "train":
-        train(options.folder, options.jobs)
-        collect(options.folder)
+        train(options.directory, options.jobs)
+        collect(options.directory)
     counts = load()
     print(*tabulate(counts, compare(counts, RESAMPLES), rate_copies(counts, RESAMPLES)), sep="\n")
 

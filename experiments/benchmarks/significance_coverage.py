@@ -5,8 +5,8 @@ deviate, whose size is the network's own ("steady" or four times that, "wild"). 
 the same images, and once more with one training of each network on other images.
 
 Columns, in percent: how often the interval covers the true difference of the training procedures, over all pairs and over the
-kind of pair where it does so least; how often the difference of the second set of seeds lies in it, and in the prediction
-interval for as many seeds; how often one new training on other images lies in the prediction interval for one; how often two
+kind of pair where it does so least; how often the difference of the second set of seeds is in it, and in the prediction
+interval for as many seeds; how often one new training on other images is in the prediction interval for one; how often two
 copies of one network are called different, the pair taken alone, and any copies in the study after Holm's correction. Then, for
 two steady networks, the interval's half-width in points here and with one spread pooled over all networks, and the coverage of
 the latter in the kind of pair where it is least.
@@ -62,7 +62,7 @@ class Population:
 
 
 def simulate(spreads, seeds, studies, rng):
-    """Rates over studies of networks with these spreads, relative to `STEADY`, each trained with so many seeds."""
+    """Return rates over studies of networks with these spreads, relative to `STEADY`, each trained with `seeds` seeds."""
     population = Population(rng)
     truth = {spread: population.integrate(STEADY * spread) for spread in set(spreads)}
     hits = defaultdict(list)
@@ -80,7 +80,7 @@ def simulate(spreads, seeds, studies, rng):
         for pair in found.pairs():
             a, b = int(pair.better), int(pair.worse)
             kind = tuple(sorted((spreads[a], spreads[b])))
-            low, high = pooled_interval(found, pair)
+            low, high = compute_pooled_interval(found, pair)
             true = truth[spreads[a]] - truth[spreads[b]]
             hits["covered", kind].append(pair.low <= true <= pair.high)
             hits["pooled", kind].append(low <= true <= high)
@@ -97,8 +97,8 @@ def simulate(spreads, seeds, studies, rng):
     return hits
 
 
-def pooled_interval(found, pair):
-    """The ends of the interval with one spread for all networks, with Welch and Satterthwaite's degrees of freedom."""
+def compute_pooled_interval(found, pair):
+    """Return the ends of the interval with one variance for all networks, and Welch and Satterthwaite's degrees of freedom."""
     networks = found.networks.values()
     freedom = sum(one.n - 1 for one in networks)
     variance = sum((one.n - 1) * one.s2 for one in networks) / freedom
@@ -110,14 +110,14 @@ def pooled_interval(found, pair):
 
 
 def summarize(hits, what):
-    """The rate over all pairs, and by kind of pair."""
+    """Return the rate over all pairs, and by kind of pair."""
     by_kind = {kind: values for (name, kind), values in hits.items() if name == what}
     pairs = [value for values in by_kind.values() for value in values]
     return np.mean(pairs) if pairs else np.nan, {kind: np.mean(values) for kind, values in by_kind.items()}
 
 
 def print_row(name, seeds, hits):
-    """A setting's rates."""
+    """Print the rates of a setting."""
     cells = [100 * summarize(hits, what)[0] for what in ("covered", "repeated", "predicted", "new")]
     cells.insert(1, 100 * min(summarize(hits, "covered")[1].values()))
     copies = summarize(hits, "copies")[1]

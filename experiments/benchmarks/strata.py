@@ -1,7 +1,7 @@
-"""What counting the strata adds to an evaluation: the whole of Trainer.test, reading included, with it and without, in one run.
+"""Time per image of `Trainer.test` with and without the counts by object size and boundary distance, reading included.
 
-Narrow networks after a few steps of training, so that they predict regions of all sizes: on Shapes (64 x 320), and on pictures
-of random shapes that are made here, of the sizes of VOC and Cityscapes, JPEG with masks as PNG. On one thread.
+Narrow networks after a few steps of training, so that they predict regions of all sizes: on Shapes (64 x 320), and on images
+of random shapes in the sizes of VOC and Cityscapes (JPEG, masks as PNG). On one thread.
 
 run:    python experiments/benchmarks/strata.py
 """
@@ -20,16 +20,16 @@ from PIL import Image, ImageDraw
 from dilated_seg.cli import CLI
 from dilated_seg.runs.experiments import EXPERIMENTS
 
-# By name: an experiment on Shapes; or the pictures that are made, how many, their size, classes, and shapes in each.
+# By name: an experiment on Shapes; or the number of generated images, their size, number of classes and of shapes in each.
 SHAPES = {
     "DeepLab": "shapes/deeplab", "FCN-32s": "shapes/fcn32s", "SegNet": "shapes/segnet", "DilatedNet": "shapes/dilatednet"
 }  # fmt: skip
-MADE = {"VOC-sized": (24, (375, 500), 21, 30), "Cityscapes-sized": (4, (1024, 2048), 19, 150)}
+GENERATED = {"VOC-sized": (24, (375, 500), 21, 30), "Cityscapes-sized": (4, (1024, 2048), 19, 150)}
 ROUNDS = 5
 
 
-def folder(root, images, size, classes, shapes):
-    """Ellipses and rectangles in their classes' colours, with noise, and a rim of void around each."""
+def write_images(root, images, size, classes, shapes):
+    """Draw noisy ellipses and rectangles in the colours of their classes, each with an unlabelled rim."""
     rng = np.random.default_rng(0)
     height, width = size
     colours = rng.integers(0, 256, (256, 3))
@@ -51,15 +51,15 @@ def folder(root, images, size, classes, shapes):
         (root / f"{split}.txt").write_text("".join(f"{i}\n" for i in range(images)))
 
 
-def trained(experiment, run, *flags):
-    """The experiment after a few steps."""
+def train(experiment, run, *flags):
+    """Train an experiment for a few steps; return its CLI, which holds trainer, task and data module."""
     quiet = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.enable_progress_bar=false"]
     steps = ["--trainer.max_steps=60", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
     return CLI(["fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), *steps, *quiet, *flags, "--run_dir", str(run)])
 
 
 def compare(name, cli):
-    """Print seconds an image with strata and without, in turns, so that a machine that is busy for a while is so for both."""
+    """Print the time per image with and without stratified counts, in turns, so that load on the machine slows both."""
     nothing = patch("dilated_seg.training.evaluation.count_batch", lambda batch, *_: [None] * len(batch["id"]))
     images = len(cli.datamodule.split("test"))
     found = {True: [], False: []}
@@ -74,7 +74,7 @@ def compare(name, cli):
                 nothing.stop()
     within, without = (median(found[counting][1:]) for counting in (True, False))
     print(
-        f"{name:28}{1000 * without:8.2f} ms an image,{1000 * within:8.2f} with strata:{within / without:6.2f} times", flush=True
+        f"{name:28}{1000 * without:8.2f} ms an image,{1000 * within:8.2f} stratified:{within / without:6.2f} times", flush=True
     )
 
 
@@ -83,16 +83,16 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         for name, experiment in SHAPES.items():
-            compare(f"Shapes, {name}", trained(experiment, Path(place) / name))
-        for name, pictures in MADE.items():
+            compare(f"Shapes, {name}", train(experiment, Path(place) / name))
+        for name, images in GENERATED.items():
             root = Path(place) / name
-            folder(root / "data", *pictures)
+            write_images(root / "data", *images)
             (root / "data.yaml").write_text(
                 f"class_path: Folder\ninit_args: {{root: {root / 'data'}, batch_size: 4, "
                 "augmentation: {class_path: ScaleAndCrop, init_args: {crop_size: [128, 128]}}}\n"
             )
             flags = [f"--data={root / 'data.yaml'}", "--model.class_weights=null"]
-            compare(f"{name}, DilatedNet", trained("shapes/dilatednet", root / "run", *flags))
+            compare(f"{name}, DilatedNet", train("shapes/dilatednet", root / "run", *flags))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_pat
 def test_a_rehearsal_takes_a_few_steps_of_every_run_in_a_folder_of_its_own(study, tmp_path):
     folder, _ = study
     expanded = ablation.read(folder / "study.yaml", max_steps=2)
-    assert all(str(one.folder).startswith("runs/study-rehearsal/") for one in expanded.runs)
+    assert all(str(one.directory).startswith("runs/study-rehearsal/") for one in expanded.runs)
     result = run_command("ablate", folder / "study.yaml", "--max_steps=2", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert {(run / "finished").read_text() for run in (tmp_path / "out").glob("*/seed*")} == {"after step 2\n"}
@@ -169,8 +169,8 @@ def test_a_seed_added_later_is_all_that_is_missing(tmp_path):
     first = ablation.read(tmp_path / "study.yaml").runs
     (tmp_path / "study.yaml").write_text("experiments: {A: a.yaml, B/c: a.yaml}\nseeds: [0, 1]\n")
     later = ablation.read(tmp_path / "study.yaml").runs
-    assert first[0].folder == later[0].folder
-    assert [str(run.folder.relative_to("runs/study")) for run in later] == ["A/seed0", "A/seed1", "B_c/seed0", "B_c/seed1"]
+    assert first[0].directory == later[0].directory
+    assert [str(run.directory.relative_to("runs/study")) for run in later] == ["A/seed0", "A/seed1", "B_c/seed0", "B_c/seed1"]
 
 
 @pytest.mark.parametrize("name", ["jobs", "dashboard", ".."])
@@ -191,7 +191,7 @@ def test_what_a_run_starts_from_must_be_there_before_the_first_is_trained(tmp_pa
 def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_path):
     (tmp_path / "study.yaml").write_text(f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n")
     rehearsal, study = (ablation.read(tmp_path / "study.yaml", tmp_path / "out", steps) for steps in (3, None))
-    folder = study.runs[0].folder
+    folder = study.runs[0].directory
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("of another configuration")
     with pytest.raises(UserError, match="another configuration"):

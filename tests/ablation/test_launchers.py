@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dilated_seg.__main__ import main
-from dilated_seg.ablation import Local, claimed, read
+from dilated_seg.ablation import Local, claim, read
 from dilated_seg.models import FrontEnd
 from tests.support.commands import ROOT, THREADS
 
@@ -208,7 +208,7 @@ def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path,
     assert main([*command, "--launcher", "local"]) == 130
     assert "interrupted; to continue: dilated-seg ablate" in capsys.readouterr().out
     assert "stopped by a signal after step 5" in (out / "jobs/front_end/seed0.log").read_text()
-    with claimed(read(folder / "one.yaml", out).chains[0], read(folder / "one.yaml", out)):
+    with claim(read(folder / "one.yaml", out).chains[0], read(folder / "one.yaml", out)):
         assert " running " in status(folder, "one", out, capsys)
         assert main(command) == 2
         assert "another process is training" in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folde
     slurm = [*command, "--launcher", "slurm", "--slurm", "time=240", "partition=gpu", "gpus_per_node=1", "cpus_per_task=4"]
     assert main(slurm) == 130
     printed = capsys.readouterr().out
-    assert "queued: 1_0 1_1" in printed and "the jobs go on, see --status; to end them: scancel 1_0 1_1" in printed
+    assert "queued: 1_0 1_1" in printed and "the jobs continue, see --status; to end them: scancel 1_0 1_1" in printed
     batch = (cluster / "1.sh").read_text()
     for line in ("--partition=gpu", "--time=240", "--gpus-per-node=1", "--signal=USR2@90", "--array=0-1%2", "--job-name=two"):
         assert f"#SBATCH {line}\n" in batch
@@ -287,7 +287,7 @@ def test_jobs_that_slurm_refuses_are_one_sentence_and_nothing_is_queued(folder, 
     words = ["--launcher", "slurm", "--slurm", "time=240", "partition=none"]
     assert main(["ablate", f"{folder}/two.yaml", "--out", f"{tmp_path}/out", *words]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == "dilated-seg: SLURM does not take the jobs: invalid partition"
+    assert said == "dilated-seg: SLURM rejected the jobs: invalid partition"
     assert not (tmp_path / "out/jobs/slurm.json").exists()
 
 

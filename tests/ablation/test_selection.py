@@ -175,7 +175,7 @@ def test_a_rehearsal_of_the_best_checkpoint_validates(tmp_path):
         (("iterations: 2", "iteration: 2"), "DenseCRF has no argument iteration: did you mean iterations?"),
         (("iterations: 2", "iterations: 0"), "protocol 'CRF': DenseCRF: iterations is 0"),
         (("{crf:", "{crv:"), "protocol 'CRF' has the unknown key 'crv'"),
-        (("[front end]", "[back end]"), "is for 'back end', which is none of front end, SegNet"),
+        (("[front end]", "[back end]"), "is for the unknown experiment 'back end': choose from front end, SegNet"),
         (('"": {}', '"": {experiments: [front end]}'), "has no protocol for SegNet"),
         (("worse: front end", "worse: \"SegNet, CRF\""), "a claim about 'SegNet, CRF'"),
         (("seeds: [0, 1]", 'seeds: [0, 1]\noverlays: {"": {}, CRF: {}}'), "two rows 'front end, CRF'"),

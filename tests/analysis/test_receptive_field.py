@@ -181,7 +181,7 @@ def test_images_of_unequal_size_have_their_middle_in_common():
 def test_squares_hold_their_share_of_a_field():
     field = np.zeros((9, 11))
     field[4, 5], field[4, 6], field[1, 5], field[4, 0] = 0.5, 0.3, 0.15, 0.05
-    assert receptive_field.within(field) == pytest.approx([0.5, 0.8, 0.8, 0.95, 0.95, 1.0])
+    assert receptive_field.accumulate_field(field) == pytest.approx([0.5, 0.8, 0.8, 0.95, 0.95, 1.0])
     assert [receptive_field.side_of(field, share) for share in (0.5, 0.6, 0.9, 1)] == [1, 3, 7, 11]
     assert receptive_field.side_of(np.zeros((3, 3)), 0.5) is None
 

@@ -131,7 +131,7 @@ PARSED = set()  # each file, overlay and what is common: once is enough, over al
 @pytest.mark.parametrize("file", ABLATIONS, ids=name)
 def test_every_ablation_expands_to_runs_that_parse(file):
     expanded = ablation.read(file)
-    assert len({run.folder for run in expanded.runs}) == len(expanded.runs) >= 2
+    assert len({run.directory for run in expanded.runs}) == len(expanded.runs) >= 2
     for run in expanded.runs:
         if not PARSED.issuperset(run.configs):
             assert yaml.safe_load(resolve_experiment(run.arguments[1:]))["seed_everything"] == run.seed
@@ -175,7 +175,7 @@ def test_overlays_and_seeds_multiply_experiments(tmp_path):
     assert [(run.name, run.seed) for run in runs] == [
         ("A, as it is", 0), ("A, as it is", 1), ("A, as it is", 2), ("A, wide", 0), ("A, wide", 1), ("A, wide", 2),
     ]  # fmt: skip
-    assert runs[5].folder == tmp_path / "out" / "A_wide" / "seed2"
+    assert runs[5].directory == tmp_path / "out" / "A_wide" / "seed2"
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_overlays_and_seeds_multiply_experiments(tmp_path):
         ("experiments: {A: }", "write NAME: FILE"),
         ("experiments: {A: a.yaml}\nseeds: 3", "list of whole numbers"),
         ("experiments: {A: a.yaml}\nseeds: []", "list of whole numbers"),
-        ("experiments: {a b: a.yaml, a_b: a.yaml}", "share the folder"),
-        ("experiments: {A: a.yaml", "is no YAML"),
+        ("experiments: {a b: a.yaml, a_b: a.yaml}", "share the directory"),
+        ("experiments: {A: a.yaml", "is not YAML"),
     ],
 )
 def test_a_mistake_in_an_ablation_file_is_one_sentence(tmp_path, content, sentence):

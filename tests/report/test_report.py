@@ -502,7 +502,7 @@ GOOD = {"says": "x", "better": "a", "worse": "b"}
         ("text", "has claims that are not a list"),
         ([GOOD | {"where": 1}], "unknown key 'where'"),
         ([{"says": "x", "better": "a"}], "without 'worse'"),
-        ([GOOD | {"worse": "c"}], "about 'c', which is none of a, b"),
+        ([GOOD | {"worse": "c"}], "about the unknown experiment 'c': choose from a, b"),
         ([GOOD | {"classes": "dot"}], "classes dot: give a list"),
         ([GOOD | {"objects": 65}], "objects: 65, which was not counted apart: choose from 16, 64, 256"),
         ([GOOD | {"boundary": 41}], "boundary: 41, which was not counted apart: choose from 1 to 40"),
@@ -515,7 +515,7 @@ def test_a_claim_that_cannot_be_measured_is_refused_in_a_sentence(tmp_path, cont
 
 
 def test_a_claim_about_a_class_that_is_not_there_is_refused_before_training(tmp_path):
-    with pytest.raises(UserError, match="names the class car, which is none of tree, road"):
+    with pytest.raises(UserError, match="names the unknown class 'car': choose from tree, road"):
         claims.require_known_classes([Claim("x", "a", "b", classes=("car",))], ["tree", "road"])
 
 

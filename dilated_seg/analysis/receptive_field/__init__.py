@@ -1,12 +1,12 @@
-"""Receptive fields: what a network can see by its layers, what it does look at, and what context buys it.
+"""Receptive fields: theoretical, effective, and the accuracy of predictions with limited context.
 
-theory.py follows a network's operations (trace.py); gradient.py and grey.py run a trained network; record.py keeps what was
-measured in the run, and plots.py draws it.
+theory.py computes them from a network's operations (trace.py); gradient.py and grey.py measure a trained network; record.py
+stores the measurements in the run, and plots.py draws them.
 """
 
+from dilated_seg.analysis.receptive_field.gradient import accumulate_field as accumulate_field
 from dilated_seg.analysis.receptive_field.gradient import effective as effective
 from dilated_seg.analysis.receptive_field.gradient import side_of as side_of
-from dilated_seg.analysis.receptive_field.gradient import within as within
 from dilated_seg.analysis.receptive_field.grey import RADII as RADII
 from dilated_seg.analysis.receptive_field.grey import Context as Context
 from dilated_seg.analysis.receptive_field.grey import context as context

@@ -1,4 +1,4 @@
-"""The benefit of context: the predictions of a trained network at some pixels when the image beyond a radius is grey."""
+"""Accuracy with limited context: predictions at sampled pixels when the image beyond a radius has the mean color."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from dilated_seg.models.segmenter import Segmenter
 
-RADII = (4, 8, 16, 32, 64, 128, 256, None)  # pixels to each side; None is the whole image
-MAX_PIXELS = 400_000  # of all images of a batch
+RADII = (4, 8, 16, 32, 64, 128, 256, None)  # pixels to each side; None: the full image
+MAX_PIXELS = 400_000  # of all images of a batch, to limit memory
 
 
 @dataclass(frozen=True)
 class Context:
     """The class predicted at each of n pixels when only the square of each radius around it is visible.
 
-    The pixels are the same for all networks, so that two networks can be compared pixel by pixel, and image by image.
+    The pixels are the same for all networks, so that networks are compared pixel by pixel.
 
     Args:
-        ids: The names of the images.
-        image: Of each pixel, the index of its image among them (n,).
-        row: Of each pixel, from the top (n,).
-        column: Of each pixel, from the left (n,).
-        truth: The class of each pixel (n,).
-        radii: Distance from the pixel, in rows and in columns, beyond which the image is grey; None for the whole image.
+        ids: Image ids.
+        image: The index in ``ids`` of each pixel's image (n,).
+        row: The row of each pixel, from the top (n,).
+        column: The column of each pixel, from the left (n,).
+        truth: The class of each pixel in the mask (n,).
+        radii: The largest distance from the pixel, in rows and in columns, at which the image is visible; None for all of it.
         predicted: The predicted class of each pixel, for each radius (n, radii).
     """
 
@@ -52,7 +52,7 @@ def context(
     pixels: int = 256,
     seed: int = 0,
 ) -> Context:
-    """Predict the classes of some pixels with less and less of the image around them; the rest has the network's mean color.
+    """Predict the classes of sampled pixels for each radius, beyond which the image has the network's mean color.
 
     After normalization that color is 0, the value that convolutions pad with.
 
@@ -60,9 +60,9 @@ def context(
         model: In evaluation mode, on the device to compute on.
         samples: ``image`` (3, H, W), ``mask`` (H, W) and ``id`` of each image.
         radii: See `Context`.
-        pixels: Number of pixels, equally many of each class, and of a class equally many of each image that has it; fewer if
+        pixels: The number of pixels, equally many of each class and, within a class, of each image that has it; fewer if
             a class has too few.
-        seed: Of the choice of pixels, which depends on the masks only.
+        seed: The seed of the choice of pixels, which depends on the masks only.
     """
     masks = [torch.as_tensor(sample["mask"]).cpu().numpy() for sample in samples]
     image, row, column = sample_pixels(masks, len(model.classes), pixels, seed)
@@ -80,7 +80,7 @@ def context(
 def sample_pixels(
     masks: Sequence[np.ndarray], num_classes: int, pixels: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return image, row and column of pixels, equally many of each class, and of a class equally many of each image."""
+    """Return image, row and column of pixels: equally many of each class and, within a class, of each image."""
     counts = np.array([np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks])
     drawn = []
     for k in range(num_classes):
@@ -88,17 +88,20 @@ def sample_pixels(
         for number in np.flatnonzero(shares).tolist():
             rng = np.random.default_rng([seed, k, number])
             at = np.sort(rng.choice(np.flatnonzero(masks[number] == k), shares[number], replace=False))
-            drawn += [(number, *divmod(place, masks[number].shape[1])) for place in at.tolist()]
+            drawn += [(number, *divmod(index, masks[number].shape[1])) for index in at.tolist()]
     image, row, column = np.array(sorted(drawn), dtype=np.int64).reshape(-1, 3).T
     return image, row, column
 
 
-def allocate_evenly(available: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how many to take of each, in rounds of one of each that has any left, in random order."""
+def allocate_evenly(available: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Divide ``total`` evenly, at most ``available`` each: rounds of one each, in random order, while any remain.
+
+    6 of (5, 1, 3) are (3, 1, 2) or (2, 1, 3).
+    """
     shares = np.zeros_like(available)
-    while wanted > 0 and len(left := rng.permutation(np.flatnonzero(shares < available))):
-        shares[left[:wanted]] += 1
-        wanted -= len(left[:wanted])
+    while total > 0 and len(remaining := rng.permutation(np.flatnonzero(shares < available))):
+        shares[remaining[:total]] += 1
+        total -= len(remaining[:total])
     return shares
 
 
@@ -122,7 +125,7 @@ def predict_within(
 
 
 def fill_beyond(image: Tensor, row: Tensor, column: Tensor, radius: Tensor, color: Tensor) -> Tensor:
-    """Return a copy of the image for each of n pixels (n, 3, H, W), with one color beyond the radius around the pixel."""
+    """Return a copy of the image for each of n pixels (n, 3, H, W), filled with a color beyond the radius around the pixel."""
     _, height, width = image.shape
     rows = (torch.arange(height, device=image.device) - row[:, None]).abs() <= radius[:, None]
     columns = (torch.arange(width, device=image.device) - column[:, None]).abs() <= radius[:, None]

@@ -1,4 +1,4 @@
-"""Measures receptive fields of trained networks: how far they look, and what context buys them."""
+"""Measurement of receptive fields of trained runs: the effective field, and the accuracy with limited context."""
 
 import time
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ def probe(
     device: str | None = None,
     radii: Sequence[int | None] = receptive_field.RADII,
 ) -> None:
-    """Measure every run, and say what was found in a line each.
+    """Measure every run and print a line for each; measurements that exist are not repeated.
 
     Args:
         runs: Directories of runs, or directories that contain runs.
-        evaluation: On which split and weights, such as "test-last"; the evaluation that all runs have if there is only one.
-        images: Of the split, evenly spread; all if it has fewer.
-        pixels: See `receptive_field.context`; so are seed and radii.
-        seed: Of the choice of pixels.
-        device: Such as "cuda:1"; a GPU if there is one.
-        radii: How far a network may see.
+        evaluation: Split and weights, such as "test-last"; by default the only evaluation that all runs have.
+        images: The number of images, evenly spaced in the split; all if it has fewer.
+        pixels: The number of pixels: see `receptive_field.context`.
+        seed: The seed of the choice of pixels.
+        device: Such as "cuda:1"; by default a GPU if there is one.
+        radii: The visible radii: see `receptive_field.Context`.
 
     Raises:
         UserError: A directory is not a run, or its checkpoint or dataset is missing.
     """
-    found = [run for directory in runs for run in find_evaluated_runs(directory)]
-    name = evaluation or find_common_evaluation(found)
-    name = name if "-" in name else f"{name}-last"  # an evaluation during training is of the weights that it went on with
-    for run in found:
+    evaluated = [run for directory in runs for run in find_evaluated_runs(directory)]
+    name = evaluation or find_common_evaluation(evaluated)
+    name = name if "-" in name else f"{name}-last"  # an evaluation during training, "val", is of the weights at that step
+    for run in evaluated:
         start = time.monotonic()
         measured, is_new = measure(run, name, images, pixels, seed, device, radii)
         duration = f"{time.monotonic() - start:.0f} s" if is_new else "was there"
@@ -59,10 +59,10 @@ def measure(
     device: str | None = None,
     radii: Sequence[int | None] = receptive_field.RADII,
 ) -> tuple[receptive_field.Measured, bool]:
-    """Return what the run keeps as receptive_fields/NAME, and whether it was measured by this call; see `probe`.
+    """Return the measurement receptive_fields/NAME of a run, and whether this call measured it; see `probe`.
 
     Raises:
-        UserError: This is no run, or its checkpoint or dataset is not there.
+        UserError: It is not a run directory, or its checkpoint or dataset is missing.
     """
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")
@@ -79,9 +79,9 @@ def measure(
         "dataset": type(dataset).__name__, "split": split, "images": min(images, len(opened)), "pixels": pixels, "seed": seed,
         "radii": list(radii), "sha256": checkpoint.verify(),
     }  # fmt: skip
-    with suppress(UserError):  # nothing that can be read
-        if (known := receptive_field.read(run, name)).request == request:
-            return known, False
+    with suppress(UserError):  # missing or damaged
+        if (stored := receptive_field.read(run, name)).request == request:
+            return stored, False
     model = run.model(weights).to(resolve_device(device)).requires_grad_(False)
     require_same_classes(run, dataset, model.classes)
     measured = measure_model(model, sample_evenly(opened, request["images"]), request, len(opened), weights)
@@ -114,7 +114,7 @@ def measure_model(
 
 
 def describe_measured(measured: receptive_field.Measured) -> str:
-    """Return what was measured in one line."""
+    """Describe a measurement in one line."""
     sides = ", ".join(f"{share:.0%} in {side} pixels" for share, side in measured.sides().items())
     radii = ["whole" if radius is None else str(radius) for radius in measured.context.radii]
     accuracy = " ".join(f"{r}: {100 * a:.0f}" for r, a in zip(radii, measured.context.accuracy(), strict=True))

@@ -1,4 +1,4 @@
-"""Drawings of receptive fields."""
+"""Plots of receptive fields."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dilated_seg.analysis import plots
-from dilated_seg.analysis.receptive_field.gradient import within
+from dilated_seg.analysis.receptive_field.gradient import accumulate_field
 from dilated_seg.analysis.receptive_field.record import Measured
 
-DARKEST = 1e-3  # of the strongest pixel; what is weaker has the darkest color
+DARKEST = 1e-3  # of the strongest pixel: the value of the darkest color
 
 
 def draw_field_map(axes: Axes, measured: Measured) -> None:
-    """Draw the effective field of the middle pixel; dashed what theory lets it see, dotted the squares of 50 and 90 %."""
+    """Draw the effective field of the middle pixel; dashed: the theoretical field, dotted: the squares with 50 and 90 %."""
     field = measured.effective
     height, width = field.shape
     strongest = field.max() or 1.0
@@ -30,13 +30,13 @@ def draw_field_map(axes: Axes, measured: Measured) -> None:
     top, bottom, left, right = measured.theory["box"]
     size = (right - left + 1, bottom - top + 1)
     box = Rectangle((left - 0.5, top - 0.5), *size, fill=False, edgecolor=plots.COLORS[1], linestyle="--", linewidth=2)
-    box.set_clip_on(False)  # it may be the image's edge
+    box.set_clip_on(False)  # its edge may be that of the image
     axes.add_patch(box)
     axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def draw_field_maps(networks: Mapping[str, Measured]) -> Figure:
-    """Draw the effective field of each network, wide ones below each other, others in two columns."""
+    """Draw the effective field of each network: wide fields in one column, others in two."""
     height, width = next(iter(networks.values())).effective.shape
     across = 1 if width > 1.5 * height else 2
     down = -(-len(networks) // across)
@@ -55,13 +55,13 @@ def draw_field_maps(networks: Mapping[str, Measured]) -> Figure:
 
 
 def draw_profiles(networks: Mapping[str, Measured], numbers: Mapping[str, int]) -> Figure:
-    """Draw the part of each effective field within so many pixels of the middle; ``numbers`` give each network its color."""
+    """Draw the share of each effective field within each distance of the middle; ``numbers`` index the networks' colors."""
     figure, panel = plots.create_axes()
     with matplotlib.rc_context(plots.PLOT_STYLE):
         for name, measured in networks.items():
-            held = within(measured.effective)
+            shares = accumulate_field(measured.effective)
             style = plots.network_style(numbers[name]) | {"marker": None}
-            panel.plot(np.arange(len(held)), 100 * held, label=plots.VISIBLE_PREFIX + name, linewidth=1.5, **style)
+            panel.plot(np.arange(len(shares)), 100 * shares, label=plots.VISIBLE_PREFIX + name, linewidth=1.5, **style)
         panel.set(xlabel="pixels to each side", ylabel="of the effective field, %", ylim=(0, 101), xlim=(0, None))
         plots.add_legend(figure, panel)
     return figure

@@ -1,4 +1,4 @@
-"""What was measured of a run's receptive fields, kept in the run: receptive_fields/NAME.json, and NAME.npz with the arrays."""
+"""Stored measurements of a run's receptive fields: receptive_fields/NAME.json, and NAME.npz with the arrays."""
 
 import json
 import zipfile
@@ -19,7 +19,7 @@ ARRAYS = ("image", "row", "column", "truth", "predicted")  # the arrays of a Con
 
 @dataclass(frozen=True)
 class MeasurementProtocol:
-    """On which images, pixels and weights receptive fields were measured; fields as in an evaluation's protocol."""
+    """Images, pixels and weights of a measurement of receptive fields; attributes as in `EvaluationProtocol`."""
 
     dataset: str
     split: str
@@ -45,13 +45,13 @@ class Measured:
     """One network's receptive fields.
 
     Args:
-        request: What was asked for; the same again need not be measured again.
-        protocol: On which images and weights they were measured.
-        classes: Their names.
-        theory: ``side`` of the field of a pixel's logits, None if it is larger than any image that was tried; and ``box``, the
-            first and last row, first and last column that the middle pixel of the effective field can see.
+        request: The options of the measurement; with equal options it is not repeated.
+        protocol: The images and weights of the measurement.
+        classes: Class names.
+        theory: ``side`` of the field of a pixel's logits, None if it is larger than every image that was tried; and ``box``,
+            first and last row, first and last column of the field of the middle pixel.
         effective: The effective receptive field (H, W) of the middle pixel.
-        context: What context buys.
+        context: The predictions with limited context.
     """
 
     request: Mapping[str, Any]
@@ -62,19 +62,19 @@ class Measured:
     context: Context
 
     def sides(self) -> dict[float, int | None]:
-        """Side of the square around the middle pixel that holds 50, 90 and 95 % of the effective field."""
+        """Return the sides of the squares around the middle pixel with 50, 90 and 95 % of the effective field."""
         return {share: side_of(self.effective, share) for share in SHARES}
 
 
 def write(run: Run, name: str, measured: Measured) -> None:
-    """Write the files into a run; the JSON file comes last and names the checksum of the other."""
+    """Write the files into a run; the JSON file is written last and contains the checksum of the arrays."""
     file = run.receptive_field_dir / f"{name}.npz"
     file.parent.mkdir(exist_ok=True)
     context = measured.context
     arrays = {key: getattr(context, key) for key in ARRAYS}
     with atomic_path(file) as partial:
         np.savez_compressed(partial, effective=measured.effective, **arrays)
-    facts = {
+    content = {
         "request": measured.request,
         "protocol": asdict(measured.protocol),
         "classes": measured.classes,
@@ -85,14 +85,14 @@ def write(run: Run, name: str, measured: Measured) -> None:
         "ids": context.ids,
         "arrays": digest(file),
     }
-    write_text(file.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
+    write_text(file.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
 
 
 def read(run: Run, name: str) -> Measured:
-    """Return what was measured of a run under a name, such as test-last.
+    """Read a measurement of a run by its name, such as test-last.
 
     Raises:
-        UserError: Nothing was, or the files are damaged.
+        UserError: It does not exist, or its files are damaged.
     """
     file = run.receptive_field_dir / f"{name}.json"
     if not file.is_file():
@@ -100,13 +100,13 @@ def read(run: Run, name: str) -> Measured:
             f"{run} has no receptive fields of {name}: measure them with {format_command('dilated-seg', 'probe', run.path)}"
         )
     try:
-        facts, arrays = json.loads(file.read_text()), file.with_suffix(".npz")
-        if digest(arrays) != facts["arrays"]:
+        content, arrays = json.loads(file.read_text()), file.with_suffix(".npz")
+        if digest(arrays) != content["arrays"]:
             raise ValueError(f"{arrays.name} does not belong to it")
         with np.load(arrays) as loaded:
-            context = Context(ids=facts["ids"], radii=tuple(facts["radii"]), **{key: loaded[key] for key in ARRAYS})
-            protocol = MeasurementProtocol(**facts["protocol"])
-            fields = {key: facts[key] for key in ("request", "classes", "theory")}
+            context = Context(ids=content["ids"], radii=tuple(content["radii"]), **{key: loaded[key] for key in ARRAYS})
+            protocol = MeasurementProtocol(**content["protocol"])
+            fields = {key: content[key] for key in ("request", "classes", "theory")}
             return Measured(**fields, protocol=protocol, effective=loaded["effective"], context=context)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(

@@ -13,12 +13,12 @@ from torch import nn
 
 from dilated_seg.analysis.receptive_field.trace import Field, Trace
 
-WIDE = 4108  # pixels: wide enough for most receptive fields; 16 n + 12, as U-Net without padding needs
+WIDE = 4108  # pixels: more than most receptive fields; of the form 16 n + 12, which U-Net without padding requires
 WIDEST = 40_000
 
 
 def widths() -> Iterator[int]:
-    """Yield widths of images to try, narrow ones first, until no field in the middle of a map meets an edge."""
+    """Yield image widths to try, narrow ones first, until no field in the middle of a map reaches an edge."""
     wide = WIDE
     while wide < WIDEST:
         yield wide
@@ -26,7 +26,7 @@ def widths() -> Iterator[int]:
 
 
 def side(field: Field) -> int | None:
-    """Return the receptive field of a map's middle: its number of image columns; None if the image is too narrow for it."""
+    """Return the number of image columns that the middle of a map depends on; None if the image is too narrow for it."""
     n = len(field[0])
     middle = slice(n // 3, max(n // 3 + 1, n - n // 3))
     first, last = field[0][middle], field[1][middle]
@@ -37,12 +37,12 @@ def side(field: Field) -> int | None:
 
 
 def format_side(side: int | None) -> str:
-    """Return a receptive field as text, or a lower bound if no image was wide enough for it."""
+    """Format a receptive field, or a lower bound if no image was wide enough for it."""
     return f"{side:,}" if side is not None else f"over {WIDEST:,}"
 
 
 def stride(field: Field) -> float | None:
-    """Return the stride of a map's middle, in image columns a column; None if the map is too narrow."""
+    """Return the stride of a map: image columns per column of the map, in its middle; None if the map is too narrow."""
     step = line(field)
     return None if step is None else round(step[1], 2)
 
@@ -59,8 +59,9 @@ def centre(field: Field) -> float | None:
 def line(field: Field) -> tuple[float, float] | None:
     """Return start and slope of the line through the centers of the fields, fitted to the middle third of a map.
 
-    After an unpooling, centers repeat with a period of 2, 4, 8, ... columns. The fit uses the largest power of two below the
-    third, which is a whole number of any such period.
+    After an unpooling, fields repeat with a period of 2, 4, 8, ... columns: unpooling 2 x 2 of fields with centers 0.5, 2.5,
+    ... gives 0.5, 0.5, 2.5, 2.5, ..., a slope of 1. The fit uses the largest power of two below the number of columns in the
+    third, which is a multiple of every such period.
     """
     n = len(field[0])
     if n < 6:
@@ -85,7 +86,7 @@ def of_logits(net: nn.Module, width: int) -> Field:
 
 def logits_side(net: nn.Module) -> int | None:
     """Return the receptive field of the logits, with their upsampling; None if it is larger than every image tried."""
-    return next((found for wide in widths() if (found := side(of_logits(net, wide))) is not None), None)
+    return next((columns for wide in widths() if (columns := side(of_logits(net, wide))) is not None), None)
 
 
 def logits_box(net: nn.Module, height: int, width: int) -> tuple[int, int, int, int]:

@@ -1,8 +1,11 @@
-"""The receptive field of each position of a map, found by following every operation of a network's forward pass.
+"""Trace of a forward pass that computes the receptive field of each column of each map.
 
-Nothing is computed: tensors are on the "meta" device, which has shapes only. Along the image's width, the first and the last
-image column that each column of a map depends on are kept; an operation combines these as it combines values. Networks have
-square kernels, so heights are the same.
+No values are computed: tensors are on the "meta" device, which has shapes only. For each column of a map, the first and the
+last image column that it depends on are known; an operation combines these as it combines values. Networks have square
+kernels, so only the width is traced. A convolution of kernel 3, stride 2 and padding 1 on an image of 5 columns:
+
+    columns combined, -1 is padding     (-1, 0, 1)   (1, 2, 3)   (3, 4, -1)
+    first and last column                  0, 1        1, 3        3, 4
 """
 
 from collections.abc import Callable
@@ -15,22 +18,22 @@ from torch import Tensor
 from dilated_seg.models.layers import mirror_indices
 from dilated_seg.models.torch_internals import TorchDispatchMode
 
-NOTHING = (1 << 60, -(1 << 60))  # first and last column of a place that depends on none
+NOTHING = (1 << 60, -(1 << 60))  # first and last column of a position that depends on no column
 Field = tuple[np.ndarray, np.ndarray]  # of each column of a map: first and last column of the image that it depends on
 
 aten = torch.ops.aten
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, follows the receptive fields of all maps that depend on an image, multiply-adds and new memory.
+    """While active, traces the receptive fields of all maps that depend on an image, multiply-adds and new memory.
 
-    Multiply-adds count the taps of convolutions, those in the padding too.
+    Multiply-adds count all taps of convolutions, those in the padding too.
     """
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         columns = np.arange(image.shape[-1])
-        # Tensors and storages by id, which stays theirs as long as they are kept.
+        # Fields and storages by id of the tensor, which is unique while a reference to the tensor is kept.
         self._kept: list[Any] = [image]
         self._fields: dict[int, Field] = {id(image): (columns, columns)}
         self._storages = {id(image.untyped_storage()): image.untyped_storage()}
@@ -39,7 +42,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def field(self, maps: Tensor) -> Field | None:
-        """Return the first and last image column that each column of ``maps`` depends on; None if it depends on none."""
+        """Return the first and last image column that each column of ``maps`` depends on; None if on no column."""
         return self._fields.get(id(maps))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
@@ -64,7 +67,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _union(self, args: Any, width: int) -> Field | None:  # noqa: ANN401
-        """Return the field of an operation on columns in place: all that its inputs depend on."""
+        """Return the field of an elementwise operation: the union of its inputs' fields."""
         flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
         fields = [self._fields[id(a)] for a in flat if isinstance(a, Tensor) and id(a) in self._fields and a.shape[-1] == width]
         if not fields:
@@ -73,24 +76,24 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def gather(field: Field, indices: np.ndarray) -> Field:
-    """Return the field of outputs that each combine some columns: ``indices`` (outputs, taps), -1 for none."""
+    """Return the field of outputs that each combine the columns ``indices`` (outputs, taps), -1 for padding."""
     first, last = (np.append(side, nothing) for side, nothing in zip(field, NOTHING, strict=True))
     return first[indices].min(1), last[indices].max(1)
 
 
 def windows(n: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> np.ndarray:
-    """Return the columns of n that each output of a convolution or a pooling combines (outputs, kernel)."""
-    taken = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
-    return np.where((taken >= 0) & (taken < n), taken, -1)
+    """Return the columns, of n, that each output of a convolution or pooling combines (outputs, kernel); -1 for padding."""
+    columns = np.arange(outputs)[:, None] * stride - padding + np.arange(kernel)[None, :] * dilation
+    return np.where((columns >= 0) & (columns < n), columns, -1)
 
 
-def last(numbers: Any) -> int:  # noqa: ANN401
-    """Return the value for the width, of one value or of one for height and one for width."""
-    return int(numbers[-1] if isinstance(numbers, list | tuple) else numbers)
+def last(sizes: Any) -> int:  # noqa: ANN401
+    """Return the width's value of a number or of a pair (height, width)."""
+    return int(sizes[-1] if isinstance(sizes, list | tuple) else sizes)
 
 
 def convolution(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Trace a convolution: a column depends on its taps; transposed, on the cells whose kernels reach it."""
+    """Trace a convolution: a column depends on its taps; of a transposed one, on the cells whose kernels contain it."""
     maps, weight, _, stride, padding, dilation, transposed, _, _ = args
     taps, n, out = weight[0].numel(), maps.shape[-1], outputs[0].shape[-1]
     trace.multiply_adds += (maps if transposed else outputs[0])[0].numel() * taps
@@ -112,7 +115,7 @@ def pooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def unpooling(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Trace an unpooling: a column depends on the cells whose windows contain it, as it holds the value of one of them or 0."""
+    """Trace an unpooling: a column has the value of one of the cells whose windows contain it, or 0."""
     maps, indices = args[0], args[1]
     kernel, stride, padding = trace._windows[id(indices)]
     at = np.arange(outputs[0].shape[-1])[:, None] + padding - np.arange(kernel)[None, :]
@@ -125,14 +128,14 @@ def bilinear(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> F
     n, out = args[0].shape[-1], outputs[0].shape[-1]
     at = np.arange(out)
     aligned = args[2]
-    place = at * (n - 1) / max(out - 1, 1) if aligned else np.maximum((at + 0.5) * n / out - 0.5, 0)
-    place = np.round(place, 6)
-    left, right = np.floor(place).astype(int), np.minimum(np.ceil(place).astype(int), n - 1)
+    position = at * (n - 1) / max(out - 1, 1) if aligned else np.maximum((at + 0.5) * n / out - 0.5, 0)
+    position = np.round(position, 6)
+    left, right = np.floor(position).astype(int), np.minimum(np.ceil(position).astype(int), n - 1)
     return gather(source, np.stack([left, right], axis=1))
 
 
 def slicing(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Columns that are cropped are gone."""
+    """Trace a slice along the width; others leave the columns."""
     maps, dim, start, end, step = list(args) + [0, None, None, 1][len(args) - 1 :]
     if dim % maps.dim() != maps.dim() - 1:
         return source
@@ -140,16 +143,16 @@ def slicing(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Fi
 
 
 def padding(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Zeros depend on nothing; a replicated edge on what the edge depends on."""
+    """Trace a padding: zeros depend on no column, a replicated edge on those of the edge."""
     left, right = args[1][0], args[1][1]
     n = args[0].shape[-1]
     at = np.arange(-left, n + right)
-    repeated = len(args) < 3  # replication: the edge again
+    repeated = len(args) < 3  # replication has no fill value
     return gather(source, (np.clip(at, 0, n - 1) if repeated else np.where((at >= 0) & (at < n), at, -1))[:, None])
 
 
 def selection(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field:  # noqa: ANN401
-    """Trace a reflection: a mirrored column depends on what its original depends on."""
+    """Trace a reflection: a mirrored column depends on the same columns as its original."""
     maps, dim = args[0], args[1]
     if dim % maps.dim() != maps.dim() - 1:
         return source

@@ -107,11 +107,11 @@ def describe_verdict(claim: Claim, verdict: Verdict) -> str:
 def explain_verdicts(comparison: Comparison) -> str:
     """Explain the verdicts that this report can have."""
     few = (
-        'A claim is "observed in these runs" if the 95 % interval of the difference lies above zero; to say more of the '
+        'A claim is "observed in these runs" if the 95 % interval of the difference is above zero; to say more of the '
         f"networks takes at least {MIN_SEEDS} seeds of each. "
     )
     enough = (
-        "A claim holds if the 95 % interval of the difference lies above zero, does not hold if it lies below, and is open "
+        "A claim holds if the 95 % interval of the difference is above zero, does not hold if it is below zero, and is open "
         'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
         f"smaller. With fewer than {MIN_SEEDS} seeds of one of the networks, it is observed in these runs or it is not. "
     )

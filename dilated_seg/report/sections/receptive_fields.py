@@ -39,7 +39,7 @@ def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | 
     if not networks:
         return None
     first = {name: seeds[0] for name, seeds in networks.items()}
-    alt = "Share of the effective receptive field within so many pixels, a line for each network"
+    alt = "Share of the effective receptive field within a distance, in pixels; one line per network"
     blocks: list[Block] = [
         tabulate_sides(networks),
         FIELDS_EXPLAINED,
@@ -90,7 +90,7 @@ def tabulate_sides(networks: Measurements) -> ReportTable:
 
 
 def have_same_pixels(contexts: Sequence[Context]) -> bool:
-    """Whether networks were asked for the same pixels, and saw as much of them."""
+    """Return whether all networks were measured at the same pixels and radii."""
     first = contexts[0]
     return all(
         list(other.ids) == list(first.ids)
@@ -103,7 +103,7 @@ def have_same_pixels(contexts: Sequence[Context]) -> bool:
 def compare_context(
     comparison: Comparison, networks: Measurements, classes: Sequence[str] | None, name: str
 ) -> list[Block]:  # fmt: skip
-    """Compare how each network names pixels, of all classes or of some, from what lies within each radius."""
+    """Compare the accuracy of each network at each visible radius, over all classes or some."""
     radii = next(iter(networks.values()))[0].context.radii
     chosen = [comparison.classes.index(name) for name in classes] if classes else None
     series: dict[str, list[Interval]] = {network: [] for network in networks}

@@ -24,8 +24,8 @@ def build_section(comparison: Comparison) -> Section | None:
         f"(median and 95 % interval of the posterior). {explain_widths(comparison)}",
         Fold("Differences that more seeds would tell apart", [
             tabulate_detectable(comparison),
-            "The difference that would be found in 80 % of studies with so many seeds of each network on as many images, at "
-            "these spreads, each pair taken alone (two-sided, 5 %).",
+            "The difference that would be found in 80 % of studies with that number of seeds of each network on as many "
+            "images, at these spreads, each pair taken alone (two-sided, 5 %).",
         ]),
     ])  # fmt: skip
 
