@@ -276,7 +276,7 @@ def test_a_single_image_gives_no_interval():
 
 
 def test_networks_on_other_images_are_refused():
-    with pytest.raises(UserError, match="not counted on the same images"):
+    with pytest.raises(UserError, match="not evaluated on the same images"):
         Bootstrap({"a": [some_counts(0, 5)], "b": [some_counts(0, 6)]})
 
 

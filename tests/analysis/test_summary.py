@@ -123,7 +123,7 @@ def test_every_network_of_the_family_cites_its_paper():
         ("FCN(2, width=1e300)", "is not a number above 0"),
         ("fcn(21)", "did you mean FCN?"),
         ("torch.nn.Linear(3, 4)", "Linear has no convolution"),
-        ("dilated_seg.models.vgg.Encoder()", "Encoder gives no logits"),
+        ("dilated_seg.models.vgg.Encoder()", "Encoder does not return logits"),
         ("dilated_seg.task.SegmentationTask(3, 4)", "SegmentationTask"),
         ("", "cannot parse network"),
         ("nowhere.Net(3)", "there is no module nowhere"),
