@@ -58,7 +58,7 @@ def results(out):
     return table.set_index(["network", "seed"]).sort_index()[list(COLUMNS)]
 
 
-def test_an_ablation_ends_with_table_report_and_pictures(study):
+def test_an_ablation_ends_with_a_table_a_report_and_images(study):
     folder, printed = study
     assert {"front end", "SegNet"} <= {name for name, _ in results(folder / "out").index}
     for text in ("front end", "SegNet", "(background everywhere)", "each seed", "split: test", "images: 3"):
@@ -81,7 +81,7 @@ def test_an_ablation_ends_with_table_report_and_pictures(study):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
-def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_path, kind, code):
+def test_an_interrupted_ablation_continues_to_the_same_table(study, tmp_path, kind, code):
     folder, _ = study
     # every run passes step 3; the first one is finished and the second is killed there
     stop = KILL.replace(
@@ -100,7 +100,7 @@ def test_an_interrupted_ablation_continues_and_gives_the_same_table(study, tmp_p
     assert results(tmp_path / "out").equals(results(folder / "out"))
 
 
-def test_a_finished_ablation_only_reports(study):
+def test_a_finished_ablation_only_writes_its_report_again(study):
     folder, _ = study
     weights = list((folder / "out").glob("*/*/checkpoints/last.ckpt"))
     before = [path.stat().st_mtime_ns for path in weights]
@@ -108,7 +108,7 @@ def test_a_finished_ablation_only_reports(study):
     assert [path.stat().st_mtime_ns for path in weights] == before
 
 
-def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_path):
+def test_dry_run_prints_the_commands_and_status_the_state_of_each_run(study, tmp_path):
     folder, _ = study
     file = folder / "study.yaml"
     printed = run_command("ablate", file, "--out", tmp_path / "out", "--dry_run")
@@ -122,7 +122,7 @@ def test_a_dry_run_prints_the_commands_and_status_how_far_each_is(study, tmp_pat
     assert run_command("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
 
 
-def test_a_rehearsal_takes_a_few_steps_of_every_run_in_a_folder_of_its_own(study, tmp_path):
+def test_a_rehearsal_trains_every_run_for_a_few_steps_in_its_own_directory(study, tmp_path):
     folder, _ = study
     expanded = ablation.read(folder / "study.yaml", max_steps=2)
     assert all(str(one.directory).startswith("runs/study-rehearsal/") for one in expanded.runs)
@@ -143,7 +143,7 @@ common:
 """
 
 
-def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_in_the_middle(tmp_path):
+def test_each_stage_starts_from_the_weights_of_the_last_and_a_chain_resumes_in_the_middle(tmp_path):
     (tmp_path / "study.yaml").write_text(STAGED.replace("EXPERIMENTS", str(ROOT / "experiments")))
     stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")
     code = stop.format(step=3, signal=int(signal.SIGKILL))
@@ -163,7 +163,7 @@ def test_a_staged_experiment_starts_each_stage_from_the_one_before_and_resumes_i
     assert sorted(table["network"]) == ["DilatedNet", "front end"]
 
 
-def test_a_seed_added_later_is_all_that_is_missing(tmp_path):
+def test_adding_a_seed_trains_only_the_new_runs(tmp_path):
     (tmp_path / "a.yaml").write_text("{}")
     (tmp_path / "study.yaml").write_text("experiments: {A: a.yaml}\n")
     first = ablation.read(tmp_path / "study.yaml").runs
@@ -174,21 +174,21 @@ def test_a_seed_added_later_is_all_that_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["jobs", "dashboard", ".."])
-def test_an_experiment_may_not_take_a_folder_of_the_ablation(tmp_path, name):
+def test_an_experiment_named_like_a_directory_of_the_ablation_is_an_error(tmp_path, name):
     (tmp_path / "a.yaml").write_text("{}")
     (tmp_path / "study.yaml").write_text(f'experiments: {{"{name}": a.yaml}}\n')
     with pytest.raises(UserError, match="rename it"):
         ablation.read(tmp_path / "study.yaml")
 
 
-def test_what_a_run_starts_from_must_be_there_before_the_first_is_trained(tmp_path):
+def test_missing_initial_weights_are_an_error_before_the_first_run(tmp_path):
     experiment = f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n"
     (tmp_path / "study.yaml").write_text(experiment + "common: {model: {weights: runs/voc/fcn32s}}\n")
     with pytest.raises(UserError, match=r"first dilated-seg fit --config experiments/voc/fcn32s\.yaml"):
         check_ablation(ablation.read(tmp_path / "study.yaml", tmp_path / "out"))
 
 
-def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_path):
+def test_a_rehearsal_with_other_settings_replaces_the_earlier_rehearsal(tmp_path):
     (tmp_path / "study.yaml").write_text(f"experiments: {{A: {ROOT}/experiments/shapes/frontend.yaml}}\n")
     rehearsal, study = (ablation.read(tmp_path / "study.yaml", tmp_path / "out", steps) for steps in (3, None))
     folder = study.runs[0].directory
@@ -200,7 +200,7 @@ def test_a_rehearsal_of_other_settings_takes_the_place_of_the_one_before(tmp_pat
     assert not folder.exists()
 
 
-def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
+def test_initial_weights_from_a_directory_are_those_of_its_newest_finished_run(tmp_path):
     runs = {"20260101-000000": 1, "20260102-000000": 3, "20260103-000000": 0, "once": 2}  # when each was finished
     for name, finished in runs.items():
         run = tmp_path / name
@@ -218,7 +218,7 @@ def test_a_run_starts_from_the_newest_finished_run_of_a_folder(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
+def test_a_changed_ablation_in_the_same_directory_is_an_error(study, tmp_path):
     folder, _ = study
     changed = (folder / "study.yaml").read_text().replace("width: 0.02", "width: 0.03")
     (tmp_path / "changed.yaml").write_text(changed)
@@ -226,7 +226,7 @@ def test_an_ablation_changed_after_it_ran_is_refused_not_mixed(study, tmp_path):
     assert fails_in_one_sentence(result, "another configuration")
 
 
-def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
+def test_report_compares_the_runs_in_its_directories(study, tmp_path, capsys):
     folder, _ = study
     compare(find_results([folder / "out"], "test-last"), tmp_path)
     table = pq.read_table(tmp_path / "results.parquet").to_pandas()
@@ -236,7 +236,7 @@ def test_report_compares_runs_by_their_folders(study, tmp_path, capsys):
     assert "each seed" in capsys.readouterr().out
 
 
-def test_runs_are_named_by_where_their_paths_part(tmp_path):
+def test_runs_are_named_by_the_parts_of_their_paths_that_differ(tmp_path):
     a, b, c = (Run(tmp_path / name) for name in ("x/net/seed0", "y/net/seed0", "y/net/seed1"))
     assert [name_run(run, [a, b, c]) for run in (a, b, c)] == ["x/net", "y/net", "y/net"]
     assert name_run(a, [a]) == "net"
@@ -247,7 +247,7 @@ def segnet(folder, seed):
     return Run(folder / "out" / "SegNet" / f"seed{seed}")
 
 
-def test_what_differs_between_protocols_is_said_to_differ(study):
+def test_the_report_lists_what_differs_between_evaluation_protocols(study):
     folder, _ = study
     one, other = read_results([segnet(folder, 0), segnet(folder, 1)], "test-last", ["a", "a"])
     best = replace(other.evaluation, protocol=replace(other.evaluation.protocol, checkpoint="best", step=2))
@@ -258,14 +258,14 @@ def test_what_differs_between_protocols_is_said_to_differ(study):
     assert [row[:3] for row in table.rows] == [["a", "0", "last, step 6"], ["a", "1", "best, step 2"]]
 
 
-def test_numbers_of_different_splits_are_not_compared(study, tmp_path):
+def test_comparing_evaluations_of_different_splits_is_an_error(study, tmp_path):
     folder, _ = study
     run = segnet(folder, 0)
     with pytest.raises(UserError, match="same images"):
         require_same_split([Result("a", run, run.evaluation("test-last")), Result("b", run, run.evaluation("val"))])
 
 
-def test_the_majority_baseline_is_worked_out_from_the_truth(study):
+def test_the_majority_baseline_is_computed_from_the_masks(study):
     folder, _ = study
     (result,) = read_results([segnet(folder, 0)], "test-last", ["a"])
     name, matrix = predict_majority([result])
@@ -274,7 +274,7 @@ def test_the_majority_baseline_is_worked_out_from_the_truth(study):
     assert int((matrix > 0).any(0).sum()) == 1
 
 
-def test_curves_are_read_over_all_sessions_of_a_run(tmp_path):
+def test_curves_contain_all_sessions_of_a_resumed_run(tmp_path):
     (tmp_path / "metrics-1.csv").write_text("step,val/mean_iou\n3,0.1\n6,0.2\n")
     (tmp_path / "metrics.csv").write_text("step,val/mean_iou\n6,0.2\n9,0.4\n")
     assert Run(tmp_path).history()["val/mean_iou"] == [(3, 0.1), (6, 0.2), (9, 0.4)]

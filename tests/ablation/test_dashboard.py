@@ -43,7 +43,7 @@ def shown(folder):
     return workspace, [grid["panelBankSectionConfig"]["panels"] for grid in grids]
 
 
-def test_the_evaluation_of_an_ablation_is_in_the_run_that_it_is_of(study):
+def test_evaluations_of_an_ablation_are_stored_in_their_runs(study):
     folder, _, _ = study
     (session,) = sessions(folder / "out/front_end/seed0")
     assert (session.group, session.job_type, session.name) == ("study", "fit", "front end")
@@ -51,7 +51,7 @@ def test_the_evaluation_of_an_ablation_is_in_the_run_that_it_is_of(study):
     assert [row[0] for row in session.table("test/images")[1]] == ["test000000", "test000001", "test000002"]
 
 
-def test_without_a_key_the_dashboard_is_files_and_nobody_is_asked(study):
+def test_without_a_key_the_dashboard_is_written_to_files_and_nothing_is_sent(study):
     folder, printed, seen = study
     assert seen == []
     assert f"dashboard: {folder}/out/dashboard/workspace.json" in printed and "wandb sync" in printed
@@ -76,7 +76,7 @@ def test_the_panels_show_what_the_runs_log(study):
     assert len(workspace) == len(report)
 
 
-def test_panels_do_not_lie_over_each_other(study):
+def test_panels_of_the_dashboard_do_not_overlap(study):
     for panels in shown(study[0])[1]:
         covered = [
             (x, y)
@@ -87,7 +87,7 @@ def test_panels_do_not_lie_over_each_other(study):
         assert len(covered) == len(set(covered)) and max(x for x, _ in covered) < 24
 
 
-def test_workspace_and_report_hold_the_runs_of_the_ablation_alone_and_the_protocol(study):
+def test_workspace_and_report_contain_only_the_ablations_runs_and_its_protocol(study):
     folder, _, _ = study
     report = spec(folder, "report")["blocks"]
     sets = [*spec(folder, "workspace")["section"]["runSets"]]
@@ -110,7 +110,7 @@ dashboard.publish(study)
 """
 
 
-def test_with_a_server_both_are_saved_there_and_change_when_published_again(study):
+def test_a_second_publication_updates_workspace_and_report_at_the_server(study):
     folder, _, _ = study
     with Server() as server:
         result = run_process(folder / "study.yaml", folder / "out", code=PUBLISH, **somebody(folder, server.url))

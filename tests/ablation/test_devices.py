@@ -74,7 +74,7 @@ def scores(out):
 
 
 @pytest.mark.slow
-def test_runs_on_two_processes_end_as_those_on_one_and_a_killed_one_is_named_and_tried_again(folder, tmp_path, capfd):
+def test_runs_on_two_processes_equal_those_on_one_and_a_killed_run_is_named_and_retried(folder, tmp_path, capfd):
     study = str(folder / "study.yaml")
     assert main(["ablate", study, "--out", str(tmp_path / "one")]) == 0
     (folder / "order").touch()
@@ -98,7 +98,7 @@ def test_runs_on_two_processes_end_as_those_on_one_and_a_killed_one_is_named_and
     assert line.endswith(f"--evaluate test --seed_everything 0 --run_dir {tmp_path}/two/staged/seed0/stage2")
 
 
-def test_runs_at_once_get_disjoint_devices(folder, tmp_path, monkeypatch):
+def test_concurrent_runs_get_disjoint_devices(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
@@ -114,7 +114,7 @@ def test_runs_at_once_get_disjoint_devices(folder, tmp_path, monkeypatch):
     assert main(["ablate", str(folder / "study.yaml"), "--out", str(tmp_path), "--devices_per_run", "8"]) == 2
 
 
-def test_a_job_of_slurm_asks_for_the_nodes_and_gpus_of_a_run(folder, tmp_path):
+def test_a_slurm_job_requests_the_nodes_and_gpus_of_its_run(folder, tmp_path):
     (folder / "nodes.yaml").write_text((folder / "study.yaml").read_text() + "devices_per_run: 4\nnodes_per_run: 2\n")
     ablation = read(folder / "nodes.yaml", tmp_path)
     values = {"timeout_min": 240}
@@ -141,7 +141,7 @@ def test_a_job_of_slurm_asks_for_the_nodes_and_gpus_of_a_run(folder, tmp_path):
         (("", ""), ["--devices_per_run=0"], "at least one device"),
     ],
 )
-def test_a_mistake_in_devices_is_one_sentence(folder, tmp_path, capsys, change, words, sentence):
+def test_wrong_devices_are_a_user_error(folder, tmp_path, capsys, change, words, sentence):
     (tmp_path / "study.yaml").write_text((folder / "study.yaml").read_text().replace(*change))
     assert main(["ablate", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), *words]) == 2
     (said,) = capsys.readouterr().err.splitlines()

@@ -133,7 +133,7 @@ def status(folder, study, out, capsys):
     return capsys.readouterr().out
 
 
-def test_a_run_that_fails_does_not_stop_the_others_and_says_why(folder, serial, capsys):
+def test_a_failed_run_prints_why_and_does_not_stop_the_others(folder, serial, capsys):
     assert "**Not in this comparison: late, seed 0, stage 2 of 2; wrong, seed 0.**" in (serial / "report.md").read_text()
     assert (serial / "wrong/seed0/failed").read_text() == "AdamW: Invalid learning rate: -1.0\n"
     said = status(folder, "study", serial, capsys)
@@ -146,7 +146,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_says_why(folder, serial, 
         assert said.count(text) == 1
 
 
-def test_what_failed_is_tried_again_the_next_time(folder, serial, tmp_path, capsys, monkeypatch):
+def test_failed_runs_are_retried_by_the_next_call(folder, serial, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     out = tmp_path / "out"
     shutil.copytree(serial, out)
@@ -164,9 +164,7 @@ def test_what_failed_is_tried_again_the_next_time(folder, serial, tmp_path, caps
 
 
 @pytest.mark.skipif(THREADS != "1", reason="the serial runs have other threads")
-def test_with_threads_for_several_runs_each_gets_a_process_of_one_thread_and_the_same_numbers(
-    folder, serial, tmp_path, capsys, monkeypatch
-):
+def test_concurrent_runs_with_one_thread_each_give_the_same_results(folder, serial, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert main(["ablate", f"{folder}/two.yaml", "--out", str(out)]) == 1
@@ -178,7 +176,7 @@ def test_with_threads_for_several_runs_each_gets_a_process_of_one_thread_and_the
     assert frontend(out).equals(frontend(serial))
 
 
-def test_each_process_gets_one_device_and_its_share_of_the_threads(folder, tmp_path, monkeypatch):
+def test_each_job_gets_one_device_and_its_share_of_the_threads(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
@@ -201,7 +199,7 @@ def test_each_process_gets_one_device_and_its_share_of_the_threads(folder, tmp_p
 
 
 @pytest.mark.slow
-def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path, capsys):
+def test_an_interruption_ends_the_jobs_after_they_have_saved(folder, serial, tmp_path, capsys):
     out = tmp_path / "out"
     (folder / "order").write_text(f"{int(signal.SIGINT)} {os.getpid()}")
     command = ["ablate", f"{folder}/one.yaml", "--out", str(out)]
@@ -218,7 +216,7 @@ def test_an_interruption_ends_the_processes_which_save(folder, serial, tmp_path,
 
 
 @pytest.mark.slow
-def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folder, serial, tmp_path, capsys, monkeypatch):
+def test_slurm_jobs_are_queued_once_and_continue_after_their_time_limit(folder, serial, tmp_path, capsys, monkeypatch):
     cluster, out = tmp_path / "cluster", tmp_path / "out"
     cluster.mkdir()
     for name in ("sbatch", "srun", "scontrol", "sacct"):
@@ -269,7 +267,7 @@ def test_jobs_of_slurm_are_queued_once_and_continue_after_their_time_limit(folde
         (["--retries=-1"], "from 0 on"),
     ],
 )
-def test_a_mistake_in_how_to_launch_is_one_sentence(folder, tmp_path, capsys, monkeypatch, words, sentence):
+def test_wrong_launcher_options_are_a_user_error(folder, tmp_path, capsys, monkeypatch, words, sentence):
     (tmp_path / "srun").write_text("")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -279,7 +277,7 @@ def test_a_mistake_in_how_to_launch_is_one_sentence(folder, tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_jobs_that_slurm_refuses_are_one_sentence_and_nothing_is_queued(folder, tmp_path, capsys, monkeypatch):
+def test_jobs_that_slurm_rejects_are_a_user_error_and_nothing_is_queued(folder, tmp_path, capsys, monkeypatch):
     for name, text in (("srun", ""), ("sbatch", "#!/bin/sh\necho invalid partition >&2\nexit 1\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -291,7 +289,7 @@ def test_jobs_that_slurm_refuses_are_one_sentence_and_nothing_is_queued(folder, 
     assert not (tmp_path / "out/jobs/slurm.json").exists()
 
 
-def test_without_slurm_the_launcher_says_so(folder, tmp_path, capsys, monkeypatch):
+def test_the_slurm_launcher_without_slurm_is_a_user_error(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["--launcher", "slurm", "--slurm", "time=240"]
     assert main(["ablate", f"{folder}/one.yaml", "--out", f"{tmp_path}/out", *words]) == 2

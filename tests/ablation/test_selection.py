@@ -70,7 +70,7 @@ def selected(folder):
     return {network: max(("slow", "fast"), key=lambda candidate: scores[network, candidate]) for network in NETWORKS}, scores
 
 
-def test_the_best_candidate_on_val_is_trained_with_all_seeds_and_scored_on_test(study):
+def test_the_best_candidate_on_val_is_trained_with_all_seeds_and_evaluated_on_test(study):
     folder, trained, _, printed = study
     chosen, scores = selected(folder)
     table = pq.read_table(folder / "out/results.parquet").to_pandas()
@@ -96,7 +96,7 @@ def test_the_best_candidate_on_val_is_trained_with_all_seeds_and_scored_on_test(
 
 
 @pytest.mark.slow
-def test_a_selection_that_was_interrupted_continues_and_prints_what_is_left(study):
+def test_an_interrupted_selection_continues_and_prints_the_remaining_runs(study):
     folder, _, dry, printed = study
     chosen, _ = selected(folder)
     commands = [shlex.split(line) for line in dry.splitlines()]
@@ -108,7 +108,7 @@ def test_a_selection_that_was_interrupted_continues_and_prints_what_is_left(stud
     assert printed.count("run directory: ") == 1  # SegNet's second seed
 
 
-def test_the_report_shows_what_was_selected_and_a_claim_names_a_protocol(study):
+def test_the_report_shows_the_selection_and_a_claim_can_name_a_protocol(study):
     folder, _, _, _ = study
     markdown = (folder / "out/report.md").read_text()
     assert "**the CRF helps: " in markdown
@@ -119,7 +119,7 @@ def test_the_report_shows_what_was_selected_and_a_claim_names_a_protocol(study):
 
 
 @pytest.mark.slow
-def test_a_protocol_added_later_is_evaluated_without_training(study, tmp_path):
+def test_adding_a_protocol_evaluates_without_training(study, tmp_path):
     folder, _, _, _ = study
     shutil.copytree(folder / "out", tmp_path / "out")
     scales = '"": {}\n  flip: {inference: {class_path: MultiScale, init_args: {scales: [1.0], flip: true}}}'
@@ -136,7 +136,7 @@ def test_a_protocol_added_later_is_evaluated_without_training(study, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_candidate_that_diverges_is_not_selected_and_the_split_of_the_selection_is_told(tmp_path):
+def test_a_diverged_candidate_is_not_selected_and_the_report_names_the_split(tmp_path):
     changes = [
         (f"front end: {ROOT}/experiments/shapes/frontend.yaml, ", ""),
         ("lr: 1.0e-2", "lr: 1.0e+30"), ("seeds: [0, 1]", "seeds: [0]\ncheckpoint: best"),
@@ -155,7 +155,7 @@ def test_a_candidate_that_diverges_is_not_selected_and_the_split_of_the_selectio
 
 
 @pytest.mark.slow
-def test_a_rehearsal_of_the_best_checkpoint_validates(tmp_path):
+def test_a_rehearsal_that_evaluates_the_best_checkpoint_validates(tmp_path):
     file = write(tmp_path, ("seeds: [0, 1]", "seeds: [0, 1]\ncheckpoint: best"))
     assert '"val_check_interval": 1' in ablation.read(file, max_steps=1).runs[0].configs[-1]
     never = write(tmp_path, ("seeds:", "checkpoint: best\nseeds:"), ("max_steps: 3", "max_steps: 1"))
@@ -181,7 +181,7 @@ def test_a_rehearsal_of_the_best_checkpoint_validates(tmp_path):
         (("seeds: [0, 1]", 'seeds: [0, 1]\noverlays: {"": {}, CRF: {}}'), "two rows 'front end, CRF'"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_protocols_or_selection_is_one_sentence(tmp_path, change, sentence):
+def test_wrong_protocols_or_selections_are_a_user_error(tmp_path, change, sentence):
     by = ("select:\n", "select:\n  by: val\n")
     with pytest.raises(UserError, match=sentence.replace("?", r"\?").replace("[", r"\[")):
         ablation.read(write(tmp_path, by, change))

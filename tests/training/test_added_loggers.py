@@ -63,7 +63,9 @@ def left(run):
     ],
     ids=["one", "added", "csv", "csv in the same place", "none"],
 )  # fmt: skip
-def test_checkpoints_and_metrics_stay_in_the_run_whatever_loggers_there_are(tmp_path, monkeypatch, capsys, flags, wandb, own):
+def test_checkpoints_and_metrics_csv_are_in_the_run_directory_with_any_loggers(
+    tmp_path, monkeypatch, capsys, flags, wandb, own
+):
     seen.clear()
     run = tmp_path / "run"
     flags = [*RUN, *(flag.replace("RUN", str(run)) for flag in flags), "--trainer.max_steps=4", "--run_dir", str(run)]
@@ -92,7 +94,7 @@ def test_checkpoints_and_metrics_stay_in_the_run_whatever_loggers_there_are(tmp_
     ],
     ids=["no callback", "a place of their own", "none while training"],
 )
-def test_a_run_has_last_ckpt_whatever_callbacks_there_are(tmp_path, monkeypatch, capsys, flags):
+def test_last_ckpt_is_written_with_any_callbacks(tmp_path, monkeypatch, capsys, flags):
     run = tmp_path / "run"
     arguments = [*RUN, flags.replace("RUN", str(run)), "--trainer.max_steps=4", "--run_dir", str(run)]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
@@ -105,7 +107,7 @@ def test_a_run_has_last_ckpt_whatever_callbacks_there_are(tmp_path, monkeypatch,
     assert (run / "else").exists() == (flags == ELSEWHERE)
 
 
-def test_a_run_lies_where_run_dir_says(tmp_path, capsys):
+def test_run_dir_sets_the_run_directory(tmp_path, capsys):
     assert main([*RUN, f"--trainer.default_root_dir={tmp_path}/a", "--run_dir", str(tmp_path / "b")]) == 2
     assert "use --run_dir instead" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

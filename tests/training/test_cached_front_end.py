@@ -77,7 +77,7 @@ def first(stages):
     return min((stages / "scores").iterdir(), key=lambda folder: (folder / "key.json").stat().st_mtime_ns)
 
 
-def test_losses_and_weights_are_those_of_training_through_the_front_end(stages):
+def test_training_on_cached_features_equals_training_through_the_front_end(stages):
     through, stored = losses(stages / "through"), losses(stages / "cached")
     assert len(through) == len(stored) == STEPS
     assert len(set(through)) == STEPS  # they are losses of something
@@ -90,7 +90,7 @@ def test_losses_and_weights_are_those_of_training_through_the_front_end(stages):
     assert any((ours[name][:, :, 1:2, 1:2] - start).abs().max() > 1e-3 for name in moved if ours[name].shape[-1] == 3)
 
 
-def test_training_reads_the_stored_scores_and_leaves_the_front_end_alone(stages, front_end, tmp_path, monkeypatch):
+def test_training_on_cached_features_does_not_change_the_front_end(stages, front_end, tmp_path, monkeypatch):
     """Scores of one image are exchanged on the disk: the steps before it stay, the step that takes it has another loss."""
     copy = tmp_path / "scores"
     shutil.copytree(stages / "scores", copy)
@@ -111,7 +111,7 @@ def test_training_reads_the_stored_scores_and_leaves_the_front_end_alone(stages,
     assert losses(tmp_path / "run")[2] != losses(stages / "cached")[2]
 
 
-def test_a_rehearsal_computes_only_what_it_reads(tmp_path, front_end, capsys):
+def test_only_the_features_that_a_short_run_reads_are_computed(tmp_path, front_end, capsys):
     two = ["--trainer.max_steps=2", "--data.init_args.images=[2000,2,2]"]
     CLI([*STAGE, front_end, cached(tmp_path / "scores"), *two, "--run_dir", str(tmp_path / "run")])
     shards = list((tmp_path / "scores").glob("*/*.safetensors"))
@@ -121,13 +121,13 @@ def test_a_rehearsal_computes_only_what_it_reads(tmp_path, front_end, capsys):
     assert "to compute" not in capsys.readouterr().out
 
 
-def test_validation_is_that_of_the_whole_network(stages):
+def test_validation_with_cached_features_uses_the_whole_network(stages):
     through, stored = (json.loads((stages / run / "evaluations/val.json").read_text()) for run in ("through", "cached"))
     differ = np.abs(np.array(through["matrix"]) - stored["matrix"]).sum() / 2
     assert differ <= 0.001 * np.sum(stored["matrix"])  # pixels whose best classes tie but for rounding
 
 
-def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monkeypatch):
+def test_stored_variants_equal_the_augmented_images_of_training(stages, monkeypatch):
     scores = StoredFeatures(first(stages), 20, 2)
     assert not scores.find_missing()
     data = Shapes(images=(20, 2, 2), size=(32, 48))
@@ -143,7 +143,7 @@ def test_every_variant_of_every_image_is_stored_as_it_is_trained_on(stages, monk
     assert any(not torch.equal(scores[0, i]["features"], scores[1, i]["features"]) for i in range(20))  # mirrored or not
 
 
-def test_a_second_run_computes_nothing_and_other_weights_compute_anew(stages, front_end, tmp_path, capsys):
+def test_features_are_reused_by_a_second_run_and_recomputed_for_other_weights(stages, front_end, tmp_path, capsys):
     folder = first(stages)
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     run = [*STAGE, cached(stages / "scores"), "--trainer.max_steps=1", "--model.lr_scheduler.init_args.total_iters=20"]
@@ -180,7 +180,7 @@ def test_a_damaged_shard_is_removed_and_computed_again(stages, front_end, tmp_pa
     assert losses(tmp_path / "run") == losses(stages / "cached")
 
 
-def test_a_changed_file_of_the_data_changes_the_key(tmp_path):
+def test_changing_a_data_file_changes_the_key_of_the_features(tmp_path):
     before = describe_images(Folder(root=str(fake_datasets.folder(tmp_path))))
     assert describe_images(Folder(root=str(tmp_path))) == before
     for image in (tmp_path / "images").rglob("*.*"):
@@ -191,7 +191,7 @@ def test_a_changed_file_of_the_data_changes_the_key(tmp_path):
 
 
 @pytest.mark.parametrize("module", READING, ids=lambda module: module.__name__)
-def test_changed_code_that_reads_images_changes_the_key(module, tmp_path, monkeypatch):
+def test_changing_the_code_that_reads_images_changes_the_key_of_the_features(module, tmp_path, monkeypatch):
     before = hash_code(*READING)
     changed = tmp_path / "changed.py"
     changed.write_text(Path(module.__file__).read_text() + "\n")
@@ -199,12 +199,12 @@ def test_changed_code_that_reads_images_changes_the_key(module, tmp_path, monkey
     assert hash_code(*READING) != before
 
 
-def test_the_key_covers_the_image_decoder_and_the_augmentation():
+def test_the_key_of_the_features_depends_on_the_image_decoder_and_the_augmentation():
     assert {read_image.__module__, ScaleAndCrop.__module__, Stored.__module__} <= {module.__name__ for module in READING}
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_path):
+def test_two_processes_divide_the_computation_of_features_and_train_as_one(stages, front_end, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     run = ["--run_dir", str(tmp_path / "run")]
     result = run_process(*STAGE, front_end, cached(tmp_path / "scores"), *two, *run)
@@ -216,7 +216,7 @@ def test_two_processes_share_the_work_and_train_as_one(stages, front_end, tmp_pa
     assert losses(tmp_path / "run") == pytest.approx(losses(stages / "cached"), rel=LOSS)
 
 
-def test_no_variant_is_refused(tmp_path):
+def test_zero_variants_of_cached_features_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"CachedFrontEnd\.variants is 0: it must be at least 1"):
         CLI([*STAGE, cached(tmp_path / "scores", variants=0), "--run_dir", str(tmp_path / "run")])
 
@@ -229,7 +229,7 @@ def test_no_variant_is_refused(tmp_path):
         (["--model.net.init_args.dropout=0.5"], "features without dropout"),
     ],
 )
-def test_what_cannot_be_cached_is_said(flags, sentence, tmp_path):
+def test_networks_whose_front_end_cannot_be_cached_are_an_error(flags, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         CLI([*STAGE, *flags, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])
     assert not (tmp_path / "scores").exists()
@@ -246,7 +246,7 @@ with FileLock(f"{sys.argv[2]}/lock"):
 """
 
 
-def test_a_run_waits_for_another_one_that_computes_the_same_scores(tmp_path, front_end, capsys, stages):
+def test_a_run_waits_while_another_run_computes_the_same_features(tmp_path, front_end, capsys, stages):
     folder = tmp_path / "scores" / first(stages).name
     folder.mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", OTHER, first(stages), folder], stdout=subprocess.PIPE, text=True) as other:
@@ -258,7 +258,7 @@ def test_a_run_waits_for_another_one_that_computes_the_same_scores(tmp_path, fro
     assert losses(tmp_path / "run") == losses(stages / "cached")
 
 
-def test_a_disk_too_small_is_said_after_the_first_shard(tmp_path, front_end, monkeypatch):
+def test_a_disk_too_small_for_the_features_is_an_error_after_the_first_shard(tmp_path, front_end, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UserError, match="GB more for the front end's features"):
         CLI([*STAGE, front_end, cached(tmp_path / "scores"), "--run_dir", str(tmp_path / "run")])

@@ -42,7 +42,7 @@ def plain(tmp_path_factory):
     return run
 
 
-def test_images_a_second_and_memory_are_logged_for_every_step(plain):
+def test_throughput_and_memory_are_logged_at_every_step(plain):
     rates, memory = rows(plain, "train/images_per_second"), rows(plain, "train/memory_gb")
     assert len(rates) == len(memory) == 12
     assert all(0 < rate < 1e5 for rate in rates)
@@ -50,7 +50,7 @@ def test_images_a_second_and_memory_are_logged_for_every_step(plain):
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_the_rate_counts_all_images_between_two_logged_steps_but_not_validation(monkeypatch, tmp_path, passes):
+def test_throughput_counts_all_images_between_two_logged_steps_without_validation_time(monkeypatch, tmp_path, passes):
     """On a clock that goes on by a second whenever it is looked at: once when counting begins, once a logged step."""
     clock = itertools.count()
     monkeypatch.setattr("dilated_seg.training.progress.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
@@ -59,11 +59,11 @@ def test_the_rate_counts_all_images_between_two_logged_steps_but_not_validation(
     assert rows(tmp_path, "train/images_per_second") == [2 * passes * 2.0] * 4
 
 
-def test_the_time_that_is_left_reads_as_a_clock():
+def test_remaining_time_is_formatted_as_hours_minutes_and_seconds():
     assert [format_duration(seconds) for seconds in (0.4, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
 
 
-def test_averaged_weights_are_those_that_are_evaluated_and_saved(plain, tmp_path):
+def test_averaged_weights_are_evaluated_and_saved(plain, tmp_path):
     CLI([*RUN, AVERAGE, "--run_dir", str(tmp_path)])
     ours, theirs = last(tmp_path), last(plain)
     name = "model.net.context.layers.ctx_final.weight"
@@ -73,7 +73,7 @@ def test_averaged_weights_are_those_that_are_evaluated_and_saved(plain, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path):
+def test_a_killed_run_with_averaged_weights_resumes_to_the_same_weights(tmp_path):
     code = (
         "import os, sys; from tests.support.interrupted import at_step, main; "
         f"{{}}at_step(6, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)})); sys.exit(main(sys.argv[1:]))"
@@ -86,7 +86,7 @@ def test_a_run_with_averaged_weights_that_was_killed_ends_with_the_same(tmp_path
         assert torch.equal(killed["state_dict"][name], value), name
 
 
-def test_an_offline_run_does_not_make_the_next_one_of_the_process_offline(tmp_path):
+def test_an_offline_run_leaves_later_runs_of_the_process_online(tmp_path):
     """In a process of its own: W&B's variables stay set in it."""
     code = (
         "import os, sys; from dilated_seg.cli import CLI; from dilated_seg.training.loggers import finish; "
@@ -109,7 +109,7 @@ def test_an_empty_split_is_an_error_before_the_first_step(tmp_path, images, sent
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_stops_early_is_finished_and_not_trained_on_when_called_again(tmp_path, capsys):
+def test_a_run_that_stopped_early_is_finished_and_a_second_fit_does_not_continue_it(tmp_path, capsys):
     slow = "--model.lr_factors={net.front_end: 0.1}"
     CLI([*RUN, EARLY, slow, "--run_dir", str(tmp_path)])
     assert "2 images a step, learning rate 0.002" in capsys.readouterr().out  # as the experiment says it

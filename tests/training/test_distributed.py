@@ -65,7 +65,7 @@ def one(tmp_path_factory):
     return run
 
 
-def test_twenty_steps_of_two_processes_are_those_of_one_with_the_joined_batch(one, tmp_path):
+def test_twenty_steps_of_two_processes_equal_those_of_one_process_with_the_same_global_batch(one, tmp_path):
     process = launch(*TWENTY, *TWO, "--run_dir", tmp_path)
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
@@ -74,13 +74,13 @@ def test_twenty_steps_of_two_processes_are_those_of_one_with_the_joined_batch(on
     assert_same_training(tmp_path, one, steps=20)
 
 
-def test_twenty_steps_of_accumulated_batches_are_those_of_the_joined_batch(one, tmp_path, capsys):
+def test_twenty_steps_with_accumulated_gradients_equal_those_with_the_whole_batch(one, tmp_path, capsys):
     CLI([*TWENTY, "--trainer.accumulate_grad_batches=4", "--run_dir", str(tmp_path)])
     assert "4 images a step (1 at once, 4 times); batch_size 6 is not used, learning rate 0.002" in capsys.readouterr().out
     assert_same_training(tmp_path, one, steps=20)
 
 
-def test_an_epoch_has_whole_steps_only_and_the_same_images_in_each_on_any_number_of_processes():
+def test_steps_of_an_epoch_are_full_and_contain_the_same_images_on_any_number_of_processes():
     def steps(batch_size, world, passes):
         ranks = [list(TrainingOrder(50, batch_size, 0, rank, world, passes=passes)) for rank in range(world)]
         batches = [list(chain(*(rank[b] for rank in ranks))) for b in range(len(ranks[0]))]
@@ -90,20 +90,20 @@ def test_an_epoch_has_whole_steps_only_and_the_same_images_in_each_on_any_number
     assert len(steps(12, 1, 1)) == 4
 
 
-def test_a_global_batch_that_cannot_be_shared_out_is_refused(tmp_path):
+def test_a_global_batch_size_that_the_processes_cannot_divide_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"give a multiple of 3 \(1 processes times 3 accumulated batches\)"):
         CLI([*TWENTY, "--trainer.accumulate_grad_batches=3", "--run_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_strategy_that_this_machine_cannot_run_is_refused_in_one_sentence(tmp_path):
+def test_a_strategy_that_this_machine_cannot_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="trainer: The strategy `fsdp` requires a GPU"):
         CLI([*TWENTY, "--trainer.strategy=fsdp", "--run_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_an_accumulation_of_two_processes_that_was_killed_ends_with_the_same_weights(tmp_path):
+def test_two_processes_killed_during_gradient_accumulation_resume_to_the_same_weights(tmp_path):
     """A validation after 5 of an epoch's 6 batches falls into the second step of three, and the kill comes before its end."""
     half = ["--data.init_args.images=[24,3,3]", "--trainer.accumulate_grad_batches=3", "--data.init_args.global_batch_size=12"]
     half += [DOUBLE, "--trainer.max_steps=4", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=0.84"]
@@ -164,7 +164,7 @@ def lose(tmp_path, rank, number, *flags):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_run_whose_process_is_killed_ends_before_the_others_have_waited_long(tmp_path, rank):
+def test_a_run_ends_soon_after_one_of_its_processes_is_killed(tmp_path, rank):
     said, status, seconds = lose(tmp_path, rank, signal.SIGKILL)
     assert status != 0
     assert seconds < TIMEOUT  # it takes a few seconds, on a busy machine more
@@ -172,7 +172,7 @@ def test_a_run_whose_process_is_killed_ends_before_the_others_have_waited_long(t
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_hangs_ends_when_the_others_have_waited_long_enough(tmp_path):
+def test_a_run_ends_after_the_timeout_when_one_of_its_processes_hangs(tmp_path):
     said, status, seconds = lose(tmp_path, 1, signal.SIGSTOP, "--process_timeout=10")
     assert status == 2, said
     assert 10 <= seconds < TIMEOUT

@@ -63,7 +63,7 @@ def evaluated(data, tmp_path, options, all_ways):
     return json.loads(done.stdout)
 
 
-def test_a_crf_after_any_protocol_counts_the_same_integers_in_every_way(data, tmp_path):
+def test_confusion_matrices_with_a_crf_are_equal_for_any_batch_size_storage_and_number_of_processes(data, tmp_path):
     options = ["--inference=Tiles", "--inference.size=[64,64]", "--inference.overlap=32", "--crf.iterations=3"]
     plain, refined, *others = evaluated(data, tmp_path, options, [(1, 0, 1, "folder"), (2, 0, 5, "mapped")])
     assert others == [plain, refined]
@@ -76,7 +76,7 @@ def test_a_crf_after_any_protocol_counts_the_same_integers_in_every_way(data, tm
 
 
 @pytest.mark.slow
-def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp_path):
+def test_confusion_matrices_of_images_are_equal_for_any_batch_size_storage_and_number_of_processes(data, tmp_path):
     first, *others = evaluated(data, tmp_path, [], WAYS)
     masks = [sample["mask"] for sample in map(Folder(root=str(data / "folder")).split("val").__getitem__, range(7))]
     assert first["ids"] == [f"photo {i}" for i in range(2, 9)] and first["images"] == 7
@@ -89,7 +89,7 @@ def test_every_way_to_evaluate_counts_the_same_integers_image_by_image(data, tmp
 
 
 @pytest.mark.slow
-def test_loss_and_gradient_of_two_processes_are_those_of_one_on_both_batches(tmp_path):
+def test_loss_and_gradient_of_two_processes_equal_those_of_one_process_on_both_batches(tmp_path):
     """Pictures have unequal numbers of valid pixels: the mean of two processes' means would be another number."""
     steps = [
         "--trainer.precision=64-true",

@@ -36,12 +36,12 @@ def watched():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_validation_is_due_after_every_second_step(watched):
+def test_is_validation_due_follows_val_check_interval(watched):
     assert watched[1].due == [False, True, False, True]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_metrics_are_logged_at_the_step_that_is_set(watched):
+def test_metrics_are_logged_at_the_step_of_set_logged_step(watched):
     trainer, watch = watched
     assert watch.steps == [0, 1, 2, 3]
     internals.set_logged_step(trainer, 7)
@@ -53,19 +53,19 @@ def test_metrics_are_logged_at_the_step_that_is_set(watched):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_dumped_checkpoint_is_the_one_that_is_saved(watched, tmp_path):
+def test_dump_checkpoint_equals_the_saved_checkpoint(watched, tmp_path):
     trainer, watch = watched
     assert {"state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} <= watch.checkpoints[-1].keys()
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     assert torch.load(tmp_path / "saved.ckpt", weights_only=True).keys() == internals.dump_checkpoint(trainer).keys()
 
 
-def test_the_progress_bar_asks_for_the_description_that_we_replace():
+def test_the_progress_bar_calls_the_method_that_epoch_progress_bar_overrides():
     assert "_get_train_description(" in inspect.getsource(RichProgressBar.on_train_epoch_start)
     assert internals.EpochProgressBar()._get_train_description(3) == "Training, epoch 3"
 
 
-def test_a_workspace_has_a_specification_and_takes_its_name_at_the_server():
+def test_a_wandb_workspace_has_a_specification_and_gets_its_name_from_the_server():
     with warnings.catch_warnings(action="ignore"):  # it is written for pydantic's first version
         import wandb_workspaces.workspaces as workspaces
     workspace = workspaces.Workspace(entity="somebody", project="something", name="a study")
@@ -74,7 +74,7 @@ def test_a_workspace_has_a_specification_and_takes_its_name_at_the_server():
     assert internals.workspace_identity(workspace) == {"name": "nw-abc-v", "id": "number"}
 
 
-def test_processes_of_a_group_take_a_timeout(tmp_path):
+def test_a_process_group_accepts_a_timeout(tmp_path):
     group = torch.distributed
     group.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -83,7 +83,7 @@ def test_processes_of_a_group_take_a_timeout(tmp_path):
         group.destroy_process_group()
 
 
-def test_a_program_is_traced_with_sizes_of_which_nothing_is_assumed():
+def test_trace_with_free_sizes_treats_sizes_as_unknown():
     config = torch.fx.experimental._config
     with torch_internals.trace_with_free_sizes():
         assert config.backed_size_oblivious

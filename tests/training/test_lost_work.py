@@ -116,7 +116,7 @@ def continue_as_told(printed):
         ("validation_step", 6, False, 6),
     ],
 )
-def test_an_error_anywhere_in_a_step_loses_no_whole_step(whole, tmp_path, monkeypatch, capsys, hook, step, before, saved):
+def test_an_error_anywhere_in_a_step_loses_no_completed_step(whole, tmp_path, monkeypatch, capsys, hook, step, before, saved):
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
         act_once(patch, hook, step, crash, before)
         main([*RUN, "--run_dir", str(tmp_path)])
@@ -130,7 +130,9 @@ def test_an_error_anywhere_in_a_step_loses_no_whole_step(whole, tmp_path, monkey
 
 
 @pytest.mark.parametrize("hook", ["training_step", "validation_step"])
-def test_ctrl_c_ends_the_step_saves_it_and_says_how_to_continue(offline, whole, tmp_path, monkeypatch, capsys, hook):
+def test_ctrl_c_ends_the_step_saves_a_checkpoint_and_prints_how_to_continue(
+    offline, whole, tmp_path, monkeypatch, capsys, hook
+):
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
         act_once(patch, hook, 3, ctrl_c)
         main([*RUN, "--run_dir", str(tmp_path)])
@@ -141,7 +143,7 @@ def test_ctrl_c_ends_the_step_saves_it_and_says_how_to_continue(offline, whole, 
 
 
 @pytest.mark.parametrize(("hook", "before", "saved"), [("on_before_optimizer_step", False, 4), ("validation_step", True, 3)])
-def test_a_second_ctrl_c_does_not_wait_but_for_an_update(whole, tmp_path, monkeypatch, capsys, hook, before, saved):
+def test_a_second_ctrl_c_waits_only_for_the_update_of_the_weights(whole, tmp_path, monkeypatch, capsys, hook, before, saved):
     with monkeypatch.context() as patch:
         act_once(patch, hook, 3, twice, before)
         try:
@@ -157,7 +159,7 @@ def test_a_second_ctrl_c_does_not_wait_but_for_an_update(whole, tmp_path, monkey
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("a crash"), SystemExit(3)])
-def test_sigterm_has_its_handler_from_before_training_when_wandb_finishes(offline, tmp_path, monkeypatch, error):
+def test_the_sigterm_handler_from_before_training_is_restored_before_wandb_finishes(offline, tmp_path, monkeypatch, error):
     def fail(task):
         raise error
 
@@ -175,7 +177,7 @@ def test_sigterm_has_its_handler_from_before_training_when_wandb_finishes(offlin
     assert received == [signal.SIGTERM]
 
 
-def test_a_trainer_of_ones_own_restores_the_signal_handlers(tmp_path):
+def test_a_user_s_trainer_restores_the_signal_handlers(tmp_path):
     before = [signal.getsignal(number) for number in SIGNALS]
     trainer = Trainer(
         max_steps=1, callbacks=[StopOnSignal()], logger=False, default_root_dir=tmp_path, enable_progress_bar=False
@@ -185,7 +187,7 @@ def test_a_trainer_of_ones_own_restores_the_signal_handlers(tmp_path):
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_an_error_within_an_accumulation_starts_it_again(tmp_path, monkeypatch, capsys):
+def test_after_an_error_during_gradient_accumulation_the_step_starts_again(tmp_path, monkeypatch, capsys):
     flags = [*RUN, "--trainer.accumulate_grad_batches=2", "--data.init_args.batch_size=1"]
     assert main([*flags, "--run_dir", str(tmp_path / "whole")]) == 0
     run, step = tmp_path / "run", SegmentationTask.training_step
@@ -205,7 +207,7 @@ def test_an_error_within_an_accumulation_starts_it_again(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_bad_mask_costs_nothing_but_its_repair(tmp_path, monkeypatch, capsys, split):
+def test_a_run_continues_without_lost_steps_after_a_damaged_mask_is_repaired(tmp_path, monkeypatch, capsys, split):
     """It becomes bad when training has begun, and is found by one of two workers, or in the first validation."""
     root = fake_datasets.folder(tmp_path / "mine", images=16)
     flags = [
@@ -257,7 +259,7 @@ def test_parameters_that_are_not_finite_never_replace_a_checkpoint(tmp_path, mon
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
 
 
-def test_averaged_weights_that_stand_in_for_a_validation_are_not_saved_as_the_run_s(tmp_path, monkeypatch, capsys):
+def test_an_error_during_validation_does_not_save_averaged_weights_as_trained_weights(tmp_path, monkeypatch, capsys):
     flags = [*RUN, AVERAGE, "--run_dir"]
     assert main([*flags, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
@@ -268,7 +270,7 @@ def test_averaged_weights_that_stand_in_for_a_validation_are_not_saved_as_the_ru
     assert same(state(tmp_path / "run"), state(tmp_path / "whole"))
 
 
-def test_a_disk_that_is_full_does_not_hide_the_first_error(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_while_saving_does_not_hide_the_first_error(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError("no space left")
 
@@ -285,7 +287,7 @@ def test_a_disk_that_is_full_does_not_hide_the_first_error(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_of_two_processes_the_first_saves_by_itself_when_the_second_fails(tmp_path):
+def test_the_first_of_two_processes_saves_when_the_second_fails(tmp_path):
     script = tmp_path / "second_fails.py"
     script.write_text(
         "import sys\n"
@@ -308,7 +310,7 @@ def test_of_two_processes_the_first_saves_by_itself_when_the_second_fails(tmp_pa
     assert Checkpoint(tmp_path / "run/checkpoints" / LAST).is_intact()
 
 
-def test_workers_leave_ctrl_c_to_the_process_that_saves():
+def test_data_loading_workers_ignore_ctrl_c():
     """A terminal sends it to all of them; a worker that ends would be an error in that process."""
     child = os.fork()
     if not child:

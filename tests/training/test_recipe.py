@@ -48,7 +48,7 @@ def continue_from(run, folder, *changes):
     return main([*RUN, RATES, "--ckpt_path", str(run / "checkpoints" / LAST), "--run_dir", str(folder), *changes])
 
 
-def test_a_longer_schedule_and_another_rate_are_what_is_written_logged_and_trained(short, tmp_path, capsys):
+def test_a_new_schedule_and_learning_rate_are_stored_logged_and_used_when_a_run_continues(short, tmp_path, capsys):
     changes = ["--trainer.max_steps=9", "--model.lr_scheduler.init_args.total_iters=12", "--model.optimizer.init_args.lr=1e-3"]
     changes += ["--model.optimizer.init_args.weight_decay=0.5", "--model.optimizer.init_args.betas=[0.8,0.999]"]
     assert continue_from(short, tmp_path / "run", *changes) == 0
@@ -73,7 +73,7 @@ def test_a_longer_schedule_and_another_rate_are_what_is_written_logged_and_train
 
 
 @pytest.mark.slow
-def test_a_longer_run_by_a_schedule_that_goes_on_is_the_one_that_was_never_stopped(short, tmp_path):
+def test_a_run_continued_with_more_steps_of_the_same_schedule_equals_an_uninterrupted_run(short, tmp_path):
     constant = ["--model.lr_scheduler=null", "--trainer.max_steps"]
     assert main([*RUN, RATES, *constant, "9", "--run_dir", str(tmp_path / "whole")]) == 0
     assert main([*RUN, RATES, *constant, "6", "--run_dir", str(tmp_path / "half")]) == 0
@@ -96,7 +96,7 @@ def test_a_longer_run_by_a_schedule_that_goes_on_is_the_one_that_was_never_stopp
     ],
     ids=lambda value: value[0].split("=")[0] if value[0].startswith("--") else "",
 )
-def test_what_a_checkpoint_cannot_be_given_is_refused_in_one_sentence(short, tmp_path, capsys, changes, words):
+def test_options_that_a_checkpoint_cannot_continue_with_are_an_error(short, tmp_path, capsys, changes, words):
     assert continue_from(short, tmp_path / "run", *changes) == 2
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
@@ -106,7 +106,7 @@ def test_what_a_checkpoint_cannot_be_given_is_refused_in_one_sentence(short, tmp
     assert Rates.taken == []
 
 
-def test_the_loss_and_the_crops_of_the_new_recipe_apply(short, tmp_path, capsys):
+def test_loss_and_crop_size_of_the_new_recipe_apply(short, tmp_path, capsys):
     changes = ["--trainer.max_steps=8", "--model.lr_scheduler.init_args.total_iters=8", "--model.class_weights=null"]
     changes.append("--data.init_args.augmentation={class_path: ScaleAndCrop, init_args: {crop_size: [32, 32]}}")
     assert continue_from(short, tmp_path / "run", *changes) == 0
@@ -116,7 +116,7 @@ def test_the_loss_and_the_crops_of_the_new_recipe_apply(short, tmp_path, capsys)
     assert [step for step, *_ in Rates.taken] == [6, 7]
 
 
-def test_a_checkpoint_without_a_recipe_is_refused(short, tmp_path, capsys):
+def test_continuing_a_checkpoint_without_a_recipe_is_an_error(short, tmp_path, capsys):
     checkpoint = torch.load(short / "checkpoints" / LAST, weights_only=True)
     del checkpoint["recipe"]
     folder = tmp_path / "moved/checkpoints"
@@ -126,13 +126,13 @@ def test_a_checkpoint_without_a_recipe_is_refused(short, tmp_path, capsys):
     assert "has no recipe" in capsys.readouterr().err
 
 
-def test_a_run_s_own_folder_takes_no_other_recipe_and_says_which_option_differs(short, capsys):
+def test_another_recipe_in_the_same_run_directory_is_an_error_that_names_the_option(short, capsys):
     assert main([*RUN, RATES, "--trainer.max_steps=9", "--run_dir", str(short)]) == 2
     assert "(trainer.max_steps is 6 there and 9 here)" in capsys.readouterr().err
     assert main([*RUN, RATES, "--trainer.log_every_n_steps=2", "--data.init_args.num_workers=1", "--run_dir", str(short)]) == 0
 
 
-def test_a_run_whose_folder_has_moved_keeps_its_best_score(tmp_path, monkeypatch):
+def test_a_moved_run_directory_keeps_its_best_score(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = [*RUN, "--trainer.val_check_interval=2"]
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a crash"):
@@ -149,7 +149,7 @@ def test_a_run_whose_folder_has_moved_keeps_its_best_score(tmp_path, monkeypatch
     assert (tmp_path / "after/checkpoints/best.ckpt").read_bytes() == written
 
 
-def test_differences_are_named_by_option_and_leave_out_what_changes_no_weight():
+def test_differences_of_recipes_are_named_by_option_without_those_that_change_no_weight():
     before = {"trainer": {"max_steps": 6, "logger": None}, "model": {"net": {"class_path": "A"}}, "run_dir": "a"}
     now = {"trainer": {"max_steps": 9, "logger": {"class_path": "CSVLogger"}}, "model": {"net": {"class_path": "A"}}}
     assert list(find_differences(yaml.safe_dump(before), yaml.safe_dump(now))) == [("trainer.max_steps", 6, 9)]

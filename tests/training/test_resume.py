@@ -77,7 +77,7 @@ def other_filesystem(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mapped", "streamed"])
-def test_ten_interrupted_runs_of_ten_end_with_the_same_weights(shards, tmp_path, kind):
+def test_all_of_ten_interrupted_runs_end_with_the_weights_of_the_uninterrupted_run(shards, tmp_path, kind):
     """With 0, 1 and 3 workers while W&B is offline; mapped as the folders they were made of, streamed with TMPDIR elsewhere."""
     streaming = kind == "streamed"
     temporary = other_filesystem(tmp_path) if streaming else tmp_path
@@ -138,7 +138,7 @@ def step_of(path):
     return SafeCheckpointIO().load_checkpoint(path)["global_step"]
 
 
-def test_two_checkpoints_are_kept_and_the_newest_that_is_whole_is_continued(tmp_path, capsys):
+def test_the_last_two_checkpoints_are_kept_and_the_newest_intact_one_is_resumed(tmp_path, capsys):
     tmp_path /= "checkpoints"
     saved(tmp_path, [1, 2, 3])
     SafeCheckpointIO().save_checkpoint(STATE | {"global_step": 1}, tmp_path / "best.ckpt")
@@ -156,7 +156,7 @@ def test_two_checkpoints_are_kept_and_the_newest_that_is_whole_is_continued(tmp_
     assert newest(tmp_path / "nothing") is None
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
+def test_a_damaged_checkpoint_never_replaces_an_intact_one(tmp_path):
     tmp_path /= "checkpoints"
     saved(tmp_path, [1, 2])
     with (tmp_path / LAST).open("r+b") as file:
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize("call", range(1, 12))
-def test_a_kill_at_any_moment_of_saving_leaves_two_whole_checkpoints(tmp_path, call):
+def test_a_kill_at_any_moment_of_saving_leaves_two_intact_checkpoints(tmp_path, call):
     """Every step of the third save but the writing itself, which the interrupted runs above go through."""
     tmp_path /= "checkpoints"
     saved(tmp_path, [1, 2])
@@ -193,7 +193,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_two_whole_checkpoints(tmp_path, c
     assert {path.name for path in tmp_path.iterdir()} == {name + end for name in (LAST, PREVIOUS) for end in ("", ".sha256")}
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path):
+def test_a_full_disk_leaves_the_older_checkpoint_and_is_an_error(tmp_path):
     """A limit on the size of files stands for the disk: the system refuses the write in the same way."""
     saved(tmp_path, [1])
     code = f"""
@@ -217,7 +217,7 @@ except UserError as error:
     assert {path.name for path in tmp_path.iterdir()} == {LAST, f"{LAST}.sha256"}
 
 
-def test_what_the_disk_does_not_give_back_is_no_checkpoint(tmp_path, monkeypatch):
+def test_a_checkpoint_that_reads_back_differently_is_not_kept(tmp_path, monkeypatch):
     saved(tmp_path, [1])
     monkeypatch.setattr(checkpoint_io, "digest", lambda path: "0")
     with pytest.raises(UserError, match="returns other bytes than were written"):
@@ -246,7 +246,7 @@ def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
 
 
 @pytest.mark.slow
-def test_gradients_that_are_being_accumulated_are_kept(shards, tmp_path):
+def test_accumulated_gradients_are_saved_and_restored(shards, tmp_path):
     """A validation after 3 of an epoch's 4 batches falls between the halves of a step of two."""
     kill = f"at_batch(4, lambda: os.kill(os.getpid(), {int(signal.SIGKILL)}))"
     halves = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=0.75", "--trainer.check_val_every_n_epoch=1"]

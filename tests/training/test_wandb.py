@@ -68,7 +68,7 @@ def offline(tmp_path_factory):
     return folder / "run"
 
 
-def test_an_offline_run_says_what_it_is(offline):
+def test_an_offline_wandb_run_records_name_group_tags_and_config(offline):
     session = sessions(offline)[-1]
     assert (session.group, session.job_type, session.exit_code) == ("a study", "fit", 0)
     assert session.tags == ["Shapes", "DilatedNet", "shapes/frontend"]
@@ -79,14 +79,14 @@ def test_an_offline_run_says_what_it_is(offline):
     assert "net" not in session.config  # said once
 
 
-def test_an_offline_run_holds_curves_of_loss_learning_rate_and_every_class(offline):
+def test_an_offline_wandb_run_contains_curves_of_loss_learning_rate_and_every_class(offline):
     session = sessions(offline)[-1]
     names = {"train/loss", "train/gradient_norm", "val/loss", "val/mean_iou", "val/pixel_accuracy"}
     assert names | {f"val/iou/{name}" for name in CLASSES} <= session.summary.keys()
     assert any(name.startswith("lr-") for name in session.summary)
 
 
-def test_a_run_that_continues_keeps_its_id_and_its_curve_goes_on(offline):
+def test_a_resumed_run_keeps_its_wandb_id_and_continues_its_curve(offline):
     first, second = sessions(offline)
     assert first.id == second.id == (offline / "wandb_id").read_text()
     assert first.exit_code == 1  # not the end
@@ -96,7 +96,7 @@ def test_a_run_that_continues_keeps_its_id_and_its_curve_goes_on(offline):
     assert [step for step, _ in second.curve("val/mean_iou")] == [5]
 
 
-def test_every_evaluation_holds_its_confusion_matrix_as_a_table(offline):
+def test_every_evaluation_logs_its_confusion_matrix_as_a_table(offline):
     for session, evaluations in zip(sessions(offline), (2, 1), strict=True):
         assert len(session.curve("val/confusion_table")) == evaluations
         columns, rows = session.table("val/confusion_table")
@@ -128,12 +128,12 @@ def check_images(run):
     return rows
 
 
-def test_every_evaluation_holds_a_table_of_the_same_images_with_truth_and_prediction(offline):
+def test_every_evaluation_logs_a_table_of_the_same_images_with_masks_and_predictions(offline):
     check_images(offline)
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run_with_the_same_images(offline, tmp_path):
+def test_two_processes_are_one_wandb_run_with_the_same_images(offline, tmp_path):
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1"]
     result = run_process("fit", *TINY, *two, "--trainer.max_steps=2", "--run_dir", tmp_path / "run", **nobody(tmp_path))
     assert result.returncode == 0, result.stderr
@@ -144,7 +144,7 @@ def test_two_processes_are_one_run_with_the_same_images(offline, tmp_path):
         assert one[1]["masks"]["truth"]["sha256"] == other[1]["masks"]["truth"]["sha256"]
 
 
-def test_a_checkpoint_that_is_evaluated_by_itself_is_a_run_of_its_own(offline):
+def test_evaluating_a_checkpoint_is_a_wandb_run_of_its_own(offline):
     args = ["--config", offline / "config.yaml", "--ckpt_path", offline / "checkpoints/best.ckpt"]
     # in a process of its own, at whose end W&B's log is complete
     result = run_process("test", *args, "--run_dir", offline.parent / "test", **nobody(offline.parent))
@@ -178,7 +178,7 @@ KILL_WANDB = (
 )
 
 
-def test_a_server_that_goes_away_in_mid_run_changes_nothing_and_what_it_missed_is_on_disk(alone, tmp_path):
+def test_losing_the_wandb_server_during_a_run_changes_nothing_and_its_data_are_on_disk(alone, tmp_path):
     with Server() as server:
         environment = somebody(tmp_path, server.url)
         result = run_process(
@@ -195,7 +195,7 @@ def test_a_server_that_goes_away_in_mid_run_changes_nothing_and_what_it_missed_i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
-def test_training_goes_on_when_wandbs_own_process_dies(alone, tmp_path):
+def test_training_continues_when_the_process_of_wandb_dies(alone, tmp_path):
     result = run_process(
         "fit", *TINY, "--run_dir", tmp_path / "run", code=AT_STEP_3.format(trouble=KILL_WANDB), **nobody(tmp_path)
     )
@@ -204,7 +204,7 @@ def test_training_goes_on_when_wandbs_own_process_dies(alone, tmp_path):
     assert equal(weights(alone), weights(tmp_path / "run"))
 
 
-def test_the_best_checkpoint_is_an_artifact_and_a_server_that_refuses_it_is_no_harm(alone, tmp_path):
+def test_the_best_checkpoint_is_an_artifact_and_a_rejected_upload_does_no_harm(alone, tmp_path):
     with Server() as server:
         result = run_process("fit", *TINY, "--run_dir", tmp_path / "run", **somebody(tmp_path, server.url))
     assert result.returncode == 0, result.stderr
@@ -217,7 +217,7 @@ def test_the_best_checkpoint_is_an_artifact_and_a_server_that_refuses_it_is_no_h
     assert equal(weights(alone), weights(tmp_path / "run"))
 
 
-def test_a_server_that_takes_connections_and_says_nothing_is_left_out(tmp_path, monkeypatch):
+def test_a_wandb_server_that_accepts_connections_but_never_answers_is_treated_as_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_status, "TIMEOUT", 0.2)
     with BlackHole() as hole:
         monkeypatch.setenv("WANDB_BASE_URL", hole.url)
@@ -238,7 +238,7 @@ finish()
 
 
 @pytest.mark.slow
-def test_a_server_that_falls_silent_while_the_run_begins_is_left_out(tmp_path):
+def test_a_wandb_server_that_stops_answering_while_the_run_begins_is_treated_as_offline(tmp_path):
     with BlackHole() as hole:
         environment = somebody(tmp_path, hole.url) | {"WANDB_MODE": "online", "WANDB_INIT_TIMEOUT": "1"}
         result = run_process(tmp_path, code=BEGIN, **environment)
@@ -249,7 +249,7 @@ def test_a_server_that_falls_silent_while_the_run_begins_is_left_out(tmp_path):
     assert session.curve("train/loss") == [(0, 1.0)]
 
 
-def test_training_goes_on_when_wandb_cannot_even_begin_offline(alone, tmp_path, monkeypatch, capsys):
+def test_training_continues_when_wandb_cannot_start_an_offline_run(alone, tmp_path, monkeypatch, capsys):
     begin = wandb.init
 
     def fail(*args, mode=None, **kwargs):
@@ -264,7 +264,7 @@ def test_training_goes_on_when_wandb_cannot_even_begin_offline(alone, tmp_path, 
     assert equal(weights(tmp_path / "run"), weights(alone))
 
 
-def test_a_run_that_has_ended_leaves_its_directory_to_no_later_process(tmp_path, monkeypatch):
+def test_a_finished_run_does_not_leak_its_wandb_directory_to_later_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     CLI(["fit", *TINY, "--trainer.max_steps=2", "--run_dir", str(tmp_path / "run")])
     assert "WANDB_DATA_DIR" not in os.environ
