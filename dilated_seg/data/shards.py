@@ -1,4 +1,4 @@
-"""Splits that ``prepare`` wrote as shards: memory-mapped, or streamed from a disk or URL."""
+"""Splits that ``prepare`` wrote as shards, memory-mapped or streamed from a disk or URL."""
 
 import glob
 import os
@@ -27,11 +27,11 @@ class Shards(Split):
     """A prepared split.
 
     Args:
-        root: The directory or URL of the manifest.
-        record: The manifest.
-        name: The split.
-        mask_reader: Reads a mask's file as class ids; a raw store has class ids already.
-        streaming: Read row groups when they are needed, from a disk or URL, instead of mapping the shards into memory.
+        root: The directory or URL that contains the manifest.
+        record: The content of the manifest.
+        name: The name of the split.
+        mask_reader: Converts a mask's file to class ids; not used for a raw store, which contains class ids.
+        streaming: Read row groups on demand, from a disk or URL, instead of mapping the shards into memory.
 
     Raises:
         UserError: There is no such split, or a shard is missing or damaged.
@@ -43,7 +43,9 @@ class Shards(Split):
         self.labelled = record["splits"][name]["labelled"]
         self.pixels = manifest.sum_pixels(record, name)
         self.members = set(record["splits"][name]["parts"])
-        self.as_stored: bool | None = None  # whether masks are stored as their images' files; None: infer it from the sizes
+        self.as_stored: bool | None = (
+            None  # masks have the orientation of the image's file, before EXIF; None: inferred from the sizes
+        )
         self.mask_reader, self.raw = mask_reader, record["store"] == "raw"
         self.entries = manifest.list_shards(record, name)
         self.paths = [storage.join(root, entry["file"]) for entry in self.entries]
@@ -74,7 +76,7 @@ class Shards(Split):
 
     @staticmethod
     def read_raw(row: pa.Table) -> Sample:
-        """Return views of the mapped pixels; only those in a crop are read from the disk."""
+        """Return a sample whose tensors are views of the mapped file, so that a crop reads only its own pixels."""
         height, width = row["height"][0].as_py(), row["width"][0].as_py()
         image, mask = (np.frombuffer(row[name][0].as_buffer(), np.uint8) for name in ("image", "mask"))
         pixels = view_read_only(image.reshape(height, width, 3)).permute(2, 0, 1)
@@ -89,7 +91,7 @@ class Shards(Split):
 
 
 def map_parquet(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
-    """Return Parquet shards, mapped from a copy in the cache of `datasets` that the first opening makes."""
+    """Return Parquet shards, mapped from a copy that `datasets` writes to its cache at the first call."""
     from datasets import Dataset
 
     with explain_errors(paths, entries):
@@ -108,7 +110,7 @@ def map_arrow(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: 
 
 
 class StreamedRows:
-    """Parquet shards, read one row group at a time; every process opens the shards that it needs."""
+    """Rows of Parquet shards, read one row group at a time; each process opens its own streams."""
 
     def __init__(self, paths: list[str], entries: list[dict[str, Any]]) -> None:
         import datasets  # noqa: F401 - takes a second: once, before workers are forked
@@ -136,7 +138,7 @@ class StreamedRows:
         return self.groups[group].slice(index - int(self.starts[group]), 1)
 
     def read(self, shard: int, group: int) -> pa.Table:
-        """Return one row group; the shard's stream is split into one part per group, so that no other is read."""
+        """Read one row group: `reshard` divides the stream into one shard per group, so that no other group is read."""
         from datasets import IterableDataset
 
         if shard not in self.streams:
@@ -145,12 +147,12 @@ class StreamedRows:
         return pa.concat_tables(stream.shard(num_shards=stream.num_shards, index=group).iter(batch_size=1 << 20))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a worker process that is not forked, without streams and cache."""
+        """Return the state for a spawned worker process: without streams and cache."""
         return self.__dict__ | {"process": 0, "streams": {}, "groups": OrderedDict()}
 
 
 def view_read_only(array: np.ndarray) -> torch.Tensor:
-    """Return a tensor on read-only memory without torch's warning."""
+    """Return a tensor that shares read-only memory, without torch's warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
@@ -179,9 +181,9 @@ def explain_errors(paths: list[str], entries: list[dict[str, Any]]) -> Iterator[
 
 
 def explain_shard_error(paths: list[str], entries: list[dict[str, Any]], error: BaseException) -> UserError | None:
-    """Return the UserError for a failure to read shards; None if neither they nor the system cause it.
+    """Return the UserError for a failure to read shards; None if its cause is neither the system nor a shard.
 
-    A shard is damaged if its checksum differs from the manifest's, whatever the error is.
+    Whatever the error is, a shard whose checksum differs from the manifest's is reported as damaged.
     """
     if problem := explain_system_error(paths[0], error):
         return problem
@@ -194,7 +196,7 @@ def explain_shard_error(paths: list[str], entries: list[dict[str, Any]], error: 
             return UserError(f"{path} cannot be read ({text}): it is damaged, copy it again (prepare --verify checks all)")
     if isinstance(error, pa.ArrowException | OSError):
         return UserError(
-            f"{Path(paths[0]).parent} is not altered, but pyarrow {pa.__version__} cannot read it ({text}): prepare it "
+            f"{Path(paths[0]).parent} matches its checksums, but pyarrow {pa.__version__} cannot read it ({text}): prepare it "
             "again with this version"
         )
     return None

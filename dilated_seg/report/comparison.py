@@ -1,4 +1,4 @@
-"""Several networks on the same images: the metrics of the comparison, each with its interval."""
+"""Comparison of networks on the same images: metrics with intervals, pairwise differences, verdicts on claims."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,19 +17,25 @@ from dilated_seg.report.results import Result, group_by_name, measure_difficulty
 from dilated_seg.report.settings import compare_settings
 from dilated_seg.runs.strata import Strata
 
-RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # for tables, and for the bands of plots
+RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # bootstrap resamples for tables, and for the bands of plots
 BAND_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # pixels
-MIN_IMAGES_PER_BIN = 5  # images with objects of a size, below which there is no interval
-DIFFICULTY_GROUPS = 5  # of images, from easy to hard
+MIN_IMAGES_PER_BIN = 5  # with objects in a bin of sizes; bins with fewer images are left out
+DIFFICULTY_GROUPS = 5  # the number of groups of images, from easy to hard
 
-BACKGROUND = "background"  # what Shapes and VOC call it
+BACKGROUND = "background"  # the class name in Shapes and VOC
 
-Count = Callable[[Result], Counts]
+Count = Callable[[Result], Counts]  # a selection of pixels: returns the counts of those that it selects
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's difference where the claim applies, elsewhere, and their difference; None if there is no elsewhere."""
+    """The differences of a claim's two networks.
+
+    Args:
+        here: Their difference on the pixels that the claim names.
+        elsewhere: Their difference on the pixels that it is compared with; None if there are none.
+        more: ``here`` minus ``elsewhere``; None likewise.
+    """
 
     here: Difference
     elsewhere: Difference | None
@@ -37,10 +43,10 @@ class Verdict:
 
 
 class Comparison:
-    """The evaluations of networks, grouped by name, best mean first; runs of one name are its seeds.
+    """A comparison of evaluations. Runs of one name are the seeds of one network; networks are ordered by mean IoU.
 
     Raises:
-        UserError: They are not of the same images and classes.
+        UserError: The evaluations are not of the same images and classes.
     """
 
     def __init__(self, results: Sequence[Result]) -> None:
@@ -48,56 +54,59 @@ class Comparison:
         self.results = results
         self.classes: list[str] = results[0].evaluation.classes
         self.groups = group_by_name(results)
-        self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # their colours
+        self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # indices of colors
 
-    def bootstrap(self, counted: Count, resamples: int = RESAMPLES, minus: Count | None = None) -> Bootstrap:
-        """Resample what is counted of each run; with ``minus``, its mean IoU minus that of other counts."""
-        return Bootstrap(self.count(counted), resamples, minus=self.count(minus) if minus else None)
+    def bootstrap(self, count: Count, resamples: int = RESAMPLES, minus: Count | None = None) -> Bootstrap:
+        """Return the bootstrap of all networks on the selected pixels; with ``minus``, of differences to other pixels."""
+        return Bootstrap(self.count(count), resamples, minus=self.count(minus) if minus else None)
 
-    def count(self, counted: Count) -> dict[str, list[Counts]]:
-        """Count each run of each network."""
-        return {name: [counted(result) for result in group] for name, group in self.groups.items()}
+    def count(self, count: Count) -> dict[str, list[Counts]]:
+        """Return the counts of every seed of each network on the selected pixels."""
+        return {name: [count(result) for result in group] for name, group in self.groups.items()}
 
     @cached_property
     def all_pixels(self) -> Bootstrap:
-        """The resampled mean IoU over all pixels."""
+        """The bootstrap of all networks on all pixels."""
         return self.bootstrap(count_all_pixels)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """The mean IoU of each network, best first."""
+        """The mean IoU of each network with its interval, best first."""
         return {name: self.all_pixels.interval(name) for name in self.groups}
 
     @cached_property
     def pairs(self) -> list[Difference]:
-        """All pairs of networks, adjusted for their number."""
+        """The differences of all pairs of networks, p-values adjusted by Holm's method."""
         bootstrap = self.all_pixels
         pairs = [
             self.pair_trainings(pair.better, pair.worse, count_all_pixels, bootstrap) or pair for pair in bootstrap.pairs()
         ]
         return [replace(pair, adjusted=p) for pair, p in zip(pairs, adjust_holm([pair.p for pair in pairs]), strict=True)]
 
-    def difference(self, better: str, worse: str, counted: Count) -> Difference:
-        """Return the difference of two networks in what is counted."""
-        bootstrap = self.bootstrap(counted)  # of all networks, as their spreads over seeds are estimated together
-        return self.pair_trainings(better, worse, counted, bootstrap) or bootstrap.difference(better, worse)
+    def difference(self, better: str, worse: str, count: Count) -> Difference:
+        """Return the difference of two networks on the selected pixels."""
+        bootstrap = self.bootstrap(count)  # of all networks: their variances over seeds are estimated together
+        return self.pair_trainings(better, worse, count, bootstrap) or bootstrap.difference(better, worse)
 
-    def pair_trainings(self, better: str, worse: str, counted: Count, bootstrap: Bootstrap) -> Difference | None:
-        """Return the difference of two evaluations of the same runs, paired by run; None if the runs are not the same."""
-        first, second = (sorted(self.groups[name], key=lambda one: one.run.path) for name in (better, worse))
-        if [one.run.path for one in first] != [one.run.path for one in second]:
+    def pair_trainings(self, better: str, worse: str, count: Count, bootstrap: Bootstrap) -> Difference | None:
+        """Return the difference of two evaluations of the same runs, paired by run; None if the runs differ.
+
+        Such pairs are the rows of two evaluation protocols of an ablation, such as with and without a CRF.
+        """
+        first, second = (sorted(self.groups[name], key=lambda result: result.run.path) for name in (better, worse))
+        if [result.run.path for result in first] != [result.run.path for result in second]:
             return None
         others = [network for name, network in bootstrap.networks.items() if name not in (better, worse)]
-        return compare_paired(better, worse, list(map(counted, first)), list(map(counted, second)), RESAMPLES, others)
+        return compare_paired(better, worse, list(map(count, first)), list(map(count, second)), RESAMPLES, others)
 
     @cached_property
     def settings(self) -> dict[str, dict[str, str]]:
-        """The settings in which the runs differ, and the value of each network."""
+        """The settings in which networks differ: for each setting, the value of each network."""
         return compare_settings(self.groups)
 
     @property
     def kind(self) -> str:
-        """The kind of the intervals: other images, or other images and other seeds."""
+        """The kind of repetition that the intervals cover: `OTHER_IMAGES` or `NEW_TRAININGS` of `analysis.intervals`."""
         return self.all_pixels.kind
 
     @property
@@ -107,7 +116,7 @@ class Comparison:
 
     @property
     def cliques(self) -> list[tuple[str, ...]]:
-        """Networks of which no two are told apart."""
+        """Groups of networks of which no two are told apart: see `find_cliques`."""
         return find_cliques(list(self.groups), self.pairs)
 
     @property
@@ -116,9 +125,9 @@ class Comparison:
         return all(result.evaluation.strata is not None for result in self.results)
 
     def by_size(self) -> tuple[list[int], dict[str, list[Interval]]]:
-        """Return the bins of object sizes that ``MIN_IMAGES_PER_BIN`` images have, and each network's mean IoU in them."""
-        sizes = [count_objects(self.results[0], k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
-        bins = [k for k, images in enumerate(sizes) if images >= MIN_IMAGES_PER_BIN]
+        """Return the bins of object sizes that occur in ``MIN_IMAGES_PER_BIN`` images, and each network's mean IoU in each."""
+        images_per_bin = [count_objects(self.results[0], k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
+        bins = [k for k, images in enumerate(images_per_bin) if images >= MIN_IMAGES_PER_BIN]
         return bins, self.curves([partial(count_objects, low=k, high=k) for k in bins])
 
     def by_width(self) -> dict[str, list[Interval]]:
@@ -131,25 +140,25 @@ class Comparison:
         return {name: bootstrap.interval(name) for name in self.groups}
 
     def by_difficulty(self) -> tuple[int, dict[str, list[Interval]]]:
-        """Return the number of groups of images, from easy to hard for all networks, and each network's mean IoU in them."""
+        """Return the number of groups of images, from easy to hard, and each network's mean IoU in each group."""
         groups = min(DIFFICULTY_GROUPS, len(self.results[0].evaluation.images[0]))
         group = measure_difficulty([result.evaluation.images[1] for result in self.results], groups)
         return groups, self.curves([partial(count_all_pixels, images=group == k) for k in range(groups)])
 
-    def curves(self, counted: Sequence[Count]) -> dict[str, list[Interval]]:
-        """Return an interval of each network for each of several ways to count."""
-        bootstraps = [self.bootstrap(count, RESAMPLES_OF_PLOTS) for count in counted]
+    def curves(self, counts: Sequence[Count]) -> dict[str, list[Interval]]:
+        """Return each network's mean IoU with its interval on each selection of pixels."""
+        bootstraps = [self.bootstrap(count, RESAMPLES_OF_PLOTS) for count in counts]
         return {name: [bootstrap.interval(name) for bootstrap in bootstraps] for name in self.groups}
 
     def verdict(self, claim: Claim) -> Verdict:
-        """Measure the difference where a claim applies, and elsewhere.
+        """Measure the difference of a claim's networks on the pixels that it names, and elsewhere.
 
         Raises:
-            UserError: The claim names an unknown class, the runs have no stratified counts, or no pixel is of what it names.
+            UserError: The claim names an unknown class, the runs have no stratified counts, or no pixel is of the kind named.
         """
         here, elsewhere = self.split_counts(claim)
         if not here:
-            raise UserError("no image has what the claim names")
+            raise UserError("no image has pixels of the kind that the claim names")
         difference = self.difference(claim.better, claim.worse, here)
         if not elsewhere:
             return Verdict(difference, None, None)
@@ -158,9 +167,11 @@ class Comparison:
         return Verdict(difference, there, more)
 
     def split_counts(self, claim: Claim) -> tuple[Count | None, Count | None]:
-        """Return how to count what a claim is about, and the rest of the same classes, or the other classes; None for nothing.
+        """Return the selections of the pixels that a claim names and of those elsewhere; None if there are no such pixels.
 
-        Only classes with true pixels count; elsewhere, those of them that have some there.
+        Elsewhere are, of the same classes, the larger objects or the pixels farther from boundaries; for a claim about classes
+        only, the pixels of the other classes. Both selections are limited to classes that occur in the selected part of the
+        masks, elsewhere also to those of the first.
         """
         require_known_classes([claim], self.classes)
         if (claim.objects or claim.boundary) and not self.has_strata:
@@ -183,42 +194,42 @@ class Comparison:
 
 
 def restrict(count: Count, classes: Collection[int]) -> Count | None:
-    """Restrict counts to some classes; None if there are none."""
+    """Restrict a selection of pixels to some classes; None if there are none."""
     return partial(count_classes, count=count, classes=sorted(classes)) if classes else None
 
 
 def count_classes(result: Result, count: Count, classes: Sequence[int]) -> Counts:
-    """Count pixels of these classes only."""
+    """Count the selected pixels of some classes."""
     counted = count(result)
     return np.where(np.isin(np.arange(counted.shape[2]), classes), counted, 0)
 
 
 def count_all_pixels(result: Result, images: np.ndarray | None = None) -> Counts:
-    """Count every pixel, of all images or of some."""
+    """Count all pixels of all images or, with ``images``, of those for which it is True (N,)."""
     matrices = result.evaluation.images[1]
     return count_pixels(matrices if images is None else matrices[images])
 
 
 def count_within_boundary(result: Result, width: int) -> Counts:
-    """Count pixels within a distance of a boundary, of the classes that have any."""
+    """Count the pixels within ``width`` pixels of a boundary, of classes that occur there."""
     return keep_occurring(require_strata(result).trimap(width))
 
 
 def count_beyond_boundary(result: Result, width: int) -> Counts:
-    """Count pixels farther from a boundary, of the classes that have any."""
+    """Count the pixels farther than ``width`` pixels from a boundary, of classes that occur there."""
     return keep_occurring(require_strata(result).band(width + 1, MAX_BOUNDARY_DISTANCE + 1))
 
 
 def keep_occurring(counted: Counts) -> Counts:
-    """Keep classes that occur in the ground truth, so that all networks are averaged over the same classes."""
+    """Set to 0 the counts of classes that do not occur in the masks, so that all networks average over the same classes."""
     return np.where(counted[:, 1].any(0), counted, 0)
 
 
 def require_strata(result: Result) -> Strata:
-    """Return the stratified counts of a run.
+    """Return the stratified counts of an evaluation.
 
     Raises:
-        UserError: It has none.
+        UserError: They were not stored.
     """
     if result.evaluation.strata is None:
         raise UserError(f"{result.run} has no stratified counts of {result.evaluation.name}: evaluate it again")
@@ -226,12 +237,12 @@ def require_strata(result: Result) -> Strata:
 
 
 def count_objects(result: Result, low: int, high: int) -> Counts:
-    """Count the pixels of objects of these bins of sizes, of the classes that have any; the background is no object."""
+    """Count the pixels of objects in the size bins ``low`` to ``high``, of classes that occur there, without background."""
     counted = keep_occurring(require_strata(result).size(low, high))
     background = [name == BACKGROUND for name in result.evaluation.classes]
     return np.where(background, 0, counted)
 
 
 def list_mean_ious(groups: Mapping[str, Sequence[Result]]) -> dict[str, list[float]]:
-    """List the mean IoU of every seed of each network."""
+    """Return the mean IoU of every seed of each network."""
     return {name: [result.evaluation.mean_iou for result in group] for name, group in groups.items()}

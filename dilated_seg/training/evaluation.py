@@ -1,4 +1,4 @@
-"""The callback that collects the integers of an evaluation and writes them into the run and to W&B."""
+"""The callback that collects the counts of an evaluation and writes them into the run and to W&B."""
 
 import os
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ from dilated_seg.runs.version import commit
 from dilated_seg.training.cost import Cost
 from dilated_seg.training.wandb_tables import draw_confusion, log_to_wandb, tabulate_confusion
 
-Row = tuple[int, EvaluatedImage]  # its index in the split, and its counts
+Row = tuple[int, EvaluatedImage]  # an image's index in the split, and its counts
 CRF = "crf_"  # prefix of the task's outputs after the dense CRF
 
 
 class EvaluationRecord(Callback):
-    """Writes an evaluation into the run: per-image confusion matrices, metrics and protocol; logs the confusion matrix to W&B.
+    """Writes evaluations into the run (per-image confusion matrices, metrics, protocol) and their confusion matrix to W&B.
 
     The files are ``evaluations/SPLIT.*`` during training and ``evaluations/SPLIT-CHECKPOINT[-STRATEGY][-crf].*`` after it. The
     latter include counts stratified by object size and boundary distance, throughput and memory. An evaluation of a part of
-    the split is called ``...-2of101`` and never replaces one of the whole split.
+    the split has a name of its own, ``...-2of101``, and never replaces one of the whole split.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, list[Row]] = {}  # by prefix of the task's outputs
-        self.pixels = 0  # of this process's images, also those of the ignore index
+        self.pixels = 0  # of this process's images, including ignored ones
         self.cost: Cost | None = None  # None during training
-        self.evaluations: list[Evaluation] = []  # of the latest evaluation: without and with the dense CRF
+        self.evaluations: list[Evaluation] = []  # the latest: without and, if there is one, with the dense CRF
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.evaluations = []
@@ -59,7 +59,7 @@ class EvaluationRecord(Callback):
                 prediction = outputs[f"{prefix}prediction"].to(torch.int16).cpu().numpy()
                 counts = count_batch(batch, prediction, task.num_classes, task.ignore_index)
             for name, matrix, strata in zip(batch["id"], outputs[f"{prefix}matrices"].cpu().numpy(), counts, strict=True):
-                if name:  # an image that only fills up the last batch has none
+                if name:  # images that only pad the last batch have none
                     index = len(rows) * trainer.world_size + trainer.global_rank
                     rows.append((index, EvaluatedImage(name, matrix, strata)))
 
@@ -78,10 +78,10 @@ class EvaluationRecord(Callback):
         self.write(trainer, pl_module, "test")
 
     def write(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
-        """Collect the images of all processes; write and log their evaluation.
+        """Gather the images of all processes; write and log their evaluation.
 
         Raises:
-            UserError: After training, the masks have no valid pixel.
+            UserError: In an evaluation after training, the masks have no valid pixel.
         """
         pixels = sum(count for _, count in gather(trainer, [(trainer.global_rank, self.pixels)]))
         for prefix, rows in self.rows.items():
@@ -92,10 +92,10 @@ class EvaluationRecord(Callback):
                     f"({task.ignore_index}), so there is nothing to evaluate: correct the masks, or the ignore index"
                 )
             if not trainer.sanity_checking and trainer.is_global_zero:
-                last = prefix == list(self.rows)[-1]  # the time of the network alone is not measured with a CRF
+                last = prefix == list(self.rows)[-1]  # measured time includes the CRF: it belongs to the last
                 cost = self.cost.summarize(trainer.world_size) if self.cost and last else None
                 evaluation = build_evaluation(trainer, task, images, bool(prefix), pixels, cost)
-                if trainer.state.fn != TrainerFn.FITTING:  # during training, the last one counts
+                if trainer.state.fn != TrainerFn.FITTING:  # during training, the latest replaces earlier ones
                     evaluation = evaluation.with_free_name(images)
                 evaluation.save(images)
                 show_evaluation_in_wandb(trainer, evaluation, f"{split}/crf" if prefix else split)
@@ -110,18 +110,18 @@ def build_evaluation(
     pixels: int,
     cost: dict[str, Any] | None,
 ) -> Evaluation:
-    """Return the evaluation of these images: the sum of their matrices, and the protocol of the trainer and the task.
+    """Build the evaluation of some images: the sum of their matrices, and the protocol of trainer and task.
 
     Args:
-        trainer: With the evaluation that is running.
+        trainer: The trainer that runs the evaluation.
         task: The SegmentationTask.
         images: All images of all processes.
         crf: Whether the images are evaluated after the dense CRF.
-        pixels: Of the images, also those of the ignore index.
+        pixels: The number of pixels of the images, including ignored ones.
         cost: Throughput and memory, if measured.
 
     Raises:
-        RuntimeError: An image of the split was left out.
+        RuntimeError: Not every image of the split was evaluated.
     """
     available = count_images(trainer)
     limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
@@ -157,7 +157,7 @@ def build_evaluation(
 
 
 def show_evaluation_in_wandb(trainer: Trainer, evaluation: Evaluation, section: str) -> None:
-    """Log the confusion matrix as a table, after training as an image too, and whether the evaluation is partial."""
+    """Log the confusion matrix as a table and, after training, as an image; log if the evaluation is partial."""
     protocol, matrix, classes = evaluation.protocol, evaluation.matrix, evaluation.classes
     if protocol.partial:
         log_to_wandb(trainer, lambda: {f"{section}/partial": protocol.describe()["images"]})
@@ -167,14 +167,14 @@ def show_evaluation_in_wandb(trainer: Trainer, evaluation: Evaluation, section: 
 
 
 def get_evaluations(trainer: Trainer) -> list[Evaluation]:
-    """Return the evaluations that were written last, without and with the dense CRF; none on other processes than the first."""
+    """Return the latest evaluations, without and with the dense CRF; empty on all processes but the first."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     records = [callback for callback in callbacks if isinstance(callback, EvaluationRecord)]
     return [evaluation for record in records for evaluation in record.evaluations]
 
 
 def gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
-    """Return the rows of all processes, sorted by the first value of each row: its index in the split."""
+    """Return the rows of all processes, sorted by the first value of each row (the index in the split)."""
     if trainer.world_size == 1:
         return rows
     parts: list[Any] = [None] * trainer.world_size
@@ -189,7 +189,7 @@ def count_images(trainer: Trainer) -> int:
 
 
 def name_checkpoint(trainer: Trainer) -> str:
-    """Return the name of the evaluated weights: of a checkpoint or file, "last" during and after training, or "untrained"."""
+    """Return the name of the evaluated weights: the checkpoint's or file's, "last" during and after training, "untrained"."""
     if trainer.state.fn == TrainerFn.FITTING:
         return "last"
     if trainer.ckpt_path or trainer.global_step:
@@ -209,10 +209,10 @@ def locate_checkpoint(trainer: Trainer) -> str | None:
 
 
 def name_evaluation(trainer: Trainer, crf: bool = False, images: int | None = None) -> str:
-    """Return the name of an evaluation's files: the split; after training also checkpoint, strategy and CRF.
+    """Return the name of an evaluation's files: the split and, after training, checkpoint, inference strategy and CRF.
 
-    FullImage has no name: ``val``, ``val-best``, ``val-best-tiles-512x512-128-crf``. An evaluation of fewer images than the
-    split has ends with both numbers: ``val-best-2of101``.
+    Examples: ``val`` (during training), ``val-best`` (full images), ``val-best-tiles-512x512-128-crf``, and ``val-best-2of101``
+    for 2 of the split's 101 images.
     """
     parts = ["test" if trainer.testing else "val"]
     if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
@@ -222,5 +222,5 @@ def name_evaluation(trainer: Trainer, crf: bool = False, images: int | None = No
 
 
 def name_strategy(task: Any, crf: bool) -> list[str]:  # noqa: ANN401
-    """Return the inference strategy and the dense CRF as parts of file names; FullImage has none."""
+    """Return the inference strategy and the dense CRF as parts of file names; none for FullImage."""
     return [name for name in (task.inference.name, task.evaluation_crf.name if crf else "") if name]

@@ -248,7 +248,7 @@ def test_a_shard_is_damaged_if_its_checksum_differs_whatever_the_error(data, tmp
                 split[0]
         finally:
             place.write_bytes(content)
-    with pytest.raises(UserError, match=r"is not altered, but pyarrow .* cannot read it \(Invalid page header\)"):
+    with pytest.raises(UserError, match=r"matches its checksums, but pyarrow .* cannot read it \(Invalid page header\)"):
         split[0]
 
 
