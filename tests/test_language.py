@@ -30,6 +30,10 @@ SENTENCES = {
     r"what it costs": "throughput, latency, memory",
     r"looks? at an image": "inference strategy",
     r"hand(s|ed)? (over|on)": "pass; skip connection; export",
+    r"go(es)? on": "continue",
+    r"in the place of": "instead of, as",
+    r"from [01] on": "at least 1, positive",
+    r"(is|are) not there": "is missing",
     r"Error: (It|They) (is|are|do|does|has|have|was|were)\.": "state the condition",
 }
 # The first word of a docstring that leaves its subject out ("What a network takes"): name the object. "Whether" begins flags.

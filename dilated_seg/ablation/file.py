@@ -168,7 +168,7 @@ def read_count(path: Path, content: Mapping[str, Any], key: str) -> int:
     """
     count = content.get(key, 1)
     if type(count) is not int or count < 1:
-        raise UserError(f"{path} has {key} {count}: give a whole number from 1 on, such as 4")
+        raise UserError(f"{path} has {key} {count}: give a positive whole number, such as 4")
     return count
 
 

@@ -181,4 +181,4 @@ def describe_selection(ablation: Ablation) -> str:
     )
     if selection.by != selection.then:
         return how
-    return f"{how} **{selection.by} is both: what was selected on a split scores higher there than on other images.**"
+    return f"{how} **{selection.by} is both: the score on the split of the selection is optimistic.**"

@@ -106,7 +106,7 @@ class CLI:
             print(f"{'continuing' if self.resumed else 'run directory:'} {self.run}", flush=True)
 
     def fit(self) -> None:
-        """Train, save the last weights, and evaluate them if ``--evaluate`` says so."""
+        """Train, save the last weights and, with ``--evaluate``, evaluate them."""
         trainer, data = self.trainer, self.datamodule
         self.model.weights_loaded = bool(self.config.ckpt_path)  # a checkpoint replaces initial weights
         finished = self.resumed and self.run.finished

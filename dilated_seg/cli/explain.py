@@ -67,7 +67,7 @@ ELSEWHERE = {
     "weights": "model.weights", "width": "model.net.width",
 }  # fmt: skip
 
-# Types in jsonargparse's messages, and what they are called in ours.
+# Types in jsonargparse's messages, and their names in ours.
 TYPES = {
     r"<class 'int'>": "a whole number", r"<class 'float'>": "a number", r"<class 'bool'>": "true or false",
     r"<class 'str'>": "text", r"<class 'list'>": "a list", r"<class 'dict'>": "a mapping",

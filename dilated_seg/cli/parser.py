@@ -190,7 +190,7 @@ def construct(kind: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -
     """Build an object of a class that the configuration names.
 
     Raises:
-        UserError: Its constructor refuses the arguments; of a class of the user's own it says where.
+        UserError: The constructor rejects the arguments; for a user's class the message has the line.
     """
     try:
         return kind(*args, **kwargs)

@@ -54,13 +54,13 @@ def build_parser() -> CommandParser:
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often to try a failed run again")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
-    what.add_argument("--status", action="store_true", help="only say how far each run is")
+    what.add_argument("--status", action="store_true", help="only print the status of each run")
     parser.add_argument("--dashboard", action="store_true", help="then a workspace and a report at W&B; files if it is offline")
     return parser
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Require numbers from 1 on, options that go with the launcher, and the packages of both.
+    """Require positive numbers, options that fit the launcher, and the packages of both.
 
     Raises:
         UserError: One does not, or a package is not installed.
@@ -75,6 +75,6 @@ def check_options(options: argparse.Namespace) -> None:
     if options.dashboard:
         require_extra("--dashboard", "dashboard", "wandb-workspaces")
     if options.retries < 0 or (options.jobs is not None and options.jobs < 1):
-        raise UserError("--jobs takes a number from 1 on, --retries one from 0 on")
+        raise UserError("--jobs must be at least 1, --retries at least 0")
     if options.devices_per_run is not None and options.devices_per_run < 1:
         raise UserError(f"--devices_per_run {options.devices_per_run}: a run needs at least one device")

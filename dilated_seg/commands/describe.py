@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from dilated_seg.analysis.summary import Layer, Summary
 
-# Parts of a layer's path that say where it is in our code, not which layer of the paper it is.
+# Parts of a layer's path that name our modules, not the paper's layers.
 CONTAINERS = {
     "encoder", "stages", "pools", "unpools", "classifier", "bottleneck", "decoder", "layers", "front_end", "context", "down",
     "up", "enlarge", "join",

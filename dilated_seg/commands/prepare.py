@@ -91,7 +91,7 @@ def is_prepared(options: argparse.Namespace, given: dict[str, str]) -> bool:
         asked = json.loads((options.out / "manifest.json").read_text())["asked"]
         return bool(asked | {"dataset": asked["dataset"].lower()} == request)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False  # prepare itself tells what is wrong
+        return False  # `prepare` reports the error
 
 
 def list_datasets() -> dict[str, Any]:

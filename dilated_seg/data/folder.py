@@ -150,7 +150,7 @@ def require_images(images: Path) -> None:
 
 
 def explain_missing_split(root: Path, name: str) -> UserError:
-    """Return the error for a split that has neither a directory nor a list; it names what is there instead."""
+    """Return the error for a split that has neither a directory nor a list; it names the files that exist."""
     content = list_visible(root) if root.is_dir() else []
     similar = [path for path in content if path.name.lower().startswith(name) and (path.is_dir() or path.suffix == ".txt")]
     rename = f": rename {show_names(similar[:1])} to {name}{similar[0].suffix}" if similar else ""

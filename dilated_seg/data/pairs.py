@@ -61,7 +61,7 @@ class Pairs(Split):
         check_no_problems([problem for problem in problems if problem])
 
     def find_turned_images(self) -> TurnedImages:
-        """Return the labelled images that EXIF turns, and what the sizes of their masks imply."""
+        """Return the labelled images that EXIF turns, and the orientation that the sizes of their masks imply."""
         turned = TurnedImages()
         for (_, image, mask), headers in zip(self.pairs, self.headers, strict=True):
             if mask and not isinstance(headers, str) and headers[1] != 1:

@@ -74,7 +74,7 @@ class Job:
         Image.fromarray(values[result.ids.numpy()]).save(file, "png")
 
     def protocol(self) -> dict[str, Any]:
-        """Return what the results depend on, for JSON."""
+        """Return the options that the results depend on, for JSON."""
         automatic = f"{FullImage()}; {Tiles()} above {LARGE // 1_000_000} megapixels"
         return {
             **{key: self.model.facts.get(key) for key in ("checkpoint", "sha256", "step")},

@@ -61,7 +61,7 @@ def read_claim(file: Path, entry: Mapping[str, Any], names: Collection[str]) -> 
         raise UserError(f"{file} has a claim without '{missing[0]}': give it in words")
     for role in ("better", "worse"):
         if entry[role] not in names:
-            raise UserError(f"{file} has a claim about the unknown experiment '{entry[role]}': choose from {', '.join(names)}")
+            raise UserError(f"{file} has a claim about the unknown network '{entry[role]}': choose from {', '.join(names)}")
     classes = entry.get("classes")
     if classes is not None and (
         not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes)

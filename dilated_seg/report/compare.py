@@ -27,7 +27,7 @@ def compare(
         results: One evaluation a row: `find_results` finds those of directories. Rows of one name are the seeds of a network;
             one run may have several rows, of different names and evaluations.
         out: Where report.html, report.md, their images and tables, and results.parquet are written.
-        missing: What should be compared as well and is not there: the report lists it.
+        missing: Names of runs that are not finished, for the report to list.
         claims: Statements to test.
         command: The command that trained and evaluated all of this, or that makes the report again.
         title: The title of the page.

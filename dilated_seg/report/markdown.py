@@ -69,7 +69,7 @@ def backslash(character: str) -> str:
 
 
 def shield_names(text: str, names: Collection[str]) -> str:
-    """Return text in which names have private characters in the place of special ones, so that they are no markup."""
+    """Return text in which special characters of names are replaced by private ones, so that they are not markup."""
     special = sorted((name for name in names if SPECIAL_AT_START.search(name)), key=len, reverse=True)
     if not special:
         return text

@@ -127,7 +127,7 @@ def draw_svg(plot: Plot) -> Markup:
 
 
 def resize_tag(tag: str, style: str) -> str:
-    """Return the tag of an SVG with a style in the place of its width and height."""
+    """Return the tag of an SVG with a style instead of its width and height."""
     return re.sub(r' (width|height)="[^"]*"', "", tag).replace("<svg", f"<svg {style}", 1)
 
 

@@ -13,7 +13,7 @@ from dilated_seg.report.results import Result, list_differences
 from dilated_seg.runs import Run
 
 STEPS, BATCH = "training steps, all stages", "batch size, all devices"  # computed: no key of a configuration
-# Settings that change what was trained on and for how long; the first prefix that fits names the kind.
+# Kinds of settings by prefix of their names; the first prefix that matches counts.
 BUDGET = {
     STEPS: "training steps", "trainer.max_epochs": "training steps", "trainer.max_time": "training steps",
     "trainer.overfit_batches": "training steps", "trainer.limit_train_batches": "training steps", BATCH: "batch size",
@@ -132,7 +132,7 @@ def find_kind(name: str) -> str | None:
 
 
 def list_warnings(differing: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return a sentence on what was not equal in the trainings, and one on names whose seeds differ in more than the seed."""
+    """Return warnings: kinds of settings that differ between networks, and networks whose runs differ in more than the seed."""
     kinds: dict[str, list[str]] = {}
     for name, row in differing.items():
         if kind := find_kind(name):

@@ -69,6 +69,6 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def list_label_notes(evaluation: Evaluation) -> list[str]:
-    """Return what the masks do not hold, a sentence each: it bears on what the metrics mean."""
+    """Return a sentence for each class or pixel that the masks lack, which affects the interpretation of metrics."""
     pixels, split = evaluation.matrix.sum(1).tolist(), evaluation.protocol.split
     return describe_labels(pixels, evaluation.ignored_pixels, evaluation.classes, split, evaluation.ignore_index)

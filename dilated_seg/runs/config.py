@@ -78,7 +78,7 @@ def build_dataset(data: dict[str, Any]) -> "SegmentationDataModule":
     parser.add_subclass_arguments(SegmentationDataModule, "data")
     try:
         return parser.instantiate_classes(parser.parse_object({"data": data})).data
-    except ValueError as error:  # jsonargparse's, whose cause is what the constructor raised
+    except ValueError as error:  # of jsonargparse; its cause is the constructor's exception
         if isinstance(error.__cause__, UserError):
             raise UserError(str(error.__cause__)) from error
         raise

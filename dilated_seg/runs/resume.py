@@ -34,7 +34,7 @@ def find_resumed_checkpoint(run: Run, config: str, checkpoint: str | None) -> Pa
        of the images are a function of seed and position (`data.samplers`), so the data module skips what has been seen.
     6. `training.signals.StopOnSignal` and `training.interruption.SaveOnError` write last.ckpt after a whole step when a signal
        or an error ends a session.
-    7. An earlier session's metrics.csv becomes metrics-N.csv (`Run.keep_history`); W&B goes on with the id in wandb_id.
+    7. An earlier session's metrics.csv becomes metrics-N.csv (`Run.keep_history`); W&B continues by the id in wandb_id.
     8. A run that is finished (`Run.mark_finished`) loads its weights and trains no more.
 
     Args:

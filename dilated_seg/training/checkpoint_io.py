@@ -70,7 +70,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def read_safely(trainer: Trainer) -> None:
-    """Give a Trainer built in Python our checkpoint I/O in the place of Lightning's, which executes pickles."""
+    """Replace the checkpoint I/O of a Trainer built in Python: Lightning's executes pickles."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
 

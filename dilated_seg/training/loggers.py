@@ -38,8 +38,8 @@ DEFAULTS = {
 def build_loggers(run: Run, command: str, tags: Sequence[str] | None) -> list[Logger]:
     """Return the logger of metrics.csv for a training, and W&B's unless WANDB_MODE is "disabled".
 
-    W&B is offline unless it has a key and answers, or WANDB_MODE says otherwise. A training that continues keeps its id at W&B,
-    and so its curves; a separate evaluation is a W&B run of its own.
+    W&B is online if it has a key and its server answers; WANDB_MODE takes precedence. A continued training keeps its id
+    at W&B, and so its curves; a separate evaluation is a W&B run of its own.
 
     Args:
         run: The run.
@@ -117,7 +117,7 @@ class SafeWandbLogger(WandbLogger):
                 run = self.begin_offline()
         except Exception as error:
             self.failed = True
-            print(f"W&B cannot begin, the run goes on without it: {format_error(error)}", file=sys.stderr)
+            print(f"W&B cannot start, the run continues without it: {format_error(error)}", file=sys.stderr)
             return wandb.init(mode="disabled")
         run.define_metric("trainer/global_step")  # the x axis of every chart, as WandbLogger logs it
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -192,7 +192,7 @@ class SafeWandbLogger(WandbLogger):
             action()
         except Exception as error:
             self.failed = True
-            print(f"W&B has failed, the run goes on without it: {format_error(error)}", file=sys.stderr)
+            print(f"W&B has failed, the run continues without it: {format_error(error)}", file=sys.stderr)
 
 
 def finish(exit_code: int = 0) -> None:

@@ -91,6 +91,6 @@ class StoredFeatures(Dataset[dict[str, Any]]):
 
 
 def stack_features(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return samples of equal size as a batch, with features in the place of the image."""
+    """Return samples of equal size as a batch, with features as its images."""
     tensors: dict[str, Tensor] = {name: torch.stack([s[name] for s in samples]) for name in ("features", "mask")}
     return {**tensors, "id": [sample["id"] for sample in samples]}

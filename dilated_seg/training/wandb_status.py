@@ -14,7 +14,7 @@ TIMEOUT = 4  # seconds that W&B's server has to answer
 
 
 def is_online() -> bool:
-    """Return whether WANDB_MODE says so, or is not set and there are a key and an answer; print why not."""
+    """Return whether to log online: WANDB_MODE is online, or unset with a key and a server that answers; print why not."""
     mode = os.environ.get("WANDB_MODE")
     if mode or not has_key():
         return bool(mode) and mode not in ("offline", "dryrun", "disabled")

@@ -263,8 +263,8 @@ def test_slurm_jobs_are_queued_once_and_continue_after_their_time_limit(folder, 
         ),
         (["--slurm", "time=240"], "--slurm is for --launcher slurm"),
         (["--jobs=2"], "--jobs is for --launcher local"),
-        (["--launcher=local", "--jobs=0"], "from 1 on"),
-        (["--retries=-1"], "from 0 on"),
+        (["--launcher=local", "--jobs=0"], "must be at least 1"),
+        (["--retries=-1"], "at least 0"),
     ],
 )
 def test_wrong_launcher_options_are_a_user_error(folder, tmp_path, capsys, monkeypatch, words, sentence):

@@ -147,7 +147,7 @@ def test_a_diverged_candidate_is_not_selected_and_the_report_names_the_split(tmp
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
     assert "SegNet: slow of slow " in result.stdout and "fast diverged" in result.stdout
-    assert "val is both: what was selected on a split scores higher there than on other images" in result.stdout
+    assert "val is both: the score on the split of the selection is optimistic" in result.stdout
     assert Run(tmp_path / "out/SegNet_slow/seed0").evaluation_names() == ["val", "val-best"]
     assert json.loads((tmp_path / "out/selection.json").read_text())["networks"]["SegNet"]["diverged"] == ["fast"]
     again = run_command(*command)
@@ -177,7 +177,7 @@ def test_a_rehearsal_that_evaluates_the_best_checkpoint_validates(tmp_path):
         (("{crf:", "{crv:"), "protocol 'CRF' has the unknown key 'crv'"),
         (("[front end]", "[back end]"), "is for the unknown experiment 'back end': choose from front end, SegNet"),
         (('"": {}', '"": {experiments: [front end]}'), "has no protocol for SegNet"),
-        (("worse: front end", "worse: \"SegNet, CRF\""), "a claim about 'SegNet, CRF'"),
+        (("worse: front end", "worse: \"SegNet, CRF\""), "a claim about the unknown network 'SegNet, CRF'"),
         (("seeds: [0, 1]", 'seeds: [0, 1]\noverlays: {"": {}, CRF: {}}'), "two rows 'front end, CRF'"),
     ],
 )  # fmt: skip

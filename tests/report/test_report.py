@@ -502,7 +502,7 @@ GOOD = {"says": "x", "better": "a", "worse": "b"}
         ("text", "has claims that are not a list"),
         ([GOOD | {"where": 1}], "unknown key 'where'"),
         ([{"says": "x", "better": "a"}], "without 'worse'"),
-        ([GOOD | {"worse": "c"}], "about the unknown experiment 'c': choose from a, b"),
+        ([GOOD | {"worse": "c"}], "about the unknown network 'c': choose from a, b"),
         ([GOOD | {"classes": "dot"}], "classes dot: give a list"),
         ([GOOD | {"objects": 65}], "objects: 65, which was not counted apart: choose from 16, 64, 256"),
         ([GOOD | {"boundary": 41}], "boundary: 41, which was not counted apart: choose from 1 to 40"),

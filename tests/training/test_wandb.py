@@ -200,7 +200,7 @@ def test_training_continues_when_the_process_of_wandb_dies(alone, tmp_path):
         "fit", *TINY, "--run_dir", tmp_path / "run", code=AT_STEP_3.format(trouble=KILL_WANDB), **nobody(tmp_path)
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("W&B has failed, the run goes on without it") == 1
+    assert result.stderr.count("W&B has failed, the run continues without it") == 1
     assert equal(weights(alone), weights(tmp_path / "run"))
 
 
@@ -260,7 +260,7 @@ def test_training_continues_when_wandb_cannot_start_an_offline_run(alone, tmp_pa
     monkeypatch.setattr(wandb, "init", fail)
     monkeypatch.chdir(ROOT)
     CLI(["fit", *TINY, "--run_dir", str(tmp_path / "run")])
-    assert "W&B cannot begin, the run goes on without it: no space left on device" in capsys.readouterr().err
+    assert "W&B cannot start, the run continues without it: no space left on device" in capsys.readouterr().err
     assert equal(weights(tmp_path / "run"), weights(alone))
 
 

@@ -46,7 +46,7 @@ def measure_claim(comparison: Comparison, claim: Claim) -> Verdict:
     """Measure a claim.
 
     Raises:
-        UserError: A network or what the claim is about is not in this comparison.
+        UserError: The comparison lacks one of the networks, or the classes or counts that the claim names.
     """
     if gone := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
         raise UserError(f"{join_names(gone)} is not in this comparison")

@@ -10,7 +10,7 @@ from dilated_seg.report.blocks import ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.results import Result
 
-MIN_BATCHES = 5  # timed, below which a median says little
+MIN_BATCHES = 5  # timed; the median of fewer is unreliable
 
 HEADER = (
     "network", "parameters", "multiply-adds, 10⁹", "feature maps of one image, MB", "images a second", "GPU memory, GB",

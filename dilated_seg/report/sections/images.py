@@ -22,7 +22,7 @@ from dilated_seg.runs.samples import open_labelled_split
 
 IMAGES_OF_EACH_KIND = 3  # of which the page shows one at once; of more than MANY_NETWORKS it shows one image in all
 MANY_NETWORKS = 8
-MAX_SHEET_ROWS = 4  # of the one figure that Markdown has in the place of all images
+MAX_SHEET_ROWS = 4  # of the only figure in Markdown, which replaces the images of the page
 MAX_WIDTH = 640  # pixels
 IMAGES_EXPLAINED = (
     "The legend's last color marks ground truth that is not scored. Below a prediction is its mean IoU on this image alone, in "
@@ -96,7 +96,7 @@ def predict_images(result: Result, indices: Sequence[int]) -> None:
     """Predict images of the split and write them into the run.
 
     Raises:
-        UserError: The run's dataset or checkpoint is not there, or images were not evaluated as a whole.
+        UserError: The run's dataset or checkpoint is missing, or the evaluation was not of full images.
     """
     protocol = result.evaluation.protocol
     if not protocol.is_whole_image:

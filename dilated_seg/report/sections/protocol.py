@@ -84,7 +84,7 @@ def build_protocol_section(comparison: Comparison, commands: Sequence[str]) -> S
 
 
 def list_commands(result: Result) -> list[str]:
-    """Return the commands that train and evaluate a run again, as far as its protocol tells."""
+    """Return the commands that train and evaluate a run again, as known from its protocol."""
     protocol, run = result.evaluation.protocol, result.run
     if not run.is_run:
         return []

@@ -44,7 +44,9 @@ def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | 
         tabulate_sides(networks),
         FIELDS_EXPLAINED,
         Plot("field_profiles", alt, draw_profiles(first, comparison.numbers)),
-        Plot("effective_fields", "Effective receptive field of each network, dashed what it can see", draw_field_maps(first)),
+        Plot(
+            "effective_fields", "Effective receptive field of each network; dashed: the theoretical one", draw_field_maps(first)
+        ),
     ]
     measured = [one for seeds in networks.values() for one in seeds]
     if missing:
@@ -59,7 +61,7 @@ def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | 
 
 
 def read_measurements(comparison: Comparison) -> tuple[Measurements, list[str]]:
-    """Read what was measured of the weights that were evaluated; also return the networks that lack it for some seed."""
+    """Read the measurements of the evaluated weights; also return the networks of which a seed has none."""
     networks: Measurements = {}
     for name, group in comparison.groups.items():
         try:

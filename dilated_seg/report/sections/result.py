@@ -36,7 +36,7 @@ def build_section(comparison: Comparison, missing: Sequence[str], images: Sequen
 
     Args:
         comparison: Of the networks.
-        missing: What should be compared as well and is not there.
+        missing: Names of runs that are not finished.
         images: Blocks with images of the split and their predictions.
     """
     partial = comparison.results[0].evaluation.protocol.partial
@@ -108,7 +108,7 @@ def plot_means(comparison: Comparison) -> Plot:
 
 
 def list_interval_cells(interval: Interval | None, value: str, kind: str) -> list[str]:
-    """List the four cells of an interval in a CSV: its value, its ends and what it is about."""
+    """Return the four cells of an interval in a CSV: value, ends, kind of repetition."""
     if interval is None or np.isnan(interval.low):
         return [value, "", "", ""]
     return [*(f"{100 * number:.2f}" for number in (interval.value, interval.low, interval.high)), kind]

@@ -5,7 +5,7 @@ from dilated_seg.report.blocks import Fold, ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.wording import format_ends
 
-PLANNED_SEEDS = (3, 5, 10)  # of each network, for which the report says what could be told apart
+PLANNED_SEEDS = (3, 5, 10)  # of each network: numbers for which the report lists the detectable difference
 
 
 def build_section(comparison: Comparison) -> Section | None:
@@ -14,8 +14,8 @@ def build_section(comparison: Comparison) -> Section | None:
         return None
     if comparison.kind != NEW_TRAININGS:
         return Section("Variance over images and seeds", [
-            "How much these networks vary over seeds is not known, as each was trained once, so it cannot be said which "
-            f"difference how many seeds would tell apart: train at least {MIN_SEEDS} seeds of each."
+            "The variance over seeds is unknown, as each network was trained once, and so are the differences that more seeds "
+            f"would tell apart: train at least {MIN_SEEDS} seeds of each."
         ])  # fmt: skip
     return Section("Variance over images and seeds", [
         tabulate_variances(comparison),
