@@ -207,7 +207,7 @@ def test_seeds_that_differ_make_an_interval_wider_also_of_a_network_with_one():
         assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_where_only_few_images_differ_nobody_can_tell():
+def test_networks_that_differ_on_few_images_have_no_interval():
     rng = np.random.default_rng(0)
     one = rng.integers(10, 50, (200, 3, 3))
     other = one.copy()
@@ -275,7 +275,7 @@ def test_a_single_image_gives_no_interval():
     assert np.isnan(found.low) and np.isnan(found.high) and not found.significant
 
 
-def test_networks_on_other_images_are_refused():
+def test_networks_evaluated_on_different_images_are_an_error():
     with pytest.raises(UserError, match="not evaluated on the same images"):
         Bootstrap({"a": [some_counts(0, 5)], "b": [some_counts(0, 6)]})
 

@@ -24,7 +24,7 @@ def simulate_trainings(rng, gain):
     return first, second
 
 
-def test_a_gain_that_every_training_has_is_told_apart_only_when_trainings_are_paired():
+def test_a_gain_in_every_training_is_significant_only_if_trainings_are_paired():
     first, second = simulate_trainings(np.random.default_rng(0), gain=0.15)
     paired = compare_paired("crf", "plain", first, second, 1000)
     apart = Bootstrap({"crf": first, "plain": second}, 1000).difference("crf", "plain")
@@ -36,7 +36,7 @@ def test_a_gain_that_every_training_has_is_told_apart_only_when_trainings_are_pa
     assert paired.new.low < paired.repeat.low < paired.low
 
 
-def test_the_spread_of_other_networks_narrows_what_three_trainings_leave_open():
+def test_the_variance_of_other_networks_narrows_the_interval_of_three_trainings():
     first, second = simulate_trainings(np.random.default_rng(2), gain=0.15)
     steady = {name: [first[0], first[0] // 2 * 2, first[0] // 4 * 4] for name in "abcd"}  # seeds that differ by a few pixels
     others = list(Bootstrap(steady, 1000).networks.values())

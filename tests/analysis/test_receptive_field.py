@@ -104,7 +104,7 @@ def reached(maps, image, column):
         ("FCDenseNet(2, depth=103, width=0.03)", 33, 1300),
     ],
 )  # fmt: skip
-def test_every_cell_sees_what_its_gradient_reaches(call, height, width):
+def test_theoretical_fields_equal_the_pixels_that_gradients_reach(call, height, width):
     net = parse_network(call, "cpu").double().eval()
     names = [name for name, layer in net.named_modules() if isinstance(layer, MOVERS)]
     image = torch.empty(1, 3, height, width, device="meta")
@@ -152,7 +152,7 @@ def test_a_pixels_logits_look_at_that_pixel_from_the_middle(call):
     assert receptive_field.centre(field) == pytest.approx(sum(v for k, v in shifted.items() if k in call), abs=0.5)
 
 
-def test_the_effective_field_is_the_gradient_of_what_is_predicted_in_the_middle():
+def test_the_effective_field_is_the_gradient_of_the_predicted_class_at_the_middle():
     net = nn.Conv2d(3, 2, 3, padding=1)
     nn.init.normal_(net.weight)
     net.bias.data = torch.tensor([0.0, 1e4])  # so class 1 is predicted
@@ -163,7 +163,7 @@ def test_the_effective_field_is_the_gradient_of_what_is_predicted_in_the_middle(
     assert (field > 0).sum() == 9
 
 
-def test_the_effective_field_fills_what_theory_allows_and_no_more():
+def test_the_effective_field_fills_the_theoretical_field_and_no_more():
     net = positive(DilatedNet(2, context=None, width=0.02)).double().eval()
     field = receptive_field.effective(lambda image: net(image.double()), [torch.zeros(3, 401, 500)])
     rows, columns = np.nonzero(field)
@@ -216,7 +216,7 @@ def far_sighted(distance, upright=False):
 @pytest.mark.parametrize("at_once", [1, 400_000])
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("distance", [5, 20])
-def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(distance, upright, at_once, monkeypatch):
+def test_accuracy_rises_at_the_radius_where_the_evidence_becomes_visible(distance, upright, at_once, monkeypatch):
     monkeypatch.setattr(grey, "MAX_PIXELS", at_once)
     model, samples = far_sighted(distance, upright)
     found = receptive_field.context(model, samples, (0, distance - 1, distance, None), 40)
@@ -226,7 +226,7 @@ def test_a_class_is_told_where_its_evidence_is_seen_and_not_before(distance, upr
     assert found.predicted.shape == (40, 4)
 
 
-def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, capsys):
+def test_probe_stores_its_measurements_and_does_not_repeat_them(run, tmp_path, capsys):
     folder = shutil.copytree(run, tmp_path / "run")
     asked = ["probe", str(tmp_path), "--evaluation", "val", "--images", "2", "--pixels", "16"]
     assert main(asked) == 0
@@ -251,7 +251,7 @@ def test_probing_a_run_keeps_what_it_measured_and_does_so_once(run, tmp_path, ca
     assert np.array_equal(receptive_field.read(Run(folder), "val-last").effective, measured.effective)
 
 
-def test_pictures_show_what_was_measured():
+def test_plots_show_the_measured_fields():
     model, samples = far_sighted(5)
     pictures_of = [sample["image"] for sample in samples]
     context = receptive_field.context(model, samples, (4, None), 20)
@@ -269,7 +269,7 @@ def test_pictures_show_what_was_measured():
     assert [label.get_text() for label in accuracy_axes.get_xticklabels()] == ["4", "whole"]
 
 
-def test_what_cannot_be_probed_is_said_in_one_sentence(run, tmp_path, capsys):
+def test_runs_that_cannot_be_probed_are_a_user_error(run, tmp_path, capsys):
     for asked, sentence in (
         ([str(tmp_path)], "has no evaluated run"),
         ([str(run), "--evaluation", "val-first"], "has no checkpoint first: name one of"),

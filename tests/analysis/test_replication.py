@@ -66,7 +66,7 @@ def test_every_run_is_another_training(counts):
 
 
 @pytest.mark.slow
-def test_what_is_trained_is_what_is_collected(tmp_path):
+def test_collected_counts_equal_those_of_the_trained_runs(tmp_path):
     study = runpy.run_path(str(ROOT / "experiments/benchmarks/replication.py"))["load"].__globals__
     networks = {name: (*study["NETWORKS"][name][:3], 2) for name in COPIES}
     study |= {"NETWORKS": networks, "RESULTS": tmp_path / "results/small.parquet", "SEEDS": 1}

@@ -132,7 +132,7 @@ def test_every_network_of_the_family_cites_its_paper():
         ("FCN(form=authors)", "num_classes"),
     ],
 )
-def test_a_network_that_is_none_is_one_sentence(call, sentence, capsys):
+def test_an_unknown_or_invalid_network_is_a_user_error(call, sentence, capsys):
     assert main(["describe", call]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

@@ -130,7 +130,7 @@ def test_reduce_on_plateau_is_the_one_that_takes_a_monitor(cli):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_a_wrong_argument_is_said_with_what_may_be_meant(cli, args, sentence):
+def test_a_wrong_argument_is_an_error_that_suggests_the_nearest_one(cli, args, sentence):
     assert sentence in mistake(cli, *EXPERIMENT, *args)
 
 
@@ -138,7 +138,7 @@ def test_a_network_and_a_dataset_are_asked_for_by_the_experiment_that_has_both(c
     assert "a network and a dataset are required: pass --config" in mistake(cli)
 
 
-def test_a_protocol_that_there_is_not_is_said_too(cli):
+def test_an_unknown_inference_strategy_is_an_error_that_suggests_the_nearest_one(cli):
     assert "Tilse: unknown class: did you mean Tiles?" in mistake(cli, *EXPERIMENT, "--inference=Tilse", verb="validate")
 
 
@@ -163,14 +163,14 @@ def test_a_protocol_that_there_is_not_is_said_too(cli):
         (b"\x80\x81\x82", "is not a text file"),
     ],
 )
-def test_a_wrong_configuration_file_is_said_by_its_name(cli, text, sentence, tmp_path):
+def test_an_invalid_configuration_file_is_named(cli, text, sentence, tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     said = mistake(cli, *EXPERIMENT, "--config", str(file))
     assert said.startswith(str(file)) and sentence in said
 
 
-def test_a_configuration_file_that_is_not_there_is_said_with_one_that_is(cli, tmp_path):
+def test_a_missing_configuration_file_is_an_error_that_suggests_an_existing_one(cli, tmp_path):
     missing = str(ROOT / "experiments/shapes/fronted.yaml")
     assert mistake(cli, "--config", missing).startswith(f"there is no file {missing}: did you mean ")
     assert mistake(cli, "--config", missing).endswith("experiments/shapes/frontend.yaml?")
@@ -203,7 +203,9 @@ def test_a_configuration_file_that_is_not_there_is_said_with_one_that_is(cli, tm
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_what_a_class_refuses_is_one_sentence_before_the_first_step_and_leaves_nothing(args, sentence, tmp_path, capsys):
+def test_arguments_that_a_constructor_rejects_are_an_error_before_the_first_step_and_leave_no_files(
+    args, sentence, tmp_path, capsys
+):
     assert main(["fit", *SMALL, *args, "--run_dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dilated-seg: ") and error.count("\n") == 1 and sentence in error
@@ -287,7 +289,7 @@ def test_the_help_of_fit_begins_with_ten_options_that_there_are_and_a_command_th
     assert all(f"{option.rpartition('.')[0]}" in shown or option in shown for option in first)
 
 
-def test_nothing_that_nobody_can_act_on_stands_around_the_table(tmp_path, capsys, recwarn):
+def test_evaluations_print_no_warnings_around_the_table(tmp_path, capsys, recwarn):
     assert main(["fit", *SMALL, "--trainer.precision=bf16", "--run_dir", str(tmp_path / "run")]) == 0
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     capsys.readouterr()

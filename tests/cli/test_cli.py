@@ -23,7 +23,7 @@ from dilated_seg.task import SegmentationTask
 from tests.support.commands import ROOT, TINY, fails_in_one_sentence, run_command, run_process
 
 
-def test_a_run_folder_holds_configuration_checkpoints_metrics_and_evaluation(run):
+def test_a_run_directory_contains_configuration_checkpoints_metrics_and_evaluation(run):
     for name in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "evaluations/val.json"):
         assert (run / name).is_file(), name
     assert not (run / "evaluations/val.strata.parquet").exists()  # these cost time: only after training
@@ -97,7 +97,7 @@ def test_a_checkpoint_file_and_an_exported_directory_name_a_network_too(run, tmp
         assert sentence in capsys.readouterr().err
 
 
-def test_predictions_by_another_protocol_lie_in_a_folder_of_their_own_and_say_how_they_were_made(run, tmp_path):
+def test_predictions_with_another_inference_strategy_have_their_own_directory_and_protocol(run, tmp_path):
     arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
     protocol = ["--inference=MultiScale", "--inference.scales=[0.5,1.0]", "--crf.iterations=2"]
     result = run_command("predict", *arguments, *protocol)
@@ -140,7 +140,7 @@ def test_a_protocol_and_a_crf_are_scored_beside_and_named_in_the_number_and_the_
         assert f"{100 * evaluation.mean_iou:.1f}" in result.stdout
 
 
-def test_a_protocol_that_does_not_fit_the_network_is_said_in_one_sentence(run, tmp_path):
+def test_an_inference_strategy_that_does_not_fit_the_network_is_a_user_error(run, tmp_path):
     arguments = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt", "--run_dir", tmp_path]
     assert fails_in_one_sentence(run_command("validate", *arguments, "--inference=ReflectedTiles"), "padding: reflect")
     assert fails_in_one_sentence(run_command("validate", *arguments, "--inference=Tilse"), "Tilse")
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_network_is_refused(run):
     assert fails_in_one_sentence(result, "does not fit the network")
 
 
-def test_a_folder_of_another_configuration_is_refused(run):
+def test_a_run_directory_of_another_configuration_is_an_error(run):
     result = run_command("fit", *TINY, "--trainer.max_steps=8", "--run_dir", run)
     assert fails_in_one_sentence(result, "another configuration")
 

@@ -121,7 +121,7 @@ def test_label_ids_of_cityscapes_become_train_ids(cityscapes):
     assert set(row[[i for i in range(34) if i not in LABEL_IDS]].tolist()) == {255}
 
 
-def test_cityscapes_has_coarse_masks_too_and_none_of_test(cityscapes):
+def test_cityscapes_has_coarse_masks_and_no_masks_of_test(cityscapes):
     Image.new("L", (34, 16), 7).save(cityscapes / "gtCoarse/train/bochum/bochum_000000_000313_gtCoarse_labelIds.png")
     coarse = Cityscapes(root=str(cityscapes), labels="gtCoarse")
     assert not coarse.split("train")[2]["mask"].any()

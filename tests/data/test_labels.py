@@ -242,7 +242,7 @@ def test_a_class_that_an_epoch_does_not_show_is_named(values, named, tmp_path, c
     assert said == ([f"warning: none of the 6 training crops has a pixel of {named}, which cannot be learned"] if named else [])
 
 
-def test_what_training_sees_does_not_change_it(tmp_path, monkeypatch):
+def test_callbacks_that_inspect_labels_do_not_change_the_trained_weights(tmp_path, monkeypatch):
     first = train(Drawn(values=(0, 1, 2, 255), batch_size=2), tmp_path, steps=3).lightning_module.state_dict()
     monkeypatch.setattr(SegmentationTask, "configure_callbacks", lambda self: [])
     second = train(Drawn(values=(0, 1, 2, 255), batch_size=2), tmp_path, steps=3).lightning_module.state_dict()

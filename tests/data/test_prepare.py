@@ -131,7 +131,7 @@ def test_a_root_that_holds_no_dataset_is_one_sentence(root, tmp_path, capsys, mo
     assert run("camvid", f"--root={tmp_path / root}", "--out=.") == 2
 
 
-def test_another_request_into_the_same_directory_is_refused(tmp_path, capsys):
+def test_preparing_with_other_options_into_the_same_directory_is_an_error(tmp_path, capsys):
     root = fake_datasets.folder(tmp_path / "mine")
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}") == 0
     assert run("folder", f"--root={root}", f"--out={tmp_path / 'out'}", "--store=raw") == 2
@@ -271,7 +271,7 @@ def test_training_streams_over_http_with_workers(tmp_path, workers):
         assert ours["id"] == theirs["id"] and torch.equal(ours["image"], theirs["image"])
 
 
-def test_what_is_not_prepared_is_not_streamed(tmp_path):
+def test_streaming_a_dataset_that_is_not_prepared_is_an_error(tmp_path):
     with pytest.raises(UserError, match="dilated-seg prepare"):
         Folder(root=str(fake_datasets.folder(tmp_path)), streaming=True).open_split("train")
 
@@ -342,7 +342,7 @@ def test_a_directory_may_have_any_name(tmp_path, name, streaming):
     assert len(samples(Folder(root=str(tmp_path / name), streaming=streaming), "train")) == 2
 
 
-def test_a_split_of_which_nothing_is_left_is_refused(tmp_path, capfd):
+def test_a_split_whose_images_are_all_skipped_is_an_error(tmp_path, capfd):
     root = fake_datasets.folder(tmp_path / "mine")
     for path in (root / "images/photo 0.png", root / "images/photo 1.jpg"):
         path.write_bytes(b"no image")
@@ -499,7 +499,7 @@ def test_an_archive_that_was_replaced_is_unpacked_again(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
-def test_a_damaged_archive_is_refused_or_gives_what_it_held(tmp_path, kind):
+def test_a_damaged_archive_is_an_error_or_unpacks_its_original_content(tmp_path, kind):
     """A plain tar has no checksum of its contents: there, only what its headers say is safe."""
     root, archive = fake_datasets.folder(tmp_path / "mine"), tmp_path / f"mine.{kind}"
     expected = {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -568,7 +568,7 @@ def tarred(path, **facts):
         (lambda p: (p / "a.tgz").write_bytes(b"\x1f\x8b nothing"), "cannot be unpacked"),
     ],
 )
-def test_an_archive_that_is_not_what_it_should_be_is_refused(make, sentence, tmp_path):
+def test_an_invalid_or_unsafe_archive_is_an_error(make, sentence, tmp_path):
     make(tmp_path)
     with pytest.raises(UserError, match=sentence):
         archives.unpack(archives.list_archives(tmp_path)[0], tmp_path / "into")

@@ -147,7 +147,7 @@ def evaluation(run_dir, name="val"):
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_worker_may_import_what_wandb_watches(package, run, persistent):
+def test_data_workers_can_import_modules_that_wandb_hooks(package, run, persistent):
     loader = DataLoader(Imports(), num_workers=2, persistent_workers=persistent)
     for _ in range(2):
         assert not any(map(any, loader))
@@ -155,13 +155,13 @@ def test_a_worker_may_import_what_wandb_watches(package, run, persistent):
     assert any(type(finder).__module__.startswith("wandb") for finder in sys.meta_path)  # nor did it lose the hooks
 
 
-def test_a_process_of_a_pool_may_import_what_wandb_watches(package, run):
+def test_pool_processes_can_import_modules_that_wandb_hooks(package, run):
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert not pool.apply(Imports().__getitem__, (0,))
 
 
 @pytest.mark.parametrize("name", ["Mine", "OwnLoader"])
-def test_a_dataset_of_the_users_may_import_what_wandb_watches_in_its_workers(package, tmp_path, name):
+def test_a_users_dataset_can_import_modules_that_wandb_hooks_in_workers(package, tmp_path, name):
     (package / "mine.py").write_text(USER_DATASET.format(hooked=HOOKED))
     flags = [f"--data=mine.{name}", "--data.init_args.images=[4,2,2]", "--data.init_args.size=[16,24]"]
     fit(tmp_path / "run", *flags, "--data.init_args.num_workers=1", "--data.init_args.batch_size=2")

@@ -123,7 +123,7 @@ def test_probabilities_and_crf_can_be_asked_for(trained):
     assert "CRF" in refined.protocol
 
 
-def test_a_large_picture_is_looked_at_in_tiles_unless_it_is_said_how(trained, monkeypatch):
+def test_large_images_are_segmented_in_tiles_by_default(trained, monkeypatch):
     monkeypatch.setattr("dilated_seg.inference.image.LARGE", 1000)
     assert segment_image(load(trained), photo(25, 40)).protocol == "whole image"
     assert segment_image(load(trained), photo(25, 41)).protocol == str(Tiles())
@@ -206,7 +206,7 @@ def test_a_bad_picture_stops_no_other_and_the_summary_says_how_many(trained, tmp
     ]  # fmt: skip
 
 
-def test_folders_below_a_source_are_kept_and_hidden_files_and_results_left_out(trained, tmp_path):
+def test_subdirectories_of_a_source_are_kept_without_hidden_files_and_results(trained, tmp_path):
     (tmp_path / "in/a/.hidden").mkdir(parents=True)
     for name in ("in/1.png", "in/a/1.png", "in/a/.2.png", "in/a/.hidden/3.png"):
         photo().save(tmp_path / name)
@@ -240,7 +240,7 @@ def test_images_of_the_same_name_keep_the_directories_below_their_source_and_nev
     assert f"{tmp_path}/d2/s/1.png would overwrite the results of {tmp_path}/d1/s/1.png: rename" in capsys.readouterr().out
 
 
-def test_no_name_leads_out_of_the_folder_of_results(trained, tmp_path, monkeypatch):
+def test_no_image_name_escapes_the_output_directory(trained, tmp_path, monkeypatch):
     (tmp_path / "w/sub").mkdir(parents=True)
     (tmp_path / "pics").mkdir()
     for name in ("pics/1.png", "w/2.png"):
@@ -265,7 +265,7 @@ def test_links_are_followed_once(trained, tmp_path):
     assert files(tmp_path / "out/labels") == ["a/1.png", "a/link.png"]
 
 
-def test_what_is_no_file_and_a_name_that_is_too_long_stop_no_other(trained, tmp_path, capsys):
+def test_special_files_and_too_long_names_do_not_stop_other_images(trained, tmp_path, capsys):
     photo().save(tmp_path / "1.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert run([tmp_path / "pipe.png", "x" * 300, tmp_path / "1.png"], trained, tmp_path / "out") == 1
@@ -292,7 +292,7 @@ def test_a_picture_whose_results_cannot_be_written_stops_no_other(trained, tmp_p
     assert not list((tmp_path / "new").rglob("*.partial"))
 
 
-def test_a_submission_can_be_added_to_what_is_there(tmp_path):
+def test_a_submission_can_be_added_to_existing_results(tmp_path):
     data = VOC(root=str(tmp_path))
     voc = checkpoint(tmp_path / "v.ckpt", data.classes, data.palette, name="VOC")
     photo().save(tmp_path / "2008_000006.jpg")
@@ -317,7 +317,7 @@ def test_an_image_of_more_than_8_bits_is_refused_with_the_remedy_and_stops_no_ot
     assert files(tmp_path / "out/labels") == ["photo.png"]
 
 
-def test_weights_that_are_no_numbers_are_refused(trained, tmp_path, capsys):
+def test_weights_that_are_not_finite_are_an_error(trained, tmp_path, capsys):
     content = torch.load(trained, weights_only=True)
     next(tensor for name, tensor in content["state_dict"].items() if name.startswith("model.net."))[0] = torch.nan
     torch.save(content, trained)
@@ -326,7 +326,7 @@ def test_weights_that_are_no_numbers_are_refused(trained, tmp_path, capsys):
     assert "is not finite" in capsys.readouterr().err
 
 
-def test_more_classes_than_a_label_picture_holds_are_refused(tmp_path):
+def test_more_classes_than_a_mask_can_store_are_an_error(tmp_path):
     with pytest.raises(UserError, match="256 classes are too many"):
         load(checkpoint(tmp_path / "many.ckpt", [str(k) for k in range(256)], [(0, 0, 0)] * 256))
 
@@ -380,7 +380,7 @@ def test_results_of_two_protocols_are_not_mixed(trained, tmp_path, capsys):
     assert run([tmp_path / "2.png"], trained, tmp_path / "out") == 2
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(trained, tmp_path, capsys):
+def test_an_output_directory_that_cannot_be_created_is_an_error_before_the_first_image(trained, tmp_path, capsys):
     photo().save(tmp_path / "1.png")
     (tmp_path / "file").touch()
     assert run([tmp_path / "1.png"], trained, tmp_path / "file/out") == 2
@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_done(trained, t
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_without_the_right_to_write_is_named(trained, tmp_path, capsys):
+def test_an_output_directory_without_write_permission_is_named(trained, tmp_path, capsys):
     photo().save(tmp_path / "1.png")
     (tmp_path / "out").mkdir(mode=0o500)
     assert run([tmp_path / "1.png"], trained, tmp_path / "out") == 2
@@ -403,7 +403,7 @@ def can_mount(folder):
 
 
 @pytest.mark.parametrize("disk", ["small disk", "largest file"])
-def test_a_full_disk_stops_and_leaves_only_whole_results(disk, trained, tmp_path):
+def test_a_full_disk_stops_and_leaves_only_complete_results(disk, trained, tmp_path):
     """On a disk of 100 KB; and by a limit on the size of files, which the system refuses in another way."""
     out = tmp_path / "out"
     out.mkdir()
@@ -499,7 +499,7 @@ def test_options_that_make_no_sense_are_said_in_one_sentence(options, sentence, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_segmenter_that_is_none_is_said_before_anything_is_done(tmp_path, capsys):
+def test_a_missing_segmenter_is_an_error_before_the_first_image(tmp_path, capsys):
     photo().save(tmp_path / "1.png")
     assert run([tmp_path / "1.png"], tmp_path / "nothing.ckpt", tmp_path / "out") == 2
     assert not (tmp_path / "out").exists()

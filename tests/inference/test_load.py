@@ -45,7 +45,7 @@ def logits(segmenter, image=IMAGE):
         return segmenter(image)
 
 
-def test_a_segmenter_says_what_the_task_says(run):
+def test_a_segmenter_predicts_the_same_as_its_task(run):
     task = SegmentationTask.load_from_checkpoint(run / "checkpoints/last.ckpt", map_location="cpu").eval()
     for source in (run, str(run.parent), run / "checkpoints/last.ckpt"):
         segmenter = load(source)
@@ -108,7 +108,7 @@ def test_loading_imports_no_trainer_and_executes_no_pickle(checkpoint):
         (lambda c: c["dataset"].update(palette=[[0, 0, 0]]), "8 classes, but 1 colors"),
     ],
 )
-def test_a_checkpoint_that_is_none_of_ours_is_refused_in_one_sentence(checkpoint, change, sentence):
+def test_a_checkpoint_with_invalid_content_is_a_user_error(checkpoint, change, sentence):
     with pytest.raises(UserError, match=sentence):
         load(rewrite(checkpoint, change))
 
@@ -140,7 +140,7 @@ def test_a_network_built_in_python_is_handed_over(tmp_path):
     assert (segmenter.classes, segmenter.dataset, segmenter.built) == (["0", "1", "2"], None, None)
 
 
-def test_what_is_nowhere_is_said_so(tmp_path, monkeypatch):
+def test_a_missing_source_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"there is no .*/nothing: name a run's directory"):
         load(tmp_path / "nothing")

@@ -46,7 +46,7 @@ def picture(height, width, count=1):
     ],
     ids=["front end", "U-Net", "FCN-8s", "SegNet-Basic"],
 )
-def test_tiles_whose_margins_hold_the_receptive_field_give_the_whole_image(net, size, margin, image):
+def test_tiles_with_margins_of_the_receptive_field_equal_the_full_image(net, size, margin, image):
     model, image = task(net), picture(*image)
     inference = Tiles(size, 2 * margin, margin)
     expected, found = model(image).softmax(1), predict_logits(inference, model, image).softmax(1)
@@ -56,7 +56,7 @@ def test_tiles_whose_margins_hold_the_receptive_field_give_the_whole_image(net, 
     assert (narrow - expected).abs().max() > 1e-4  # the margin is what makes them equal
 
 
-def test_an_image_that_fits_into_one_tile_is_looked_at_whole():
+def test_an_image_that_fits_into_one_tile_is_segmented_as_a_full_image():
     model, image = task(UNet(5, width=1 / 16)), picture(45, 70)
     torch.testing.assert_close(predict_logits(Tiles(), model, image), model(image).log_softmax(1), atol=SHARES, rtol=0)
 
@@ -143,13 +143,13 @@ def test_reflected_tiles_refuse_networks_that_pad_by_themselves():
             predict_logits(ReflectedTiles(), task(net, 3), picture(9, 9))
 
 
-def test_one_scale_without_mirroring_is_the_whole_image():
+def test_multi_scale_with_scale_1_without_flipping_equals_the_full_image():
     model, image = task(UNet(5, width=1 / 16)), picture(37, 50)
     found, expected = predict_logits(MultiScale([1.0], False), model, image), model(image).log_softmax(1)
     torch.testing.assert_close(found, expected, **RESIZED)
 
 
-def test_mirrored_looks_make_an_image_and_its_mirror_image_agree():
+def test_with_flipping_predictions_of_an_image_and_its_mirror_image_agree():
     model, image = task(UNet(5, width=1 / 16)), picture(40, 64)
     found = predict_logits(MultiScale([0.5, 1.0]), model, image)
     torch.testing.assert_close(predict_logits(MultiScale([0.5, 1.0]), model, image.flip(3)).flip(3), found, **RESIZED)
@@ -171,7 +171,7 @@ def test_scales_can_be_looked_at_in_tiles():
 
 @pytest.mark.parametrize("inference", [FullImage(), Tiles((64, 64), 16), MultiScale([0.25, 1.0]), ReflectedTiles(372 + 32)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (77, 3)])
-def test_every_protocol_takes_any_size_and_predicts_what_its_logits_say(inference, size):
+def test_every_inference_strategy_accepts_any_size_and_predicts_the_argmax_of_its_logits(inference, size):
     model, image = task(DilatedNet(3, padding="reflect", width=1 / 16), 3).float(), picture(*size)
     found = predict(inference, model, image)
     assert found.dtype == torch.uint8

@@ -34,7 +34,7 @@ def test_the_search_tries_nothing_twice_and_does_not_run_after_chance():
     assert len(tried[:-1]) == len(set(tried[:-1])) == 1 + 6 + 6
 
 
-def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_path, capsys):
+def test_tuned_parameters_are_written_as_an_overlay_for_validate(run, tmp_path, capsys):
     overlay = tmp_path / "crf.yaml"
     assert main(["tune", str(run / "checkpoints/last.ckpt"), "--images", "2", "--out", str(overlay)]) == 0
     said = capsys.readouterr().out
@@ -60,13 +60,13 @@ def test_what_is_found_is_written_as_an_overlay_that_validate_takes(run, tmp_pat
         (["--checkpoint", "first"], "there is no first"),
     ],
 )
-def test_images_that_are_not_there_are_said_in_one_sentence(options, sentence, run, tmp_path, capsys):
+def test_missing_images_are_a_user_error(options, sentence, run, tmp_path, capsys):
     assert main(["tune", str(run), *options, "--out", str(tmp_path / "crf.yaml")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "crf.yaml").exists()
 
 
-def test_an_overlay_that_is_there_or_cannot_be_written_is_said_before_the_search(run, tmp_path, capsys):
+def test_an_existing_or_unwritable_overlay_is_an_error_before_the_search(run, tmp_path, capsys):
     (tmp_path / "crf.yaml").write_text("mine")
     for out in (tmp_path / "crf.yaml", tmp_path, tmp_path / "nowhere/crf.yaml", tmp_path / "crf.yaml/below.yaml"):
         assert main(["tune", str(run), "--images", "1", "--out", str(out)]) == 2
@@ -76,6 +76,6 @@ def test_an_overlay_that_is_there_or_cannot_be_written_is_said_before_the_search
     assert (tmp_path / "crf.yaml").read_text() == "mine"
 
 
-def test_what_is_no_run_is_said(tmp_path, capsys):
+def test_a_path_that_is_not_a_run_is_a_user_error(tmp_path, capsys):
     assert main(["tune", str(tmp_path)]) == 2
     assert "is not a run directory (no config.yaml)" in capsys.readouterr().err

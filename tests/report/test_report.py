@@ -179,7 +179,7 @@ def test_claims_hold_or_not_as_they_were_measured_with_three_seeds(study):
     assert "**blindness helps: does not hold.** blind minus good: -" in text
 
 
-def test_with_three_seeds_networks_are_told_apart_and_every_interval_says_what_it_is(study):
+def test_with_three_seeds_networks_are_told_apart_and_every_interval_names_its_kind(study):
     told = {(row["better"], row["worse"]): row for row in rows(study / "pairs.csv")}
     assert {pair: row["told apart"] for pair, row in told.items() if "blind" in pair} == dict.fromkeys(
         ((row["better"], row["worse"]) for row in told.values() if row["worse"] == "blind"), "yes"
@@ -224,7 +224,7 @@ def test_with_one_seed_no_sentence_says_that_a_network_is_better(tmp_path, capsy
     assert [row["told apart"] for row in rows(tmp_path / "out" / "pairs.csv")] == ["1 of 3 seeds"]
 
 
-def test_two_seeds_say_why_the_interval_is_wide_and_what_to_do(tmp_path):
+def test_with_two_seeds_the_report_explains_the_wide_interval_and_the_remedy(tmp_path):
     runs = [
         evaluated(tmp_path / name / f"seed{seed}", predict(seed), seed=seed)
         for name, predict in SEEDED.items()
@@ -235,7 +235,7 @@ def test_two_seeds_say_why_the_interval_is_wide_and_what_to_do(tmp_path):
     assert "at least 3 seeds of each network are needed" in text and " beats " not in text
 
 
-def test_the_numbers_are_those_of_the_evaluations(report):
+def test_metrics_of_the_report_equal_those_of_the_evaluations(report):
     found = {row["network"]: row for row in rows(report / "networks.csv")}
     results = [Run(report.parent / "good" / f"seed{k}").evaluation(EVALUATION) for k in range(3)]
     values = [float(mean_iou(count_pixels(result.images[1]).sum(0))) for result in results]
@@ -484,7 +484,7 @@ def test_the_images_shown_are_those_that_networks_differ_most_on(report, tmp_pat
     assert f"image{widest}: networks differ most" in text
 
 
-def test_matrices_that_do_not_belong_to_the_evaluation_are_refused(tmp_path):
+def test_per_image_matrices_that_do_not_add_up_are_an_error(tmp_path):
     run = evaluated(tmp_path / "a", noisy())
     table = pq.read_table(run / "evaluations" / f"{EVALUATION}.parquet")
     pq.write_table(table.slice(1), run / "evaluations" / f"{EVALUATION}.parquet")
@@ -509,12 +509,12 @@ GOOD = {"says": "x", "better": "a", "worse": "b"}
         ([GOOD | {"boundary": 3, "objects": 64}], "make it two claims"),
     ],
 )
-def test_a_claim_that_cannot_be_measured_is_refused_in_a_sentence(tmp_path, content, sentence):
+def test_invalid_claims_are_a_user_error(tmp_path, content, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         claims.read_claims(tmp_path / "x.yaml", content, ["a", "b"])
 
 
-def test_a_claim_about_a_class_that_is_not_there_is_refused_before_training(tmp_path):
+def test_a_claim_about_an_unknown_class_is_an_error_before_training(tmp_path):
     with pytest.raises(UserError, match="names the unknown class 'car': choose from tree, road"):
         claims.require_known_classes([Claim("x", "a", "b", classes=("car",))], ["tree", "road"])
 

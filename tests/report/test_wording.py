@@ -13,7 +13,7 @@ def difference(better, worse, value, adjusted, seeds=3):
     return Difference(value, value - 0.01, value + 0.01, better, worse, adjusted, adjusted, seeds, kind, UNKNOWN, UNKNOWN)
 
 
-def test_pairs_are_said_in_words_and_drawn_as_groups():
+def test_pairs_are_described_in_words_and_grouped_into_cliques():
     pairs = [difference("a", "b", 0.02, 0.3), difference("a", "c", 0.09, 0.001), difference("b", "c", 0.07, 0.002)]
     assert describe_pairs(pairs) == [
         "a beats c by 9.0 [8.0, 10.0] (trained again, other images); is not distinguishable from b.",
@@ -23,7 +23,7 @@ def test_pairs_are_said_in_words_and_drawn_as_groups():
     assert format_points(pairs[0]) == "2.0 [1.0, 3.0]"
 
 
-def test_pairs_with_one_seed_are_said_to_be_runs_and_what_is_needed():
+def test_pairs_with_one_seed_are_described_as_runs_with_the_number_of_seeds_needed():
     pairs = [difference("a", "b", 0.02, 0.001, seeds=1)]
     assert describe_pairs(pairs) == [
         "In these runs a scores 2.0 [1.0, 3.0] above b (these weights, other images).",

@@ -109,7 +109,7 @@ def test_a_partial_test_and_a_partial_validation_during_training_are_called_so(t
         assert "This is partial: 2 of 3 images, not the whole split." in (tmp_path / "report" / page).read_text()
 
 
-def test_a_partial_prediction_lies_apart_and_one_that_ended_early_says_so(run, monkeypatch):
+def test_partial_predictions_have_their_own_directory_and_incomplete_ones_are_marked(run, monkeypatch):
     arguments = ["predict", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/best.ckpt")]
     assert main(arguments) == 0
     assert main([*arguments, "--trainer.limit_predict_batches=2"]) == 0
@@ -261,7 +261,7 @@ def test_an_ablation_prints_a_line_for_each_validation_and_no_table_for_each_run
     assert found["val-last"]["protocol"]["images"] == 3
 
 
-def test_what_tune_prints_scores_the_run_it_tuned(run, capsys):
+def test_the_command_that_tune_prints_evaluates_the_tuned_run(run, capsys):
     assert main(["tune", str(run), "--images", "1"]) == 0
     (words,) = commands(capsys.readouterr().out)
     assert main(words[1:]) == 0
