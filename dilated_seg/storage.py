@@ -20,11 +20,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory, which replaces ``path`` when the block ends and is removed if it fails.
 
     So a file is complete or absent, whatever ends the process. If two processes write it, the last one wins. The temporary
-    name is short and keeps the suffix, which tells libraries the format.
+    name is short and keeps the suffix, which tells libraries the format. The file's permissions are those of the umask, also if
+    a library sets its own, as safetensors does.
     """
     partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix[:16]}")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

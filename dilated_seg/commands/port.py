@@ -6,7 +6,7 @@ from dilated_seg.commands.parser import CommandParser
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
     parser = CommandParser("port", "fcn8s.caffemodel --net 'FCN(21, stride=8, form=authors)' --out fcn8s.safetensors")
-    parser.add_argument("file", help=".caffemodel, .npz, .pth or .safetensors")
+    parser.add_argument("file", help=".caffemodel, .h5, .npz, .pth or .safetensors")
     parser.add_argument(
         "--net", required=True, metavar="NETWORK", help="for these weights, such as 'FCN(21, stride=8, form=authors)'"
     )

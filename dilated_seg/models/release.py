@@ -9,6 +9,7 @@ Parts of a network, such as its encoder, may have those marked * too.
 - ``indivisible`` *: a regular expression of layer names. Weights of such a part are loaded only if the file has all of its
   convolutions and no further layers of such names.
 - ``imagenet`` *: the name of torchvision's weights that it can be initialized with.
+- ``preserves_scale`` *: whether its initial values depend on the scale of its input, so that training never rescales them.
 - ``check_weights`` (a method): see `FCN`.
 """
 
@@ -24,8 +25,8 @@ PublishedNames = tuple[tuple[str, str], ...]
 VGG_MEAN: RGB = (123.68, 116.779, 103.939)
 ILSVRC_MEAN: RGB = (122.67892, 116.66877, 104.00699)
 
-# Names of layers of the published encoders: VGG's and AlexNet's, Caffe's and torchvision's.
-ENCODER_LAYERS = r"(conv|bn)\d+(_\d+)?(_bn)?|features\.\d+|layer\d\..*|(res|bn|scale)\d[a-z].*|(bn|scale)_conv\d"
+# Names of layers of the published encoders: VGG's and AlexNet's, Caffe's, Keras' and torchvision's.
+ENCODER_LAYERS = r"(conv|bn)\d+(_\d+)?(_bn)?|block\d_conv\d|features\.\d+|layer\d\..*|(res|bn|scale)\d[a-z].*|(bn|scale)_conv\d"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import nn
 
 from dilated_seg.models.layers import conv_relu, scale_channels
-from dilated_seg.models.release import ENCODER_LAYERS
+from dilated_seg.models.release import ENCODER_LAYERS, PublishedNames
 from dilated_seg.tensors import Image, Maps
 
 # Table 1, column D, one pair a stage: channels, 3x3 convolutions.  A pooling follows each stage.
@@ -39,6 +39,11 @@ class Encoder(nn.Module):
 
     indivisible: ClassVar[str] = ENCODER_LAYERS
     imagenet: ClassVar[str] = "VGG16_Weights.IMAGENET1K_V1"
+    published_names: ClassVar[PublishedNames] = (  # Keras'
+        (r"^block(\d)_conv(\d)$", r"conv\1_\2"),
+        (r"^fc1$", "fc6"),
+        (r"^fc2$", "fc7"),
+    )
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 Layers are in field 2 (V1, up to 2014) or 100 (V2); their blobs have four sizes (V1) or a ``BlobShape``. A message is a sequence
 of fields: a varint ``number << 3 | wire type``, then a varint (type 0), 8 or 4 bytes (types 1 and 5), or a length and as many
 bytes (type 2). Lengths are checked against the file and names, shapes and blobs are limited, so that reading any file needs at
-most 4 times its size in memory, and 1 MiB.
+most 4 times its size in memory, and 1 MiB. NVIDIA's Caffe stores half precision as bytes (field 12) of a type (field 10).
 """
 
 import math
@@ -22,7 +22,8 @@ from dilated_seg.errors import CorruptError
 V1_LAYERS, V2_LAYERS = 2, 100
 LAYER_FIELDS = {V1_LAYERS: (4, 6), V2_LAYERS: (1, 7)}  # name, blobs
 V0_LAYER = 1
-LEGACY_SIZES, DATA, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
+LEGACY_SIZES, DATA, SHAPE, DOUBLES, RAW_TYPE, RAW = (1, 2, 3, 4), 5, 7, 8, 10, 12
+RAW_TYPES = {0: "<f8", 1: "<f4", 2: "<f2"}  # of NVIDIA's Caffe, which has integers too
 
 MAX_DIMENSIONS = 32  # of a blob; Caffe's own limit
 MAX_NAME_BYTES = 1000
@@ -114,24 +115,40 @@ def read_blob(content: memoryview, start: int, end: int, name: str) -> Tensor:
     legacy: dict[int, int] = {}
     shape: list[int] | None = None
     data = bytearray()
+    raw, raw_type = (0, 0), 0
     for number, wire, a, b in iterate_fields(content, start, end):
         if number in LEGACY_SIZES and wire == 0:
             legacy[number] = a
         elif number == SHAPE and wire == 2:
             shape = read_shape(content, a, b, name)
-        elif number in (DATA, DOUBLES) and wire == 2 and (b - a) % (4 if number == DATA else 8):
-            raise CorruptError(f"is damaged: a blob of layer {name} ends within a value")
+        elif number == RAW_TYPE and wire == 0:
+            raw_type = a
+        elif number == RAW and wire == 2:
+            raw = a, b
         elif number == DATA and wire in (2, 5):
-            data += content[a:b]
+            append_values(data, content, a, b, "<f4", name)
         elif number == DOUBLES and wire == 2:
-            with np.errstate(all="ignore"):  # values too large for float32 become infinite
-                data += np.frombuffer(content[a:b], "<f8").astype("<f4").tobytes()
+            append_values(data, content, a, b, "<f8", name)
+    if raw_type not in RAW_TYPES:
+        raise CorruptError(f"has integers in a blob of layer {name}: save weights as floating-point numbers")
+    append_values(data, content, *raw, RAW_TYPES[raw_type], name)
     values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
     if shape is None:
         shape = [legacy.get(n, 1) for n in LEGACY_SIZES] if legacy else [len(values)]
     if math.prod(shape) != len(values) or max(shape, default=0) > len(values):
         raise CorruptError(f"is damaged: a blob of layer {name} of shape {shape} has {len(values):,} values")
     return torch.from_numpy(values).reshape(shape)
+
+
+def append_values(data: bytearray, content: memoryview, start: int, end: int, dtype: str, name: str) -> None:
+    """Append values to ``data`` as float32."""
+    if (end - start) % np.dtype(dtype).itemsize:
+        raise CorruptError(f"is damaged: a blob of layer {name} ends within a value")
+    if dtype == "<f4":
+        data += content[start:end]
+        return
+    with np.errstate(all="ignore"):  # values too large for float32 become infinite
+        data += memoryview(np.frombuffer(content[start:end], dtype).astype("<f4")).cast("B")
 
 
 def read_shape(content: memoryview, start: int, end: int, name: str) -> list[int]:

@@ -51,17 +51,22 @@ def convert_precision(file: Weights, name: str, tensor: Tensor) -> tuple[Tensor,
 def find_channel_order(file: Weights, layer: str, renamed: str, path: str) -> str:
     """Return the channel order, "bgr" or "rgb", of a convolution that reads the image.
 
-    It is BGR in Caffe's files and in arrays with Caffe's names, RGB in torchvision's files and ours.
+    It is BGR in Caffe's files, in arrays with Caffe's names and in Keras' VGG, RGB in torchvision's files and ours.
 
     Raises:
-        UserError: The names are Caffe's but the file is torch's: the conversion may have reversed the channels.
+        UserError: The names are Caffe's but the file is torch's: the conversion may have reversed the channels; or the file is
+            Keras' but not of its VGG.
     """
     if file.kind == "caffe":
         return "bgr"
     if renamed == path or renamed != layer or "layer1.0.conv1" in file.layers or file.mean:
         return "rgb"
-    if file.kind == "npz":
+    if file.kind == "npz" or (file.kind == "keras" and layer == "block1_conv1"):
         return "bgr"
+    if file.kind == "keras":
+        raise UserError(
+            f"{file.path}: the channel order of {layer} is unknown: give it as --channels bgr or rgb to dilated-seg port"
+        )
     raise UserError(
         f"{file.path} has Caffe's names in a file of torch, so the channel order of {layer} is unknown: give it as "
         "--channels bgr or rgb to dilated-seg port"

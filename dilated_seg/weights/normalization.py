@@ -16,8 +16,9 @@ ONE: RGB = (1.0, 1.0, 1.0)
 IMAGENET_STD: RGB = (58.395, 57.12, 57.375)
 TORCHVISION: tuple[RGB, RGB] = ((123.675, 116.28, 103.53), IMAGENET_STD)
 
-# The classifiers that the networks start from: VGG and CaffeNet. Their layers are in the networks' files too.
-CLASSIFIERS = (Release(r"conv1_1", VGG_MEAN), Release(r"conv1", ILSVRC_MEAN))
+# The classifiers that the networks start from: VGG, by Caffe's names and by Keras', and CaffeNet. Their layers are in the
+# networks' files too.
+CLASSIFIERS = (Release(r"conv1_1|block1_conv1", VGG_MEAN), Release(r"conv1", ILSVRC_MEAN))
 
 # SHA-256 of the files of torchvision that our networks load. For three of them no two independent sources publish all digits:
 # those have the first eight, which are in the file's name.

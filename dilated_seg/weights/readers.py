@@ -1,10 +1,16 @@
-"""Read files of weights as named tensors: Caffe models, .npz, torch state dicts, safetensors. No file is ever executed."""
+"""Read files of weights as named tensors: Caffe models, Keras' HDF5, .npz, torch state dicts, safetensors.
+
+No file is ever executed.
+"""
 
 import io
 import json
 import math
 import os
 import struct
+import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dilated_seg.errors import CorruptError, UserError, format_error
+from dilated_seg.errors import CorruptError, UserError, format_error, require_extra
 from dilated_seg.models.release import RGB
 from dilated_seg.weights.caffemodel import read_layers
 from dilated_seg.weights.download import fetch
@@ -31,6 +37,8 @@ KINDS = {
     "var": "running_var", "variance": "running_var", "running_var": "running_var", "moving_variance": "running_var",
     "num_batches_tracked": "num_batches_tracked",
 }  # fmt: skip
+
+READ_SECONDS = 300  # after which reading an HDF5 file counts as hanging; VGG-16 with its classifier takes 3
 
 # Names of the objects that hold a network in other programs: prefixes of the names of its tensors.
 WRAPPERS = ("module", "model", "net")
@@ -52,7 +60,7 @@ class Weights:
     """
 
     path: Path
-    kind: Literal["caffe", "npz", "torch", "safetensors"]
+    kind: Literal["caffe", "keras", "npz", "torch", "safetensors"]
     layers: dict[str, dict[str, Tensor]]
     mean: RGB | None = None
     std: RGB | None = None
@@ -86,7 +94,7 @@ def choose_reader(file: BinaryIO) -> Callable[[Path, BinaryIO], Weights]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if start.startswith(b"\x89HDF"):
-        raise CorruptError("is HDF5, which is not supported: save its arrays with numpy.savez, named LAYER/0 and LAYER/1")
+        return read_keras
     if start.startswith(b"PK\x03\x04"):
         return read_zip
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -117,6 +125,27 @@ def read_zip(path: Path, file: BinaryIO) -> Weights:
             raise
         raise CorruptError(f"is damaged: {format_error(error)}") from error
     return Weights(path, "npz", layers)
+
+
+def read_keras(path: Path, file: BinaryIO) -> Weights:
+    """Read an HDF5 file of Keras, in another process: on a damaged one, its library can crash or hang."""
+    require_extra(f"{path} (HDF5)", "keras", "h5py")
+    program = Path(__file__).with_name("keras_process.py")
+    command = [sys.executable, "-P", str(program), str(path)]
+    with tempfile.TemporaryFile() as arrays:
+        try:
+            done = subprocess.run(command, stdout=arrays, stderr=subprocess.PIPE, timeout=READ_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise CorruptError(f"is damaged: reading it did not end within {READ_SECONDS} s") from error
+        if done.returncode:
+            message = done.stderr.decode(errors="replace").strip().splitlines()
+            ours = len(message) == 1  # sys.exit of our program; a Python error has a traceback, a crash nothing
+            raise CorruptError(message[0] if ours else f"is damaged: {message[-1] if message else 'HDF5 crashed'}")
+        weights = read_zip(path, arrays)
+    if not weights.layers:
+        raise CorruptError("has no layer with weights: save it with Keras' save_weights")
+    weights.kind = "keras"
+    return weights
 
 
 def read_array(content: bytes, name: str) -> np.ndarray:

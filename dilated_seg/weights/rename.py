@@ -68,7 +68,7 @@ def find_layer(name: str, ours: Collection[str], published_names: Collection[tup
 
 def name_tensors(file: Weights, layer: str) -> dict[str, tuple[str, Tensor]]:
     """Return a layer's tensors by kind, each with its full name in the file."""
-    separator = "/" if file.kind in ("caffe", "npz") else "."
+    separator = "." if file.kind in ("torch", "safetensors") else "/"
     return {kind: (f"{layer}{separator}{kind}", tensor) for kind, tensor in file.layers[layer].items()}
 
 
