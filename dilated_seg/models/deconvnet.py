@@ -41,6 +41,7 @@ class DeconvNet(nn.Module):
         num_classes: C, not counting the ignored label.
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
+        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
     """
 
     output_stride = 1
@@ -50,12 +51,19 @@ class DeconvNet(nn.Module):
         (r"^conv(\d_\d)_bn$", r"bn\1"),  # torchvision's VGG-16 with batch norm
     )
 
-    def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["any_size", "authors"] = "any_size",
+        width: float = 1.0,
+        *,
+        fc_channels: int = vgg.FC,
+    ) -> None:
         check_arguments(DeconvNet, locals())
         super().__init__()
         padding, self.smallest = (0, SMALLEST) if form == "authors" else (3, 1)
         self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="bn{}")
-        pool5, fc = self.encoder.channels[4], scale_channels(vgg.FC, width)
+        pool5, fc = self.encoder.channels[4], scale_channels(fc_channels, width)
         self.bottleneck = nn.Sequential(
             conv_relu("fc6", pool5, fc, 7, batch_norm="bnfc6", padding=padding)
             | conv_relu("fc7", fc, fc, 1, batch_norm="bnfc7")

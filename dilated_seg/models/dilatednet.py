@@ -89,6 +89,7 @@ class DilatedNet(nn.Module):
             "zeros" it is that of the middle, the center of its receptive field.
         width: Multiplies the front end's hidden channels; 1 is the paper's network.
         dropout: After fc6 and fc7.
+        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
         dilated: False sets every dilation of the context module to 1, for an ablation of dilation.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper); for padding="zeros" only.
     """
@@ -112,6 +113,7 @@ class DilatedNet(nn.Module):
         width: float = 1.0,
         *,
         dropout: float = 0.5,
+        fc_channels: int = vgg.FC,
         dilated: bool = True,
         resnet: resnet.Depth | None = None,
     ) -> None:
@@ -119,7 +121,14 @@ class DilatedNet(nn.Module):
         super().__init__()
         reflected = padding == "reflect"
         self.margin = MARGIN if reflected else 0
-        self.front_end = FrontEnd(num_classes, "valid" if reflected else "zeros", width, dropout=dropout, resnet=resnet)
+        self.front_end = FrontEnd(
+            num_classes,
+            "valid" if reflected else "zeros",
+            width,
+            dropout=dropout,
+            fc_channels=fc_channels,
+            resnet=resnet,
+        )
         self.context: nn.Module = nn.Identity()
         self.ctx_upsample: nn.Module = Upsample(self.output_stride, corners=reflected or resnet is not None)
         nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
@@ -145,6 +154,7 @@ class FrontEnd(nn.Module):
         padding: Zeros around the maps of every convolution, or "valid", none, as published.
         width: Multiplies the hidden channels; 1 is the paper's network.
         dropout: After fc6 and fc7.
+        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7, with dilation in place of its last two strides; padded.
     """
 
@@ -159,12 +169,14 @@ class FrontEnd(nn.Module):
         width: float = 1.0,
         *,
         dropout: float = 0.5,
+        fc_channels: int = vgg.FC,
         resnet: resnet.Depth | None = None,
     ) -> None:
         check_arguments(FrontEnd, locals())
         super().__init__()
         self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
-        self.encoder, layers, fc = build_encoder_and_classifier(padding, width, dropout, resnet)
+        fc = scale_channels(fc_channels, width)
+        self.encoder, layers, fc = build_encoder_and_classifier(padding, width, fc, dropout, resnet)
         self.classifier = nn.Sequential(layers)
         self.final = nn.Conv2d(fc, num_classes, 1)
         initialize(self)
@@ -181,11 +193,11 @@ def pool2x2_or_none(stage: int) -> nn.Module:
 
 
 def build_encoder_and_classifier(
-    padding: str, width: float, dropout: float, depth: resnet.Depth | None
+    padding: str, width: float, fc: int, dropout: float, depth: resnet.Depth | None
 ) -> tuple[nn.Module, "OrderedDict[str, nn.Module]", int]:
     """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
     if depth is None:
-        pad, fc = 0 if padding == "valid" else None, scale_channels(vgg.FC, width)
+        pad = 0 if padding == "valid" else None
         encoder = vgg.Encoder(width, DILATION, pool2x2_or_none, padding=pad)
         return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, padding=pad), fc
     if padding == "valid":
@@ -214,6 +226,7 @@ class ContextModule(nn.Module):
     published_names: ClassVar[PublishedNames] = ((r"^ct_", "ctx_"),)
     image_layers: ClassVar[tuple[str, ...]] = ()
     indivisible: ClassVar[str] = CONTEXT_LAYERS
+    preserves_scale: ClassVar[bool] = True  # the identity
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class FCN(nn.Module):
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: After fc6 and fc7.
+        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
         at_once: Fixed factors before the scores of pool4 and pool3, as in the release that trains all scores at once.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper): scores of its last stage, skip
             connections from the two before; for form="any_size" only.
@@ -73,6 +74,7 @@ class FCN(nn.Module):
         width: float = 1.0,
         *,
         dropout: float = 0.5,
+        fc_channels: int = vgg.FC,
         at_once: bool = False,
         resnet: resnet.Depth | None = None,
     ) -> None:
@@ -80,7 +82,8 @@ class FCN(nn.Module):
         super().__init__()
         self.output_stride = stride
         self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
-        self.encoder, self.classifier, fc = build_encoder_and_classifier(width, dropout, form == "authors", resnet)
+        fc = scale_channels(fc_channels, width)
+        self.encoder, self.classifier, fc = build_encoder_and_classifier(width, fc, dropout, form == "authors", resnet)
         initialize(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
         self.decoder = nn.ModuleDict()
@@ -126,12 +129,11 @@ class FCN(nn.Module):
 
 
 def build_encoder_and_classifier(
-    width: float, dropout: float, authors: bool, depth: resnet.Depth | None
+    width: float, fc: int, dropout: float, authors: bool, depth: resnet.Depth | None
 ) -> tuple[vgg.Encoder | resnet.Encoder, nn.Module, int]:
     """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
     if depth is None:
         encoder = vgg.Encoder(width, border=BORDER if authors else None)
-        fc = scale_channels(vgg.FC, width)
         layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding=0 if authors else None)
         return encoder, nn.Sequential(layers), fc
     if authors:

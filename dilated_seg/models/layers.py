@@ -21,6 +21,7 @@ CAFFE_EPS, CAFFE_SHIFT = 1e-9, 0.001
 RANGES: dict[str, tuple[Any, float, float, str]] = {
     "num_classes": (Integral, 1, math.inf, "not an integer of at least 1"),
     "in_channels": (Integral, 1, math.inf, "not an integer of at least 1"),
+    "fc_channels": (Integral, 1, math.inf, "not an integer of at least 1"),
     "width": (Real, 1e-6, 100, "not a number above 0 and up to 100 (1 is the paper's)"),
     "dropout": (Real, 0, 1, "not a number from 0 to 1"),
 }

@@ -10,6 +10,7 @@ from lightning import LightningModule
 from dilated_seg.data.classes import find_first_difference
 from dilated_seg.errors import UserError
 from dilated_seg.runs.find import newest_checkpoint
+from dilated_seg.training.scale_features import scale_features
 from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
 from dilated_seg.weights.check import check_shapes
 from dilated_seg.weights.readers import find_class_names
@@ -25,6 +26,8 @@ def fetch_initial_weights(task: Any) -> None:  # noqa: ANN401 - a SegmentationTa
 
 def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a SegmentationTask
     """Load the initial weights into the task's network, and their normalization unless the task's arguments set it.
+
+    Before training, their features are scaled to the random layers that follow them; see `scale_features`.
 
     Raises:
         UserError: The weights have other classes or an unknown normalization, or do not fill a network that is evaluated.
@@ -48,6 +51,9 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
             ours.copy_(torch.tensor(theirs).view(3, 1, 1))
     if task.trainer.is_global_zero:
         print(f"{file}: {result}", flush=True)
+    if stage == "fit":
+        scale_features(task, [name for name, _ in result.missing])
+    if task.trainer.is_global_zero:
         mean, std = (tuple(round(n, 3) for n in values.flatten().tolist()) for values in (task.model.mean, task.model.std))
         print(f"input: RGB from 0 to 255, minus {mean}, over {std}", flush=True)
 

@@ -148,7 +148,7 @@ def append_values(data: bytearray, content: memoryview, start: int, end: int, dt
         data += content[start:end]
         return
     with np.errstate(all="ignore"):  # values too large for float32 become infinite
-        data += memoryview(np.frombuffer(content[start:end], dtype).astype("<f4")).cast("B")
+        data += np.frombuffer(content[start:end], dtype).astype("<f4").data.cast("B")
 
 
 def read_shape(content: memoryview, start: int, end: int, name: str) -> list[int]:

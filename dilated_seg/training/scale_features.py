@@ -1,0 +1,98 @@
+"""Scale the features of loaded layers to the random layers that follow them.
+
+The convolutions of the published VGG-16 end in features far above 1 (a deviation of about 20). Random layers after them, as
+fc6 and fc7 at He et al.'s values, keep that scale: the first logits are huge, and each step of the optimizer moves an output by
+as much. Dividing the random weights would leave such steps. Convolutions, ReLUs and poolings without biases commute with a
+positive factor, so dividing the image and every loaded bias by s divides all features by s and changes nothing else:
+
+    f(x / s; W, b / s) = f(x; W, b) / s
+
+s is measured on training images, as in Mishkin and Matas, "All you need is a good init", ICLR 2016, so that the output of the
+first random layer has a deviation of 1.
+"""
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IMAGES = 4  # of the training split, evenly spaced
+TOLERANCE = 0.01  # of the deviation, which is 1 but for rounding if the loaded layers commute with a factor
+
+
+def scale_features(task: Any, missing: Collection[str]) -> None:  # noqa: ANN401 - a SegmentationTask, a layer above
+    """Divide the features of the loaded layers by the deviation of the first random layer's output, and print it.
+
+    Nothing changes if no random layer needs it, if the data are no SegmentationDataModule, or if the features do not scale with
+    the image, as with batch norm.
+
+    Args:
+        task: Its model has the initial weights and their normalization; its trainer has the data.
+        missing: Names of the parameters that keep their initial values.
+    """
+    model, data = task.model, getattr(task.trainer, "datamodule", None)
+    layers = find_random_layers(model.net, missing)
+    if not layers or not hasattr(data, "open_training_images"):
+        return
+    image = load_images(data)
+    name, deviation = measure_deviation(model, layers, image)
+    loaded = [parameter for key, parameter in model.net.named_parameters() if key.endswith("bias") and key not in missing]
+    scaled: Sequence[Tensor] = [model.std, *loaded]
+    before = [tensor.clone() for tensor in scaled]
+    with torch.no_grad():
+        model.std.mul_(deviation)
+        for bias in loaded:
+            bias.div_(deviation)
+        if not abs(measure_deviation(model, layers, image)[1] - 1) < TOLERANCE:
+            for tensor, value in zip(scaled, before, strict=True):
+                tensor.copy_(value)
+        elif task.trainer.is_global_zero:
+            print(
+                f"features of the loaded layers divided by {deviation:.3g}, by std and biases: on {IMAGES} training images the "
+                f"output of {name}, which is random, has a deviation of 1",
+                flush=True,
+            )
+
+
+def find_random_layers(net: nn.Module, missing: Collection[str]) -> dict[str, nn.Module]:
+    """Return the convolutions without weights that a ReLU follows directly, by name.
+
+    Batch norm undoes any scale, layers of scores have small initial values on purpose, and parts with ``preserves_scale`` an
+    identity.
+    """
+    exempt = tuple(f"{name}." for name, part in net.named_modules() if getattr(part, "preserves_scale", False))
+    return {
+        f"{name}.{first}".lstrip("."): layer
+        for name, part in net.named_modules()
+        if isinstance(part, nn.Sequential) and not f"{name}.".startswith(exempt)
+        for (first, layer), (_, after) in pairwise(part.named_children())
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and isinstance(after, nn.ReLU)
+        and f"{name}.{first}.weight".lstrip(".") in missing
+    }  # fmt: skip
+
+
+def measure_deviation(model: Any, layers: dict[str, nn.Module], image: Tensor) -> tuple[str, float]:  # noqa: ANN401 - a Segmenter
+    """Return the first of the layers that runs and the standard deviation of its output, in evaluation mode."""
+    outputs: list[tuple[str, float]] = []
+
+    def record(name: str) -> Any:  # noqa: ANN401 - a forward hook
+        return lambda layer, inputs, output: outputs.append((name, output.std().item()))
+
+    handles = [layer.register_forward_hook(record(name)) for name, layer in layers.items()]
+    training = model.net.training
+    with torch.no_grad():
+        model.net.eval()(model.normalize(image))
+    model.net.train(training)
+    for handle in handles:
+        handle.remove()
+    return outputs[0]
+
+
+def load_images(data: Any) -> Tensor:  # noqa: ANN401 - a SegmentationDataModule
+    """Return augmented training images (B, 3, H, W), cut to the smallest; every process returns the same."""
+    images = data.open_training_images()
+    samples = [images[0, i * len(images) // IMAGES]["image"] for i in range(IMAGES)]
+    height, width = (min(image.shape[axis] for image in samples) for axis in (1, 2))
+    return torch.stack([image[:, :height, :width] for image in samples])
