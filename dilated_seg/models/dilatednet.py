@@ -226,7 +226,6 @@ class ContextModule(nn.Module):
     published_names: ClassVar[PublishedNames] = ((r"^ct_", "ctx_"),)
     image_layers: ClassVar[tuple[str, ...]] = ()
     indivisible: ClassVar[str] = CONTEXT_LAYERS
-    preserves_scale: ClassVar[bool] = True  # the identity
 
     def __init__(
         self,

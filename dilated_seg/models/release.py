@@ -9,7 +9,6 @@ Parts of a network, such as its encoder, may have those marked * too.
 - ``indivisible`` *: a regular expression of layer names. Weights of such a part are loaded only if the file has all of its
   convolutions and no further layers of such names.
 - ``imagenet`` *: the name of torchvision's weights that it can be initialized with.
-- ``preserves_scale`` *: whether its initial values are made for the scale of its input as it is (`training.scale_features`).
 - ``check_weights`` (a method): see `FCN`.
 """
 

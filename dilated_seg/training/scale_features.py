@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CLASSIFIER = ("fc6", "fc7")  # VGG's, which files of its convolutions lack
 IMAGES = 4  # of the training split, evenly spaced
 TOLERANCE = 0.01  # of the deviation, which is 1 but for rounding if the loaded layers commute with a factor
 
@@ -25,8 +26,8 @@ TOLERANCE = 0.01  # of the deviation, which is 1 but for rounding if the loaded 
 def scale_features(task: Any, missing: Collection[str]) -> None:  # noqa: ANN401 - a SegmentationTask, a layer above
     """Divide the features of the loaded layers by the deviation of the first random layer's output, and print it.
 
-    Nothing changes if no random layer needs it, if the data are no SegmentationDataModule, or if the features do not scale with
-    the image, as with batch norm.
+    Nothing changes if fc6 and fc7 have weights, if the data are no SegmentationDataModule, or if the features do not scale with
+    the image.
 
     Args:
         task: Its model has the initial weights and their normalization; its trainer has the data.
@@ -57,20 +58,17 @@ def scale_features(task: Any, missing: Collection[str]) -> None:  # noqa: ANN401
 
 
 def find_random_layers(net: nn.Module, missing: Collection[str]) -> dict[str, nn.Module]:
-    """Return the convolutions without weights that a ReLU follows directly, by name.
+    """Return those of fc6 and fc7 that have no weights and that a ReLU follows directly, by name; batch norm undoes any scale.
 
-    Batch norm undoes any scale, layers of scores have small initial values on purpose, and parts with ``preserves_scale`` an
-    identity.
+    Other random layers start as their papers have them: scores at small values, a context module as the identity.
     """
-    exempt = tuple(f"{name}." for name, part in net.named_modules() if getattr(part, "preserves_scale", False))
     return {
         f"{name}.{first}".lstrip("."): layer
         for name, part in net.named_modules()
-        if isinstance(part, nn.Sequential) and not f"{name}.".startswith(exempt)
+        if isinstance(part, nn.Sequential)
         for (first, layer), (_, after) in pairwise(part.named_children())
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and isinstance(after, nn.ReLU)
-        and f"{name}.{first}.weight".lstrip(".") in missing
-    }  # fmt: skip
+        if first in CLASSIFIER and isinstance(after, nn.ReLU) and f"{name}.{first}.weight".lstrip(".") in missing
+    }
 
 
 def measure_deviation(model: Any, layers: dict[str, nn.Module], image: Tensor) -> tuple[str, float]:  # noqa: ANN401 - a Segmenter
@@ -83,7 +81,7 @@ def measure_deviation(model: Any, layers: dict[str, nn.Module], image: Tensor) -
     handles = [layer.register_forward_hook(record(name)) for name, layer in layers.items()]
     training = model.net.training
     with torch.no_grad():
-        model.net.eval()(model.normalize(image))
+        model.net.eval().forward(model.normalize(image))  # not its call, which may be compiled
     model.net.train(training)
     for handle in handles:
         handle.remove()

@@ -1,5 +1,7 @@
 """Features of loaded layers are scaled to the random layers that follow them."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from lightning import Trainer
@@ -7,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dilated_seg.data import Shapes
-from dilated_seg.models import FCN, DeconvNet, DeepLabV1, DilatedNet
+from dilated_seg.models import FCN, DeconvNet, DeepLabV1, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.scale_features import find_random_layers, load_images
 
@@ -73,7 +75,7 @@ class Saturating(nn.Module):
     def __init__(self, num_classes, width):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh())
-        self.head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))
+        self.head = nn.Sequential(OrderedDict(fc6=nn.Conv2d(8, 8, 1), relu=nn.ReLU(), score=nn.Conv2d(8, num_classes, 1)))
 
     def forward(self, image):
         return self.head(self.encoder(image))
@@ -88,13 +90,13 @@ def test_features_that_do_not_scale_with_the_image_stay(build, tmp_path, capsys)
     assert "divided by" not in capsys.readouterr().out
 
 
-def test_batch_norm_and_context_modules_need_no_scale():
-    net = DeconvNet(8, width=1 / 64)
-    assert find_random_layers(net, list(net.state_dict())) == {}
+def test_only_a_random_classifier_needs_a_scale():
+    for net in (DeconvNet(8, width=1 / 64), SegNet(8, width=1 / 64)):  # batch norm
+        assert find_random_layers(net, list(net.state_dict())) == {}
     net = DilatedNet(8, width=1 / 64)
-    assert all(name.startswith("front_end") for name in find_random_layers(net, list(net.state_dict())))
-    assert list(find_random_layers(net, ["front_end.classifier.fc7.weight"])) == ["front_end.classifier.fc7"]
-    assert find_random_layers(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), ["0.weight"]).keys() == {"0"}
+    front = ["front_end.classifier.fc6", "front_end.classifier.fc7"]
+    assert list(find_random_layers(net, list(net.state_dict()))) == front
+    assert list(find_random_layers(net, ["front_end.classifier.fc7.weight", "front_end.final.weight"])) == front[1:]
 
 
 def test_features_without_signal_stay(tmp_path):
