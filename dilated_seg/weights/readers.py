@@ -38,7 +38,7 @@ KINDS = {
     "num_batches_tracked": "num_batches_tracked",
 }  # fmt: skip
 
-READ_SECONDS = 300  # after which reading an HDF5 file counts as hanging; VGG-16 with its classifier takes 3
+READ_SECONDS = 300  # after which reading an HDF5 file counts as hanging
 
 # Names of the objects that hold a network in other programs: prefixes of the names of its tensors.
 WRAPPERS = ("module", "model", "net")

