@@ -1,10 +1,9 @@
 """The task: a network, its loss, its metrics and its optimizer, on any dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torchmetrics import MeanMetric
 from dilated_seg.crf import DenseCRF
 from dilated_seg.inference.batch import Place, segment_batch
 from dilated_seg.inference.strategies import FullImage, Inference
+from dilated_seg.losses import prepare_loss, weigh_heads
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models.release import RGB, VGG_MEAN
@@ -22,7 +22,7 @@ from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, r
 from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters
 from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
-from dilated_seg.training.param_groups import build_optimizer, schedule, step_on_plateau
+from dilated_seg.training.param_groups import configure, step_on_plateau
 from dilated_seg.weights.normalization import IMAGENET_STD
 
 # A step's loss is the sum over the valid pixels of all its batches, divided by their number N, which is known only
@@ -38,14 +38,18 @@ class SegmentationTask(LightningModule):
     ``model`` is the Segmenter that is trained: normalization, network, and the CRF if there is one.
 
     Args:
-        net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W).
+        net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W), or to one of the forms of `models.outputs`.
         num_classes: C, not counting the ignore index.
         ignore_index: The mask value that loss and metrics leave out.
         classes: Class names for the logged IoU; class ids if None.
         optimizer: Applied as configured to weights; biases get twice the learning rate and no weight decay.
         lr_scheduler: Steps once per iteration, as the papers' schedules do; a constant rate if None.
         lr_factors: Factor of the learning rate for parameters by the beginning of their names, such as ``net.fc8: 10``.
-        class_weights: Factor of each class in the loss, whose sum is divided by the number of valid pixels, as in SegNet.
+        loss: Of logits (B, C, H, W) and class ids (B, H, W): one of `dilated_seg.losses` or of another library, which is given
+            the ignore index; cross-entropy if None.
+        auxiliary_weights: Factor of the loss of each auxiliary head of the network, such as {aux: 0.5}; if None, PSPNet's 0.4.
+        class_weights: Factor of each class in every loss per pixel that has none of its own; the sum is divided by the number
+            of valid pixels, as in SegNet.
         weights: Initial weights: a file (.safetensors of `port`, .caffemodel, .npz, a torch state dict, a checkpoint), or its
             address with a checksum, https://...#sha256=...; "imagenet", torchvision's for the encoder; or a directory of
             finished runs, whose newest counts. A checkpoint that is evaluated or continued replaces them.
@@ -57,8 +61,6 @@ class SegmentationTask(LightningModule):
         std: Of each channel, likewise; if None, that of ``weights``, or else ImageNet's.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self,
         net: nn.Module,
@@ -68,6 +70,8 @@ class SegmentationTask(LightningModule):
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_factors: dict[str, float] | None = None,
+        loss: nn.Module | None = None,
+        auxiliary_weights: dict[str, float] | None = None,
         class_weights: Sequence[float] | None = None,
         weights: str | None = None,
         weights_without: Sequence[str] = (),
@@ -78,7 +82,7 @@ class SegmentationTask(LightningModule):
     ) -> None:
         super().__init__()
         # Objects are left out: a checkpoint that held them could only be loaded by executing a pickle.
-        self.save_hyperparameters(ignore=["net", "optimizer", "lr_scheduler", "crf"])
+        self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
         check_arguments(self.classes, class_weights, lr_factors or {}, mean, std)
@@ -90,11 +94,9 @@ class SegmentationTask(LightningModule):
             net.compile()  # in place: the names in a checkpoint stay the same
         self.fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
-        factors = torch.tensor(class_weights, dtype=torch.float32) if class_weights is not None else None
-        self.register_buffer("class_weights", factors, persistent=False)
+        self.loss, self.auxiliary_weights = prepare_loss(loss, ignore_index, num_classes, class_weights), auxiliary_weights
         self.weights, self.weights_without, self.normalization = weights, weights_without, (mean, std)
-        self.weights_loaded = False  # initial weights or a checkpoint's
-        self.trained_steps = 0
+        self.weights_loaded, self.trained_steps = False, 0  # initial weights or a checkpoint's
         self.batch_ids: list[str] = []  # of the images
         self.accumulated = [0.0, 0.0]  # the loss and the valid pixels of the step's batches so far
         self.accumulating = False  # whether the step has gradients but no update yet
@@ -138,14 +140,16 @@ class SegmentationTask(LightningModule):
         """Return logits (B, C, H, W) of RGB (B, 3, H, W), 0 to 255, of any number type."""
         return self.model(image)
 
-    def loss_sum(self, logits: Logits, mask: Mask) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy summed over valid pixels, and the number of valid pixels."""
-        total = F.cross_entropy(logits, mask.long(), weight=self.class_weights, ignore_index=self.ignore_index, reduction="sum")
+    def loss_sum(self, logits: Logits, mask: Mask, heads: Mapping[str, Logits] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the loss summed over valid pixels, also of auxiliary heads, and the number of valid pixels."""
+        weighted = weigh_heads(heads, self.auxiliary_weights) if heads is not None else []
+        total = sum((w * self.loss.total(head, mask) for w, head in weighted), self.loss.total(logits, mask))
         return total, (mask != self.ignore_index).sum()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.batch_ids, self.accumulating = batch["id"], True
-        total, valid = self.loss_sum(self(batch["image"]), batch["mask"])
+        logits, heads = self.model(batch["image"], auxiliary=True)
+        total, valid = self.loss_sum(logits, batch["mask"], heads)
         everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
         # Gradients are averaged over processes, so the sum of each is multiplied by their number.
         total = total * self.trainer.world_size
@@ -240,7 +244,4 @@ class SegmentationTask(LightningModule):
         self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union is no public name
-        optimizer = build_optimizer(self.optimizer, self.model, self.lr_factors, self.fixed)
-        if self.lr_scheduler is None:
-            return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": schedule(self.lr_scheduler(optimizer), self.metric_names("val"))}
+        return configure(self)

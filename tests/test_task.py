@@ -139,7 +139,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step_and_names_th
     data = Shapes((16, 16), images=(4, 1, 1), batch_size=2)
     task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
     loss, before = task.loss_sum, {name: p.clone() for name, p in task.named_parameters()}
-    task.loss_sum = lambda logits, mask: (loss(logits, mask)[0] * torch.inf, loss(logits, mask)[1])
+    task.loss_sum = lambda *args: (loss(*args)[0] * torch.inf, loss(*args)[1])
     fit = trainer(max_steps=2, limit_val_batches=0)
     with pytest.raises(UserError, match=r"not finite at step 1, images train\d{6}, train\d{6}: lower"):
         fit.fit(task, data)

@@ -10,7 +10,7 @@ from lightning import Trainer, seed_everything
 
 from dilated_seg.cli.explain import EVALUATIONS
 from dilated_seg.cli.network import choose_checkpoint
-from dilated_seg.cli.parser import TIMEOUT, build_parser, format_config, instantiate, parse
+from dilated_seg.cli.parser import TIMEOUT, build_parser, expand_arguments, format_config, instantiate, parse
 from dilated_seg.cli.run_directory import RUN_DIR, choose_run
 from dilated_seg.data.checks import check_labels, require_labels, warn_of_shared_images
 from dilated_seg.errors import LostProcessError, UserError
@@ -56,8 +56,9 @@ class CLI:
         keep_memory()
         silence_warnings()
         try:
-            self.parser = build_parser(self.command)
-            self.config = parse(self.parser, self.command, args[1:] if run else args)
+            args = expand_arguments(self.command, args[1:] if run else args)
+            self.parser = build_parser(self.command, args)
+            self.config = parse(self.parser, args)
             self.choose_run()
             self.build()
             with keep_signal_handlers():

@@ -14,11 +14,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dilated_seg.cli.explain import EVALUATIONS, USAGE, explain, explain_refusal
 from dilated_seg.cli.network import expand_network
-from dilated_seg.cli.settings import CHOICES, STRATEGIES, expand_class, load_yaml, read_file
+from dilated_seg.cli.settings import CHOICES, STRATEGIES, expand_class, load_yaml, read_arguments, read_file
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data import SegmentationDataModule
 from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import Inference
+from dilated_seg.models.build import find_class
 from dilated_seg.runs.experiments import EXPERIMENTS, find_experiment
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training.processes import find_mistake
@@ -44,11 +45,15 @@ class Parser(LightningArgumentParser):
         raise UserError(" ".join(line for line in lines if line and line != "^")) from ex
 
 
-def build_parser(command: str | None) -> Parser:
+def build_parser(command: str | None, args: Sequence[str] = ()) -> Parser:
     """Return the parser of a command; without one, that of the options that all have.
 
+    Args:
+        command: Of Lightning's four.
+        args: Its arguments, expanded; they may name a ``task`` of the user's own.
+
     Raises:
-        UserError: The package is installed without its experiments.
+        UserError: The package is installed without its experiments, or there is no such task.
     """
     if not DEFAULTS.is_file():
         raise UserError(f"{DEFAULTS} is missing: install the package again, from its wheel or with pip install -e .")
@@ -57,19 +62,34 @@ def build_parser(command: str | None) -> Parser:
     parser.add_argument("--config", action=ActionConfigFile, help="A configuration file in YAML.")
     parser.add_argument("--seed_everything", type=bool | int, default=True, help="The seed; true draws one.")
     parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(SegmentationTask, "model")
+    parser.add_argument(
+        "--task", type=str | None, default=None, help="A subclass of SegmentationTask, such as mypackage.MyTask."
+    )
+    parser.add_lightning_class_args(find_task(args), "model")
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
     # Task and network get these from the dataset, never from YAML.
     for source, target in (
         ("data.num_classes", "model.num_classes"),
         ("data.num_classes", "model.net.init_args.num_classes"),
         ("data.ignore_index", "model.ignore_index"),
+        ("data.ignore_index", "model.loss.init_args.ignore_index"),
         ("data.classes", "model.classes"),
     ):
         parser.link_arguments(source, target, apply_on="instantiate")
     add_options(parser, command)
     parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.sync_batchnorm": True})
     return parser
+
+
+def find_task(args: Sequence[str]) -> type[SegmentationTask]:
+    """Return the class of the task that arguments or their files name by ``task``; SegmentationTask if none does.
+
+    Raises:
+        UserError: There is no such subclass of SegmentationTask.
+    """
+    names = [setting.value for setting in read_arguments(args) if setting.keys == ["task"] and setting.value]
+    known = {SegmentationTask.__name__: SegmentationTask}
+    return find_class(str(names[-1]), known, SegmentationTask, "task") if names else SegmentationTask
 
 
 def add_options(parser: Parser, command: str | None) -> None:
@@ -90,13 +110,21 @@ def add_options(parser: Parser, command: str | None) -> None:
         add("--crf", DenseCRF | None, "Refine with a dense CRF, and evaluate both; --crf.w1 and so on.")
 
 
-def parse(parser: Parser, command: str | None, args: Sequence[str]) -> Namespace:
-    """Parse the arguments that follow a command.
+def expand_arguments(command: str | None, args: Sequence[str]) -> list[str]:
+    """Return the arguments that follow a command with all names of networks, files and classes written out.
+
+    Raises:
+        UserError: A network or a file that they name is missing.
+    """
+    return expand_options(expand_network(args) if command in EVALUATIONS else args)
+
+
+def parse(parser: Parser, args: Sequence[str]) -> Namespace:
+    """Parse the expanded arguments that follow a command.
 
     Raises:
         UserError: An argument is wrong: which one, where, and the nearest match.
     """
-    args = expand_options(expand_network(args) if command in EVALUATIONS else args)
     try:
         return parser.parse_args(complete_options(args))
     except UserError as error:
@@ -150,8 +178,9 @@ def format_config(parser: Parser, config: Namespace) -> str:
 
 def resolve_experiment(args: Sequence[str]) -> str:
     """Return the configuration that ``fit`` with these arguments would save in its run."""
-    parser = build_parser("fit")
-    return format_config(parser, parse(parser, "fit", args))
+    args = expand_arguments("fit", args)
+    parser = build_parser("fit", args)
+    return format_config(parser, parse(parser, args))
 
 
 def instantiate(parser: Parser, config: Namespace) -> Namespace:
@@ -171,8 +200,9 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
             *path, name = target.removeprefix("model.").split(".")
             place = hyperparameters
             for key in path:
-                place = place[key]
-            place[name] = value
+                place = place[key] if place else None
+            if place is not None:  # there may be no loss
+                place[name] = value
         task.save_hyperparameters(hyperparameters | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         return task
 

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import get_loader
 from lightning.pytorch import callbacks as lightning_callbacks
 
-from dilated_seg import data, models, training
+from dilated_seg import data, losses, models, training
 from dilated_seg.crf import DenseCRF
 from dilated_seg.data.transforms import ScaleAndCrop
 from dilated_seg.errors import UserError, format_error
@@ -23,7 +23,7 @@ from dilated_seg.models.build import parse_call
 from dilated_seg.runs.experiments import EXPERIMENTS
 
 STRATEGIES = [kind.__name__ for kind in strategies.Inference.__subclasses__()]
-SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, training) for name in module.__all__} | {
+SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, losses, training) for name in module.__all__} | {
     **{kind.__name__: f"{kind.__module__}.{kind.__name__}" for kind in (DenseCRF, ScaleAndCrop)},
     # torch's own class has no monitor
     "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
@@ -47,6 +47,8 @@ CHOICES: dict[str, list[str]] = {
         name for name in list_classes(torch.optim.lr_scheduler) if name.endswith(("LR", "Plateau", "Restarts"))
     ],
     "trainer.callbacks": [*training.__all__, *lightning_callbacks.__all__],
+    "model.loss": losses.__all__,
+    "model.loss.losses": losses.__all__,
     "model.crf": ["DenseCRF"],
     "crf": ["DenseCRF"],
     "inference": STRATEGIES,

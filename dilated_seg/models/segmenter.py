@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from dilated_seg.crf import DenseCRF
 from dilated_seg.errors import UserError
 from dilated_seg.models.layers import promote
-from dilated_seg.tensors import Image, Logits
+from dilated_seg.models.outputs import check_logits, resize_to_image, resizes, split_outputs
+from dilated_seg.tensors import Image, Logits, Maps
 
 CHANNELS = torch.Size((3, 1, 1))
 MAX_CLASSES = 255  # class ids are bytes, and 255 is ignore_index
@@ -24,7 +25,8 @@ class Segmenter(nn.Module):
     """A trained network with its normalization, class names and colors: plain RGB in, logits out.
 
     Args:
-        net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W).
+        net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W), in one of the forms of `models.outputs`; of networks
+            of other packages, logits of another size are resized bilinearly to the image's.
         classes: The names of the C classes.
         mean: The mean of each channel (RGB, 0 to 255), for normalization.
         std: The standard deviation of each channel, for normalization.
@@ -79,9 +81,19 @@ class Segmenter(nn.Module):
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
             raise UserError("mean and std of the normalization must be finite, std above 0")
 
-    def forward(self, image: Tensor) -> Logits:
-        """Return logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any dtype."""
-        return self.apply_crf(promote(self.net(self.normalize(image))), image)
+    def forward(self, image: Tensor, auxiliary: bool = False) -> Logits | tuple[Logits, dict[str, Logits]]:
+        """Return logits (B, C, H, W) of plain RGB (B, 3, H, W), 0 to 255, of any dtype.
+
+        With ``auxiliary``, return those of the network's auxiliary heads by name too.
+        """
+        logits, heads = split_outputs(self.net(self.normalize(image)))
+        check_logits(logits, len(self.classes), type(self.net).__name__)
+        logits = self.apply_crf(self.fit_to_image(logits, image), image)
+        return (logits, {name: self.fit_to_image(maps, image) for name, maps in heads.items()}) if auxiliary else logits
+
+    def fit_to_image(self, logits: Maps, image: Tensor) -> Logits:
+        """Return logits in float32; those of networks of other packages at the image's size."""
+        return resize_to_image(logits, image) if resizes(self.net, logits, image) else promote(logits)
 
     def normalize(self, image: Tensor) -> Image:
         """Return the network's input from plain RGB (B, 3, H, W), 0 to 255."""

@@ -89,7 +89,8 @@ def check_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:  # noqa: AN
             f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
             "weights with model.weights, without the layers in model.weights_without that score classes"
         )
-    state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+    saved = checkpoint["state_dict"].items()  # a loss may have tensors of its own
+    state = {name.removeprefix("model."): tensor for name, tensor in saved if name.startswith("model.")}
     check_shapes(state, task.model.state_dict(), "the checkpoint")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -16,25 +16,41 @@ from dilated_seg.training.checks import check_monitor
 BIAS_RATE = 2.0
 
 
+def configure(task: Any) -> dict[str, Any]:  # noqa: ANN401 - a SegmentationTask, a layer above
+    """Return Lightning's configuration of a task's optimizer and scheduler, of the parameters of its model and loss.
+
+    Raises:
+        UserError: See `build_optimizer` and `schedule`.
+    """
+    parameters = [*task.model.named_parameters(), *task.loss.named_parameters("loss")]
+    optimizer = build_optimizer(task.optimizer, parameters, task.lr_factors, task.fixed)
+    if task.lr_scheduler is None:
+        return {"optimizer": optimizer}
+    return {"optimizer": optimizer, "lr_scheduler": schedule(task.lr_scheduler(optimizer), task.metric_names("val"))}
+
+
 def build_optimizer(
-    build: Callable[[list[dict[str, Any]]], Optimizer], model: nn.Module, factors: Mapping[str, float], fixed: Collection[str]
+    build: Callable[[list[dict[str, Any]]], Optimizer],
+    parameters: Sequence[tuple[str, Tensor]],
+    factors: Mapping[str, float],
+    fixed: Collection[str],
 ) -> Optimizer:
-    """Build an optimizer of a model's parameters: biases have twice the learning rate and no weight decay.
+    """Build an optimizer of parameters: biases have twice the learning rate and no weight decay.
 
     Args:
         build: Builds the optimizer from parameter groups.
-        model: The model; parameters that a callback has frozen are included.
+        parameters: By name, also those that a callback has frozen.
         factors: Factor of the learning rate of parameters whose names start with the key.
         fixed: The names of parameters that the network never learns, which are left out.
 
     Raises:
         UserError: No parameter's name starts with a key of ``factors``.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in parameters]
     if unused := [prefix for prefix in factors if not any(name.startswith(prefix) for name in names)]:
         raise UserError(f"model.lr_factors: {unused[0]} is not the beginning of any parameter's name, such as {names[0]}")
     by_factor: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if name not in fixed:
             factor = next((value for prefix, value in factors.items() if name.startswith(prefix)), 1.0)
             by_factor.setdefault(factor, ([], []))[name.endswith("bias")].append(parameter)

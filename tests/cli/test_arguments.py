@@ -11,7 +11,7 @@ from torch import nn
 
 from dilated_seg.__main__ import main, wait_passively_if_shared
 from dilated_seg.cli.explain import USAGE
-from dilated_seg.cli.parser import build_parser, parse
+from dilated_seg.cli.parser import build_parser, expand_arguments, parse
 from dilated_seg.errors import UserError
 from tests.support.commands import ROOT, THREADS
 
@@ -31,13 +31,13 @@ def cli():
 def mistake(cli, *args, verb="fit"):
     """What is said of these arguments."""
     with pytest.raises(UserError) as caught:
-        parse(cli[verb], verb, args)
+        parse(cli[verb], expand_arguments(verb, args))
     return str(caught.value)
 
 
 def chosen(cli, *args):
     """The configuration that these arguments give."""
-    return parse(cli["fit"], "fit", [*EXPERIMENT, *args])
+    return parse(cli["fit"], expand_arguments("fit", [*EXPERIMENT, *args]))
 
 
 @pytest.mark.parametrize("name", ["FCN", "SegNet", "UNet", "DilatedNet"])
@@ -74,7 +74,9 @@ def test_a_call_is_the_same_as_nested_options_on_the_command_line_and_in_files(c
         assert (model.net.class_path, model.net.init_args.stride) == ("dilated_seg.models.FCN", 16)
         assert (model.optimizer.init_args.lr, model.optimizer.init_args.momentum) == (0.1, 0.5)
     strategy = "MultiScale(scales=(0.5, 1), each=Tiles(size=(64, 96)))"
-    config = parse(cli["validate"], "validate", [*EXPERIMENT, "--inference", strategy, "--crf", "DenseCRF(w1=5)"])
+    config = parse(
+        cli["validate"], expand_arguments("validate", [*EXPERIMENT, "--inference", strategy, "--crf", "DenseCRF(w1=5)"])
+    )
     assert config.inference.init_args.each.init_args.size == (64, 96) and config.crf.init_args.w1 == 5
 
 
@@ -199,6 +201,8 @@ def test_a_missing_configuration_file_is_an_error_that_suggests_an_existing_one(
         (["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.total_steps=-5"],
          "OneCycleLR: Expected positive integer total_steps, but got -5"),
         (["--model.class_weights=[1,1,1,1,1,1,1,.inf]"], "model.class_weights: the weight inf of class night hill"),
+        (["--model.loss=Dice"], "model.class_weights: no part of Dice takes them"),
+        (["--model.loss=OHEM(share=3)"], "OHEM: share=3 is not a number above 0 and up to 1"),
         (["--trainer.val_check_interval=0"], "trainer.val_check_interval is 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

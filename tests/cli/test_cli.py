@@ -300,3 +300,43 @@ def test_our_verbs_answer_help_without_heavy_imports():
             + f"try: main(['{verb}', '--help'])\nexcept SystemExit as end: sys.exit(bool(end.code) or 'torch' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True).returncode == 0, verb
+
+
+OWN_TASK = """
+import torch
+from dilated_seg.task import SegmentationTask
+
+
+class Penalized(SegmentationTask):
+    \"\"\"Adds the mean squared logit to the loss.
+
+    Args:
+        penalty: Its factor.
+    \"\"\"
+
+    def __init__(self, *args, penalty: float = 0.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.penalty = penalty
+
+    def loss_sum(self, logits, mask, heads=None):
+        total, valid = super().loss_sum(logits, mask, heads)
+        return total + self.penalty * logits.square().mean(1).sum(), valid
+"""
+
+
+def test_a_task_of_the_users_own_trains_and_its_run_is_evaluated(tmp_path, monkeypatch):
+    (tmp_path / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    task, penalty = "--task=own_task.Penalized", "--model.penalty={}"
+    losses = []
+    for value in (0.0, 100.0):
+        options = [*TINY, task, penalty.format(value), "--trainer.max_steps=4", "--run_dir", tmp_path / f"{value:g}"]
+        assert (result := run_command("fit", *options)).returncode == 0, result.stderr
+        config = yaml.safe_load((tmp_path / f"{value:g}/config.yaml").read_text())
+        assert (config["task"], config["model"]["penalty"]) == ("own_task.Penalized", value)
+        losses.append(Run(tmp_path / f"{value:g}").history()["train/loss"][-1])
+    assert losses[0] != losses[1]
+    result = run_command("validate", tmp_path / "100")
+    assert result.returncode == 0, result.stderr
+    assert fails_in_one_sentence(run_command("fit", *TINY, "--task=own_task.Penalised"), "there is no task own_task.Penalised")
+    assert fails_in_one_sentence(run_command("fit", *TINY, task, "--model.penaltie=1"), "--model.penaltie: unknown option")

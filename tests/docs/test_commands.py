@@ -75,12 +75,12 @@ def test_every_reason_and_every_command_is_needed():
 
 @pytest.mark.parametrize("command", matching(PARSED))
 def test_an_experiment_of_a_page_is_parsed(command, tmp_path, monkeypatch):
-    from dilated_seg.cli.parser import build_parser, parse
+    from dilated_seg.cli.parser import build_parser, expand_arguments, parse
 
     fake_datasets.folder(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     words = [word for word in shlex.split(command)[2:] if word != "--print_config"]
-    assert parse(build_parser("fit"), "fit", words).model.net.class_path.startswith("dilated_seg.models.")
+    assert parse(build_parser("fit"), expand_arguments("fit", words)).model.net.class_path.startswith("dilated_seg.models.")
 
 
 @pytest.mark.slow

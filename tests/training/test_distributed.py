@@ -80,6 +80,30 @@ def test_twenty_steps_with_accumulated_gradients_equal_those_with_the_whole_batc
     assert_same_training(tmp_path, one, steps=20)
 
 
+# Every loss at once; the experiment's class weights are those of the first four.
+LOSSES = (
+    "CrossEntropy(label_smoothing=0.1), Focal(), OHEM(share=0.3), BoundaryWeighted(), Dice(), Jaccard(), Tversky(), Lovasz(), "
+    "torch.nn.CrossEntropyLoss()"
+)
+
+
+def test_every_loss_of_two_processes_is_that_of_one_with_the_joined_batch(tmp_path):
+    loss = f"--model.loss=WeightedSum(losses=[{LOSSES}, Dice(over='batch'), Jaccard(over='batch')])"
+    steps = [*RUN, DOUBLE, loss, "--trainer.max_steps=5", "--trainer.val_check_interval=5"]
+    process = launch(*steps, *TWO, "--run_dir", tmp_path / "two")
+    CLI([*steps, "--run_dir", str(tmp_path / "one")])
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert_same_training(tmp_path / "two", tmp_path / "one", steps=5)
+
+
+def test_every_loss_of_accumulated_batches_is_that_of_the_joined_batch(tmp_path):
+    steps = [*RUN, DOUBLE, f"--model.loss=WeightedSum(losses=[{LOSSES}])", "--trainer.max_steps=5"]
+    for name, options in (("one", []), ("four", ["--trainer.accumulate_grad_batches=4"])):
+        CLI([*steps, *options, "--run_dir", str(tmp_path / name)])
+    assert_same_training(tmp_path / "four", tmp_path / "one", steps=5)
+
+
 def test_steps_of_an_epoch_are_full_and_contain_the_same_images_on_any_number_of_processes():
     def steps(batch_size, world, passes):
         ranks = [list(TrainingOrder(50, batch_size, 0, rank, world, passes=passes)) for rank in range(world)]
