@@ -22,7 +22,8 @@ from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, r
 from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters
 from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
-from dilated_seg.training.param_groups import configure, step_on_plateau
+from dilated_seg.training.param_groups import configure
+from dilated_seg.training.schedules import step_on_plateau
 from dilated_seg.weights.normalization import IMAGENET_STD
 
 # A step's loss is the sum over the valid pixels of all its batches, divided by their number N, which is known only
@@ -42,21 +43,21 @@ class SegmentationTask(LightningModule):
         num_classes: C, not counting the ignore index.
         ignore_index: The mask value that loss and metrics leave out.
         classes: Class names for the logged IoU; class ids if None.
-        optimizer: Applied as configured to weights; biases get twice the learning rate and no weight decay.
+        optimizer: Applied as configured to weights; see ``bias_lr`` and ``bias_decay`` for biases.
         lr_scheduler: Steps once per iteration, as the papers' schedules do; a constant rate if None.
+        bias_lr: Factor of the learning rate of biases, those of batch norm included; 2 as in the papers' Caffe solvers.
+        bias_decay: Factor of their weight decay; 0 as in those solvers.
         lr_factors: Factor of the learning rate for parameters by the beginning of their names, such as ``net.fc8: 10``.
         loss: Of logits (B, C, H, W) and class ids (B, H, W): one of `dilated_seg.losses` or of another library, which is given
             the ignore index; cross-entropy if None.
         auxiliary_weights: Factor of the loss of each auxiliary head of the network, such as {aux: 0.5}; if None, PSPNet's 0.4.
-        class_weights: Factor of each class in every loss per pixel that has none of its own; the sum is divided by the number
-            of valid pixels, as in SegNet.
+        class_weights: Factor of each class in losses per pixel that have none of their own; pixels are counted without it.
         weights: Initial weights: a file (.safetensors of `port`, .caffemodel, .npz, a torch state dict, a checkpoint), or its
             address with a checksum, https://...#sha256=...; "imagenet", torchvision's for the encoder; or a directory of
             finished runs, whose newest counts. A checkpoint that is evaluated or continued replaces them.
         weights_without: Layers or parts of the network that ``weights`` does not fill, such as the scores of other classes.
         compile: Whether to compile the network with torch, once per image size: faster on GPUs, not on CPUs.
-        crf: Part of the model, after the network; CRF-RNN with ``learnable: true``. To refine a network that was trained
-            without one, evaluate it with ``--crf``.
+        crf: Part of the model, CRF-RNN with ``learnable: true``; ``--crf`` refines a network that was trained without one.
         mean: Of each channel (RGB, 0 to 255), for normalization; if None, that of ``weights``, or else VGG-16's.
         std: Of each channel, likewise; if None, that of ``weights``, or else ImageNet's.
     """
@@ -69,6 +70,8 @@ class SegmentationTask(LightningModule):
         classes: Sequence[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
+        bias_lr: float = 2.0,
+        bias_decay: float = 0.0,
         lr_factors: dict[str, float] | None = None,
         loss: nn.Module | None = None,
         auxiliary_weights: dict[str, float] | None = None,
@@ -85,7 +88,9 @@ class SegmentationTask(LightningModule):
         self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        check_arguments(self.classes, class_weights, lr_factors or {}, mean, std)
+        check_arguments(
+            self.classes, class_weights, {"bias_lr": bias_lr, "bias_decay": bias_decay}, lr_factors or {}, mean, std
+        )
         if crf and crf.learnable and crf.num_classes is None:
             crf.add_parameters(num_classes)
         mean_std = mean or VGG_MEAN, std or IMAGENET_STD
@@ -94,15 +99,14 @@ class SegmentationTask(LightningModule):
             net.compile()  # in place: the names in a checkpoint stay the same
         self.fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
+        self.bias_factors = bias_lr, bias_decay
         self.loss, self.auxiliary_weights = prepare_loss(loss, ignore_index, num_classes, class_weights), auxiliary_weights
         self.weights, self.weights_without, self.normalization = weights, weights_without, (mean, std)
         self.weights_loaded, self.trained_steps = False, 0  # initial weights or a checkpoint's
         self.batch_ids: list[str] = []  # of the images
         self.accumulated = [0.0, 0.0]  # the loss and the valid pixels of the step's batches so far
-        self.accumulating = False  # whether the step has gradients but no update yet
-        self.updating = False  # whether the optimizer's update has begun and the step has not ended
-        self.metrics = SegmentationMetrics(num_classes, ignore_index)
-        self.crf_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.accumulating = self.updating = False  # the step has gradients but no update yet; its update has not ended
+        self.metrics, self.crf_metrics = (SegmentationMetrics(num_classes, ignore_index) for _ in range(2))
         self.mean_loss = MeanMetric()
         self.inference: Inference = FullImage()  # of evaluation
         self.evaluation_crf: DenseCRF | None = None  # --crf: evaluation applies it to the model's probabilities
@@ -200,9 +204,8 @@ class SegmentationTask(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         check_parameters(self.model, self.global_step)
-        self.metrics.reset()
-        self.crf_metrics.reset()
-        self.mean_loss.reset()
+        for metric in (self.metrics, self.crf_metrics, self.mean_loss):
+            metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")

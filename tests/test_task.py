@@ -1,6 +1,7 @@
 """Loss, optimiser and training of the task."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.models import FCN, DilatedNet, SegNet
 from dilated_seg.task import SegmentationTask
 from dilated_seg.training import Freeze, SeedEveryStep
+from dilated_seg.training.schedules import SequentialLR
 
 
 def tiny(**options):
@@ -94,6 +96,14 @@ def test_biases_learn_at_twice_the_rate_and_do_not_decay():
     assert sum(len(group["params"]) for group in (weights, biases)) == len(list(task.parameters()))
 
 
+def test_biases_learn_and_decay_by_the_factors_of_the_task():
+    task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, weight_decay=5e-4), bias_lr=1.0, bias_decay=0.5)
+    weights, biases = task.configure_optimizers()["optimizer"].param_groups
+    assert (weights["lr"], weights["weight_decay"], biases["lr"], biases["weight_decay"]) == (0.1, 5e-4, 0.1, 2.5e-4)
+    with pytest.raises(UserError, match=r"model\.bias_decay -1 is not a finite number of at least 0"):
+        tiny(bias_decay=-1.0)
+
+
 def test_a_factor_multiplies_the_rate_of_the_parameters_it_names():
     task = tiny(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), lr_factors={"net.front_end.final": 10.0})
     rates = {id(p): group["lr"] for group in task.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
@@ -113,6 +123,52 @@ def test_the_poly_schedule_steps_once_an_iteration():
     task.on_train_batch_start = lambda *_: rates.append(task.optimizers().param_groups[0]["lr"])
     trainer(max_steps=4, limit_val_batches=0).fit(task, Shapes((16, 16), images=(8, 1, 1), batch_size=2))
     assert rates == pytest.approx([0.1 * (1 - step / 4) ** 0.9 for step in range(4)])
+
+
+def warm_up(steps, total):
+    """A linear warm-up from a tenth, then poly."""
+    linear = partial(torch.optim.lr_scheduler.LinearLR, start_factor=0.1, total_iters=steps)
+    return [linear, partial(torch.optim.lr_scheduler.PolynomialLR, total_iters=total - steps, power=0.9)]
+
+
+def warmed_rates(steps, checkpoint=None, lr_factors=None):
+    """The rates of weights in a training, step by step, and its trainer."""
+    task = tiny(
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        lr_scheduler=lambda optimizer: SequentialLR(optimizer, warm_up(3, 7), [3]),
+        lr_factors=lr_factors,
+    )
+    rates = []
+    task.on_train_batch_start = lambda *_: rates.append([group["lr"] for group in task.optimizers().param_groups])
+    fit = trainer(max_steps=steps, limit_val_batches=0)
+    fit.fit(task, Shapes((16, 16), images=(14, 1, 1), batch_size=2, num_workers=0), ckpt_path=checkpoint, weights_only=True)
+    return torch.tensor(rates), fit
+
+
+def test_a_schedule_warms_up_and_then_follows_poly_also_after_an_interruption(tmp_path):
+    expected = [0.1 * (0.1 + 0.9 * step / 3) for step in range(3)] + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)]
+    rates, _ = warmed_rates(7)
+    torch.testing.assert_close(rates, torch.tensor([[rate, 2 * rate] for rate in expected]))
+    for stop in (2, 3, 4):
+        first, fit = warmed_rates(stop)
+        fit.save_checkpoint(tmp_path / "stop.ckpt")
+        resumed, _ = warmed_rates(7, tmp_path / "stop.ckpt")
+        assert torch.cat([first, resumed]).equal(rates)
+
+
+@pytest.mark.parametrize(
+    ("schedulers", "milestones", "message"),
+    [
+        (warm_up(3, 7), [], "2 schedulers and 0 milestones"),
+        (warm_up(3, 7)[:1], [], "1 schedulers"),
+        ([*warm_up(3, 7), warm_up(3, 7)[0]], [5, 5], "do not ascend"),
+        ([warm_up(3, 7)[0], torch.optim.lr_scheduler.ReduceLROnPlateau], [3], "ReduceLROnPlateau follows a metric"),
+    ],
+)
+def test_schedules_that_cannot_follow_each_other_are_refused(schedulers, milestones, message):
+    optimizer = torch.optim.SGD(tiny().parameters(), lr=0.1)
+    with pytest.raises(UserError, match=message):
+        SequentialLR(optimizer, schedulers, milestones)
 
 
 def test_training_overfits_four_pictures():

@@ -52,6 +52,7 @@ def check_monitor(name: str, monitor: str, mode: str | None, metrics: Sequence[s
 def check_arguments(
     classes: Sequence[str],
     class_weights: Sequence[float] | None,
+    bias_factors: Mapping[str, float],
     lr_factors: Mapping[str, float],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -59,8 +60,8 @@ def check_arguments(
     """Require values of the task's arguments with which a network can learn.
 
     Raises:
-        UserError: There is not one finite weight of at least 0 for each class, or all are 0; a factor of the learning rate
-            or a mean is not finite, a factor is negative, or a standard deviation is not above 0.
+        UserError: There is not one finite weight of at least 0 for each class, or all are 0; a factor of a learning rate or
+            weight decay, or a mean, is not finite, a factor is negative, or a standard deviation is not above 0.
     """
     if class_weights is not None and len(class_weights) != len(classes):
         raise UserError(f"model.class_weights has {len(class_weights)} values, but there are {len(classes)} classes")
@@ -72,9 +73,9 @@ def check_arguments(
             )
     if class_weights is not None and not any(class_weights):
         raise UserError("model.class_weights are all 0: set the weight of at least one class above 0")
-    for name, factor in lr_factors.items():
+    for name, factor in (*bias_factors.items(), *((f"lr_factors: {name}:", factor) for name, factor in lr_factors.items())):
         if not 0 <= factor < math.inf:
-            raise UserError(f"model.lr_factors: {name}: {factor:g} is not a finite number of at least 0")
+            raise UserError(f"model.{name} {factor:g} is not a finite number of at least 0")
     if mean and not all(math.isfinite(value) for value in mean):
         raise UserError(f"model.mean {list(mean)}: three finite values are required (RGB, 0 to 255)")
     if std and not all(0 < value < math.inf for value in std):

@@ -18,7 +18,8 @@ from dilated_seg.training.loggers import SafeWandbLogger
 # Options that the content of a checkpoint depends on: they cannot change.
 FIXED = (
     "seed_everything", "model.net", "model.crf", "model.mean", "model.std", "model.weights", "model.weights_without",
-    "model.lr_factors", "model.optimizer.class_path", "data.class_path", "data.init_args.batch_size",
+    "model.lr_factors", "model.bias_lr", "model.bias_decay",
+    "model.optimizer.class_path", "data.class_path", "data.init_args.batch_size",
     "data.init_args.global_batch_size", "data.init_args.streaming",
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches",
 )  # fmt: skip

@@ -340,3 +340,29 @@ def test_a_task_of_the_users_own_trains_and_its_run_is_evaluated(tmp_path, monke
     assert result.returncode == 0, result.stderr
     assert fails_in_one_sentence(run_command("fit", *TINY, "--task=own_task.Penalised"), "there is no task own_task.Penalised")
     assert fails_in_one_sentence(run_command("fit", *TINY, task, "--model.penaltie=1"), "--model.penaltie: unknown option")
+
+
+SCHEDULE = """
+model:
+  bias_lr: 1.0
+  lr_scheduler:
+    class_path: SequentialLR
+    init_args:
+      schedulers:
+      - {class_path: LinearLR, init_args: {start_factor: 0.1, total_iters: 4}}
+      - {class_path: PolynomialLR, init_args: {total_iters: 8, power: 0.9}}
+      milestones: [4]
+"""
+
+
+def test_a_warm_up_is_written_in_yaml_and_the_run_continues(tmp_path):
+    (tmp_path / "warm_up.yaml").write_text(SCHEDULE)
+    options = [*TINY, "--config", tmp_path / "warm_up.yaml", "--run_dir", tmp_path / "run"]
+    rates = []
+    for steps in (4, 12):
+        assert (result := run_command("fit", *options, f"--trainer.max_steps={steps}")).returncode == 0, result.stderr
+        state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        rates.append([group["lr"] for group in state["optimizer_states"][0]["param_groups"]])
+    assert rates == [[2e-3, 2e-3], [0.0, 0.0]]  # the end of the warm-up, of poly
+    other = run_command("fit", *options, "--model.bias_lr=2", "--trainer.max_steps=13")
+    assert fails_in_one_sentence(other, "was trained with model.bias_lr 1.0, and not 2.0")
