@@ -39,7 +39,7 @@ class SequentialLR(torch_schedules.SequentialLR):
         built = [scheduler(optimizer) for scheduler in schedulers]
         if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in built):
             raise UserError("SequentialLR: ReduceLROnPlateau follows a metric, and not the step: use it alone")
-        super().__init__(optimizer, built, milestones)  # type: ignore[arg-type] # none of them follows a metric
+        super().__init__(optimizer, built, milestones)
 
 
 def schedule(scheduler: LRScheduler, metrics: Sequence[str]) -> dict[str, Any]:
