@@ -201,7 +201,7 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
             place = hyperparameters
             for key in path:
                 place = place[key] if place else None
-            if place is not None:  # there may be no loss
+            if place and name in place:  # there may be no loss, or one without an ignore index
                 place[name] = value
         task.save_hyperparameters(hyperparameters | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         return task

@@ -11,8 +11,8 @@ from dilated_seg.models.layers import promote
 from dilated_seg.tensors import Logits, Maps
 
 
-def split_outputs(outputs: Any) -> tuple[Maps, dict[str, Maps]]:  # noqa: ANN401 - of any network
-    """Return the logits (B, C, h, w) that a network returned, and those of its auxiliary heads by name.
+def split_outputs(outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ANN401 - of any network
+    """Return the logits that a network returned, which `check_logits` checks, and those of its auxiliary heads by name.
 
     Args:
         outputs: The logits; an object with ``logits``, as of transformers; or a mapping with ``out``, as of torchvision, whose
@@ -33,7 +33,7 @@ def split_outputs(outputs: Any) -> tuple[Maps, dict[str, Maps]]:  # noqa: ANN401
     )
 
 
-def check_logits(logits: Maps, num_classes: int, network: str) -> None:
+def check_logits(logits: Tensor, num_classes: int, network: str) -> None:
     """Require logits (B, C, h, w) of C classes.
 
     Raises:
