@@ -1,4 +1,4 @@
-"""What all losses share: a sum over the valid pixels of a batch, which the task divides by their number in all processes."""
+"""The base of all losses: a sum over the valid pixels of a batch, which the task divides by their number in all processes."""
 
 from torch import Tensor, nn
 
