@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow test-processors lint docs notebooks clean
 
-quickstart: $(VENV)/installed  ## train seven networks with three seeds each on images drawn by code, compare them (minutes on 2 cores)
+quickstart: $(VENV)/installed  ## train seven networks with three seeds each on images drawn by code, compare them (8 minutes on 2 cores)
 	$(BIN)/dilated-seg ablate experiments/quickstart.yaml
 
 # Two workers take neighbouring tests, which share fixtures. Without bytecode, every process would compile the package again.

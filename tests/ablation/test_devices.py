@@ -136,7 +136,7 @@ def test_a_slurm_job_requests_the_nodes_and_gpus_of_its_run(folder, tmp_path):
     [
         (("global_batch_size: 4", "batch_size: 4"), ["--devices_per_run=2"], "set data.global_batch_size"),
         (("accelerator: cpu", "devices: 2"), [], "leave both out, and set devices_per_run"),
-        (("evaluate: test", "devices_per_run: two"), [], "devices_per_run two: give a whole number"),
+        (("evaluate: test", "devices_per_run: two"), [], "devices_per_run two: give a positive whole number"),
         (("evaluate: test", "nodes_per_run: 2"), [], "several machines need --launcher slurm"),
         (("", ""), ["--devices_per_run=0"], "at least one device"),
     ],
