@@ -357,12 +357,15 @@ model:
 
 def test_a_warm_up_is_written_in_yaml_and_the_run_continues(tmp_path):
     (tmp_path / "warm_up.yaml").write_text(SCHEDULE)
-    options = [*TINY, "--config", tmp_path / "warm_up.yaml", "--run_dir", tmp_path / "run"]
-    rates = []
+    options = [*TINY, "--config", tmp_path / "warm_up.yaml"]
+    start, rates = [], []
     for steps in (4, 12):
-        assert (result := run_command("fit", *options, f"--trainer.max_steps={steps}")).returncode == 0, result.stderr
-        state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        run = tmp_path / f"run{steps}"
+        result = run_command("fit", *options, "--run_dir", run, *start, f"--trainer.max_steps={steps}")
+        assert result.returncode == 0, result.stderr
+        start = ["--ckpt_path", run / "checkpoints/last.ckpt"]
+        state = torch.load(start[1], weights_only=True)
         rates.append([group["lr"] for group in state["optimizer_states"][0]["param_groups"]])
     assert rates == [[2e-3, 2e-3], [0.0, 0.0]]  # the end of the warm-up, of poly
-    other = run_command("fit", *options, "--model.bias_lr=2", "--trainer.max_steps=13")
+    other = run_command("fit", *options, "--run_dir", tmp_path / "other", *start, "--model.bias_lr=2", "--trainer.max_steps=13")
     assert fails_in_one_sentence(other, "was trained with model.bias_lr 1.0, and not 2.0")

@@ -20,6 +20,7 @@ BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
 NOT_RUN = {
     r"git clone|cd ": "there is no address",
     r"pip install|source ": "it changes the environment: tests/test_installation.py runs what the wheel holds",
+    r"pip download|python -m zipfile ": "it needs a package index, for a package of 55 MB",
     r"make ": "its targets are what runs the tests; that they exist is tested below",
     r"export [A-Z_]+=": "a variable of the reader's shell",
     r"torchrun ": "it needs two machines",
