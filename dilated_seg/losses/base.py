@@ -22,7 +22,7 @@ class Loss(nn.Module):
 
     def total(self, logits: Logits, mask: Mask) -> Tensor:
         """Return the sum over the valid pixels, 0 if there are none."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define total()")
 
     def forward(self, logits: Logits, mask: Mask) -> Tensor:
         """Return the mean over the valid pixels, 0 if there are none."""
