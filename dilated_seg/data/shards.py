@@ -43,9 +43,7 @@ class Shards(Split):
         self.labelled = record["splits"][name]["labelled"]
         self.pixels = manifest.sum_pixels(record, name)
         self.members = set(record["splits"][name]["parts"])
-        self.as_stored: bool | None = (
-            None  # masks have the orientation of the image's file, before EXIF; None: inferred from the sizes
-        )
+        self.as_stored: bool | None = None  # masks are stored as their images' files, or upright; None: inferred
         self.mask_reader, self.raw = mask_reader, record["store"] == "raw"
         self.entries = manifest.list_shards(record, name)
         self.paths = [storage.join(root, entry["file"]) for entry in self.entries]
