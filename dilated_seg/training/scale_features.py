@@ -2,8 +2,8 @@
 
 The convolutions of the published VGG-16 end in features far above 1. Random layers after them, as fc6 and fc7 at He et al.'s
 values, keep that scale (deviations of 6 to 26 on CamVid): the first logits are huge, and each step of the optimizer moves an
-output by as much. Dividing the random weights would leave such steps. Convolutions, ReLUs and poolings without biases commute with a
-positive factor, so dividing the image and every loaded bias by s divides all features by s and changes nothing else:
+output by as much. Dividing the random weights would leave such steps. Convolutions, ReLUs and poolings without biases commute
+with a positive factor, so dividing the image and every loaded bias by s divides all features by s and changes nothing else:
 
     f(x / s; W, b / s) = f(x; W, b) / s
 
