@@ -36,30 +36,29 @@ SCALE = 2.0**16
 class SegmentationTask(LightningModule):
     """Semantic segmentation with one network: image in, one class per pixel out.
 
-    ``model`` is the Segmenter that is trained: normalization, network, and the CRF if there is one.
-
     Args:
         net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W), or to one of the forms of `models.outputs`.
         num_classes: C, not counting the ignore index.
-        ignore_index: The mask value that loss and metrics leave out.
-        classes: Class names for the logged IoU; class ids if None.
-        optimizer: Applied as configured to weights; see ``bias_lr`` and ``bias_decay`` for biases.
-        lr_scheduler: Steps once per iteration, as the papers' schedules do; a constant rate if None.
-        bias_lr: Factor of the learning rate of biases, those of batch norm included; 2 as in the papers' Caffe solvers.
-        bias_decay: Factor of their weight decay; 0 as in those solvers.
-        lr_factors: Factor of the learning rate for parameters by the beginning of their names, such as ``net.fc8: 10``.
-        loss: Of logits (B, C, H, W) and class ids (B, H, W): one of `dilated_seg.losses` or of another library, which is given
-            the ignore index; cross-entropy if None.
-        auxiliary_weights: Factor of the loss of each auxiliary head of the network, such as {aux: 0.5}; if None, PSPNet's 0.4.
-        class_weights: Factor of each class in losses per pixel that have none of their own; pixels are counted without it.
-        weights: Initial weights: a file (.safetensors of `port`, .caffemodel, .npz, a torch state dict, a checkpoint), or its
-            address with a checksum, https://...#sha256=...; "imagenet", torchvision's for the encoder; or a directory of
-            finished runs, whose newest counts. A checkpoint that is evaluated or continued replaces them.
-        weights_without: Layers or parts of the network that ``weights`` does not fill, such as the scores of other classes.
+        ignore_index: The mask value of pixels that loss and metrics ignore.
+        classes: Class names, under which the IoU of each class is logged; class ids if None.
+        optimizer: Builds the optimizer. Its learning rate and weight decay apply to weights; for biases see below.
+        lr_scheduler: Builds the schedule, which steps once per iteration; the learning rate is constant if None.
+        bias_lr: Factor of the learning rate of biases, including those of batch norm; 2 in the papers' Caffe solvers.
+        bias_decay: Factor of the weight decay of biases; 0 in those solvers.
+        lr_factors: Factors of the learning rate, by a prefix of parameter names: ``{net.fc8: 10}``.
+        loss: A loss of logits (B, C, H, W) and class ids (B, H, W), from `dilated_seg.losses` or another library; its
+            ``ignore_index`` is set to that of the task. Cross-entropy if None.
+        auxiliary_weights: Factors of the losses of auxiliary heads, such as {aux: 0.5}; 0.4 each (PSPNet) if None.
+        class_weights: Factor of each class in losses per pixel without ``class_weights`` of their own. The loss is divided by
+            the number of pixels, not by the sum of their weights.
+        weights: Initial weights: a file (.safetensors of `port`, .caffemodel, .npz, a torch state dict, a checkpoint); its URL
+            with a checksum, https://...#sha256=...; "imagenet" for torchvision's weights of the encoder; or a directory of
+            runs, of which the last one to finish is used. Ignored if a checkpoint is evaluated or training continues from one.
+        weights_without: Layers that keep their random values, such as the last layer if the weights have other classes.
         compile: Whether to compile the network with torch, once per image size: faster on GPUs, not on CPUs.
-        crf: Part of the model, CRF-RNN with ``learnable: true``; ``--crf`` refines a network that was trained without one.
-        mean: Of each channel (RGB, 0 to 255), for normalization; if None, that of ``weights``, or else VGG-16's.
-        std: Of each channel, likewise; if None, that of ``weights``, or else ImageNet's.
+        crf: A CRF that is trained with the network (CRF-RNN if ``learnable``). ``--crf`` is for networks without one.
+        mean: Mean of each channel (RGB, 0 to 255) for the normalization. If None, that of ``weights``, or else VGG-16's.
+        std: Standard deviation of each channel. If None, that of ``weights``, or else ImageNet's.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class SegmentationTask(LightningModule):
         std: RGB | None = None,
     ) -> None:
         super().__init__()
-        # Objects are left out: a checkpoint that held them could only be loaded by executing a pickle.
+        # Not the objects: a checkpoint with them could only be loaded by executing a pickle.
         self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
@@ -96,44 +95,44 @@ class SegmentationTask(LightningModule):
         mean_std = mean or VGG_MEAN, std or IMAGENET_STD
         self.model = Segmenter(net, self.classes, *mean_std, ignore_index=ignore_index, crf=crf)
         if compile:
-            net.compile()  # in place: the names in a checkpoint stay the same
+            net.compile()  # in place, so that the names in checkpoints stay the same
         self.fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
         self.bias_factors = bias_lr, bias_decay
         self.loss, self.auxiliary_weights = prepare_loss(loss, ignore_index, num_classes, class_weights), auxiliary_weights
         self.weights, self.weights_without, self.normalization = weights, weights_without, (mean, std)
-        self.weights_loaded, self.trained_steps = False, 0  # initial weights or a checkpoint's
-        self.batch_ids: list[str] = []  # of the images
-        self.accumulated = [0.0, 0.0]  # the loss and the valid pixels of the step's batches so far
-        self.accumulating = self.updating = False  # the step has gradients but no update yet; its update has not ended
+        self.weights_loaded, self.trained_steps = False, 0  # loaded: initial weights or a checkpoint
+        self.batch_ids: list[str] = []  # image ids of the last training batch
+        self.accumulated = [0.0, 0.0]  # sums over the batches of the current step: loss, valid pixels
+        self.accumulating = self.updating = False  # whether a step has gradients but no update; whether its update runs
         self.metrics, self.crf_metrics = (SegmentationMetrics(num_classes, ignore_index) for _ in range(2))
         self.mean_loss = MeanMetric()
-        self.inference: Inference = FullImage()  # of evaluation
+        self.inference: Inference = FullImage()  # for evaluation and prediction
         self.evaluation_crf: DenseCRF | None = None  # --crf: evaluation applies it to the model's probabilities
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as Lightning's
-        """Return the saved task from a path or an open file; nothing is executed or imported.
+        """Load a task from a path or an open file. Nothing is executed or imported.
 
         Raises:
-            UserError: The file is missing, damaged, a URL, or would have to be executed.
+            UserError: The file is missing, damaged, a URL, or needs code to be executed.
         """
         with open_checkpoint(checkpoint_path, **kwargs) as file:
             return super().load_from_checkpoint(file, *args, **kwargs | {"weights_only": True})
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks of every training, also of one in Python."""
+        """Return the callbacks that Lightning adds to every Trainer, also to one that is built in Python."""
         return [RequireLabels()]
 
     def prepare_data(self) -> None:
-        """Download the initial weights, on one process of each machine."""
+        """Download the initial weights, in one process per machine."""
         if not self.weights_loaded:
             fetch_initial_weights(self)
 
     def setup(self, stage: str) -> None:
-        """Load the initial weights once, unless a checkpoint's are loaded."""
+        """Load the initial weights, unless they or those of a checkpoint are loaded already."""
         self.accumulated = [0.0, 0.0]
-        if self.trainer.precision == "64-true":  # Lightning converts later, after a checkpoint was rounded to float32
+        if self.trainer.precision == "64-true":  # Lightning converts only after a checkpoint was loaded as float32
             self.double()
         read_safely(self.trainer)
         if self.weights and not self.weights_loaded:
@@ -141,11 +140,11 @@ class SegmentationTask(LightningModule):
             load_initial_weights(self, stage)
 
     def forward(self, image: Tensor) -> Logits:
-        """Return logits (B, C, H, W) of RGB (B, 3, H, W), 0 to 255, of any number type."""
+        """Return logits (B, C, H, W) of RGB images (B, 3, H, W), 0 to 255, of any dtype."""
         return self.model(image)
 
     def loss_sum(self, logits: Logits, mask: Mask, heads: Mapping[str, Logits] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the loss summed over valid pixels, also of auxiliary heads, and the number of valid pixels."""
+        """Return the loss summed over valid pixels, including that of auxiliary heads, and the number of valid pixels."""
         weighted = weigh_heads(heads, self.auxiliary_weights) if heads is not None else []
         total = sum((w * self.loss.total(head, mask) for w, head in weighted), self.loss.total(logits, mask))
         return total, (mask != self.ignore_index).sum()
@@ -154,27 +153,27 @@ class SegmentationTask(LightningModule):
         self.batch_ids, self.accumulating = batch["id"], True
         logits, heads = self.model(batch["image"], auxiliary=True)
         total, valid = self.loss_sum(logits, batch["mask"], heads)
-        everywhere = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
-        # Gradients are averaged over processes, so the sum of each is multiplied by their number.
+        sums = self.trainer.strategy.reduce(torch.stack([total.detach(), valid.float()]), reduce_op="sum")
+        # DDP averages gradients over processes, but the loss is a sum over all of them.
         total = total * self.trainer.world_size
         if self.trainer.accumulate_grad_batches == 1:
-            self.log("train/loss", everywhere[0] / everywhere[1].clamp(min=1), prog_bar=True)
-            return total / everywhere[1].clamp(min=1)
-        self.accumulated = [before + now for before, now in zip(self.accumulated, everywhere.tolist(), strict=True)]
+            self.log("train/loss", sums[0] / sums[1].clamp(min=1), prog_bar=True)
+            return total / sums[1].clamp(min=1)
+        self.accumulated = [before + now for before, now in zip(self.accumulated, sums.tolist(), strict=True)]
         self.log("train/loss", self.accumulated[0] / max(self.accumulated[1], 1.0), prog_bar=True)
         return total * self.trainer.accumulate_grad_batches / SCALE  # Lightning divides by the number of batches
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped, and end the run if it is not finite."""
+        """Log the norm of the gradient before clipping, and raise UserError if it is not finite."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if self.trainer.accumulate_grad_batches > 1:  # the valid pixels of all batches are known
+        if self.trainer.accumulate_grad_batches > 1:  # the number of valid pixels of the step is known now
             for gradient in gradients:
                 gradient.mul_(SCALE / max(self.accumulated[1], 1.0))
             self.accumulated = [0.0, 0.0]
         self.accumulating = False
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log("train/gradient_norm", norm)
-        if self.trainer.precision != "16-mixed":  # its scaler skips such steps
+        if self.trainer.precision != "16-mixed":  # the gradient scaler skips such steps
             check_gradient(norm, self.global_step + 1, self.batch_ids)
         self.updating = True
 
@@ -185,9 +184,9 @@ class SegmentationTask(LightningModule):
         check_parameters(self.model, self.global_step)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch; return its confusion ``matrices`` (B, C, C) and ``prediction`` (B, H, W).
+        """Add a batch to the metrics; return its confusion matrices (B, C, C) and predicted class ids (B, H, W).
 
-        With ``evaluation_crf``, return ``crf_matrices`` and ``crf_prediction`` too.
+        The keys are ``matrices`` and ``prediction``, with ``evaluation_crf`` also ``crf_matrices`` and ``crf_prediction``.
         """
 
         def add_loss(logits: Logits, place: Place) -> None:
@@ -218,12 +217,12 @@ class SegmentationTask(LightningModule):
         self.log_metrics("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return class ids (B, H, W), uint8."""
+        """Return predicted class ids (B, H, W), uint8."""
         prediction, crf_prediction = segment_batch(self.model, batch, self.inference, self.evaluation_crf)
         return (prediction if crf_prediction is None else crf_prediction).to(torch.uint8)
 
     def log_metrics(self, split: str) -> None:
-        """Log the loss and the metrics of a split, also those after ``evaluation_crf``."""
+        """Log the loss and the metrics of a split, with and without ``evaluation_crf``."""
         self.log(f"{split}/loss", self.mean_loss.compute())
         for metrics, name in ((self.metrics, split), (self.crf_metrics, f"{split}/crf")):
             if metrics is self.metrics or self.evaluation_crf:
@@ -241,10 +240,10 @@ class SegmentationTask(LightningModule):
         checkpoint |= {"accumulated": self.accumulated, **describe_task(self)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Require a checkpoint of the same classes and network."""
+        """Check that the checkpoint has the same classes and network."""
         check_checkpoint(self, checkpoint)
         self.trained_steps, self.weights_loaded = checkpoint["global_step"], True
         self.accumulated = checkpoint.get("accumulated", [0.0, 0.0])
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union is no public name
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's union type is not public
         return configure(self)

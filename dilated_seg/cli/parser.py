@@ -49,8 +49,8 @@ def build_parser(command: str | None, args: Sequence[str] = ()) -> Parser:
     """Return the parser of a command; without one, that of the options that all have.
 
     Args:
-        command: Of Lightning's four.
-        args: Its arguments, expanded; they may name a ``task`` of the user's own.
+        command: One of Lightning's four commands, or None.
+        args: The command's expanded arguments, which may name the user's subclass as ``task``.
 
     Raises:
         UserError: The package is installed without its experiments, or there is no such task.

@@ -45,7 +45,7 @@ class CamVid(SegmentationDataModule):
 
     Args:
         root: The directory; by default the environment variable DILATED_SEG_CAMVID.
-        options: See SegmentationDataModule.
+        options: Arguments of SegmentationDataModule.
     """
 
     classes = tuple(GROUPS)

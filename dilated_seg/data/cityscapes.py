@@ -27,7 +27,7 @@ class Cityscapes(SegmentationDataModule):
         root: The directory; by default the environment variable DILATED_SEG_CITYSCAPES.
         labels: Masks of "train", fine or coarse; those of "val" are always fine, those of "train_extra" coarse.
         train_split: "train", or "train_extra", 19998 more images with coarse masks.
-        options: See SegmentationDataModule.
+        options: Arguments of SegmentationDataModule.
     """
 
     classes = (

@@ -20,7 +20,7 @@ class Images(Dataset[dict[str, Any]]):
     Args:
         split: The images.
         augmentation: Maps image and mask to augmented ones; None for no augmentation.
-        seed: Of the run.
+        seed: The seed of the run.
         skip_bad: Return the next image instead of one that cannot be read.
     """
 
@@ -33,7 +33,7 @@ class Images(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        if key is None:  # keeps a process without further images in step with the others: all pixels are ignored
+        if key is None:  # an ignored image for a process that has fewer images than the others
             sample = self.split[0]
             return {**sample, "mask": torch.full_like(sample["mask"], 255), "id": ""}
         epoch, index = key if isinstance(key, tuple) else (0, key)

@@ -41,7 +41,7 @@ class SegmentationDataModule(LightningDataModule):
         predict_split: The split that ``predict`` predicts; it needs no masks.
         streaming: Read prepared shards a few images at a time, from a directory or URL (hf://, s3://, https://), instead of
             mapping them into memory; the order of training images then reads each part of a shard once.
-        on_bad_image: What training does if a file cannot be read: raise an error, or print it and use the next image instead.
+        on_bad_image: If training cannot read a file, "error" raises an error; "skip" prints it and uses the next image.
             Evaluation always raises the error.
     """
 
@@ -54,7 +54,7 @@ class SegmentationDataModule(LightningDataModule):
     variable: ClassVar[str] = ""  # the environment variable of the root, if ``root`` is None
     published: ClassVar[Mapping[str, int]] = {}  # the number of images of each split
     submitted: Sequence[int] | None = None  # a test server's value of each class, if it is not the class id
-    mask_orientation: Literal["auto", "upright", "as_stored"] = "auto"  # of masks whose images EXIF turns; see Folder
+    mask_orientation: Literal["auto", "upright", "as_stored"] = "auto"  # of images that EXIF rotates; see Folder
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class SegmentationDataModule(LightningDataModule):
         return self._loader(images, self.make_training_order(rank, self._batches_done), collate)
 
     def make_training_order(self, rank: int, done: Callable[[], int]) -> TrainingOrder:
-        """Return the sampler of a process's batches, after the ``done()`` first ones."""
+        """Return the sampler of a process's batches; the first ``done()`` batches are skipped."""
         split, seed, batch_size = self.open_split(self.train_split), get_run_seed(), self.get_batch_size()
         return TrainingOrder(len(split), batch_size, seed, rank, self._world, done, self.passes, split.order_images)
 

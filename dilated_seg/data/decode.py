@@ -70,7 +70,7 @@ def convert_to_rgb(image: Image.Image, name: str = "the image", upright: bool = 
 
     Args:
         image: The image, decoded or not.
-        name: Its name in messages.
+        name: The image's name in messages.
         upright: Whether to apply its EXIF orientation.
 
     Raises:

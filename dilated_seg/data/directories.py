@@ -10,7 +10,7 @@ from dilated_seg.data.workers import print_once
 from dilated_seg.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # that operating systems create in any directory
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # created by operating systems in any directory
 MASK_SUFFIX = ".png"  # JPEG changes values
 
 
@@ -19,8 +19,8 @@ class DataError(UserError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        more = f"; {len(problems) - 1} more such problems" if len(problems) > 1 else ""
-        super().__init__(problems[0] + more)
+        end = f"; {len(problems) - 1} more such problems" if len(problems) > 1 else ""
+        super().__init__(problems[0] + end)
 
 
 def check_no_problems(problems: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def check_no_problems(problems: Sequence[str]) -> None:
 
 
 def list_pairs(images: Path, masks: Path, endings: tuple[str, str] = ("", "")) -> list[tuple[str, Path, Path | None]]:
-    """Return the images of a directory with the masks of another that have the same name, apart from an ending of each.
+    """Return the images of a directory with the masks of the same names in another; names are compared without the endings.
 
     Raises:
         UserError: A directory is missing or holds images that cannot be used, an image has no mask or a mask no image.
@@ -95,19 +95,19 @@ def require_usable(directory: Path, used: Mapping[str, Path], suffixes: Sequence
     Args:
         directory: The directory.
         used: The files that are read, by name.
-        suffixes: Of the files that are read.
+        suffixes: The suffixes of the files that are read.
 
     Raises:
         UserError: The directory holds images in other formats, or in directories below it.
     """
     read, stems = set(used.values()), {path.stem for path in used.values()}
     others = [path for path in list_visible(directory) if path not in read]
-    lost = [path for path in others if (holds_images(path) if path.is_dir() else is_image(path) and path.stem not in stems)]
-    if lost:
+    unread = [path for path in others if (holds_images(path) if path.is_dir() else is_image(path) and path.stem not in stems)]
+    if unread:
         jpeg = " (as JPEG, masks lose their classes: export them again)" if suffixes == (MASK_SUFFIX,) else ""
         raise UserError(
-            f"{directory} holds {len(used):,} files that are read and {len(lost):,} that are not ({show_names(lost)}): only "
-            f"{', '.join(suffixes)} directly in it are read, so convert, move or remove the others{jpeg}"
+            f"{directory} holds {len(used):,} files that are read and {len(unread):,} that are not ({show_names(unread)}): "
+            f"only {', '.join(suffixes)} directly in it are read, so convert, move or remove the others{jpeg}"
         )
     if others:
         line = f"{directory}: {len(others):,} files or directories are ignored ({show_names(others)})"

@@ -45,10 +45,10 @@ class Folder(SegmentationDataModule):
 
     Args:
         root: The directory.
-        mask_orientation: How masks are stored whose images EXIF turns: "upright", or "as_stored", as the image's file, so that
-            they are turned too; "auto" infers it for the whole dataset from the sizes, and if these fit both ways assumes
-            "upright" and prints that.
-        options: See SegmentationDataModule.
+        mask_orientation: How the masks of images that EXIF rotates are stored: "upright", or "as_stored", like the image's
+            file, so that they are rotated with it. "auto" infers this for the whole dataset from the sizes of images and
+            masks; if both are possible, it assumes "upright" and prints that.
+        options: Arguments of SegmentationDataModule.
 
     Raises:
         UserError: classes.yaml is missing, or not as above.
@@ -161,7 +161,7 @@ def explain_missing_split(root: Path, name: str) -> UserError:
 
 
 def hint_at_image(stems: Sequence[str], images: Path) -> str:
-    """Return a clause on the probable mistake in the first of some names without an image; empty if there is none."""
+    """Return a clause that explains why the first of these names may have no image; empty if no reason is found."""
     if not stems:
         return ""
     if len(parts := re.split(r"[\s,;]+", stems[0])) > 1 and all(Path(part).suffix for part in parts):
@@ -176,12 +176,12 @@ def hint_at_mask(stems: Sequence[str], masks: Path, images: Mapping[str, Path]) 
 
     It has the image's name and another suffix, or the name with something before or after it, such as NAME_mask.png.
     """
-    wanted = {stem.lower() for stem in stems}
-    for path in list_visible(masks) if wanted and masks.is_dir() else []:
+    names = {stem.lower() for stem in stems}
+    for path in list_visible(masks) if names and masks.is_dir() else []:
         if is_image(path) and not (path.suffix.lower() == MASK_SUFFIX and path.stem in images):
             parts = re.split(r"([\W_]+)", path.stem.lower())
             cuts = [("".join(parts[:k]), "".join(parts[k:])) for k in range(len(parts) + 1)]
-            affixes = [rest for first, last in cuts for name, rest in ((first, last), (last, first)) if name in wanted]
+            affixes = [affix for first, last in cuts for name, affix in ((first, last), (last, first)) if name in names]
             if not all(any(letter.isdigit() for letter in affix) for affix in affixes):  # photo_1 is not the mask of photo
                 return f": {path.name} is there, so rename it, or export it as .png"
     return ""

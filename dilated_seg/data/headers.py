@@ -18,7 +18,7 @@ def read_header(path: Path) -> tuple[Size, str, int]:
     """Return an image file's width and height as stored, its mode in Pillow, and its EXIF orientation, 1 if it has none.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:

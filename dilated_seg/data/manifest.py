@@ -16,7 +16,7 @@ def read(root: str) -> dict[str, Any] | None:
     """Return the manifest of a prepared directory or URL; None if a directory has none, such as a dataset as released.
 
     Raises:
-        UserError: It cannot be read, or is of another version.
+        UserError: The manifest cannot be read, or is of another version.
     """
     if not is_url(root) and not (Path(root) / NAME).is_file():
         return None

@@ -40,12 +40,12 @@ def apply_exif_orientation(mask: Tensor, image: Source) -> Tensor:
 
 @dataclass
 class TurnedImages:
-    """The images of a split that EXIF turns, by what their masks' sizes imply.
+    """The images of a split that EXIF rotates, by the orientation of the masks that the sizes imply.
 
     Args:
         upright: The first image whose mask is upright.
-        as_stored: The first image whose mask is as the file.
-        unknown: Images whose masks fit both ways.
+        as_stored: The first image whose mask is stored like the image's file.
+        unknown: Images whose mask has the right size in both cases.
     """
 
     upright: Path | None = None
@@ -66,7 +66,7 @@ class TurnedImages:
 
 
 def find_mask_orientation(splits: list[TurnedImages]) -> bool | None:
-    """Return whether a dataset's masks are stored as the files of their images, or None if all sizes fit both ways.
+    """Return whether a dataset's masks are stored as the files of their images, or None if the sizes allow both.
 
     Raises:
         UserError: Some masks are as stored and others are upright.

@@ -95,8 +95,8 @@ def read_pair(name: str, image: Source, mask: Source | None, mask_reader: MaskRe
 
     Args:
         name: The image's name.
-        image: Its file, to which its EXIF orientation is applied.
-        mask: Its mask's file, if it has one.
+        image: The image's file, to which its EXIF orientation is applied.
+        mask: The mask's file, if there is one.
         mask_reader: Reads a mask's file as class ids (H, W).
         as_stored: Whether EXIF applies to the mask too; None: only if that gives it the image's size.
 
@@ -118,10 +118,10 @@ def find_masks_as_stored(dataset: "SegmentationDataModule", splits: Mapping[str,
 
     Args:
         dataset: The dataset.
-        splits: Splits of it by name; the others are read as well if EXIF turns images of these.
+        splits: Some of its splits by name. If EXIF rotates images of these, the other splits are read as well.
 
     Returns:
-        None if EXIF turns none of their labelled images.
+        None if EXIF rotates no labelled image of ``splits``.
 
     Raises:
         UserError: Some masks are as stored and others are upright.

@@ -23,8 +23,8 @@ class TrainingOrder(Sampler[list[Key]]):
     Args:
         size: Number of images in the split.
         batch_size: Images per process.
-        seed: Of the run.
-        rank: Of this process; the processes share one permutation.
+        seed: The seed of the run.
+        rank: The rank of this process; the processes share one permutation.
         world: Number of processes.
         done: Returns the number of batches of this run so far; iteration starts after them.
         passes: Batches whose gradients are accumulated for one step; an epoch has only complete steps.
@@ -99,7 +99,7 @@ def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size:
 
     Args:
         sizes: Number of images in each row group, in the order of the split.
-        seed: Of the run.
+        seed: The seed of the run.
         epoch: Counts from 0.
         batch_size: Images of one process in one step.
         world: Number of processes.

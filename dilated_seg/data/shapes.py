@@ -45,7 +45,7 @@ class Shapes(SegmentationDataModule):
     - **star**: 7 to 12 jagged spikes. The area is easy, the boundary is not.
     - **sun** or **moon**: exactly one, at one end of the image. Easy, and the evidence for the hills.
     - **day hill** or **night hill**: the same large hill at the other end, the same to the pixel under sun and moon. Only the
-      sun or the moon tells its class. At a width of 320 or more their distance exceeds the receptive field of DilatedNet's
+      sun or the moon determines its class. At a width of 320 or more their distance exceeds the receptive field of DilatedNet's
       front end (380 pixels across) and is within that of its context module. A network with a smaller field can only guess,
       and averages 20 to 33 % IoU on the two.
     - a band of **ignored** pixels (255) surrounds every object, as in VOC.
@@ -54,10 +54,10 @@ class Shapes(SegmentationDataModule):
 
     Args:
         size: (height, width) in pixels.
-        num_classes: At least 2. Hills need 8: with fewer, the last of the list above are left out.
+        num_classes: Number of classes, at least 2. Hills need 8: with fewer, the last classes of the list above are left out.
         images: Number of images in each of train, val and test.
         world: Seed of the generated images; independent of the seed of the training.
-        options: See SegmentationDataModule.
+        options: Arguments of SegmentationDataModule.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Canvas:
         self.on_image, self.on_mask = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.mask)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Halve both (the image by averaging, the mask by taking every second pixel) and add sensor noise."""
+        """Halve the image (by averaging) and the mask (by taking every second pixel), and add sensor noise."""
         image = np.asarray(self.picture.reduce(2), dtype=np.int16)
         noise = self.rng.integers(-9, 10, image.shape, dtype=np.int8)
         return np.clip(image + noise, 0, 255).astype(np.uint8), np.array(self.mask)[::2, ::2].copy()

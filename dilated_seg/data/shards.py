@@ -43,13 +43,14 @@ class Shards(Split):
         self.labelled = record["splits"][name]["labelled"]
         self.pixels = manifest.sum_pixels(record, name)
         self.members = set(record["splits"][name]["parts"])
-        self.as_stored: bool | None = None  # masks are stored as their images' files, or upright; None: inferred
+        self.as_stored: bool | None = None  # whether masks are stored like the images' files, not upright; None: inferred
         self.mask_reader, self.raw = mask_reader, record["store"] == "raw"
         self.entries = manifest.list_shards(record, name)
         self.paths = [storage.join(root, entry["file"]) for entry in self.entries]
         self.streaming = streaming
         if self.raw and (streaming or storage.is_url(root)):
-            raise UserError(f"{root} is a raw store, which can only be mapped into memory: stream a store of files instead")
+            remedy = "to stream it, prepare it with --store files"
+            raise UserError(f"{root} is a raw store, which can only be mapped into memory: {remedy}")
         if not streaming and storage.is_url(root):
             raise UserError(f"{root} is a URL: set data.streaming, or copy it to a directory")
         for path, entry in zip(self.paths, self.entries, strict=True):
@@ -81,7 +82,7 @@ class Shards(Split):
         return Sample(image=pixels, mask=view_read_only(mask.reshape(height, width)), id=row["id"][0].as_py())
 
     def order_images(self, seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
-        """Return an epoch's order: a permutation if shards are mapped, `order_by_row_groups` if they are streamed."""
+        """Return the order of an epoch's images: a permutation for mapped shards, `order_by_row_groups` for streamed ones."""
         if not self.streaming:
             return super().order_images(seed, epoch, batch_size, world)
         sizes = [rows for entry in self.entries for rows in entry["groups"]]
@@ -89,7 +90,7 @@ class Shards(Split):
 
 
 def map_parquet(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
-    """Return Parquet shards, mapped from a copy that `datasets` writes to its cache at the first call."""
+    """Return Parquet shards as a memory-mapped dataset; the first call writes a copy to the cache of `datasets`."""
     from datasets import Dataset
 
     with explain_errors(paths, entries):
@@ -97,7 +98,7 @@ def map_parquet(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa
 
 
 def map_arrow(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
-    """Return Arrow shards, mapped into memory."""
+    """Return Arrow shards as a memory-mapped dataset."""
     from datasets import Dataset, concatenate_datasets
 
     parts = []
@@ -136,7 +137,7 @@ class StreamedRows:
         return self.groups[group].slice(index - int(self.starts[group]), 1)
 
     def read(self, shard: int, group: int) -> pa.Table:
-        """Read one row group: `reshard` divides the stream into one shard per group, so that no other group is read."""
+        """Return one row group. `reshard` divides the stream into one shard per row group, so that only this one is read."""
         from datasets import IterableDataset
 
         if shard not in self.streams:
@@ -168,7 +169,7 @@ def check_shard(path: str, size: int) -> None:
 
 @contextmanager
 def explain_errors(paths: list[str], entries: list[dict[str, Any]]) -> Iterator[None]:
-    """Raise the UserError of `explain_shard_error` instead of an error of arrow, datasets or a storage library."""
+    """Replace an error of arrow, datasets or a storage library by the UserError of `explain_shard_error`."""
     try:
         yield
     except Exception as error:
@@ -179,9 +180,9 @@ def explain_errors(paths: list[str], entries: list[dict[str, Any]]) -> Iterator[
 
 
 def explain_shard_error(paths: list[str], entries: list[dict[str, Any]], error: BaseException) -> UserError | None:
-    """Return the UserError for a failure to read shards; None if its cause is neither the system nor a shard.
+    """Return the UserError for a failure to read shards; None if neither the operating system nor a shard caused it.
 
-    Whatever the error is, a shard whose checksum differs from the manifest's is reported as damaged.
+    A shard whose checksum differs from the manifest's is reported as damaged, whatever the error is.
     """
     if problem := explain_system_error(paths[0], error):
         return problem

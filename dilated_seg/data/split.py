@@ -51,7 +51,7 @@ class Split(ABC):
         """Return the order of an epoch's images: a permutation that depends on seed and epoch.
 
         Args:
-            seed: Of the run.
+            seed: The seed of the run.
             epoch: Counts from 0.
             batch_size: Images of one process in one step.
             world: Number of processes.

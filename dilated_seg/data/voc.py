@@ -36,17 +36,18 @@ class VOC(SegmentationDataModule):
     """PASCAL VOC 2012: photos, at most 500 pixels a side, with 20 classes of objects and background.
 
     Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; SBD: Hariharan et al., "Semantic Contours from
-    Inverse Detectors", ICCV 2011.  "train", "val", "trainval" and "test" have 1464, 1449, 2913 and 1456 images; "trainaug",
-    10582, is train and all of SBD without val: images that VOC labels have VOC's mask, with its void border, the others SBD's,
-    without one.  "train_objects", "trainval_objects" and "trainaug_objects" have one example per object, for the first stage
-    of DeconvNet (see `Objects`); they need the directories as released, SegmentationObject/ and SBD's inst/.
+    Inverse Detectors", ICCV 2011.  "train", "val", "trainval" and "test" have 1464, 1449, 2913 and 1456 images; "trainaug"
+    has 10582: train, and all of SBD except VOC's val. Images that VOC labels have VOC's mask, with its void border; the others
+    have SBD's mask, without a border.  "train_objects", "trainval_objects" and "trainaug_objects" have one example per object,
+    for the first stage of DeconvNet (see `Objects`); they need the directories as released, SegmentationObject/ and SBD's
+    inst/.
 
     Args:
         root: The directory that has VOCdevkit/VOC2012, VOC2012, or JPEGImages in it; by default the environment variable
             DILATED_SEG_VOC.
         sbd: SBD's directory with img/ and cls/, or one with SBD's masks as PNGs (SegmentationClassAug); for "trainaug" only.
         train_split: The split to train on.
-        options: See SegmentationDataModule.
+        options: Arguments of SegmentationDataModule.
     """
 
     classes = (
@@ -97,7 +98,7 @@ class VOC(SegmentationDataModule):
         return Pairs(check_files_exist(pairs), self.mask_reader)
 
     def open_split(self, name: str) -> Split:
-        """Return a split; raise UserError as other datasets, and for objects of prepared shards."""
+        """Return a split; raise UserError as other datasets do, and for a split of objects if the root holds shards."""
         if name.endswith(OBJECTS) and manifest.read(root := self.require_root()):
             raise UserError(f"{root} holds shards, which do not have the objects of {name}: give VOC's directory as released")
         return super().open_split(name)

@@ -47,7 +47,7 @@ def end_workers() -> None:
 
 
 def print_once(topic: bytes, line: str) -> None:
-    """Print a line to stderr unless one of its topic was printed; only the first training and worker process prints."""
+    """Print a line to stderr, once per topic, in the first training process or its first worker only."""
     worker = get_worker_info()
     if topic not in PRINTED and (worker is None or worker.id == 0) and os.environ.get("LOCAL_RANK", "0") == "0":
         print(line, file=sys.stderr)

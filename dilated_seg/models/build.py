@@ -27,8 +27,8 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         path: A name in `dilated_seg.models`, or an import path.
         args: Positional arguments of the constructor.
         kwargs: Keyword arguments of the constructor.
-        text: Where class and arguments are written, for the message.
-        device: Of the parameters; on "meta" they have names and shapes, but no memory and no values.
+        text: The text that names class and arguments, for the message.
+        device: The device of the parameters; on "meta" they have names and shapes, but no memory and no values.
 
     Raises:
         UserError: The class is unknown, or rejects the arguments.
@@ -65,7 +65,7 @@ def find_class(path: str, choices: Mapping[str, type[T]], base: type[T], what: s
         path: The name or the import path.
         choices: Classes by short name.
         base: Required base class.
-        what: What its objects are called in messages.
+        what: The kind of object, for the message.
 
     Raises:
         UserError: The module cannot be imported, or there is no such subclass of ``base``.
@@ -92,8 +92,8 @@ def parse_call(
 
     Args:
         text: The call, whose arguments are literals; without parentheses, a class alone.
-        what: What it should build, for the message.
-        example: Such a call, for the message.
+        what: The kind of object that it should build, for the message.
+        example: An example of a call, for the message.
         parse_inner: Converts a call among the arguments; without it there may be none.
 
     Raises:

@@ -41,7 +41,7 @@ class DeconvNet(nn.Module):
         num_classes: C, not counting the ignored label.
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
+        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
     """
 
     output_stride = 1

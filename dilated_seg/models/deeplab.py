@@ -40,7 +40,7 @@ class DeepLabV1(nn.Module):
         num_classes: C, not counting the ignored label.
         form: Both are the released network; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        dropout: After fc6 and fc7, and in the branches of ``msc``.
+        dropout: Probability of dropout after fc6 and fc7, and in the branches of ``msc``.
         msc: The multi-scale form, DeepLab-MSc-LargeFOV: the scores of the image and of the first four poolings are added.
             An image is padded with zeros at its right and bottom to 8 n + 1 pixels, where all of them align. The names of its
             layers are ours: the authors' file is not available, and two independent ports agree on the layers.

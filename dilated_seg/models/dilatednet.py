@@ -30,7 +30,7 @@ from dilated_seg.models.layers import (
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.tensors import Image, Logits, Maps
 
-# Section 4: pool4 and pool5 go; for each pooling gone, what follows is dilated by 2 more.
+# Section 4: pool4 and pool5 are removed; after each removed pooling, the dilation doubles.
 #                1     2     3      4      5
 POOL =        (True, True, True, False, False)  # fmt: skip
 DILATION =    (   1,    1,    1,     1,     2)  # fmt: skip
@@ -82,14 +82,14 @@ class DilatedNet(nn.Module):
     Args:
         num_classes: C, not counting the ignored label.
         context: Width of the context module (a column of Table 1), or None for the front end alone.
-        context_layers: Of the context module: 8 (VOC, CamVid), 7 (KITTI) or 10 (Cityscapes).
-        padding: Of the image once by reflection, as in the paper and the releases, or of each convolution by zeros; see the
-            module. With "reflect", a score is that of the first of its 8 x 8 pixels, as the released networks were trained,
-            or with 10 context layers that of their middle, by the fixed deconvolution of the Cityscapes release. With
-            "zeros" it is that of the middle, the center of its receptive field.
+        context_layers: Number of layers of the context module: 8 (VOC, CamVid), 7 (KITTI) or 10 (Cityscapes).
+        padding: "reflect" pads the image once by reflection, as in the paper and the releases; "zeros" pads each convolution;
+            see the module. With "reflect", a score belongs to the first of its 8 x 8 pixels, as in the released networks,
+            except with 10 context layers: then it belongs to their middle, by the fixed deconvolution of the Cityscapes
+            release. With "zeros" it belongs to the middle, the center of its receptive field.
         width: Multiplies the front end's hidden channels; 1 is the paper's network.
-        dropout: After fc6 and fc7.
-        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
+        dropout: Probability of dropout after fc6 and fc7.
+        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
         dilated: False sets every dilation of the context module to 1, for an ablation of dilation.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper); for padding="zeros" only.
     """
@@ -153,8 +153,8 @@ class FrontEnd(nn.Module):
         num_classes: C, not counting the ignored label.
         padding: Zeros around the maps of every convolution, or "valid", none, as published.
         width: Multiplies the hidden channels; 1 is the paper's network.
-        dropout: After fc6 and fc7.
-        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
+        dropout: Probability of dropout after fc6 and fc7.
+        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7, with dilation in place of its last two strides; padded.
     """
 
@@ -214,7 +214,7 @@ class ContextModule(nn.Module):
 
     Args:
         num_classes: C.
-        size: Which column of Table 1 gives the channels. The Large module is published with 8 layers only.
+        size: The column of Table 1 that gives the channels. The Large module is published with 8 layers only.
         layers: 8, or 7 without dilation 16 (KITTI; receptive field 35 x 35), or 10 with dilations of 32 and 64 too (Cityscapes;
             259 x 259).
         padding: "zeros" around every layer's maps, as the released Basic modules have it; "once", all of it (33 cells

@@ -37,7 +37,7 @@ class FCDenseNet(nn.Module):
         num_classes: C, not counting the ignored label.
         depth: Convolutions, as Table 2 counts them.
         width: Multiplies the first channels and the growth; 1 is the paper's network.
-        dropout: After every convolution of the blocks and of the transitions down.
+        dropout: Probability of dropout after every convolution of the blocks and of the transitions down.
         batch_statistics: Whether to normalize by the batch's statistics in evaluation too, as the authors' code does.
     """
 

@@ -51,12 +51,12 @@ class FCN(nn.Module):
 
     Args:
         num_classes: C, not counting the ignored label.
-        stride: Of the scores before the last upsampling: 32, 16 (skip connection from pool4) or 8 (from pool4 and pool3).
+        stride: Pixels per score before the last upsampling: 32, 16 (skip connection from pool4) or 8 (from pool4 and pool3).
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        dropout: After fc6 and fc7.
-        fc_channels: Of fc6 and fc7, before ``width``; the published weights have 4096.
-        at_once: Fixed factors before the scores of pool4 and pool3, as in the release that trains all scores at once.
+        dropout: Probability of dropout after fc6 and fc7.
+        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
+        at_once: Whether fixed factors scale pool4 and pool3 before their scores, as in the release trained in one stage.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper): scores of its last stage, skip
             connections from the two before; for form="any_size" only.
     """
@@ -154,7 +154,7 @@ class FCNAlexNet(nn.Module):
         num_classes: C, not counting the ignored label.
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        dropout: After fc6 and fc7.
+        dropout: Probability of dropout after fc6 and fc7.
         one_tower: AlexNet without groups and without local response normalization, whose weights torchvision publishes.
     """
 

@@ -34,7 +34,7 @@ class Release:
 
     Args:
         layer: Regular expression of the name of a layer that only this network's files have.
-        mean: Of the normalization (RGB, 0 to 255).
+        mean: The mean of the normalization (RGB, 0 to 255).
         num_classes: Number of classes that the layer scores, where the mean depends on the dataset.
         layers: A regular expression and the number of layers whose names match it, where the mean depends on that; none
             matches in a file of the front end alone.

@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 class Basic(nn.Module):
     """Two 3x3 convolutions and a skip connection (Figure 5, left).
 
-    Where a stride is replaced by dilation, its own convolution keeps the dilation ``before`` it; those after are dilated.
+    Where dilation replaces a stride, the convolution of the stride keeps the dilation ``before`` it; later ones are dilated.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, before: int, dilation: int) -> None:

@@ -33,7 +33,7 @@ class UNet(nn.Module):
         num_classes: C, not counting the ignored label.
         form: Figure 1, or padded for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
-        in_channels: Of the image; the authors' microscope images have 1.
+        in_channels: Channels of the image; the authors' microscope images have 1.
     """
 
     output_stride = 1

@@ -30,10 +30,10 @@ class Encoder(nn.Module):
 
     Args:
         width: Multiplies the channels.
-        dilation: Of the convolutions of each stage.
+        dilation: Dilation of the convolutions of each stage.
         pool: Builds the pooling after a stage, given its number, 1 to 5.
-        batch_norm: How the paper names its batch norms, with ``{}`` for the layer's number ("bn{}": bn1_1); none if empty.
-        padding: Of every convolution; None keeps the size.
+        batch_norm: The paper's name of its batch norms, with ``{}`` for the layer's number ("bn{}": bn1_1); none if empty.
+        padding: Padding of every convolution; None keeps the size.
         border: Padding of the first convolution, if it differs.
     """
 

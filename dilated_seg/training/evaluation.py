@@ -1,4 +1,4 @@
-"""The callback that collects the counts of an evaluation and writes them into the run and to W&B."""
+"""The callback that stores evaluations: confusion matrices, stratified counts, throughput."""
 
 import os
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ from dilated_seg.runs.version import commit
 from dilated_seg.training.cost import Cost
 from dilated_seg.training.wandb_tables import draw_confusion, log_to_wandb, tabulate_confusion
 
-Row = tuple[int, EvaluatedImage]  # an image's index in the split, and its counts
-CRF = "crf_"  # prefix of the task's outputs after the dense CRF
+Row = tuple[int, EvaluatedImage]  # index of an image in the split, its counts
+CRF = "crf_"  # prefix of keys in the output of validation_step, for results after the dense CRF
 
 
 class EvaluationRecord(Callback):
-    """Writes evaluations into the run (per-image confusion matrices, metrics, protocol) and their confusion matrix to W&B.
+    """Writes evaluations (per-image confusion matrices, metrics, protocol) into the run, and confusion matrices to W&B.
 
-    The files are ``evaluations/SPLIT.*`` during training and ``evaluations/SPLIT-CHECKPOINT[-STRATEGY][-crf].*`` after it. The
-    latter include counts stratified by object size and boundary distance, throughput and memory. An evaluation of a part of
-    the split has a name of its own, ``...-2of101``, and never replaces one of the whole split.
+    The files are ``evaluations/SPLIT.*`` during training and ``evaluations/SPLIT-CHECKPOINT[-STRATEGY][-crf].*`` after
+    training. The latter also have counts stratified by object size and boundary distance, throughput and memory. An evaluation
+    of only some images has a suffix such as ``-2of101``, so it never replaces an evaluation of the whole split.
     """
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {}  # by prefix of the task's outputs
-        self.pixels = 0  # of this process's images, including ignored ones
+        self.rows: dict[str, list[Row]] = {}  # by key prefix: "" and, with --crf, CRF
+        self.pixels = 0  # pixels evaluated by this process, including ignored pixels
         self.cost: Cost | None = None  # None during training
-        self.evaluations: list[Evaluation] = []  # the latest: without and, if there is one, with the dense CRF
+        self.evaluations: list[Evaluation] = []  # of the last split: without and, with --crf, with the CRF
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.evaluations = []
@@ -59,7 +59,7 @@ class EvaluationRecord(Callback):
                 prediction = outputs[f"{prefix}prediction"].to(torch.int16).cpu().numpy()
                 counts = count_batch(batch, prediction, task.num_classes, task.ignore_index)
             for name, matrix, strata in zip(batch["id"], outputs[f"{prefix}matrices"].cpu().numpy(), counts, strict=True):
-                if name:  # images that only pad the last batch have none
+                if name:  # empty for images that only pad the last batch
                     index = len(rows) * trainer.world_size + trainer.global_rank
                     rows.append((index, EvaluatedImage(name, matrix, strata)))
 
@@ -78,10 +78,10 @@ class EvaluationRecord(Callback):
         self.write(trainer, pl_module, "test")
 
     def write(self, trainer: Trainer, task: Any, split: str) -> None:  # noqa: ANN401
-        """Gather the images of all processes; write and log their evaluation.
+        """Gather the counts of all processes, and write and log the evaluation.
 
         Raises:
-            UserError: In an evaluation after training, the masks have no valid pixel.
+            UserError: The masks have no valid pixel (in an evaluation after training).
         """
         pixels = sum(count for _, count in gather(trainer, [(trainer.global_rank, self.pixels)]))
         for prefix, rows in self.rows.items():
@@ -92,10 +92,10 @@ class EvaluationRecord(Callback):
                     f"({task.ignore_index}), so there is nothing to evaluate: correct the masks, or the ignore index"
                 )
             if not trainer.sanity_checking and trainer.is_global_zero:
-                last = prefix == list(self.rows)[-1]  # measured time includes the CRF: it belongs to the last
+                last = prefix == list(self.rows)[-1]  # measured with the CRF, if there is one
                 cost = self.cost.summarize(trainer.world_size) if self.cost and last else None
                 evaluation = build_evaluation(trainer, task, images, bool(prefix), pixels, cost)
-                if trainer.state.fn != TrainerFn.FITTING:  # during training, the latest replaces earlier ones
+                if trainer.state.fn != TrainerFn.FITTING:  # during training, each validation replaces the last
                     evaluation = evaluation.with_free_name(images)
                 evaluation.save(images)
                 show_evaluation_in_wandb(trainer, evaluation, f"{split}/crf" if prefix else split)
@@ -110,22 +110,22 @@ def build_evaluation(
     pixels: int,
     cost: dict[str, Any] | None,
 ) -> Evaluation:
-    """Build the evaluation of some images: the sum of their matrices, and the protocol of trainer and task.
+    """Build the evaluation from the counts of all images and the protocol that trainer and task define.
 
     Args:
         trainer: The trainer that runs the evaluation.
         task: The SegmentationTask.
-        images: All images of all processes.
-        crf: Whether the images are evaluated after the dense CRF.
+        images: Counts of the images of all processes.
+        crf: Whether the counts are of predictions after the dense CRF.
         pixels: The number of pixels of the images, including ignored ones.
         cost: Throughput and memory, if measured.
 
     Raises:
-        RuntimeError: Not every image of the split was evaluated.
+        RuntimeError: An image of the split was not evaluated.
     """
     available = count_images(trainer)
     limit = trainer.limit_test_batches if trainer.testing else trainer.limit_val_batches
-    if len(images) != available and isinstance(limit, float) and limit == 1.0:  # an int counts batches
+    if len(images) != available and isinstance(limit, float) and limit == 1.0:  # an int is a number of batches
         raise RuntimeError(f"{len(images)} of {available} images were evaluated")
     matrix = np.sum([image.matrix for image in images], axis=0)
     protocol = EvaluationProtocol(
@@ -157,7 +157,7 @@ def build_evaluation(
 
 
 def show_evaluation_in_wandb(trainer: Trainer, evaluation: Evaluation, section: str) -> None:
-    """Log the confusion matrix as a table and, after training, as an image; log if the evaluation is partial."""
+    """Log the confusion matrix as a table and, after training, as an image; note it if the evaluation is partial."""
     protocol, matrix, classes = evaluation.protocol, evaluation.matrix, evaluation.classes
     if protocol.partial:
         log_to_wandb(trainer, lambda: {f"{section}/partial": protocol.describe()["images"]})
@@ -167,7 +167,7 @@ def show_evaluation_in_wandb(trainer: Trainer, evaluation: Evaluation, section: 
 
 
 def get_evaluations(trainer: Trainer) -> list[Evaluation]:
-    """Return the latest evaluations, without and with the dense CRF; empty on all processes but the first."""
+    """Return the latest evaluations, without and with the dense CRF; empty in all processes but the first."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     records = [callback for callback in callbacks if isinstance(callback, EvaluationRecord)]
     return [evaluation for record in records for evaluation in record.evaluations]
@@ -183,13 +183,16 @@ def gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
 
 
 def count_images(trainer: Trainer) -> int:
-    """Return the number of images of the split that is evaluated."""
+    """Return the number of images in the evaluated split."""
     loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     return len(loaders.dataset)
 
 
 def name_checkpoint(trainer: Trainer) -> str:
-    """Return the name of the evaluated weights: the checkpoint's or file's, "last" during and after training, "untrained"."""
+    """Return the name of the evaluated weights.
+
+    It is "last" during and after training, or else the name of the checkpoint or file without suffix, or "untrained".
+    """
     if trainer.state.fn == TrainerFn.FITTING:
         return "last"
     if trainer.ckpt_path or trainer.global_step:
@@ -198,7 +201,7 @@ def name_checkpoint(trainer: Trainer) -> str:
 
 
 def locate_checkpoint(trainer: Trainer) -> str | None:
-    """Return the file of the evaluated weights, relative to the run directory if it is in it; None while training."""
+    """Return the path of the evaluated weights, relative to the run directory if inside; None during training."""
     file = trainer.ckpt_path or (None if trainer.global_step else getattr(trainer.lightning_module, "weights", None))
     if trainer.state.fn == TrainerFn.FITTING or file is None:
         return None
@@ -222,5 +225,5 @@ def name_evaluation(trainer: Trainer, crf: bool = False, images: int | None = No
 
 
 def name_strategy(task: Any, crf: bool) -> list[str]:  # noqa: ANN401
-    """Return the inference strategy and the dense CRF as parts of file names; none for FullImage."""
+    """Return the file name parts of the inference strategy and the dense CRF; empty for FullImage without a CRF."""
     return [name for name in (task.inference.name, task.evaluation_crf.name if crf else "") if name]

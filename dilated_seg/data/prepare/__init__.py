@@ -48,7 +48,7 @@ def prepare(
         store: "files", the original bytes in Parquet; or "raw", pixels and class ids in Arrow, for datasets whose images take
             longer to decode than to train on.
         splits: The splits to write; by default all that exist.
-        options: Of the dataset's class, such as ``labels`` of Cityscapes and ``sbd`` of VOC.
+        options: Arguments of the dataset's class, such as ``labels`` of Cityscapes and ``sbd`` of VOC.
         other_counts: Accept another number of images than published.
         skip_bad: Leave out training images that cannot be read, and list them in the manifest.
         fetch: Download VOC and SBD into ``root`` first.

@@ -66,7 +66,7 @@ def unpack(archive: Path, into: Path) -> None:
     """Unpack an archive into a directory; into one of the archive's name below it if its files are in no directory.
 
     Raises:
-        UserError: It is damaged, holds links, devices or paths outside of it, or is larger than ``MAX_BYTES``.
+        UserError: The archive is damaged, holds links, devices or paths outside of it, or is larger than ``MAX_BYTES``.
     """
     try:
         if archive.suffix.lower() == ".zip":
@@ -88,7 +88,7 @@ def choose_directory(archive: Path, sizes: dict[str, int], into: Path) -> Path:
     """Return where to unpack an archive, from the names and sizes in bytes of its files.
 
     Raises:
-        UserError: It holds no files, too many or too large ones, or a path outside of it.
+        UserError: The archive holds no files, too many or too large ones, or a path outside of it.
     """
     if not sizes:
         raise UserError(f"{archive} holds no files: download it again")

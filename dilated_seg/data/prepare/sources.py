@@ -33,7 +33,8 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
     """Return the dataset from its directories, or from its archives, unpacked into ``tree``.
 
     Raises:
-        UserError: There is neither, or an archive is damaged or, if ``check``, not the published one.
+        UserError: There are neither directories nor archives of the dataset; or an archive is damaged or, with ``check``, is
+            not the published one.
     """
     build: Any = getattr(data, name)  # each class has its own options
     source = root or os.environ.get(build.variable)
@@ -61,7 +62,7 @@ def is_tree(build: Any, root: str, options: dict[str, str]) -> bool:  # noqa: AN
 
 
 def unpack(packed: Sequence[Path], tree: Path, check: bool) -> None:
-    """Unpack archives into one directory: those that an interrupted call has not, or all if one of them has changed.
+    """Unpack archives into one directory: those that an interrupted call has not unpacked, or all if one has changed.
 
     Raises:
         UserError: An archive is rejected, or the directory was not made by `prepare`.
