@@ -10,6 +10,8 @@ from dilated_seg.errors import UserError, require_extra
 def main(args: list[str]) -> int:
     """Run ``dilated-seg ablate``."""
     options = build_parser().parse_args(args)
+    if options.jobs is not None and options.launcher is None:
+        options.launcher = "local"
     check_options(options)
     from dilated_seg import ablation
 
@@ -40,7 +42,7 @@ def build_parser() -> CommandParser:
         choices=("local", "slurm"),
         help="several runs at once here (by default without a GPU), or jobs of SLURM",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="local: at once; if not given, one for each GPU (or thread)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once here; by default one for each GPU (or thread)")
     parser.add_argument(
         "--slurm", nargs="+", default=(), metavar="KEY=VALUE",
         help="slurm: submitit's parameters of a job, such as time=240 (minutes) partition=gpu gpus_per_node=1 mem_gb=32",

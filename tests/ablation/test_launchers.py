@@ -203,7 +203,7 @@ def test_an_interruption_ends_the_jobs_after_they_have_saved(folder, serial, tmp
     out = tmp_path / "out"
     (folder / "order").write_text(f"{int(signal.SIGINT)} {os.getpid()}")
     command = ["ablate", f"{folder}/one.yaml", "--out", str(out)]
-    assert main([*command, "--launcher", "local"]) == 130
+    assert main([*command, "--jobs", "2"]) == 130
     assert "interrupted; to continue: dilated-seg ablate" in capsys.readouterr().out
     assert "stopped by a signal after step 5" in (out / "jobs/front_end/seed0.log").read_text()
     with claim(read(folder / "one.yaml", out).chains[0], read(folder / "one.yaml", out)):
@@ -262,7 +262,8 @@ def test_slurm_jobs_are_queued_once_and_continue_after_their_time_limit(folder, 
             "takes its nodes and devices from the ablation's nodes_per_run (1)",
         ),
         (["--slurm", "time=240"], "--slurm is for --launcher slurm"),
-        (["--jobs=2"], "--jobs is for --launcher local"),
+        (["--launcher=slurm", "--jobs=2"], "--jobs is for --launcher local"),
+        (["--jobs=0"], "must be at least 1"),
         (["--launcher=local", "--jobs=0"], "must be at least 1"),
         (["--retries=-1"], "at least 0"),
     ],
