@@ -165,7 +165,8 @@ def add_receptive_fields(net: nn.Module, layers: list[Layer]) -> None:
 TYPES = {
     "Conv2d": "conv", "ConvTranspose2d": "deconv", "BatchNorm": "bn", "BatchNorm2d": "bn", "MaxPool2d": "maxpool",
     "AvgPool2d": "avgpool", "MaxUnpool2d": "max_unpool", "Unpool": "max_unpool", "LocalResponseNorm": "lrn", "Scale": "scale",
-    "Upsample": "upsample", "ReLU": "relu", "Dropout": "dropout", "ZeroPad2d": "pad",
+    "Upsample": "upsample", "ReLU": "relu", "Dropout": "dropout", "Dropout2d": "dropout",
+    "ZeroPad2d": "pad",
 }  # fmt: skip
 
 

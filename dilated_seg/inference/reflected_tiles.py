@@ -32,7 +32,7 @@ class ReflectedTiles(Inference):
 
     def __call__(self, model: Model, image: Tensor) -> Bands:
         net = self.require_network(model)
-        if not isinstance(net.ctx_upsample, Upsample):
+        if not (isinstance(net.ctx_upsample, Upsample) and net.ctx_upsample.corners):
             yield from self.upsample_tiles(model, net, image)
             return
         step, stride = self.size - 2 * MARGIN, net.output_stride

@@ -6,9 +6,10 @@ before the last upsampling. A network has no loss and no softmax, and reads no f
 optional attributes of its class.
 """
 
+from dilated_seg.models.context import ContextModule
 from dilated_seg.models.deconvnet import DeconvNet
 from dilated_seg.models.deeplab import DeepLabV1
-from dilated_seg.models.dilatednet import ContextModule, DilatedNet, FrontEnd
+from dilated_seg.models.dilatednet import DilatedNet, FrontEnd
 from dilated_seg.models.fc_densenet import FCDenseNet
 from dilated_seg.models.fcn import FCN, FCNAlexNet
 from dilated_seg.models.segnet import SegNet, SegNetBasic

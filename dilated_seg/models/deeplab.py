@@ -11,14 +11,16 @@ authors compare them with every eighth pixel of the mask.
 """
 
 from collections import OrderedDict
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from dilated_seg.models import vgg
-from dilated_seg.models.layers import Upsample, check_arguments, crop, initialize, scale_channels
+from dilated_seg.models.layers import build_dropout, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
+from dilated_seg.models.upsampling import Upsampling, build_upsampling
 from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 3.1: the last two poolings keep the size, and stage 5 is dilated instead; so is fc6, over fewer taps.
@@ -44,6 +46,12 @@ class DeepLabV1(nn.Module):
         msc: The multi-scale form, DeepLab-MSc-LargeFOV: the scores of the image and of the first four poolings are added.
             An image is padded with zeros at its right and bottom to 8 n + 1 pixels, where all of them align. The names of its
             layers are ours: the authors' file is not available, and two independent ports agree on the layers.
+        upsampling: One of `models.upsampling`; "aligned" is the release's Interp layer.
+        spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
+        pooling: "max", or "average" in place of the five max poolings.
+        pool5a: Whether an average pooling (3 x 3, stride 1) follows pool5, as in the release.
+        fc6_dilation: Dilation of fc6, whose kernel is 3 x 3. LargeFOV has 12; Table 2 compares it with kernels of 7 x 7 with
+            dilation 4 and of 4 x 4 with 4 and 8, and DeepLab v2 (2016) combines 6, 12, 18 and 24.
     """
 
     output_stride = 8
@@ -60,23 +68,31 @@ class DeepLabV1(nn.Module):
         *,
         dropout: float = 0.5,
         msc: bool = False,
+        upsampling: Upsampling = "aligned",
+        spatial_dropout: bool = False,
+        pooling: vgg.Pooling = "max",
+        pool5a: bool = True,
+        fc6_dilation: int = FC6_DILATION,
     ) -> None:
         check_arguments(DeepLabV1, locals())
         super().__init__()
-        self.encoder = vgg.Encoder(width, DILATION, pool3x3)
-        self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True)  # the padding counts in its mean, as in Caffe
-        fc = scale_channels(FC, width)
-        self.classifier = nn.Sequential(vgg.classifier(self.encoder.channels[4], fc, FC6_KERNEL, FC6_DILATION, dropout))
+        self.encoder = vgg.Encoder(width, DILATION, partial(pool3x3, pooling=pooling))
+        # The padding counts in its mean, as in Caffe.
+        self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True) if pool5a else nn.Identity()
+        fc, in_channels = scale_channels(FC, width), self.encoder.channels[4]
+        classifier = vgg.classifier(in_channels, fc, FC6_KERNEL, fc6_dilation, dropout, spatial=spatial_dropout)
+        self.classifier = nn.Sequential(classifier)
         self.fc8 = nn.Conv2d(fc, num_classes, 1)
         self.branches = nn.ModuleDict()
-        self.upsample = Upsample(self.output_stride, corners=True)
         initialize(self)
         nn.init.normal_(self.fc8.weight, std=0.01)
         if msc:
             sources = ("image", "pool1", "pool2", "pool3", "pool4")
             channels = (3, *self.encoder.channels[:4])
             for source, in_channels, stride in zip(sources, channels, MSC_STRIDE, strict=True):
-                self.branches[source] = branch(source, in_channels, scale_channels(MSC, width), num_classes, stride, dropout)
+                layers = branch(source, in_channels, scale_channels(MSC, width), num_classes, stride, dropout, spatial_dropout)
+                self.branches[source] = layers
+        self.upsample = build_upsampling(upsampling, num_classes, self.output_stride)
 
     def forward(self, image: Image) -> Logits:
         padded = pad_to_multiple(image) if self.branches else image
@@ -87,18 +103,21 @@ class DeepLabV1(nn.Module):
         return crop(self.upsample(scores), 0, image)
 
 
-def pool3x3(stage: int) -> nn.Module:
+def pool3x3(stage: int, pooling: vgg.Pooling = "max") -> nn.Module:
     """Return the pooling after this stage: 3x3, padded by 1, rounding up."""
-    return nn.MaxPool2d(3, POOL_STRIDE[stage - 1], padding=1, ceil_mode=True)
+    kind = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
+    return kind(3, POOL_STRIDE[stage - 1], padding=1, ceil_mode=True)
 
 
-def branch(source: str, in_channels: int, hidden: int, num_classes: int, stride: int, dropout: float) -> nn.Sequential:
+def branch(
+    source: str, in_channels: int, hidden: int, num_classes: int, stride: int, dropout: float, spatial: bool
+) -> nn.Sequential:
     """Return a two-layer perceptron and its scores (Section 4.3), initialized small (0.001) compared with fc8."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers[f"{source}_ms1"] = nn.Conv2d(in_channels, hidden, 3, stride, padding=1)
-    layers[f"{source}_ms1_relu"], layers[f"{source}_drop1"] = nn.ReLU(inplace=True), nn.Dropout(dropout)
+    layers[f"{source}_ms1_relu"], layers[f"{source}_drop1"] = nn.ReLU(inplace=True), build_dropout(dropout, spatial)
     layers[f"{source}_ms2"] = nn.Conv2d(hidden, hidden, 1)
-    layers[f"{source}_ms2_relu"], layers[f"{source}_drop2"] = nn.ReLU(inplace=True), nn.Dropout(dropout)
+    layers[f"{source}_ms2_relu"], layers[f"{source}_drop2"] = nn.ReLU(inplace=True), build_dropout(dropout, spatial)
     layers[f"{source}_ms_score"] = nn.Conv2d(hidden, num_classes, 1)
     network = nn.Sequential(layers)
     initialize(network)

@@ -6,28 +6,22 @@ Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2
 the front end pads; published weights need it. ``padding="zeros"`` pads every convolution instead: a third of the pixels to
 compute at 500 x 500, and the better choice to train from scratch. In both, scores are upsampled to the image's size inside
 the network, for training too; the Basic module starts as the exact identity of Equation 4, to which the release's filler
-adds noise (0.01); and the front end's last bias starts above zero, so that a context module starts from the scores of the
-front end, and both can be trained from scratch together (HEADROOM).
+adds noise (``context_noise=0.01``); and the front end's last bias starts above zero, so that a context module starts from the
+scores of the front end, and both can be trained from scratch together (HEADROOM).
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from torch import nn
 
 from dilated_seg.models import resnet, vgg
-from dilated_seg.models.layers import (
-    Upsample,
-    bilinear_deconvolution,
-    check_arguments,
-    check_size,
-    conv_relu,
-    initialize,
-    reflect,
-    scale_channels,
-)
+from dilated_seg.models.context import CONTEXT_LAYERS, Arrangement, ContextModule
+from dilated_seg.models.layers import build_dropout, check_arguments, check_size, initialize, reflect, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
+from dilated_seg.models.upsampling import Upsampling, build_upsampling
 from dilated_seg.tensors import Image, Logits, Maps
 
 # Section 4: pool4 and pool5 are removed; after each removed pooling, the dilation doubles.
@@ -37,27 +31,7 @@ DILATION =    (   1,    1,    1,     1,     2)  # fmt: skip
 FC6_DILATION = 4
 MARGIN = 186  # pixels of the receptive field on each side of a score's own 8 x 8: (380 - 8) / 2
 
-# Table 1, one row a layer, and the two that the authors add for Cityscapes; channels in multiples of C, the number of classes.
-#                  kernel, dilation, basic, large     receptive field
-CONTEXT = {
-    "ctx_conv1_1": (3,      1,        1,      2),  #    3 x  3
-    "ctx_conv1_2": (3,      1,        1,      2),  #    5 x  5
-    "ctx_conv2_1": (3,      2,        1,      4),  #    9 x  9
-    "ctx_conv3_1": (3,      4,        1,      8),  #   17 x 17
-    "ctx_conv4_1": (3,      8,        1,     16),  #   33 x 33
-    "ctx_conv5_1": (3,     16,        1,     32),  #   65 x 65
-    "ctx_conv6_1": (3,     32,        1,     32),  #  129 x 129
-    "ctx_conv7_1": (3,     64,        1,     32),  #  257 x 257
-    "ctx_fc1":     (3,      1,        1,     32),  #  two more than before it
-    "ctx_final":   (1,      1,        1,      1),
-}  # fmt: skip
-COLUMN = {"basic": 2, "large": 3}
-# The appendix: KITTI's images are too low for dilation 16; Cityscapes' are large enough for two more layers.
-LEFT_OUT = {7: ("ctx_conv5_1", "ctx_conv6_1", "ctx_conv7_1"), 8: ("ctx_conv6_1", "ctx_conv7_1"), 10: ()}
-
-# Names of the context module's layers in published files. The mean of a release is that of its dataset, which follows from
-# the number of classes and of context layers.
-CONTEXT_LAYERS = r"ctx?_(conv|fc|final).*"
+# The mean of a release is that of its dataset, which follows from the number of classes and of context layers.
 RELEASES = tuple(
     Release(r"(fc-)?final", mean, num_classes, (CONTEXT_LAYERS, layers))
     for mean, num_classes, layers in (
@@ -67,8 +41,6 @@ RELEASES = tuple(
         ((73.16, 82.91, 72.39), 19, 10),  # Cityscapes
     )
 )
-
-NOISE = 0.01  # standard deviation around the Large module's identity in its first two layers; later over their width
 
 # Initial bias of the front end's scores. Softmax ignores it. The ReLUs of a context module, trained jointly or in a later
 # stage, do not: with a bias of 0 they cut off every class whose score is below average, and such a class may get no gradient
@@ -92,6 +64,13 @@ class DilatedNet(nn.Module):
         fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
         dilated: False sets every dilation of the context module to 1, for an ablation of dilation.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper); for padding="zeros" only.
+        upsampling: One of `models.upsampling`; if None, "bilinear", "aligned" with padding="reflect" or a ResNet, and "fixed"
+            with reflection and 10 context layers.
+        spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
+        pooling: "max", or "average" in place of VGG-16's three max poolings.
+        dilations: Dilations of the context module's 3 x 3 layers, a free sequence; see `ContextModule`.
+        arrangement: Arrangement of the context module's layers: "sequential" or "parallel"; see `ContextModule`.
+        context_noise: Standard deviation of the context module's weights around the identity; see ``noise`` of `ContextModule`.
     """
 
     output_stride = 8
@@ -116,6 +95,12 @@ class DilatedNet(nn.Module):
         fc_channels: int = vgg.FC,
         dilated: bool = True,
         resnet: resnet.Depth | None = None,
+        upsampling: Upsampling | None = None,
+        spatial_dropout: bool = False,
+        pooling: vgg.Pooling = "max",
+        dilations: Sequence[int] | None = None,
+        arrangement: Arrangement = "sequential",
+        context_noise: float | None = None,
     ) -> None:
         check_arguments(DilatedNet, locals())
         super().__init__()
@@ -128,15 +113,27 @@ class DilatedNet(nn.Module):
             dropout=dropout,
             fc_channels=fc_channels,
             resnet=resnet,
+            spatial_dropout=spatial_dropout,
+            pooling=pooling,
         )
         self.context: nn.Module = nn.Identity()
-        self.ctx_upsample: nn.Module = Upsample(self.output_stride, corners=reflected or resnet is not None)
         nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
         if context:
-            border: Literal["zeros", "once"] = "once" if reflected and context == "large" else "zeros"
-            self.context = ContextModule(num_classes, context, context_layers, border, dilated=dilated)
-            if reflected and context_layers == 10:
-                self.ctx_upsample = bilinear_deconvolution(num_classes, 16, 8, padding=4, groups=num_classes)
+            once = reflected and context == "large" and arrangement == "sequential"
+            self.context = ContextModule(
+                num_classes,
+                context,
+                context_layers,
+                "once" if once else "zeros",
+                dilated=dilated,
+                dilations=dilations,
+                arrangement=arrangement,
+                noise=context_noise,
+            )
+        kind: Upsampling = "aligned" if reflected or resnet is not None else "bilinear"
+        if reflected and context and context_layers == 10:
+            kind = "fixed"
+        self.ctx_upsample = build_upsampling(upsampling or kind, num_classes, self.output_stride)
 
     def forward(self, image: Image) -> Logits:
         features = self.front_end(reflect(image, self.margin) if self.margin else image)
@@ -156,6 +153,8 @@ class FrontEnd(nn.Module):
         dropout: Probability of dropout after fc6 and fc7.
         fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7, with dilation in place of its last two strides; padded.
+        spatial_dropout: Whether dropout drops whole maps.
+        pooling: VGG-16's poolings: "max" or "average".
     """
 
     output_stride = 8
@@ -171,12 +170,14 @@ class FrontEnd(nn.Module):
         dropout: float = 0.5,
         fc_channels: int = vgg.FC,
         resnet: resnet.Depth | None = None,
+        spatial_dropout: bool = False,
+        pooling: vgg.Pooling = "max",
     ) -> None:
         check_arguments(FrontEnd, locals())
         super().__init__()
         self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
         fc = scale_channels(fc_channels, width)
-        self.encoder, layers, fc = build_encoder_and_classifier(padding, width, fc, dropout, resnet)
+        self.encoder, layers, fc = build_encoder_and_classifier(padding, width, fc, dropout, resnet, spatial_dropout, pooling)
         self.classifier = nn.Sequential(layers)
         self.final = nn.Conv2d(fc, num_classes, 1)
         initialize(self)
@@ -187,89 +188,28 @@ class FrontEnd(nn.Module):
         return self.final(self.classifier(self.encoder(image)[4]))
 
 
-def pool2x2_or_none(stage: int) -> nn.Module:
+def pool2x2_or_none(stage: int, pooling: vgg.Pooling) -> nn.Module:
     """Return the pooling after this stage, or the identity after stages 4 and 5."""
-    return vgg.pool2x2(stage) if POOL[stage - 1] else nn.Identity()
+    return vgg.pool2x2(stage, pooling=pooling) if POOL[stage - 1] else nn.Identity()
 
 
 def build_encoder_and_classifier(
-    padding: str, width: float, fc: int, dropout: float, depth: resnet.Depth | None
+    padding: str,
+    width: float,
+    fc: int,
+    dropout: float,
+    depth: resnet.Depth | None,
+    spatial_dropout: bool,
+    pooling: vgg.Pooling,
 ) -> tuple[nn.Module, "OrderedDict[str, nn.Module]", int]:
     """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
     if depth is None:
         pad = 0 if padding == "valid" else None
-        encoder = vgg.Encoder(width, DILATION, pool2x2_or_none, padding=pad)
-        return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, padding=pad), fc
+        encoder = vgg.Encoder(width, DILATION, partial(pool2x2_or_none, pooling=pooling), padding=pad)
+        return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, pad, spatial_dropout), fc
     if padding == "valid":
         raise ValueError("padding='reflect' and 'valid' need VGG-16: with resnet use padding='zeros'")
+    if pooling != "max":
+        raise ValueError(f"pooling={pooling!r} needs VGG-16: leave it out with resnet")
     residual = resnet.Encoder(depth, width, output_stride=8)
-    return residual, OrderedDict(drop=nn.Dropout(dropout)), residual.channels[4]
-
-
-class ContextModule(nn.Module):
-    """C score maps in, C score maps of the same size out, with a receptive field of 67 x 67 scores (Table 1).
-
-    It starts as the identity (Equations 4 and 5) of scores of at least zero; the ReLU of the first layer sets negative scores
-    to zero.
-
-    Args:
-        num_classes: C.
-        size: The column of Table 1 that gives the channels. The Large module is published with 8 layers only.
-        layers: 8, or 7 without dilation 16 (KITTI; receptive field 35 x 35), or 10 with dilations of 32 and 64 too (Cityscapes;
-            259 x 259).
-        padding: "zeros" around every layer's maps, as the released Basic modules have it; "once", all of it (33 cells
-            for 8 layers) around the first layer's, as the released Large module has it; or "valid", none: n cells give n - 66.
-        dilated: False sets every dilation to 1: same layers and weights, receptive field 15 x 15.
-    """
-
-    variants: ClassVar[Variants] = ()  # a part of DilatedNet
-    published_names: ClassVar[PublishedNames] = ((r"^ct_", "ctx_"),)
-    image_layers: ClassVar[tuple[str, ...]] = ()
-    indivisible: ClassVar[str] = CONTEXT_LAYERS
-
-    def __init__(
-        self,
-        num_classes: int,
-        size: Literal["basic", "large"] = "basic",
-        layers: Literal[7, 8, 10] = 8,
-        padding: Literal["zeros", "valid", "once"] = "zeros",
-        *,
-        dilated: bool = True,
-    ) -> None:
-        check_arguments(ContextModule, locals())
-        super().__init__()
-        rows = {name: row for name, row in CONTEXT.items() if name not in LEFT_OUT[layers]}
-        dilations = {name: row[1] if dilated else 1 for name, row in rows.items()}
-        border = sum(dilations[name] * (row[0] // 2) for name, row in rows.items())
-        built: OrderedDict[str, nn.Module] = OrderedDict()
-        in_channels = num_classes
-        for number, (name, row) in enumerate(rows.items(), start=1):
-            out_channels = num_classes * row[COLUMN[size]]
-            pad = {"zeros": None, "valid": 0, "once": border if number == 1 else 0}[padding]
-            built |= conv_relu(name, in_channels, out_channels, row[0], dilations[name], padding=pad)
-            noise = NOISE if number <= 2 else NOISE * num_classes / max(in_channels, out_channels)
-            identity_(built[name], num_classes, noise if size == "large" else 0.0)
-            in_channels = out_channels
-        built.popitem()  # the last layer gives logits: no ReLU
-        self.layers = nn.Sequential(built)
-
-    def forward(self, maps: Maps) -> Maps:
-        return self.layers(maps)
-
-
-def identity_(convolution: nn.Module, num_classes: int, noise: float = 0.0) -> None:
-    """Initialize a layer as the identity of class maps (Equations 4 and 5).
-
-    Input and output channels are divided into C groups of equal size, one per class. The center tap between
-    channels of one group is C / out_channels, so that a class's output maps add up to its input. All else is zero in the Basic
-    module (Equation 4); in the Large one it is ``noise``, a standard deviation, so that channels of one class come to differ.
-    """
-    weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
-    out_channels, in_channels, kernel_size, _ = weight.shape
-    group_out = torch.arange(out_channels, device="cpu") * num_classes // out_channels
-    group_in = torch.arange(in_channels, device="cpu") * num_classes // in_channels
-    same = group_out[:, None] == group_in[None, :]
-    nn.init.zeros_(bias)
-    nn.init.normal_(weight, std=noise)
-    with torch.no_grad():
-        weight[:, :, kernel_size // 2, kernel_size // 2].masked_fill_(same.to(weight.device), num_classes / out_channels)
+    return residual, OrderedDict(drop=build_dropout(dropout, spatial_dropout)), residual.channels[4]

@@ -10,13 +10,24 @@ and weights, without the border of 100 pixels and without the fading that deconv
 
 from collections import OrderedDict
 from collections.abc import Collection
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import nn
 
 from dilated_seg.models import resnet, vgg
-from dilated_seg.models.layers import Scale, Upsample, bilinear_deconvolution, check_arguments, crop, initialize, scale_channels
+from dilated_seg.models.layers import (
+    Scale,
+    Upsample,
+    bilinear_deconvolution,
+    build_dropout,
+    check_arguments,
+    crop,
+    initialize,
+    scale_channels,
+)
 from dilated_seg.models.release import ENCODER_LAYERS, ILSVRC_MEAN, PublishedNames, Release, Variants
+from dilated_seg.models.upsampling import Upsampling, build_upsampling
 from dilated_seg.tensors import Image, Logits, Maps
 
 # Figure 3, coarse to fine, by the stride of the last scores: upsampling, and the pooling whose scores are added to it.
@@ -59,6 +70,12 @@ class FCN(nn.Module):
         at_once: Whether fixed factors scale pool4 and pool3 before their scores, as in the release trained in one stage.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper): scores of its last stage, skip
             connections from the two before; for form="any_size" only.
+        upsampling: One of `models.upsampling`, for all steps. If None, that of the release, fixed, with form="authors", and
+            otherwise the interpolation that fits the encoder: "bilinear", or "aligned" with a ResNet. The paper learns all but
+            the last step (Section 4.3); its release learns none.
+        spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
+        pooling: VGG-16's poolings: "max" or "average" (compared by Boureau, Ponce and LeCun, "A Theoretical Analysis of Feature
+            Pooling in Visual Recognition", ICML 2010).
     """
 
     output_stride = 32
@@ -77,22 +94,29 @@ class FCN(nn.Module):
         fc_channels: int = vgg.FC,
         at_once: bool = False,
         resnet: resnet.Depth | None = None,
+        upsampling: Upsampling | None = None,
+        spatial_dropout: bool = False,
+        pooling: vgg.Pooling = "max",
     ) -> None:
         check_arguments(FCN, locals())
         super().__init__()
         self.output_stride = stride
         self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
         fc = scale_channels(fc_channels, width)
-        self.encoder, self.classifier, fc = build_encoder_and_classifier(width, fc, dropout, form == "authors", resnet)
+        authors = form == "authors"
+        self.encoder, self.classifier, fc = build_encoder_and_classifier(
+            width, fc, dropout, authors, resnet, spatial_dropout, pooling
+        )
+        kind = upsampling or ("fixed" if authors else "bilinear" if resnet is None else "aligned")
         initialize(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
         self.decoder = nn.ModuleDict()
-        for upsampling, pool in SKIPS[stride]:
+        for step, pool in SKIPS[stride]:
             channels = self.encoder.channels[int(pool[-1]) - 1]
-            self.decoder[upsampling] = upsample(num_classes, 2, form, corners=resnet is not None)
+            self.decoder[step] = build_upsampling(kind, num_classes, 2, pad=not authors)
             self.decoder[f"scale_{pool}"] = Scale(channels, AT_ONCE[pool]) if at_once else nn.Identity()
             self.decoder[f"score_{pool}"] = nn.Conv2d(channels, num_classes, 1)
-        self.decoder[LAST[stride]] = upsample(num_classes, stride, form, corners=resnet is not None)
+        self.decoder[LAST[stride]] = build_upsampling(kind, num_classes, stride, pad=not authors)
         for score in (self.score_fr, *(self.decoder[f"score_{pool}"] for _, pool in SKIPS[stride])):
             nn.init.zeros_(score.get_parameter("weight"))  # Section 4.3: zero, so the sum starts as the coarse scores
             nn.init.zeros_(score.get_parameter("bias"))
@@ -129,22 +153,26 @@ class FCN(nn.Module):
 
 
 def build_encoder_and_classifier(
-    width: float, fc: int, dropout: float, authors: bool, depth: resnet.Depth | None
+    width: float,
+    fc: int,
+    dropout: float,
+    authors: bool,
+    depth: resnet.Depth | None,
+    spatial_dropout: bool,
+    pooling: vgg.Pooling,
 ) -> tuple[vgg.Encoder | resnet.Encoder, nn.Module, int]:
     """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
     if depth is None:
-        encoder = vgg.Encoder(width, border=BORDER if authors else None)
-        layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding=0 if authors else None)
+        encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, pooling=pooling), border=BORDER if authors else None)
+        padding = 0 if authors else None
+        layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding, spatial_dropout)
         return encoder, nn.Sequential(layers), fc
     if authors:
         raise ValueError("form='authors' needs VGG-16: with resnet use form='any_size'")
+    if pooling != "max":
+        raise ValueError(f"pooling={pooling!r} needs VGG-16: leave it out with resnet")
     residual = resnet.Encoder(depth, width)
-    return residual, nn.Sequential(OrderedDict(drop=nn.Dropout(dropout))), residual.channels[4]
-
-
-def upsample(num_classes: int, stride: int, form: str, corners: bool = False) -> nn.Module:
-    """Return bilinear upsampling of scores: interpolation, or the released deconvolution from every class to every class."""
-    return bilinear_deconvolution(num_classes, 2 * stride, stride) if form == "authors" else Upsample(stride, corners)
+    return residual, nn.Sequential(OrderedDict(drop=build_dropout(dropout, spatial_dropout))), residual.channels[4]
 
 
 class FCNAlexNet(nn.Module):

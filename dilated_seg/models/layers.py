@@ -24,6 +24,9 @@ RANGES: dict[str, tuple[Any, float, float, str]] = {
     "fc_channels": (Integral, 1, math.inf, "not an integer of at least 1"),
     "width": (Real, 1e-6, 100, "not a number above 0 and up to 100 (1 is the paper's)"),
     "dropout": (Real, 0, 1, "not a number from 0 to 1"),
+    "fc6_dilation": (Integral, 1, math.inf, "not an integer of at least 1"),
+    "context_noise": (Real, 0, math.inf, "not a number of at least 0"),
+    "noise": (Real, 0, math.inf, "not a number of at least 0"),
 }
 
 
@@ -46,6 +49,8 @@ def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
         if listed and not any(value == choice and type(value) is type(choice) for choice in allowed):
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
         kind, least, most, problem = RANGES.get(name, (object, 0, 0, ""))
+        if value is None and type(None) in get_args(hint):
+            continue
         if name in RANGES and (not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most):
             raise ValueError(f"{name}={value!r} is {problem}")
 
@@ -53,6 +58,15 @@ def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
 def scale_channels(channels: int, width: float) -> int:
     """Return a hidden layer's number of channels at this width, at least 1; width 1 is the paper's."""
     return max(1, round(channels * width))
+
+
+def build_dropout(p: float, spatial: bool) -> nn.Module:
+    """Return dropout of single values or, if ``spatial``, of whole maps.
+
+    Values of neighboring cells are alike, so that dropout of single ones hides little (Tompson et al., "Efficient Object
+    Localization Using Convolutional Networks", CVPR 2015, Section 3.2). The released networks drop single values.
+    """
+    return nn.Dropout2d(p) if spatial else nn.Dropout(p)
 
 
 def promote(maps: Maps) -> Maps:

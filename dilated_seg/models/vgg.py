@@ -6,11 +6,11 @@ https://arxiv.org/abs/1409.1556.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
-from dilated_seg.models.layers import conv_relu, scale_channels
+from dilated_seg.models.layers import build_dropout, conv_relu, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS, PublishedNames
 from dilated_seg.tensors import Image, Maps
 
@@ -20,8 +20,17 @@ VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 FC = 4096  # channels of the classifier's fc6 and fc7, here convolutions
 
 
-def pool2x2(stage: int, return_indices: bool = False) -> nn.Module:
-    """Return VGG's pooling, which rounds sizes up as Caffe does."""
+Pooling = Literal["max", "average"]
+
+
+def pool2x2(stage: int, return_indices: bool = False, pooling: Pooling = "max") -> nn.Module:
+    """Return VGG's pooling, which rounds sizes up as Caffe does.
+
+    torch rounds down by default, and so do many reimplementations: the cells at the right and bottom border are then missing,
+    up to 31 pixels of the image, and the scores are stretched or cropped differently from those of the released networks.
+    """
+    if pooling == "average":
+        return nn.AvgPool2d(2, 2, ceil_mode=True)
     return nn.MaxPool2d(2, 2, ceil_mode=True, return_indices=return_indices)
 
 
@@ -76,12 +85,22 @@ class Encoder(nn.Module):
 
 
 def classifier(
-    pool5: int, fc: int, kernel_size: int, dilation: int, dropout: float, padding: int | None = None
+    pool5: int,
+    fc: int,
+    kernel_size: int,
+    dilation: int,
+    dropout: float,
+    padding: int | None = None,
+    spatial: bool = False,
 ) -> "OrderedDict[str, nn.Module]":
-    """Return fc6 and fc7 as convolutions, with dropout after each."""
+    """Return fc6 and fc7 as convolutions, with dropout after each.
+
+    fc7 is 1x1 and never padded, as in every release. Some reimplementations pad it by 1: that adds a border of cells without
+    any input, so the score map grows by two rows and columns and no longer fits the image.
+    """
     return (
         conv_relu("fc6", pool5, fc, kernel_size, dilation, padding=padding)
-        | OrderedDict(drop6=nn.Dropout(dropout))
+        | OrderedDict(drop6=build_dropout(dropout, spatial))
         | conv_relu("fc7", fc, fc, 1)
-        | OrderedDict(drop7=nn.Dropout(dropout))
+        | OrderedDict(drop7=build_dropout(dropout, spatial))
     )

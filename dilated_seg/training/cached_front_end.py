@@ -54,7 +54,9 @@ class CachedFrontEnd(Freeze):
             net: Any = pl_module.model.net
             if not (hasattr(net, "front_end") and hasattr(net, "context") and len(list(net.context.parameters()))):
                 raise UserError("CachedFrontEnd is for a DilatedNet with a context module: set model.net, or use Freeze")
-            if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in net.front_end.modules()):
+            if any(
+                isinstance(layer, torch.nn.Dropout | torch.nn.Dropout2d) and layer.p > 0 for layer in net.front_end.modules()
+            ):
                 raise UserError("CachedFrontEnd caches features without dropout: set model.net.init_args.dropout to 0")
             if pl_module.hparams.get("compile"):
                 raise UserError("CachedFrontEnd does not compile the context module: set model.compile to false")
