@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from dilated_seg import models
 from dilated_seg.analysis import receptive_field
 from dilated_seg.errors import UserError, format_error
 from dilated_seg.models import build
+from dilated_seg.models.outputs import split_outputs
 from dilated_seg.models.release import Variants
 
 
@@ -144,6 +146,8 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
     try:
         with torch.no_grad(), trace:
             output = net(image)
+        with suppress(UserError):
+            output, _ = split_outputs(output)
         if not isinstance(output, torch.Tensor) or output.dim() != 4:
             raise UserError(f"{type(net).__name__} does not return logits (B, C, H, W): return one tensor")
     finally:

@@ -191,8 +191,8 @@ def explain_class(name: str, rest: str, place: str, key: str) -> str:
         near = difflib.get_close_matches(name.lower(), lower, 1)
         hint = f"did you mean {lower[near[0]]}?" if near else f"choose one of {', '.join(lower.values())}, or an import path"
         return f"{place} {name}: unknown class: {hint}"
-    if "does not correspond to a subclass of" in rest:
-        return f"{place} {name}: not a subclass of {rest.rpartition(' ')[2]}"
+    if other := re.search(r"does not correspond to a subclass of (\w+)", rest):
+        return f"{place} {name}: not a subclass of {other[1]}; a function needs a return type, such as -> nn.Module"
     problem = re.search(r"Problem with given class_path '[^']*': (.*?)(?: Expected| Given value|$)", rest)
     return f"{place} {name}: {problem[1] if problem else rest}"
 

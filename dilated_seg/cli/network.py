@@ -53,7 +53,7 @@ def describe_exported(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} was trained with a CRF: evaluate a checkpoint of its run instead")
     name, arguments = model.built or ("", {})
     return {
-        "net": {"class_path": f"dilated_seg.models.{name}", "init_args": arguments},
+        "net": {"class_path": name if "." in name else f"dilated_seg.models.{name}", "init_args": arguments},
         "weights": str(directory / WEIGHTS),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch.loggers
@@ -26,6 +26,7 @@ from dilated_seg.training.processes import find_mistake
 
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
 MODE = "dilated_seg"  # YAML in which a short name is our class, whoever else has one of that name
+CLASS_ARGUMENTS = ("num_classes", "classes", "num_labels")  # of networks, here and in other packages
 DEFAULTS = EXPERIMENTS / "defaults.yaml"
 
 # Errors by which a constructor refuses its arguments; others are defects of the class, which need the traceback.
@@ -39,6 +40,21 @@ class Parser(LightningArgumentParser):
         set_loader(MODE, load_yaml, (yaml.YAMLError,))
         kwargs.setdefault("parser_mode", MODE)  # parsers of a class's own options are made with the mode of theirs
         super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
+    def add_function_arguments(
+        self,
+        function: Callable[..., Any],
+        *args: Any,  # noqa: ANN401
+        linked_targets: Iterable[str] = (),
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """Add the arguments of a function that builds a network; those that are linked to the data are not required.
+
+        jsonargparse 4.53 passes ``linked_targets``, but takes them for classes only.
+        """
+        names: list[str] = super().add_function_arguments(function, *args, **kwargs)
+        self.set_defaults(dict.fromkeys(set(names) & set(linked_targets)))
+        return names
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip(" -") for line in message.splitlines()]
@@ -70,7 +86,7 @@ def build_parser(command: str | None, args: Sequence[str] = ()) -> Parser:
     # Task and network get these from the dataset, never from YAML.
     for source, target in (
         ("data.num_classes", "model.num_classes"),
-        ("data.num_classes", "model.net.init_args.num_classes"),
+        *(("data.num_classes", f"model.net.init_args.{name}") for name in CLASS_ARGUMENTS),
         ("data.ignore_index", "model.ignore_index"),
         ("data.ignore_index", "model.loss.init_args.ignore_index"),
         ("data.classes", "model.classes"),
@@ -201,7 +217,7 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
             place = hyperparameters
             for key in path:
                 place = place[key] if place else None
-            if place and name in place:  # there may be no loss, or one without an ignore index
+            if place and name in place:  # there may be no loss, and a network has one of CLASS_ARGUMENTS
                 place[name] = value
         task.save_hyperparameters(hyperparameters | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         return task

@@ -19,6 +19,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--licence", metavar="NAME", help="hub: of the weights, such as cc-by-nc-4.0; default: not stated")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
+    parser.add_import()
     return parser
 
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,16 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, description=about, epilog=f"such as: {prog} {example}", formatter_class=raw, allow_abbrev=False)
         self.example = example
         self.objects: dict[str, str | None] = {}  # the class that an option without a value stands for
+        self.imports = False
         self.add_argument("--config", metavar="FILE", help="YAML with options by name; those on the command line win")
+
+    def add_import(self) -> None:
+        """Add ``--import``, whose modules `parse_args` imports: a checkpoint that names a class does not cause an import."""
+        self.imports = True
+        self.add_argument(
+            "--import", dest="imports", action="append", default=[], metavar="MODULE",
+            help="of a network that is not of this package, such as mypackage or torchvision.models.segmentation",
+        )  # fmt: skip
 
     def add_object(self, name: str, default_class: str | None = None, **options: Any) -> None:  # noqa: ANN401 - as add_argument's
         """Add an option that takes a constructor call; without a value it stands for ``default_class``."""
@@ -48,7 +58,10 @@ class CommandParser(argparse.ArgumentParser):
         files += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
         # each file is named again after its options: it ends the values of the last one
         options = [word for file in files for word in (*self.read_options(Path(file)), f"--config={file}")]
-        return super().parse_args(self.fold_objects(args, options))
+        namespace = super().parse_args(self.fold_objects(args, options))
+        for name in namespace.imports if self.imports else ():
+            import_for_user(name)
+        return namespace
 
     def read_options(self, file: Path) -> Iterator[str]:
         """Yield the options of a YAML file as words of a command line.
@@ -108,6 +121,18 @@ class CommandParser(argparse.ArgumentParser):
             option = next((word for word in unknown[1].split() if word.startswith("-")), unknown[1])
             message = f"unknown option {option}: {self.suggest(option)}"
         raise UserError(message)
+
+
+def import_for_user(name: str) -> None:
+    """Import the module that ``--import`` names.
+
+    Raises:
+        UserError: There is no such module, or it cannot be imported.
+    """
+    try:
+        import_module(name)
+    except Exception as error:  # an import may raise anything
+        raise UserError(f"--import {name}: the module cannot be imported: {format_error(error)}") from error
 
 
 def find_value(words: Sequence[str], option: str) -> str | None:

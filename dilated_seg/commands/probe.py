@@ -16,6 +16,7 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pixels (default: %(default)s)")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    parser.add_import()
     return parser
 
 

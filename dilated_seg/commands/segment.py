@@ -29,6 +29,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--submission", choices=("voc", "cityscapes"), help="write the files of a test server too")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    parser.add_import()
     return parser
 
 

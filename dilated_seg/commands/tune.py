@@ -18,6 +18,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--out", metavar="FILE", help="the overlay to write; default: RUN/crf.yaml")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing overlay")
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU if there is one")
+    parser.add_import()
     return parser
 
 

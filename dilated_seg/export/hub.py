@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dilated_seg import models
 from dilated_seg.errors import UserError, describe_error
 from dilated_seg.inference.load import CARD, CONFIG, WEIGHTS
 from dilated_seg.metrics.confusion import compute_metrics, percent
@@ -43,10 +42,10 @@ def save(segmenter: Segmenter, directory: Path, licence: str | None = None) -> N
     """Write configuration, weights and card into a directory, each atomically, the configuration last.
 
     Raises:
-        UserError: The network is not of `dilated_seg.models`, the directory holds other files, or it cannot be written.
+        UserError: The network was built in Python, the directory holds other files, or it cannot be written.
     """
-    if segmenter.built is None or segmenter.built[0] not in models.__all__:
-        raise UserError("only networks of dilated_seg.models can be loaded again from a directory: use --format pt2 or onnx")
+    if segmenter.built is None:
+        raise UserError("a network that was built in Python cannot be loaded again from a directory: use --format pt2 or onnx")
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
         raise UserError(f"--licence {licence!a} is not a short name: write one such as cc-by-nc-4.0")
     name, arguments = segmenter.built

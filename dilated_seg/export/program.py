@@ -23,6 +23,7 @@ from dilated_seg.errors import UserError, describe_error, require_extra
 from dilated_seg.export import hub
 from dilated_seg.export.agreement import CHECKED, Size, compare, create_images
 from dilated_seg.inference.load import load
+from dilated_seg.models.outputs import resize_to_image, resizes, split_outputs
 from dilated_seg.models.segmenter import Segmenter, normalize
 from dilated_seg.models.torch_internals import trace_with_free_sizes
 from dilated_seg.runs.version import commit
@@ -47,11 +48,15 @@ class Plain(nn.Module):
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.net = segmenter.net.to(memory_format=torch.contiguous_format)
+        self.resizes = False  # whether the last image that was not traced had logits of another size
         self.register_buffer("mean", segmenter.mean)
         self.register_buffer("std", segmenter.std)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.net(normalize(image, self.mean, self.std)).float()
+        logits, _ = split_outputs(self.net(normalize(image, self.mean, self.std)))
+        if not torch.compiler.is_exporting():
+            self.resizes = resizes(self.net, logits, image)  # in an export, a comparison of free sizes would fix them
+        return resize_to_image(logits, image) if self.resizes else logits.float()
 
 
 def export_network(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -51,13 +52,16 @@ def load_directory(directory: Path) -> Segmenter:
     """Return the network of a directory that `export.hub.save` wrote.
 
     Raises:
-        UserError: The directory is damaged, or its network is not one of `dilated_seg.models`.
+        UserError: The directory is damaged, or its network is neither of `dilated_seg.models` nor of an imported module.
     """
     try:
         config = json.loads((directory / CONFIG).read_text("utf-8"))
         name, arguments = config["net"]["class"], dict(config["net"]["arguments"])
-        if name not in models.__all__:
-            raise UserError(f"{directory / CONFIG} names {str(name)[:80]!r}: only networks of dilated_seg.models are built")
+        if name not in models.__all__ and str(name).rpartition(".")[0] not in sys.modules:  # a file must not cause an import
+            raise UserError(
+                f"{directory / CONFIG} names {str(name)[:80]!r}, neither of dilated_seg.models nor imported: if you trust it, "
+                "import its module first (--import MODULE)"
+            )
         state, names = load_file(directory / WEIGHTS), config["classes"]
         if not isinstance(names, list) or not all(isinstance(label, str) for label in names):
             raise TypeError("classes must be a list of names")
@@ -66,7 +70,7 @@ def load_directory(directory: Path) -> Segmenter:
         if arguments.get("num_classes", len(names)) != len(names):
             raise ValueError(f"there are {len(names)} class names, but the network has {arguments['num_classes']} classes")
         weights = {key: tensor for key, tensor in state.items() if not key.startswith("crf.")}
-        net = rebuild(name, arguments, weights, str(directory / WEIGHTS))
+        net = rebuild(name, arguments, weights, str(directory / WEIGHTS), "meta" if name in models.__all__ else "cpu")
         crf = build_crf(config.get("crf"), len(config["classes"]), state)
         fields = ("palette", "ignore_index", "submitted", "dataset", "facts")
         return Segmenter(

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import nn
@@ -34,12 +34,14 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         UserError: The class is unknown, or rejects the arguments.
     """
     constructor = find_network(path)
+    ours = path.rpartition(".")[2] in models.__all__
     try:
         bound = inspect.signature(constructor).bind(*args, **kwargs)
         check_arguments(constructor, bound.arguments)
         initialization = SkipInitialization() if device == "meta" else contextlib.nullcontext()
         # torch warns of layers without channels; warnings of other categories may come from the garbage collector
-        with torch.device(device), initialization, warnings.catch_warnings(action="error", category=UserWarning):
+        action: Any = "error" if ours else "default"
+        with torch.device(device), initialization, warnings.catch_warnings(action=action, category=UserWarning):
             return constructor(*args, **kwargs)
     except Exception as error:  # constructors of other packages may raise any error
         raise UserError(f"{text}: {format_error(error)}") from error
@@ -53,8 +55,17 @@ class SkipInitialization(TorchFunctionMode):
         return kwargs.get("tensor", *args[:1]) if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **kwargs)
 
 
-def find_network(path: str) -> type[nn.Module]:
-    """Return the network class of this name in `dilated_seg.models`, or at this import path; see `find_class`."""
+def find_network(path: str) -> Callable[..., nn.Module]:
+    """Return the network class of this name in `dilated_seg.models`, or the class or function at this import path.
+
+    Raises:
+        UserError: See `find_class`; a function states no return type that is a network.
+    """
+    module, _, name = path.rpartition(".")
+    with contextlib.suppress(Exception):  # an import may raise anything: find_class says what
+        function = getattr(import_module(module), name)
+        if inspect.isfunction(function) and issubclass(get_type_hints(function)["return"], nn.Module):
+            return function
     return find_class(path, {name: getattr(models, name) for name in models.__all__}, nn.Module, "network")
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -30,17 +30,21 @@ RANGES: dict[str, tuple[Any, float, float, str]] = {
 }
 
 
-def check_arguments(network: type, arguments: Mapping[str, Any]) -> None:
+def check_arguments(network: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Check a network's arguments against the Literal types of its constructor and the ranges in `RANGES`.
 
     Args:
-        network: The network's class.
+        network: The network's class, or a function that returns a network.
         arguments: Values by name; names that are not arguments of the constructor are ignored.
 
     Raises:
         ValueError: A value is not one of its Literal's, or out of its range.
     """
-    for name, hint in get_type_hints(network.__init__).items():  # type: ignore[misc] # of this class itself
+    try:
+        hints = get_type_hints(network.__init__ if isinstance(network, type) else network)  # type: ignore[misc] # of this class
+    except NameError:  # other packages name types that they import for type checkers only
+        return
+    for name, hint in hints.items():
         if name not in arguments:
             continue
         value = arguments[name]

@@ -43,7 +43,7 @@ def check_logits(logits: Tensor, num_classes: int, network: str) -> None:
         got = f"{logits.shape[1]} classes" if logits.ndim == 4 else f"a tensor of {logits.ndim} axes"
         raise UserError(
             f"model.net: {network} returns {got}, and the data have {num_classes}: give it the argument for the number of "
-            "classes"
+            "classes (the data set it where it is called num_classes, classes or num_labels)"
         )
 
 

@@ -41,8 +41,10 @@ def list_commands(run: Run, checkpoint: Path, evaluation: Evaluation | None) -> 
     commands = [format_command("dilated-seg", "validate", run.path)]
     images = sorted(run.gallery_dir(evaluation.name if evaluation else "val").glob("*.image.png"))
     if images:
+        module = run.config.net.class_path.rpartition(".")[0]
+        own = () if module.startswith("dilated_seg.") else ("--import", module)
         out = ("--checkpoint", checkpoint, "--out", run.path / "segmented")
-        commands.append(format_command("dilated-seg", "segment", images[0], *out))
+        commands.append(format_command("dilated-seg", "segment", images[0], *out, *own))
     which = ("--evaluation", evaluation.name) if evaluation and evaluation.protocol.partial else ()
     if evaluation or run.evaluation_dir.is_dir():
         commands.append(format_command("dilated-seg", "report", run.path, "--out", run.path / "report", *which))

@@ -108,5 +108,5 @@ def find_constructor(hyperparameters: Mapping[str, Any], path: Path) -> tuple[st
         raise UserError(f"{path}: {class_path} is built of other objects: build it and pass it as load(source, net=...)")
     module, _, name = class_path.rpartition(".")
     if module not in sys.modules:  # a file must not cause an import
-        raise UserError(f"{path}: {class_path} is not imported: if the class is yours, import its module first")
+        raise UserError(f"{path}: {class_path} is not imported: if you trust it, add --import {module}, or import it in Python")
     return (name if build.find_network(class_path) is getattr(models, name, None) else class_path), arguments

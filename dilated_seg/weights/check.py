@@ -11,6 +11,9 @@ from dilated_seg.models import build
 from dilated_seg.weights.convert import format_shape
 from dilated_seg.weights.readers import Weights
 
+# Arguments of other packages that name initial weights of a part.
+PRETRAINED = {"encoder_weights", "weights_backbone", "pretrained", "pretrained_backbone"}
+
 
 def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str]) -> None:
     """Check that layers and indivisible parts of the network are loaded completely or keep all their initial values.
@@ -72,6 +75,8 @@ def rebuild(
     name: str, arguments: dict[str, Any], weights: Mapping[str, Tensor], source: str, device: Literal["meta", "cpu"] = "meta"
 ) -> nn.Module:
     """Return a network with these weights; on "meta", memory is reserved only after all shapes are known to fit."""
+    if "." in name:  # of another package: its own initial weights would be downloaded, only to be replaced
+        arguments = arguments | {key: None for key in PRETRAINED & set(arguments)}
     net = build.construct(name, (), arguments, f"{source}: {name}", device)
     assign_weights(net, weights, source)
     return net

@@ -256,9 +256,9 @@ def test_a_model_card_states_recorded_values_only(tmp_path):
     [
         (
             {"net": {"class": "os.system", "arguments": {"command": "touch hacked"}}},
-            "only networks of dilated_seg",
+            "there is no network os.system",
         ),
-        ({"net": {"class": "tests.evil.Net", "arguments": {}}}, "only networks of dilated_seg"),
+        ({"net": {"class": "tests.evil.Net", "arguments": {}}}, "neither of dilated_seg.models nor imported"),
         ({"net": {"class": "SegNet", "arguments": {"num_classes": 10**9}}}, "the network has 1000000000"),
         ({"net": {"class": "SegNet", "arguments": {"num_classes": 4, "width": 90}}}, "does not fit the network"),
         ({"net": {"class": "SegNet", "arguments": {"num_classes": "all"}}}, "the network has all"),
@@ -359,9 +359,9 @@ def test_places_where_nothing_can_be_written_are_one_sentence(folders, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.pt2"}
 
 
-def test_a_network_of_another_package_has_no_directory(tmp_path):
+def test_a_network_that_was_built_in_python_has_no_directory(tmp_path):
     segmenter = Segmenter(nn.Conv2d(3, 2, 1), ["a", "b"], (0,) * 3, (1,) * 3)
-    with pytest.raises(UserError, match=r"only networks of dilated_seg\.models can be loaded again"):
+    with pytest.raises(UserError, match="built in Python cannot be loaded again"):
         hub.save(segmenter, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
