@@ -131,6 +131,8 @@ def test_a_network_of_the_users_own_is_exported_for_any_size(experiment, tmp_pat
     succeed("fit", *experiment, "--model.net=own_networks.Former", "--run_dir", tmp_path / "run")
     said = succeed("export", tmp_path / "run", "--format", "pt2", "--out", tmp_path / "a.pt2", "--import", "own_networks")
     assert "the labels are torch's" in said
+    succeed("probe", tmp_path / "run", "--images", 1, "--pixels", 8, "--import", "own_networks")
+    succeed("tune", tmp_path / "run", "--images", 1, "--import", "own_networks")
 
 
 def test_a_wrong_number_of_classes_is_one_sentence_and_leaves_no_run(experiment, tmp_path):

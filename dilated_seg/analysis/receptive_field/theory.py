@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dilated_seg.analysis.receptive_field.trace import Field, Trace
+from dilated_seg.models.outputs import resize_to_image, resizes, split_outputs
 
 WIDE = 4108  # pixels: more than most receptive fields; of the form 16 n + 12, which U-Net without padding requires
 WIDEST = 40_000
@@ -79,7 +80,8 @@ def of_logits(net: nn.Module, width: int) -> Field:
     """Return the field of the logits in an image of this width."""
     image = torch.empty(1, 3, width, width, device="meta")
     with torch.no_grad(), Trace(image) as trace:
-        logits = copy.deepcopy(net).to("meta")(image)
+        logits, _ = split_outputs(copy.deepcopy(net).to("meta")(image))
+        logits = resize_to_image(logits, image) if resizes(net, logits, image) else logits
     field = trace.field(logits)
     return (np.zeros(width, int), np.full(width, width - 1)) if field is None else field
 
