@@ -1,4 +1,4 @@
-"""How class scores are upsampled to the image's size: the choices of the papers and of their reimplementations.
+"""Upsampling of class scores to the image's size: the choices of the papers and of their reimplementations.
 
 - ``bilinear``: interpolation; a score is that of the middle of its pixels (``align_corners=False``), as after 2 x 2 poolings.
 - ``aligned``: interpolation; a score is that of the first of its pixels (``align_corners=True``), as after 3 x 3 poolings with
