@@ -20,7 +20,7 @@ class BuildWithExperiments(build_py):
             return
         package = Path(self.build_lib, "dilated_seg")
         shutil.rmtree(package / "experiments", ignore_errors=True)  # of an earlier build
-        for file in Path("experiments").rglob("*.yaml"):
+        for file in set(Path("experiments").rglob("*.yaml")) - set(Path("experiments/results").rglob("*")):
             place = package / file
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)

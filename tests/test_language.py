@@ -62,9 +62,19 @@ KEPT_PHRASES = (
 )
 FILES = [
     path
-    for pattern in ("dilated_seg/**/*.py", "experiments/**/*.[py]*", "docs/**/*.md", "docs/*.py", "notebooks/*.ipynb", "*.md")
+    for pattern in (
+        "dilated_seg/**/*.py",
+        "experiments/*.yaml",
+        "experiments/[!r]*/**/*.[py]*",
+        "docs/**/*.md",
+        "docs/*.py",
+        "notebooks/*.ipynb",
+        "*.md",
+    )
     for path in sorted(ROOT.glob(pattern))
-    if path.name != "CHANGELOG.md" and path.suffix in (".py", ".yaml", ".md", ".ipynb")
+    if path.name != "CHANGELOG.md"
+    and "results" not in path.relative_to(ROOT).parts
+    and path.suffix in (".py", ".yaml", ".md", ".ipynb")
 ]
 CODE = [path for path in FILES if path.suffix == ".py"]
 

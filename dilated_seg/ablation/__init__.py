@@ -122,6 +122,7 @@ def conclude(ablation: Ablation, command: str | None = None) -> int:
     """
     from dilated_seg.analysis.receptive_field.measure import probe
     from dilated_seg.report.compare import compare
+    from dilated_seg.report.saved import SavedComparison
 
     results, choices = read_rows(ablation), read_choices(ablation)
     write_selection(ablation, choices)
@@ -136,7 +137,8 @@ def conclude(ablation: Ablation, command: str | None = None) -> int:
                 print(f"receptive fields are not in the report: {error}", file=sys.stderr)
         without = [join_parts(row.row, f"seed {run.seed}", run.stage) for run, _ in missing for row in run.missing() if row.row]
         without += [f"{choice.network}, of which no candidate is selected" for choice in undecided]
-        title, selection = f"Comparison: {ablation.name}", build_section(ablation, choices)
+        title, selection = f"Comparison: {ablation.name}", build_section(ablation.selection, choices)
+        SavedComparison(title, command or "", results, ablation.claims, without).write(ablation.directory)
         compare(results, ablation.directory, without, ablation.claims, command, title, [selection] if selection else [])
     show_selection(ablation)
     for run, chain in missing:
@@ -148,7 +150,7 @@ def conclude(ablation: Ablation, command: str | None = None) -> int:
 def show_selection(ablation: Ablation) -> None:
     """Print how candidates were selected, and the results of each network's candidates; nothing without a selection."""
     if ablation.selection:
-        print(describe_selection(ablation).replace("**", ""))
+        print(describe_selection(ablation.selection).replace("**", ""))
     for choice in read_choices(ablation):
         print(choice, flush=True)
 

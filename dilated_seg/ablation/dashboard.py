@@ -106,7 +106,11 @@ def build_report(ablation: Ablation, results: Sequence[Result], entity: str) -> 
     protocol = f"{describe_shared_protocol(results)}; in percent."
     filters = select_runs(ablation)
     runs = reports.Runset(entity=entity, project=get_project(), name=ablation.name, filters=filters, groupby=["Name"])
-    selected = [describe_selection(ablation).replace("**", ""), *map(str, read_choices(ablation))] if ablation.selection else []
+    selected = (
+        [describe_selection(ablation.selection).replace("**", ""), *map(str, read_choices(ablation))]
+        if ablation.selection
+        else []
+    )
     blocks: list[Any] = [reports.MarkdownBlock(table), reports.P(protocol), *map(reports.P, selected)]
     for name, section in list_panels(ablation.split, results[0].evaluation.classes).items():
         blocks += [reports.H2(name), reports.PanelGrid(runsets=[runs], panels=section)]

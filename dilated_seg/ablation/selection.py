@@ -154,11 +154,32 @@ def write_selection(ablation: Ablation, choices: Sequence[Choice]) -> None:
     write_text(ablation.directory / "selection.json", json.dumps(content | {"networks": networks}, indent=1) + "\n")
 
 
-def build_section(ablation: Ablation, choices: Sequence[Choice]) -> "Section | None":
+def read_section(directory: Path) -> "Section | None":
+    """Build the report's section on the selection from selection.json in an ablation's directory; None without the file.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    file = directory / "selection.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        choices = [
+            Choice(network, {name: tuple(scores) for name, scores in entry["mean_iou"].items()}, entry["diverged"], count)
+            for count in [len(content["seeds"])]
+            for network, entry in content["networks"].items()
+        ]
+        selection = Selection(content["by"], content["then"], tuple(choices[0].scores), tuple(content["seeds"]))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{file} cannot be read: run the ablation again, which writes it") from error
+    return build_section(selection, choices)
+
+
+def build_section(selection: Selection | None, choices: Sequence[Choice]) -> "Section | None":
     """Build the report's section on the selection: all candidates and their results; None without a selection."""
     from dilated_seg.report.blocks import ReportTable, Section
 
-    selection = ablation.selection
     if selection is None:
         return None
     header = ["network", *(f"{candidate}: mean IoU on {selection.by}" for candidate in selection.candidates), "selected"]
@@ -166,14 +187,11 @@ def build_section(ablation: Ablation, choices: Sequence[Choice]) -> "Section | N
         [choice.network, *map(choice.format_candidate, selection.candidates), choice.selected or "none yet"]
         for choice in choices
     ]  # fmt: skip
-    return Section("Selection", [describe_selection(ablation), ReportTable("selection", header, rows)])
+    return Section("Selection", [describe_selection(selection), ReportTable("selection", header, rows)])
 
 
-def describe_selection(ablation: Ablation) -> str:
-    """Describe in a sentence or two how networks were selected; empty without a selection."""
-    selection = ablation.selection
-    if selection is None:
-        return ""
+def describe_selection(selection: Selection) -> str:
+    """Describe in a sentence or two how networks were selected."""
     seeds = f"seed{'s' if len(selection.seeds) > 1 else ''} {', '.join(map(str, selection.seeds))}"
     how = (
         f"Of each network {len(selection.candidates)} candidates were trained with {seeds}; the one with the highest mean IoU "

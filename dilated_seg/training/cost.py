@@ -3,6 +3,8 @@
 import os
 import platform
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,4 +64,13 @@ def name_device(device: torch.device) -> str:
     """Return the name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} of {os.cpu_count()} threads"
+    return f"CPU ({name_processor()}), {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def name_processor() -> str:
+    """Return the kind of processor, such as "AMD EPYC"; the machine type if the system does not name it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

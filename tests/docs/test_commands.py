@@ -27,6 +27,7 @@ NOT_RUN = {
     r"wandb sweep ": "it needs W&B's server: tests/experiments/test_sweeps.py reads the sweeps",
     r"dilated-seg port ": "it needs the published file: tests/weights ports small files of the same layout",
     r"dilated-seg prepare ": "it needs the dataset: tests/data/test_prepare.py prepares small copies",
+    r"dilated-seg report experiments/results/": "tests/report/test_saved.py makes such a page from smaller results",
     r"dilated-seg validate --config experiments/camvid/": "it needs CamVid and published weights",
     r"dilated-seg validate .* ReflectedTiles": "it needs a DilatedNet of full size: tests/inference/test_strategies.py",
 }

@@ -15,7 +15,8 @@ from dilated_seg.errors import UserError
 from tests.conftest import ROOT
 from tests.support import fake_datasets
 
-FILES = sorted(f for f in (ROOT / "experiments").rglob("*.yaml") if f.parent.name != "sweeps")  # those: test_sweeps.py
+# Those of sweeps/: test_sweeps.py; in results/ are the configurations of runs.
+FILES = sorted(f for f in (ROOT / "experiments").rglob("*.yaml") if not {"sweeps", "results"} & {*f.relative_to(ROOT).parts})
 ABLATIONS = [f for f in FILES if "experiments" in (yaml.safe_load(f.read_text()) or {})]
 ARCHITECTURES = [f for f in FILES if f.parent == ROOT / "experiments/architectures"]
 PARTS = [f for f in FILES if f.parent.name in ("data", "crf") or f.name == "defaults.yaml" or f in ARCHITECTURES]

@@ -29,6 +29,7 @@ IMAGES_EXPLAINED = (
     "percent. Networks differ most where the gap between the highest and the lowest is widest. Hardest are those of the "
     "others with the lowest mean over networks."
 )
+RESULTS_ONLY = "Images are not shown: these are saved results, without images and weights."
 
 Row = tuple[str, list[tuple[str, np.ndarray]]]  # a heading, and images with their captions
 
@@ -36,6 +37,8 @@ Row = tuple[str, list[tuple[str, np.ndarray]]]  # a heading, and images with the
 def build_blocks(comparison: Comparison) -> list[Block]:
     """Build the blocks of images, their ground truth and the predictions of each network's first seed."""
     first = [group[0] for group in comparison.groups.values()]
+    if all(map(has_only_results, first)):
+        return [RESULTS_ONLY]
     names = comparison.results[0].evaluation.images[0]
     scores = np.array([mean_iou(count_pixels(result.evaluation.images[1])) for result in first])  # of each network and image
     kinds = select_telling(scores)
@@ -58,6 +61,12 @@ def build_blocks(comparison: Comparison) -> list[Block]:
     more = [Fold(f"{len(folded)} more image{'s' if len(folded) > 1 else ''}", [ImageGrid(folded)])] if folded else []
     legend = read_legend(comparison, first, names)
     return [*problems, PageOnly([ImageGrid(shown, legend), *more], sheet), Fold("How images are chosen", [IMAGES_EXPLAINED])]
+
+
+def has_only_results(result: Result) -> bool:
+    """Return whether a run has neither images of its evaluation nor weights, as `report --save` leaves it."""
+    run = result.run
+    return not run.gallery_dir(result.evaluation.name).is_dir() and not run.checkpoints()
 
 
 def select_evenly(images: int) -> list[int]:

@@ -88,7 +88,8 @@ def list_commands(result: Result) -> list[str]:
     protocol, run = result.evaluation.protocol, result.run
     if not run.is_run:
         return []
-    commands = [format_command("dilated-seg", "fit", "--config", run.config_file, "--run_dir", f"{run}-again")]
+    run_dir = ("--run_dir", f"{run}-again") if run.checkpoints() else ()
+    commands = [format_command("dilated-seg", "fit", "--config", run.config_file, *run_dir)]
     weights = run.checkpoint_dir / f"{protocol.checkpoint}.ckpt"
     if protocol.is_whole_image and weights.is_file() and not protocol.partial:
         command = "test" if protocol.split == "test" else "validate"
