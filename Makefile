@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-processors lint docs notebooks clean
+.PHONY: quickstart test test-slow test-processors lint docs results gpu bench notebooks clean
 
 quickstart: $(VENV)/installed  ## train seven networks with three seeds each on images drawn by code, compare them (8 minutes on 2 cores)
 	$(BIN)/dilated-seg ablate experiments/quickstart.yaml
@@ -32,6 +32,16 @@ lint: $(VENV)/installed
 
 docs: $(VENV)/docs-installed  ## the documentation site, in site/; a warning or a dead link fails
 	$(BIN)/mkdocs build --strict
+
+results: $(VENV)/installed  ## fill the tables of README and docs/ from experiments/results/
+	$(BIN)/python docs/results.py
+
+BUDGET ?= 8
+gpu: $(VENV)/installed  ## on a machine with a GPU: its tests, throughput of every network, CamVid in the minutes that remain
+	$(BIN)/python experiments/gpu.py --budget $(BUDGET)
+
+bench: $(VENV)/installed  ## the benchmarks, and docs/performance.md from them (half an hour on 2 idle cores)
+	$(BIN)/python experiments/benchmarks/all.py
 
 notebooks: $(VENV)/installed  ## execute every notebook and keep its outputs
 	$(BIN)/python notebooks/execute.py

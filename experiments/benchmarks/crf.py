@@ -13,6 +13,7 @@ OMP_WAIT_POLICY=PASSIVE lets them sleep.
 run:    OMP_NUM_THREADS=1 python experiments/benchmarks/crf.py   (for as many threads as that says)
 """
 
+import argparse
 import os
 import resource
 import time
@@ -32,17 +33,17 @@ try:
 except ImportError:
     DenseCRF2D = None
 
-SIZE, CLASSES, ROUNDS = (375, 500), 21, 5
+CLASSES = 21
 DEFAULT = {"w1": 10.0, "theta_alpha": 80.0, "theta_beta": 13.0, "w2": 3.0, "theta_gamma": 3.0}
 
 
-def example():
+def example(size):
     """An image (1, 3, H, W) and probabilities (1, C, H, W) as a network of stride 8 gives them."""
-    image, mask = draw(SIZE, CLASSES, np.random.default_rng(0))
+    image, mask = draw(size, CLASSES, np.random.default_rng(0))
     scores = F.one_hot(torch.from_numpy(mask).long() % 255, CLASSES).permute(2, 0, 1)[None].float()
     coarse = F.interpolate(scores, scale_factor=1 / 8, mode="area") * 4
     coarse += torch.randn(coarse.shape, generator=torch.Generator().manual_seed(0))
-    logits = F.interpolate(coarse, SIZE, mode="bilinear")
+    logits = F.interpolate(coarse, size, mode="bilinear")
     return torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(), logits.softmax(1)
 
 
@@ -51,7 +52,7 @@ def run_dense_crf(image, probabilities, numbers):
 
 
 def pydensecrf(image, probabilities, numbers):
-    classes, (height, width) = probabilities.shape[1], SIZE
+    _, classes, height, width = probabilities.shape
     crf = DenseCRF2D(width, height, classes)
     crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities[0].numpy())))
     crf.addPairwiseGaussian(sxy=numbers["theta_gamma"], compat=numbers["w2"])
@@ -87,9 +88,9 @@ def time_call(way, *example):
     return time.perf_counter() - clock, time.process_time() - work
 
 
-def cases():
+def cases(size):
     """By title: the ways to compare, and their example."""
-    image, everything = example()
+    image, everything = example(size)
     ways = {"DenseCRF": run_dense_crf} | ({"pydensecrf": pydensecrf} if DenseCRF2D else {})
     for title, numbers in (("default", DEFAULT), ("DeepLab", DEEPLAB)):
         for classes in (CLASSES, 12, 2):
@@ -98,12 +99,12 @@ def cases():
     yield f"CRF-RNN, {CLASSES} classes", {"a training step": training}, (image, everything, DEFAULT)
 
 
-def compare(title, ways, example, memory):
+def compare(title, ways, example, memory, rounds):
     if len(ways) == 2:
         labels = [way(*example).argmax(0) for way in ways.values()]
         assert (labels[0] == labels[1]).double().mean() >= 0.999, title
     found = {name: [] for name in ways}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, way in ways.items():
             found[name].append(time_call(way, *example))
     middle = {name: [median(times) for times in zip(*pairs, strict=True)] for name, pairs in found.items()}
@@ -115,14 +116,18 @@ def compare(title, ways, example, memory):
 
 
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, nargs=2, default=(375, 500))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
     torch.set_num_threads(1)  # none is started before the processes that measure memory, nor is there memory to spare
-    everything = list(cases())
+    everything = list(cases(tuple(options.size)))
     threads = int(os.environ.get("OMP_NUM_THREADS", 1))
     torch.set_num_threads(threads)
     print(f"{threads} threads")
     memory = [{name: peak(way, *example) for name, way in ways.items()} for _, ways, example in everything]
     for (title, ways, example), extra in zip(everything, memory, strict=True):
-        compare(title, ways, example, extra)
+        compare(title, ways, example, extra, options.rounds)
 
 
 if __name__ == "__main__":

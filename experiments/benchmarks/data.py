@@ -115,8 +115,9 @@ def build_loader(root, crop, batch, workers, streaming=False):
     return data.train_dataloader()
 
 
-def measure(name, directory, repeats):
+def measure(name, directory, repeats, images):
     size, suffix, crop, batch, count = SIZES[name]
+    count = images or count
     root = directory / name
     make(root, size, suffix, count)
     places = {"files": directory / f"{name}-files", "raw": directory / f"{name}-raw"}
@@ -150,12 +151,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"{', '.join(SIZES)}; all if not given")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, help="of a measurement, in place of the usual number")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         os.environ["HF_DATASETS_CACHE"] = f"{directory}/cache"
         for name in options.sizes or SIZES:
-            measure(name, Path(directory), options.repeats)
+            measure(name, Path(directory), options.repeats, options.images)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ All give the same integers, which is checked. Ratios are of one run on one threa
 run:    python experiments/benchmarks/metrics.py
 """
 
+import argparse
 import os
 import resource
 import time
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJac
 
 from dilated_seg.metrics import SegmentationMetrics
 
-CLASSES, SIZE = 19, (1024, 2048)
+CLASSES = 19
 
 
 def update_metrics(logits, mask):
@@ -61,12 +62,12 @@ WAYS = {
 }
 
 
-def example():
+def example(size):
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    mask = torch.randint(0, CLASSES, (1, *SIZE), generator=generator, dtype=torch.uint8)
-    mask[:, :100] = 255
-    return torch.randn(1, CLASSES, *SIZE, generator=generator), mask
+    mask = torch.randint(0, CLASSES, (1, *size), generator=generator, dtype=torch.uint8)
+    mask[:, : size[0] // 10] = 255
+    return torch.randn(1, CLASSES, *size, generator=generator), mask
 
 
 def peak(way, logits, mask):
@@ -84,12 +85,16 @@ def peak(way, logits, mask):
 
 
 def main():
-    logits, mask = example()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048))
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    logits, mask = example(options.size)
     extra = {name: peak(way, logits, mask) / 1e6 for name, way in WAYS.items()}  # before this process has memory to spare
     expected, found = update_metrics(logits, mask), {name: [] for name in WAYS}
     for name, way in WAYS.items():
         assert torch.equal(way(logits, mask), expected), name
-    for _ in range(7):  # in turns, so that a machine that is busy for a while is so for all
+    for _ in range(options.rounds):  # in turns, so that a machine that is busy for a while is so for all
         for name, way in WAYS.items():
             start = time.perf_counter()
             way(logits, mask)

@@ -1,11 +1,12 @@
 """Time per image of `Trainer.test` with and without the counts by object size and boundary distance, reading included.
 
 Narrow networks after a few steps of training, so that they predict regions of all sizes: on Shapes (64 x 320), and on images
-of random shapes in the sizes of VOC and Cityscapes (JPEG, masks as PNG). On one thread.
+of random shapes in the sizes of VOC and Cityscapes (JPEG, masks as PNG). On one thread, or a GPU (--accelerator gpu).
 
 run:    python experiments/benchmarks/strata.py
 """
 
+import argparse
 import os
 import tempfile
 import time
@@ -25,7 +26,6 @@ SHAPES = {
     "DeepLab": "shapes/deeplab", "FCN-32s": "shapes/fcn32s", "SegNet": "shapes/segnet", "DilatedNet": "shapes/dilatednet"
 }  # fmt: skip
 GENERATED = {"VOC-sized": (24, (375, 500), 21, 30), "Cityscapes-sized": (4, (1024, 2048), 19, 150)}
-ROUNDS = 5
 
 
 def write_images(root, images, size, classes, shapes):
@@ -51,19 +51,23 @@ def write_images(root, images, size, classes, shapes):
         (root / f"{split}.txt").write_text("".join(f"{i}\n" for i in range(images)))
 
 
-def train(experiment, run, *flags):
+def train(experiment, run, options, *flags):
     """Train an experiment for a few steps; return its CLI, which holds trainer, task and data module."""
     quiet = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.enable_progress_bar=false"]
-    steps = ["--trainer.max_steps=60", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
+    steps = [
+        f"--trainer.max_steps={options.steps}",
+        "--trainer.limit_val_batches=0",
+        f"--trainer.accelerator={options.accelerator}",
+    ]
     return CLI(["fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), *steps, *quiet, *flags, "--run_dir", str(run)])
 
 
-def compare(name, cli):
+def compare(name, cli, rounds):
     """Print the time per image with and without stratified counts, in turns, so that load on the machine slows both."""
     nothing = patch("dilated_seg.training.evaluation.count_batch", lambda batch, *_: [None] * len(batch["id"]))
     images = len(cli.datamodule.split("test"))
     found = {True: [], False: []}
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         for counting in found:
             if not counting:
                 nothing.start()
@@ -79,20 +83,27 @@ def compare(name, cli):
 
 
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=[*SHAPES, *GENERATED], help=f"{', '.join([*SHAPES, *GENERATED])}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60, help="of training before")
+    parser.add_argument("--accelerator", default="cpu")
+    options = parser.parse_args()
     os.environ["WANDB_MODE"] = "disabled"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        for name, experiment in SHAPES.items():
-            compare(f"Shapes, {name}", train(experiment, Path(place) / name))
-        for name, images in GENERATED.items():
+        for name in options.names:
             root = Path(place) / name
-            write_images(root / "data", *images)
+            if name in SHAPES:
+                compare(f"Shapes, {name}", train(SHAPES[name], root, options), options.rounds)
+                continue
+            write_images(root / "data", *GENERATED[name])
             (root / "data.yaml").write_text(
                 f"class_path: Folder\ninit_args: {{root: {root / 'data'}, batch_size: 4, "
                 "augmentation: {class_path: ScaleAndCrop, init_args: {crop_size: [128, 128]}}}\n"
             )
             flags = [f"--data={root / 'data.yaml'}", "--model.class_weights=null"]
-            compare(f"{name}, DilatedNet", train("shapes/dilatednet", root / "run", *flags))
+            compare(f"{name}, DilatedNet", train("shapes/dilatednet", root / "run", options, *flags), options.rounds)
 
 
 if __name__ == "__main__":
