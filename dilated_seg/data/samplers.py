@@ -84,13 +84,15 @@ WINDOW = 4  # consecutive row groups of a queue whose images are shuffled togeth
 CACHED_GROUPS = 3 * LANES * WINDOW // 2  # row groups in memory per process: 1.5 times those that a worker reads at a time
 
 
-def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int) -> np.ndarray:
+def order_by_row_groups(
+    sizes: Sequence[int], seed: int, epoch: int, batch_size: int, world: int, limit: int = CACHED_GROUPS
+) -> np.ndarray:
     """Return an order of an epoch's images for streamed data, in which the images of a row group are close together.
 
     The groups are shuffled and each is appended to the shortest queue; in a queue, images are shuffled within WINDOW
     consecutive groups. Batch b of process r comes from queue ``(b * world + r) % queues``. So a process reads its own queues,
     and so does a worker if there are 1, 2, 4 or 8, each of which loads every n-th batch: hardly any group is read twice. With
-    another number of workers several read the same groups; batches never depend on it. A split of at most ``CACHED_GROUPS``
+    another number of workers several read the same groups; batches never depend on it. A split of at most ``limit``
     groups is shuffled completely. With one process, two queues and batches of 2::
 
         row groups        {0 1 2} {3 4 5} {6 7 8} {9 10 11}
@@ -103,12 +105,15 @@ def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size:
         epoch: Counts from 0.
         batch_size: Images of one process in one step.
         world: Number of processes.
+        limit: Row groups in memory per process: there are fewer queues and shorter windows if it is below ``CACHED_GROUPS``.
     """
     random = np.random.default_rng([seed, epoch])
     starts = np.cumsum([0, *sizes])
-    if len(sizes) <= CACHED_GROUPS:
+    if len(sizes) <= limit:
         return random.permutation(int(starts[-1]))
-    lanes = next((n for n in (LANES, LANES // 2, LANES // 4) if n * world * WINDOW <= len(sizes)), 1)
+    window = next((n for n in (WINDOW, WINDOW // 2) if 3 * n // 2 <= limit), 1)
+    fitting = (n for n in (LANES, LANES // 2, LANES // 4) if n * world * window <= len(sizes) and 3 * n * window // 2 <= limit)
+    lanes = next(fitting, 1)
     queues: list[list[np.ndarray]] = [[] for _ in range(lanes * world)]
     lengths = np.zeros(len(queues), np.int64)
     for group in random.permutation(len(sizes)):
@@ -117,7 +122,7 @@ def order_by_row_groups(sizes: Sequence[int], seed: int, epoch: int, batch_size:
         lengths[queue] += sizes[group]
     batches, ends = [], []
     for queue_groups in queues:
-        windows = [queue_groups[i : i + WINDOW] for i in range(0, len(queue_groups), WINDOW)]
+        windows = [queue_groups[i : i + window] for i in range(0, len(queue_groups), window)]
         images = np.concatenate([random.permutation(np.concatenate(w)) for w in windows] or [np.zeros(0, np.int64)])
         full = len(images) // batch_size * batch_size
         batches.append(images[:full].reshape(-1, batch_size))

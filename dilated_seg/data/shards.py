@@ -1,9 +1,7 @@
 """Splits that ``prepare`` wrote as shards, memory-mapped or streamed from a disk or URL."""
 
 import glob
-import os
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,8 @@ from dilated_seg.data import manifest
 from dilated_seg.data.decode import Stored
 from dilated_seg.data.masks import MaskReader
 from dilated_seg.data.pairs import read_pair
-from dilated_seg.data.samplers import CACHED_GROUPS, order_by_row_groups
+from dilated_seg.data.row_groups import RowGroups, count_kept_groups
+from dilated_seg.data.samplers import order_by_row_groups
 from dilated_seg.data.split import Sample, Split
 from dilated_seg.errors import UserError, explain_system_error, explain_url_error, format_error
 
@@ -55,7 +54,7 @@ class Shards(Split):
             raise UserError(f"{root} is a URL: set data.streaming, or copy it to a directory")
         for path, entry in zip(self.paths, self.entries, strict=True):
             check_shard(path, entry["bytes"])
-        open_rows: Any = StreamedRows if streaming else map_arrow if self.raw else map_parquet
+        open_rows: Any = stream_parquet if streaming else map_arrow if self.raw else map_parquet
         self.rows = open_rows(self.paths, self.entries)  # rows[i] is a pyarrow.Table of one row
         self.starts = np.cumsum([0] + [entry["rows"] for entry in self.entries])
 
@@ -86,7 +85,7 @@ class Shards(Split):
         if not self.streaming:
             return super().order_images(seed, epoch, batch_size, world)
         sizes = [rows for entry in self.entries for rows in entry["groups"]]
-        return order_by_row_groups(sizes, seed, epoch, batch_size, world)
+        return order_by_row_groups(sizes, seed, epoch, batch_size, world, self.rows.limit)
 
 
 def map_parquet(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a datasets.Dataset
@@ -108,46 +107,11 @@ def map_arrow(paths: list[str], entries: list[dict[str, Any]]) -> Any:  # noqa: 
     return concatenate_datasets(parts).with_format("arrow")
 
 
-class StreamedRows:
-    """Rows of Parquet shards, read one row group at a time; each process opens its own streams."""
-
-    def __init__(self, paths: list[str], entries: list[dict[str, Any]]) -> None:
-        import datasets  # noqa: F401 - takes a second: once, before workers are forked
-
-        self.paths = [path if storage.is_url(path) else glob.escape(path) for path in paths]
-        self.starts = np.cumsum([0] + [rows for entry in entries for rows in entry["groups"]])
-        self.positions = [(shard, group) for shard, entry in enumerate(entries) for group in range(len(entry["groups"]))]
-        self.reset()
-
-    def reset(self) -> None:
-        """Drop open streams and cached row groups."""
-        self.process = os.getpid()
-        self.streams: dict[int, Any] = {}
-        self.groups: OrderedDict[int, pa.Table] = OrderedDict()
-
-    def __getitem__(self, index: int) -> pa.Table:
-        if self.process != os.getpid():
-            self.reset()
-        group = int(np.searchsorted(self.starts, index, "right")) - 1
-        if group not in self.groups:
-            self.groups[group] = self.read(*self.positions[group])
-            if len(self.groups) > CACHED_GROUPS:
-                self.groups.popitem(last=False)
-        self.groups.move_to_end(group)
-        return self.groups[group].slice(index - int(self.starts[group]), 1)
-
-    def read(self, shard: int, group: int) -> pa.Table:
-        """Return one row group. `reshard` divides the stream into one shard per row group, so that only this one is read."""
-        from datasets import IterableDataset
-
-        if shard not in self.streams:
-            self.streams[shard] = IterableDataset.from_parquet(self.paths[shard]).reshard().with_format("arrow")
-        stream = self.streams[shard]
-        return pa.concat_tables(stream.shard(num_shards=stream.num_shards, index=group).iter(batch_size=1 << 20))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a spawned worker process: without streams and cache."""
-        return self.__dict__ | {"process": 0, "streams": {}, "groups": OrderedDict()}
+def stream_parquet(paths: list[str], entries: list[dict[str, Any]]) -> RowGroups:
+    """Return Parquet shards, of which row groups are read on demand."""
+    limit = count_kept_groups(sum(entry["bytes"] for entry in entries), sum(len(entry["groups"]) for entry in entries))
+    groups, checksums = ([entry[key] for entry in entries] for key in ("groups", "sha256"))
+    return RowGroups(paths, groups, checksums, limit=limit)
 
 
 def view_read_only(array: np.ndarray) -> torch.Tensor:
