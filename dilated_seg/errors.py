@@ -18,8 +18,8 @@ SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PERMISSION = (errno.EACCES, errno.EPERM)
 # Packages that access files behind URLs, and whose errors may be neither OSError nor ValueError.
 TRANSPORTS = {
-    "adlfs", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "http", "httpx", "huggingface_hub", "requests", "ssl",
-    "urllib3",
+    "adlfs", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "http", "httpx", "httpx2",
+    "huggingface_hub", "requests", "ssl", "urllib3",
 }  # fmt: skip
 
 

@@ -2,16 +2,17 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
 
-from dilated_seg.cli.explain import EVALUATIONS
+from dilated_seg.cli.explain import EVALUATIONS, list_unused
 from dilated_seg.cli.network import choose_checkpoint
 from dilated_seg.cli.parser import TIMEOUT, build_parser, expand_arguments, format_config, instantiate, parse
-from dilated_seg.cli.run_directory import RUN_DIR, choose_run
+from dilated_seg.cli.run_directory import RUN_DIR, choose_run, pin_dataset
 from dilated_seg.data.checks import check_labels, require_labels, warn_of_shared_images
 from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import FullImage
@@ -59,6 +60,7 @@ class CLI:
             args = expand_arguments(self.command, args[1:] if run else args)
             self.parser = build_parser(self.command, args)
             self.config = parse(self.parser, args)
+            self.warn_of_unused(args)
             self.choose_run()
             self.build()
             with keep_signal_handlers():
@@ -73,6 +75,13 @@ class CLI:
             if isinstance(logger, SafeWandbLogger):
                 logger.end()
 
+    def warn_of_unused(self, args: Sequence[str]) -> None:
+        """Print the options of a dataset that another one has replaced."""
+        data = self.config.data
+        name = str(data.class_path).rpartition(".")[2]
+        for line in list_unused(args, data.init_args, name) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+            print(line, file=sys.stderr)
+
     def choose_run(self) -> None:
         """Choose the seed, the run's directory, and the checkpoint that is evaluated or continued."""
         config = self.config
@@ -84,6 +93,8 @@ class CLI:
         self.run, self.created = choose_run(self.command, config)
         if config.ckpt_path:
             Checkpoint.at(config.ckpt_path)
+        if self.command == "fit":
+            pin_dataset(config, self.run)
         self.text = format_config(self.parser, config)
         if self.command == "fit" and (checkpoint := find_resumed_checkpoint(self.run, self.text, config.ckpt_path)):
             config.ckpt_path, self.resumed = str(checkpoint), True

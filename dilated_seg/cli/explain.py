@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -99,6 +99,20 @@ def explain(sentence: str, args: Sequence[str], options: Sequence[str]) -> str:
     if unknown := UNKNOWN.search(sentence):
         return explain_key(unknown[1], settings, options) or sentence
     return explain_value(sentence, settings) if sentence.startswith("Parser key") else sentence
+
+
+def list_unused(args: Sequence[str], arguments: Mapping[str, object], name: str) -> list[str]:
+    """Return a sentence for each option of data that the chosen dataset does not have, since another one was replaced.
+
+    Args:
+        args: The command line.
+        arguments: Those of the chosen dataset.
+        name: Its class.
+    """
+    settings = {str(setting): setting.keys for setting in read_arguments(args)}
+    known = {*arguments, "class_path", "init_args", "dict_kwargs", "help"}
+    unused = [place for place, keys in settings.items() if keys[0] == "data" and len(keys) == 2 and keys[1] not in known]
+    return [f"{place}: {name} has no such option, so it is not used" for place in unused]
 
 
 def explain_missing(sentence: str, required: str) -> str:

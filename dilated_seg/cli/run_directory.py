@@ -7,6 +7,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dilated_seg.cli.explain import EVALUATIONS
+from dilated_seg.data.hub_files import pin_revision
 from dilated_seg.errors import UserError
 from dilated_seg.runs.experiments import experiment_name
 from dilated_seg.runs.run import Run
@@ -34,3 +35,17 @@ def choose_run(command: str | None, config: Any) -> tuple[Run, Path | None]:  # 
         raise UserError("several processes were started from outside: name the run directory with --run_dir")
     run = Run.create(Path("runs") / experiment_name(config))
     return run, run.path
+
+
+def pin_dataset(config: Any, run: Run) -> None:  # noqa: ANN401 - jsonargparse's Namespace
+    """Write the revision of a dataset at the Hub into the configuration: that of a run that continues, else the newest.
+
+    Raises:
+        UserError: There is no such dataset, or the Hub cannot be reached.
+    """
+    arguments = config.data.init_args
+    if "repo" in arguments and "revision" in arguments:  # Hub, or a subclass
+        before = run.config.data.init_args if run.config_file.is_file() else {}
+        if arguments.revision is None and before.get("repo") == arguments.repo:
+            arguments.revision = before.get("revision")
+        arguments.revision = pin_revision(arguments.repo, arguments.revision)

@@ -44,6 +44,7 @@ def list_classes(module: Any) -> list[str]:  # noqa: ANN401
 CHOICES: dict[str, list[str]] = {
     "model.net": models.__all__,
     "data": [name for name in data.__all__ if name != "SegmentationDataModule"],
+    "data.like": [name for name in data.__all__ if name != "SegmentationDataModule"],
     "data.augmentation": ["ScaleAndCrop"],
     "model.optimizer": [name for name in list_classes(torch.optim) if name != "Optimizer"],
     "model.lr_scheduler": [

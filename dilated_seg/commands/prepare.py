@@ -20,7 +20,7 @@ def build_parser() -> CommandParser:
     parser = CommandParser("prepare", "voc --root ~/VOCdevkit --sbd ~/SBD --out data/voc")
     parser.add_argument("dataset", help="a dataset's class in lower case: voc, cityscapes, camvid, folder, ...")
     parser.add_argument("--root", help="the directory of its files or archives; default: its environment variable")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIRECTORY", help="to write; data.root then names it")
+    parser.add_argument("--out", type=Path, metavar="DIRECTORY", help="to write; data.root then names it")
     parser.add_argument(
         "--store",
         choices=("files", "raw"),
@@ -41,12 +41,42 @@ def build_parser() -> CommandParser:
         "--on_bad_image", choices=("error", "skip"), default="error", help="skip: leave out unreadable training images"
     )
     parser.add_argument("--verify", action="store_true", help="only compare the files of --out with their checksums")
+    parser.add_argument("--like", metavar="DATASET", default="voc", help="hub --verify: the dataset whose classes it has (voc)")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload --out to the Hugging Face Hub, into a private repository")
     return parser
 
 
 def main(args: list[str]) -> int:
     """Run ``dilated-seg prepare``."""
     options = build_parser().parse_args(args)
+    if options.dataset == "hub":
+        return check_hub(options)
+    if options.out is None:
+        raise UserError("prepare needs the directory to write: pass --out DIRECTORY")
+    status = prepare_or_verify(options)
+    if options.push:
+        from dilated_seg.data.prepare.hub import push
+
+        push(options.out, options.push)
+    return status
+
+
+def check_hub(options: argparse.Namespace) -> int:
+    """Check a Parquet dataset, which needs no preparation."""
+    datasets = list_datasets()
+    if not options.verify or not options.root:
+        raise UserError("a Parquet dataset needs no preparation; check it with prepare hub --root OWNER/NAME --verify")
+    if options.like not in datasets:
+        raise UserError(f"--like {options.like}: choose one of {', '.join(datasets)}")
+    from dilated_seg.data import Hub
+    from dilated_seg.data.prepare.hub import check
+
+    check(Hub(options.root, like=datasets[options.like]))
+    return 0
+
+
+def prepare_or_verify(options: argparse.Namespace) -> int:
+    """Write or verify the shards of a dataset."""
     given = {name: value for name in OPTIONS if (value := getattr(options, name))}
     if options.dataset == "voc" and os.environ.get("DILATED_SEG_SBD"):
         given.setdefault("sbd", os.environ["DILATED_SEG_SBD"])

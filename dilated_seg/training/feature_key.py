@@ -9,7 +9,19 @@ from typing import Any
 from lightning import Trainer
 
 from dilated_seg import storage
-from dilated_seg.data import SegmentationDataModule, collate, decode, masks, pairs, samplers, shards, transforms
+from dilated_seg.data import (
+    SegmentationDataModule,
+    collate,
+    decode,
+    hub_columns,
+    hub_masks,
+    masks,
+    pairs,
+    samplers,
+    shards,
+    transforms,
+)
+from dilated_seg.data.hub_split import HubSplit
 from dilated_seg.data.pairs import Pairs
 from dilated_seg.data.samplers import get_run_seed
 from dilated_seg.data.shards import Shards
@@ -17,7 +29,7 @@ from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 
 # The modules that determine the tensors of a training image: files, decoding, seeds, augmentation.
-READING = (decode, masks, collate, pairs, samplers, shards, transforms)
+READING = (decode, masks, collate, hub_columns, hub_masks, pairs, samplers, shards, transforms)
 
 
 def describe_features(trainer: Trainer, task: Any, data: SegmentationDataModule) -> dict[str, Any]:  # noqa: ANN401
@@ -70,6 +82,8 @@ def describe_split(split: Split) -> str:
         return hash_text(repr((facts, split.as_stored)))
     if isinstance(split, Shards):
         return hash_text(repr(([entry["sha256"] for entry in split.entries], split.as_stored)))
+    if isinstance(split, HubSplit):
+        return hash_text(repr((split.checksums, split.columns, split.coding)))
     values = {name: value for name, value in vars(split).items() if not name.startswith("_")}  # private ones are caches
     if not all(isinstance(value, str | int | float | tuple) for value in values.values()):
         raise UserError(f"CachedFrontEnd cannot detect changes of the images of {type(split).__name__}: use Freeze")
