@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import Trainer, seed_everything
 
 from dilated_seg.cli.explain import EVALUATIONS, list_unused
@@ -78,9 +79,10 @@ class CLI:
     def warn_of_unused(self, args: Sequence[str]) -> None:
         """Print the options of a dataset that another one has replaced."""
         data = self.config.data
-        name = str(data.class_path).rpartition(".")[2]
-        for line in list_unused(args, data.init_args, name) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
-            print(line, file=sys.stderr)
+        arguments = vars(data.get("init_args") or Namespace())
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            for line in list_unused(args, arguments, str(data.class_path).rpartition(".")[2]):
+                print(line, file=sys.stderr)
 
     def choose_run(self) -> None:
         """Choose the seed, the run's directory, and the checkpoint that is evaluated or continued."""
