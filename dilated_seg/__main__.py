@@ -1,4 +1,4 @@
-"""The program ``dilated-seg COMMAND``. A command's imports are made when it is called."""
+"""The program ``dilated-seg COMMAND``. The modules of a command are imported when it is called."""
 
 import difflib
 import io
@@ -18,8 +18,8 @@ from dilated_seg.errors import REASON_FILE, LostProcessError, UserError
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Exit status: 0 success, 1 failure, 2 invalid input, 130 Ctrl-C, 141 the reader of the output has ended (as `head` does), 143
-    ended by SIGTERM.
+    Exit status: 0 success, 1 failure, 2 invalid input, 130 Ctrl-C, 141 the reader of the output has ended (such as `head`), 143
+    SIGTERM.
     """
     if os.getcwd() not in (os.path.abspath(path) for path in sys.path):
         sys.path.append(os.getcwd())  # for the user's own classes; last, so that no file here hides an installed module
@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return status
     except (BrokenPipeError, SystemExit) as end:
         if isinstance(end, SystemExit) and isinstance(end.__context__, BrokenPipeError):
-            return 141  # rich caught it, and has dropped the rest
+            return 141  # rich has caught the error and dropped the rest of the output
         if drop_output(isinstance(end, BrokenPipeError)):
             return 141
         raise
@@ -90,11 +90,11 @@ def run(args: Sequence[str] | None) -> int:
         note_reason(f"{type(error).__name__}: {error}")
         raise
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning exits so
+        if isinstance(end.__context__, KeyboardInterrupt):  # how Lightning exits
             return report_interruption()
         if end.code is not None:
             raise
-        print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # Lightning exits so, with the status of success
+        print("dilated-seg: ended by SIGTERM", file=sys.stderr)  # how Lightning exits, with the status of success
         return 143
     except KeyboardInterrupt:
         return report_interruption()
@@ -103,11 +103,11 @@ def run(args: Sequence[str] | None) -> int:
 def wait_passively_if_shared(load: str = "/proc/loadavg") -> None:
     """Let OpenMP's idle threads sleep if other processes need the cores; torch reads this when it is imported.
 
-    Idle threads spin, which is faster on a machine of one's own, but takes the cores from the threads that have work to do:
+    Idle threads spin, which is faster on an idle machine, but slows other processes down:
     experiments/benchmarks/sharing_cores.py.
 
     Args:
-        load: Linux's file of the load.
+        load: The file in which Linux reports the load.
     """
     try:
         cores, running = len(os.sched_getaffinity(0)), Path(load).read_text().split()[3]  # such as 3/512: 3 threads run
@@ -120,13 +120,13 @@ def wait_passively_if_shared(load: str = "/proc/loadavg") -> None:
 
 
 def report_interruption() -> int:
-    """Report the interruption and return the exit status of Ctrl-C in a shell."""
+    """Print that the command was interrupted; return the exit status of Ctrl-C in a shell."""
     print("dilated-seg: interrupted", file=sys.stderr)
     return 130
 
 
 def note_reason(reason: str) -> None:
-    """Write the reason of a failure for the process that started this one; the first of several processes writes it."""
+    """Write the reason of a failure into a file for the parent process, unless another process has written one."""
     if path := os.environ.get(REASON_FILE):
         with suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
             file.write(reason)

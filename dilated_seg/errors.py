@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-REASON_FILE = "DILATED_SEG_REASON_FILE"  # names the file into which the first failing process of a run writes its error
+REASON_FILE = "DILATED_SEG_REASON_FILE"  # environment variable: the file for the error of the run's first failing process
 
 DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -26,8 +26,8 @@ TRANSPORTS = {
 class UserError(Exception):
     """Error caused by invalid user input; the message states what is wrong, where, and how to fix it.
 
-    The command line prints the message without a traceback and exits with 2. It is not a ValueError, which jsonargparse would
-    handle as its own and extend by a page of types.
+    The command line prints the message without a traceback and exits with 2. It is not a ValueError, because jsonargparse
+    catches ValueErrors and adds a page of types to their messages.
     """
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class ResourceError(UserError):
 
 
 class LostProcessError(UserError):
-    """Another process of the run ended or hangs, so that the cause of the failure is there."""
+    """Another process of the run ended or hangs; its output has the cause of the failure."""
 
 
 class CorruptError(Exception):
@@ -48,7 +48,7 @@ class CorruptError(Exception):
 
 
 def format_error(error: object) -> str:
-    """Return an error's text in one line of at most 500 characters, or the name of its type if it has no text."""
+    """Return an error's text in one line of at most 500 characters, or the name of its type if the text is empty."""
     return " ".join(str(error).split())[:500] or type(error).__name__
 
 
@@ -65,7 +65,7 @@ def format_names(names: Sequence[str]) -> str:
 def explain_system_error(name: object, error: BaseException) -> UserError | None:
     """Return the UserError for an error of the operating system with a file; None if the cause is the file's content.
 
-    Errors of the operating system have an errno; libraries raise OSError for damaged content too, without one.
+    Errors of the operating system have an errno. Libraries also raise OSError for damaged content, but without errno.
     """
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return ResourceError(f"not enough memory to read {name}: free some, or lower data.num_workers")
@@ -84,7 +84,7 @@ def explain_system_error(name: object, error: BaseException) -> UserError | None
 
 
 def explain_url_error(name: str, error: BaseException) -> UserError | None:
-    """Return the UserError for a file behind a URL that cannot be read; None if the error is not one of storage."""
+    """Return the UserError for a file behind a URL that cannot be read; None for other errors."""
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, OSError | ValueError) or package in TRANSPORTS:
         return ResourceError(f"cannot read {name} ({format_error(error)}): check the address, the connection and your access")
@@ -116,7 +116,7 @@ def require_extra(option: str, extra: str, *packages: str) -> None:
     """Require the packages that an optional extra of setup.cfg installs.
 
     Raises:
-        UserError: One is not installed.
+        UserError: A package is not installed.
     """
     if missing := [name for name in packages if find_spec(name.replace("-", "_")) is None]:
         raise UserError(f"{option} needs {' and '.join(missing)}: pip install {' '.join(packages)} (the extra '{extra}')")

@@ -19,9 +19,9 @@ TIMEOUT = 20.0  # seconds without a byte, after which a download fails
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory, which replaces ``path`` when the block ends and is removed if it fails.
 
-    So a file is complete or absent, whatever ends the process. If two processes write it, the last one wins. The temporary
-    name is short and keeps the suffix, which tells libraries the format. The file's permissions are those of the umask, also if
-    a library sets its own, as safetensors does.
+    The file is complete or absent, however the process ends. If two processes write it, the last one wins. The temporary name
+    is short and keeps the suffix, from which libraries infer the format. The file's permissions follow the umask, even if a
+    library (safetensors) sets other permissions.
     """
     partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix[:16]}")
     try:
@@ -67,7 +67,7 @@ def read_text(root: str, name: str) -> str:
     """Read a small text file in a directory or behind a URL.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     location = join(root, name)
     try:

@@ -1,4 +1,4 @@
-"""Tensor types with shapes, which jaxtyping checks on every call in the tests only; and argmax over classes."""
+"""Tensor types with shapes, which jaxtyping checks in tests only; and argmax over classes."""
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,11 @@ PIXELS = 1 << 12  # pixels whose logits of all classes fit into a core's cache
 
 
 def predict(logits: Logits) -> Mask:
-    """Return the class of the highest logit at every pixel (B, H, W), the first of equal ones."""
+    """Return the class with the highest logit at every pixel (B, H, W); the first one if several are equal."""
     if logits.device.type != "cpu":
         return logits.max(1).indices
-    # torch's CPU argmax over classes handles one pixel at a time, its max pooling many channels at once. With pixels as
-    # channels and classes as the pooling window, block by block, this is about three times as fast.
+    # On CPUs, torch's argmax over classes processes one pixel at a time, but its max pooling many channels at once. Max pooling
+    # with pixels as channels and classes as the window, block by block, is about three times as fast.
     count, classes, height, width = logits.shape
     prediction = torch.empty(count, height * width, dtype=torch.long)
     for image, ids in zip(logits.detach().flatten(2), prediction, strict=True):

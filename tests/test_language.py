@@ -34,10 +34,14 @@ SENTENCES = {
     r"in the place of": "instead of, as",
     r"from [01] on": "at least 1, positive",
     r"(is|are) not there": "is missing",
-    r"Error: (It|They) (is|are|do|does|has|have|was|were)\.": "state the condition",
+    r"(?-i:Error: (It|They|One)\b)": "state the condition: what is missing, damaged or invalid",
 }
 # The first word of a docstring that leaves its subject out ("What a network takes"): name the object. "Whether" begins flags.
 SUBJECTLESS = r"What|Whether|Where|When|How|Why|Who|Whose|Which|So|As|Of|That|Those"
+# The first word of an argument's description that leaves its subject out ("seed: Of the run."): name what the argument is.
+FRAGMENTS = r"Of|With|Such|In|As|By|After|Before|From|Above|Another's|What|Where|How|Which|Whose|Who|Its|Their|That|These|At"
+# Variables that do not tell what they hold.
+VARIABLES = {"one", "own", "here", "said", "held", "taken", "mine", "gone", "it", "them", "thing"}
 # Parts of names. "strata" stays there: `Evaluation.strata` is stored as NAME.strata.parquet.
 NAMES = {
     "picture": "image", "pictures": "images", "photograph": "image", "folder": "directory", "folders": "directories",
@@ -55,6 +59,7 @@ KEPT_NAMES = {
     "folder": "users' files name the option of CachedFrontEnd",
     "done": "submitit's jobs have this method",
 }
+KEPT_VARIABLES = {"here": "the difference on the pixels that a claim names: Verdict.here"}
 KEPT_PHRASES = (
     r"camvid, folder, \.\.\.|^folder: orientation",  # `dilated-seg prepare folder`, and an option of it
     r"\{folder: ",  # CachedFrontEnd.folder in YAML
@@ -157,6 +162,28 @@ def test_docstrings_begin_with_their_object():
             is_flag = first == "Whether" and isinstance(node, ast.FunctionDef) and is_property(node)
             if re.fullmatch(SUBJECTLESS, first) and not is_flag:
                 problems.append(f"{path.relative_to(ROOT)}:{docstring.lineno}: {docstring.value[:60]!r}: name the object first")
+    assert not problems, "\n".join(problems)
+
+
+def test_descriptions_of_arguments_begin_with_their_object():
+    problems = []
+    for path in CODE:
+        for docstring in parse(path)[1].values():
+            for section in re.findall(
+                r"^ *(?:Args|Attributes):\n(.*?)(?=^ *(?:Raises|Returns|Yields):|\Z)", docstring.value, re.M | re.S
+            ):
+                found = re.findall(rf"^ +\*{{0,2}}\w+: (?:{FRAGMENTS})\b.*", section, re.M)
+                problems += [f"{path.relative_to(ROOT)}: {line.strip()!r}: name the object first" for line in found]
+    assert not problems, "\n".join(problems)
+
+
+def test_variables_say_what_they_hold():
+    problems = []
+    for path in (path for path in CODE if path.is_relative_to(ROOT / "dilated_seg")):
+        for node in parse(path)[0]:
+            name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else ""
+            if name in VARIABLES and name not in KEPT_VARIABLES:
+                problems.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}: name what it holds")
     assert not problems, "\n".join(problems)
 
 

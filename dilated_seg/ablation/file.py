@@ -70,12 +70,12 @@ def plan_networks(
     owners: dict[str, str] = {}  # the network of each row
     for (experiment, base), (overlay, over), (candidate, choice) in itertools.product(experiments, overlays, candidates):
         network = join_parts(experiment, overlay)
-        own = [protocol for protocol in protocols if protocol.experiments is None or experiment in protocol.experiments]
-        rows = tuple(protocol.plan(network, split, checkpoint) for protocol in own)
+        applicable = [protocol for protocol in protocols if protocol.experiments is None or experiment in protocol.experiments]
+        rows = tuple(protocol.plan(network, split, checkpoint) for protocol in applicable)
         for row in rows:
             if owners.setdefault(row.row, network) != network:
                 raise UserError(f"{path} has two rows '{row.row}': rename a protocol, an overlay or an experiment")
-        trial = replace(own[0].plan(network, selection.by, checkpoint), row="") if selection else None
+        trial = replace(applicable[0].plan(network, selection.by, checkpoint), row="") if selection else None
         stages = [resolve_config(path, stage) for stage in (base if isinstance(base, list) else [base])]
         above = tuple(resolve_config(path, settings) for settings in (over, choice) if settings)
         name = join_parts(network, candidate)
@@ -176,7 +176,7 @@ def read_mapping(ablation: Path, key: str, value: Any) -> list[tuple[str, Any]]:
     """Return the names and values of a mapping in an ablation file.
 
     Raises:
-        UserError: It is not a mapping from names to files or settings.
+        UserError: The value is not a mapping from names to files or settings.
     """
     staged = key == "experiments"  # a value may be a list of files
     kinds = str | dict | list if staged else str | dict

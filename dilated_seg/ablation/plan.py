@@ -1,4 +1,4 @@
-"""The planned runs of an ablation, and their progress."""
+"""The runs that an ablation plans, and the state of each."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 from dilated_seg.report.claims import Claim
 from dilated_seg.runs.run import Run
 
-FAILED = "failed"  # the file in the directory of a failed run that contains the reason
-DIVERGED = "is not finite"  # in the reason of a run whose gradient or parameters were not finite: see `training.checks`
-DDP = json.dumps({"trainer": {"strategy": "ddp"}})  # the first --config, so that the experiment may name another strategy
+FAILED = "failed"  # file in the directory of a failed run, with the reason
+DIVERGED = "is not finite"  # part of the reason if a gradient or parameter was not finite: see `training.checks`
+DDP = json.dumps({"trainer": {"strategy": "ddp"}})  # used as the first --config, so that an experiment can set another strategy
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class PlannedEvaluation:
     """One evaluation of a run: a checkpoint, a split and an evaluation protocol.
 
     Args:
-        row: The name of its network and protocol in tables; empty if it only serves a selection.
+        row: The row of the tables that it belongs to: network and protocol; empty if it only serves to select candidates.
         split: "val" or "test".
         checkpoint: "last" or "best".
         name: The evaluation's name in the run, such as "test-last".
-        protocol: The name of the protocol; empty for the plain one.
-        options: Options of ``validate`` or ``test``: the inference strategy and the CRF.
+        protocol: The name of the protocol; empty for full images without a CRF.
+        options: Options of ``validate`` or ``test`` for the inference strategy and the CRF.
     """
 
     row: str
@@ -36,7 +36,7 @@ class PlannedEvaluation:
 
     @property
     def ends_training(self) -> bool:
-        """Whether ``fit --evaluate`` performs it: an evaluation of the last weights without options."""
+        """Whether ``fit --evaluate`` can perform it: it evaluates the last weights, without options."""
         return self.checkpoint == "last" and not self.options
 
     @property
@@ -47,17 +47,19 @@ class PlannedEvaluation:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of an ablation: a name, configurations in the order in which they are merged, a seed, a directory.
-
-    A stage of a staged experiment starts from the weights of the stage ``before`` it; the last one is evaluated. The run
-    trains on ``devices`` devices of each of its ``nodes`` machines.
+    """One run of an ablation, or one stage of a run with several stages.
 
     Args:
         name: The name in the terminal and at W&B: network and candidate.
+        configs: The values of ``--config``, in the order in which they are merged.
+        seed: The seed of the training.
+        stage: A name such as "stage 1 of 3"; empty without stages.
+        before: The directory of the previous stage, whose weights this stage starts from.
+        devices: The number of devices of each machine (``nodes``).
         network: The network's name.
         candidate: The candidate's name in a selection; empty without one.
-        evaluations: The evaluations after training; empty for a stage before the last.
-        trial: The evaluation by which candidates are compared, if this run's seed tries candidates.
+        evaluations: The evaluations after training; empty for all stages but the last.
+        trial: The evaluation that compares candidates; None if this seed is not used for that.
     """
 
     name: str
@@ -80,7 +82,7 @@ class PlannedRun:
 
     @property
     def arguments(self) -> list[str]:
-        """The arguments of ``dilated-seg`` that train the run, or continue it."""
+        """The arguments of ``dilated-seg`` that start or continue the training."""
         several = self.devices * self.nodes > 1
         configs = [word for config in ([DDP] * several + list(self.configs)) for word in ("--config", config)]
         start = ["--model.weights", str(self.before)] if self.before else []
@@ -91,7 +93,7 @@ class PlannedRun:
 
     @property
     def at_end(self) -> PlannedEvaluation | None:
-        """The evaluation that ``fit`` performs in the processes that trained; None if no evaluation qualifies."""
+        """The evaluation that ``fit --evaluate`` performs after training; None if none can be: see `ends_training`."""
         return next((evaluation for evaluation in self.evaluations if evaluation.ends_training), None)
 
     def evaluation_arguments(self, evaluation: PlannedEvaluation) -> list[str]:
@@ -109,12 +111,12 @@ Chain = tuple[PlannedRun, ...]  # the stages of one experiment with one seed, in
 
 @dataclass(frozen=True)
 class Selection:
-    """Selection of candidates: the key ``select`` of an ablation file.
+    """The key ``select`` of an ablation file: selection among candidate settings.
 
     Args:
         by: The split on which candidates are compared.
         then: The split on which the selected candidates are evaluated.
-        candidates: The candidates' names, in the order of the file.
+        candidates: The names of the candidates, in the order of the file.
         seeds: The seeds with which every candidate is tried.
     """
 
@@ -126,12 +128,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Ablation:
-    """An ablation file, expanded.
+    """An ablation file, expanded into its runs.
 
-    The file is YAML with the keys below, all optional but ``experiments``. Names of files are relative to it; paths inside
-    settings are relative to the working directory. An overlay is a file or settings that are merged into an experiment.
+    The file is YAML with the keys below; only ``experiments`` is required. File names are relative to the ablation file, paths
+    inside settings to the working directory. An overlay is a file, or settings, merged into an experiment.
 
-    - ``experiments``: for each name a file, or a list of files: stages, each of which starts from the weights of the last.
+    - ``experiments``: for each name a file, or a list of files: stages, each of which starts from the weights of the previous.
     - ``overlays``: for each name an overlay (``{}`` for none); every experiment is combined with every overlay.
     - ``common``: settings merged into every run.
     - ``seeds``: the seeds of every run; default [0].
@@ -139,7 +141,7 @@ class Ablation:
     - ``protocols``: for each name an evaluation protocol ``{inference: ..., crf: ..., experiments: [...]}``; every trained
       network has a row NETWORK, PROTOCOL in the tables for each. ``inference`` (such as ``{class_path: MultiScale,
       init_args: {flip: true}}``) and ``crf`` (``{class_path: DenseCRF, init_args: {...}}``) are the options of ``validate``;
-      ``experiments`` limits a protocol to some. Default ``{"": {}}``: full images, without a CRF.
+      ``experiments`` lists the experiments that a protocol is for. Default ``{"": {}}``: full images, without a CRF.
     - ``checkpoint``: "last" (default) or "best", the checkpoint of each run that is evaluated.
     - ``select``: ``{over: {NAME: OVERLAY, ...}, by: val, seeds: 1, then: test}``. Each candidate of ``over`` is merged into
       each network and tried with the first ``seeds`` (default 1) of the seeds. The candidate with the highest mean IoU on the
@@ -150,12 +152,12 @@ class Ablation:
     - ``claims``: statements that the report tests: see ``claims.Claim``.
     - ``probe``: the number of pixels at which the report measures receptive fields of the trained networks.
     - ``devices_per_run``, ``nodes_per_run``: the number of devices of each machine and of machines on which torchrun trains and
-      evaluates each run (several machines need SLURM). The steps are those of one device: the data set ``global_batch_size``.
+      evaluates each run (several machines need SLURM). The data must set ``global_batch_size``, so that steps do not change.
     """
 
     name: str
     planned: tuple[PlannedRun, ...]  # the runs of all candidates
-    runs: tuple[PlannedRun, ...]  # those known to be needed: see `selection.advance`
+    runs: tuple[PlannedRun, ...]  # the runs needed so far: see `selection.advance`
     split: str
     directory: Path
     rehearsal: bool = False
@@ -191,7 +193,7 @@ class Ablation:
 
     @property
     def rows(self) -> list[tuple[PlannedRun, PlannedEvaluation]]:
-        """The existing evaluations of the tables with their runs, one for each row and seed."""
+        """The existing evaluations for the tables, with their runs: one for each row and seed."""
         return [
             (run, evaluation)
             for run in self.runs
@@ -206,28 +208,28 @@ class Ablation:
         return str(directory.relative_to(self.directory))
 
     def log(self, chain: Chain) -> Path:
-        """Return the log file of a chain that was trained in its own process."""
+        """Return the log file of a chain that is trained in a separate process."""
         return self.jobs / f"{self.get_relative_directory(chain)}.log"
 
 
 def join_parts(*names: str) -> str:
-    """Join the parts of a name, without empty ones."""
+    """Join the parts of a name that are not empty."""
     return ", ".join(name for name in names if name)
 
 
 def group_chains(runs: Sequence[PlannedRun]) -> list[Chain]:
-    """Group runs into chains: a run that starts from another run's weights follows it in its chain."""
+    """Group runs into chains: each run with the stages that follow it."""
     starts = [number for number, run in enumerate(runs) if run.before is None]
     return [tuple(runs[start:end]) for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Return whether all evaluations of a run exist; for a stage before the last, whether it is trained."""
+    """Return whether all evaluations of a run exist; for a stage without evaluations, whether it is trained."""
     return not run.missing() if run.evaluations else is_trained(run)
 
 
 def is_trained(run: PlannedRun) -> bool:
-    """Return whether a run has taken its last step."""
+    """Return whether the training of a run is finished."""
     return Run(run.directory).finished
 
 
@@ -241,7 +243,7 @@ def explain_failure(run: PlannedRun, chain: Chain) -> str | None:
 
 
 def has_lost(chain: Chain) -> bool:
-    """Return whether a chain only tries a candidate and its training diverged, so that it is not tried again."""
+    """Return whether a chain only tries a candidate and its training diverged; it is then not trained again."""
     last = chain[-1]
     if last.trial is None or last.evaluations != (last.trial,):
         return False

@@ -153,7 +153,7 @@ def list_slurm_jobs(ablation: Ablation) -> "dict[Chain, Submitted[None]]":
     jobs: dict[Chain, Submitted[None]] = {}
     for chain in ablation.chains:
         job_id = ids.get(ablation.get_relative_directory(chain))
-        if job_id and not all(is_finished(one) for one in chain):
+        if job_id and not all(is_finished(run) for run in chain):
             job: SlurmJob[None] = SlurmJob(ablation.jobs / "submitit", job_id)
             if not job.done():
                 jobs[chain] = job

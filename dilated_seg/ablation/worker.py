@@ -71,7 +71,7 @@ def execute(run: PlannedRun, arguments: list[str], environment: Mapping[str, str
         environment: Environment variables for this call.
 
     Raises:
-        UserError: It failed.
+        UserError: The command failed.
     """
     with set_variables(environment):
         if run.devices * run.nodes > 1:

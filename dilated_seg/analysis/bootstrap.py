@@ -2,24 +2,25 @@
 
 Each resample draws images with replacement, the same for all networks (Efron and Tibshirani, "An Introduction to the
 Bootstrap", 1993, chapters 8 and 13), adds up their counts and computes each network's mean IoU from the sums. The variance
-over seeds differs between networks and is estimated from few seeds, so the estimates share a common distribution (the scaled
-inverse chi-square model of Smyth, "Linear models and empirical Bayes methods", 2004). Symbols, for networks a and b:
+over seeds differs between networks, and few seeds estimate it poorly. So the variances of all networks have a common prior
+(the scaled inverse chi-square model of Smyth, "Linear models and empirical Bayes methods", 2004). For networks a and b:
 
 - N: the number of images; n_a: the number of seeds of a; d_a = n_a - 1.
 - v_as: the mean IoU of seed s of a on all N images.
 - D = mean_s v_as - mean_s v_bs: the estimate of the difference.
-- e: the standard error of D over images, the larger one of bootstrap's and jackknife's (resamples of few images with rare
-  classes vary too little).
-- l_a^2: the part of s_a^2 due to these N images (a seed fits them better or worse), by the jackknife; 0 with one seed.
-- e0^2 = max(0, e^2 - l_a^2 / n_a - l_b^2 / n_b): the same for the average over all trainings; s_a^2 contains the rest.
-- E: the error of D due to the images: the deviation of a resample from D, scaled from its standard deviation to
+- e: the standard error of D over images: the larger of the bootstrap's and the jackknife's (with few images and rare classes,
+  the bootstrap's is too small).
+- l_a^2: the part of s_a^2 that is due to these N images, since a seed may fit them better or worse than other images; estimated
+  by the jackknife; 0 with one seed.
+- e0^2 = max(0, e^2 - l_a^2 / n_a - l_b^2 / n_b): e^2 without that part, which s_a^2 and s_b^2 contain already.
+- E: the error of D due to the images: the deviation of a resample from D, rescaled to the standard deviation
   e0 t(0.975, N - 1) / 1.96.
 - s_a^2: the sample variance of v_a1, ..., v_an; s_a^2 ~ sigma_a^2 chi2(d_a) / d_a.
-- sigma_a^2: its expectation; 1 / sigma_a^2 ~ chi2(d0) / (d0 s0^2) over networks.
-- s0, d0: scale and degrees of freedom of the prior; p(log s0) = const, p(d0) ~ 1 / d0^2 on ``D0_GRID``. Both are averaged over
-  their posterior (a grid), never fixed at an estimate: five or seven networks determine d0 poorly.
-- sigma_a^2 = (d0 s0^2 + d_a s_a^2) / chi2(d0 + d_a): its posterior given s0 and d0, shrunk towards s0^2. With one seed
-  there is no s_a^2: each draw takes the sigma^2 of a random network with several seeds.
+- sigma_a^2: the expectation of s_a^2; its prior is 1 / sigma_a^2 ~ chi2(d0) / (d0 s0^2).
+- s0, d0: scale and degrees of freedom of the prior; p(log s0) = const, p(d0) ~ 1 / d0^2 on ``D0_GRID``. Draws
+  are from their posterior on a grid, not from one estimate of each: five or seven networks determine d0 poorly.
+- (d0 s0^2 + d_a s_a^2) / chi2(d0 + d_a): the posterior of sigma_a^2 given s0 and d0, which shrinks it towards s0^2. With one
+  seed there is no s_a^2: each draw uses the sigma^2 of a random network that has several seeds.
 
 With z ~ N(0, 1), the 95 % intervals are the middle 95 % of
 
@@ -27,11 +28,13 @@ With z ~ N(0, 1), the 95 % intervals are the middle 95 % of
 - D + E + z sqrt(sigma_a^2 / n_a + sigma_b^2 / n_b): the difference of the training procedures.
 - D + E + z sqrt(sigma_a^2 (1 / n_a + 1 / m) + sigma_b^2 (1 / n_b + 1 / m)): prediction for m new trainings of each.
 
-In points, let v_a = (60, 62, 64) and v_b = (56, 57, 58), e0 = 1, sigma_a = 2, sigma_b = 1: D = 5, with standard deviations of
-1, sqrt(1 + 4/3 + 1/3) = 1.6 and, for m = 1, sqrt(1 + 4 (1/3 + 1) + (1/3 + 1)) = 2.8.
+Example, in percentage points: v_a = (60, 62, 64), v_b = (56, 57, 58), e0 = 1, sigma_a = 2, sigma_b = 1. Then D = 5, and the
+three distributions have the standard deviations 1, sqrt(1 + 4/3 + 1/3) = 1.6 and, with m = 1,
+sqrt(1 + 4 (1/3 + 1) + (1/3 + 1)) = 2.8.
 
-A two-sided p-value is twice the fraction of draws beyond 0, at least Student's for the images alone. If networks differ on
-fewer than ``MIN_INFORMATIVE_IMAGES`` images there is no interval: no resample contains errors that did not occur. Coverage and
+The two-sided p-value is twice the fraction of draws beyond 0, but at least that of Student's t-test over images alone. If two
+networks differ on fewer than ``MIN_INFORMATIVE_IMAGES`` images there is no interval: resamples contain no errors that did not
+occur. Coverage and
 false positives are measured by ``experiments/benchmarks/significance_coverage.py`` and ``replication.py``.
 """
 
@@ -55,24 +58,24 @@ from dilated_seg.analysis.intervals import (
 from dilated_seg.analysis.resampling import Seeds, drop_uncounted_images, leave_each_out, mean_iou, resample, stack_runs
 from dilated_seg.analysis.seed_variance import draw_variances, estimate_luck
 
-MIN_INFORMATIVE_IMAGES = 10  # that two networks differ on, or that one errs on; with fewer there is no interval
-POWER = 0.8  # of a study with the difference that `Bootstrap.find_detectable` returns
+MIN_INFORMATIVE_IMAGES = 10  # images on which two networks differ, or one network errs; with fewer there is no interval
+POWER = 0.8  # the probability of detecting the difference that `Bootstrap.find_detectable` returns
 
 
 @dataclass(frozen=True)
 class Draws:
-    """One network in all resamples.
+    """The mean IoU of one network, and its resamples.
 
     Args:
         value: The mean of v_as over seeds.
-        resampled: That mean on each set of resampled images (R,).
-        left_out: That mean without each image (N,).
+        resampled: The same on each set of resampled images (R,).
+        left_out: The same with each image left out (N,).
         counts: The counts of every seed (n, N, 3, C).
         n: The number of seeds.
         s2: s_a^2; NaN with one seed.
         sigma2: Draws of sigma_a^2 (R,).
         luck: l_a^2.
-        z: Standard normal draws (2, R): for the mean over the seeds, and for new trainings.
+        z: Standard normal draws (2, R): [0] for the mean over the seeds, [1] for new trainings.
     """
 
     value: float
@@ -90,13 +93,13 @@ class Bootstrap:
     """Intervals of the mean IoU of networks on the same images, and of its differences.
 
     Args:
-        networks: For each name, the counts (N, 3, C) of every seed. Images are paired, seeds of different networks are not.
-            Images without a counted pixel are left out. For evaluations of the same trainings see `compare_paired`.
-        resamples: R; 10,000 of 1,449 images and 21 classes take about a second.
-        seed: The seed of the resampling, which is deterministic.
-        minus: Other counts of the same trainings. A training's value is then the difference of the two mean IoUs, so that
-            `difference` returns a difference of differences.
-        others: Other networks, which contribute to the prior of the variance over seeds.
+        networks: The counts (N, 3, C) of every seed, by network. Comparisons are paired by image but not by seed; for two
+            evaluations of the same trainings, `compare_paired` pairs both. Images without a counted pixel are left out.
+        resamples: R; 10,000 with 1,449 images and 21 classes take about a second.
+        seed: The seed of the resampling.
+        minus: Further counts of the same trainings, such as on other pixels. Each training's value is then its mean IoU minus
+            that of ``minus``, and `difference` returns a difference of differences.
+        others: Networks that only contribute to the prior of the variance over seeds.
 
     Raises:
         UserError: The networks differ in the number of images or classes.
@@ -108,7 +111,7 @@ class Bootstrap:
     ) -> None:  # fmt: skip
         parts = drop_uncounted_images([stack_runs(part) for part in (networks, minus) if part is not None])
         self.size = parts[0].shape[1]  # N
-        self.bound = len(parts)  # no difference is larger
+        self.bound = len(parts)  # the largest possible difference
         resampled = reduce(np.subtract, [resample(runs, resamples, np.random.default_rng(seed)) for runs in parts])  # (K, R)
         values = reduce(np.subtract, [mean_iou(runs.sum(1)) for runs in parts])  # v_as of all runs (K,)
         left_out = reduce(np.subtract, [leave_each_out(runs) for runs in parts])  # (K, N)
@@ -129,7 +132,7 @@ class Bootstrap:
             )  # fmt: skip
 
     def interval(self, name: str) -> Interval:
-        """Return the mean IoU of a network, mean over its seeds; its coverage is worse than that of a difference."""
+        """Return the mean over seeds of a network's mean IoU; this interval is less exact than that of a difference."""
         hits, truth, predicted = np.moveaxis(self.networks[name].counts, 2, 0)
         errs = int(((hits != truth) | (hits != predicted)).any((0, 2)).sum())
         value, low, high, _ = self.estimate({name: 1}, errs)
@@ -145,7 +148,7 @@ class Bootstrap:
     def predict(self, better: str, worse: str, trainings: int | None = None) -> Interval:
         """Return the 95 % prediction interval for the difference between new trainings of each network on other images.
 
-        On the same images it is conservative, since their error is not drawn again.
+        For new trainings on the same images the interval is too wide, since it includes the error due to the images.
 
         Args:
             better: The name of one network.
@@ -222,8 +225,8 @@ class Bootstrap:
 
         Args:
             signs: 1 or -1 for each network of the sum.
-            informative: The number of images that bear on it: on which the networks differ, or on which one errs.
-            new: For each network m, to return the prediction interval for the mean of m new trainings instead.
+            informative: The number of informative images: those on which the networks differ, or one errs.
+            new: m for each network, to return the prediction interval for the mean of m new trainings instead.
         """
         terms = [(sign, self.networks[name]) for name, sign in signs.items()]
         value = float(sum(sign * network.value for sign, network in terms))  # D

@@ -72,24 +72,24 @@ def draw_means(
     """Draw the mean IoU of each network with its interval, and every seed; networks that do not differ share a bar.
 
     Args:
-        intervals: Of each network, best first.
+        intervals: The mean IoU of each network with its interval, best first.
         seeds: The mean IoU of each of its seeds.
         groups: Networks of which no two differ significantly.
-        numbers: Of each network, for its color.
+        numbers: The index of each network's color.
     """
     names = list(intervals)
     figure, panel = create_axes(height=1.1 + 0.34 * len(names))
     with matplotlib.rc_context(PLOT_STYLE):
-        for row, (name, one) in enumerate(intervals.items()):
+        for row, (name, interval) in enumerate(intervals.items()):
             color = network_style(numbers[name])["color"]
-            if not np.isnan(one.low):
-                panel.plot([100 * one.low, 100 * one.high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
-            panel.plot(100 * one.value, row, "o", color=color, markersize=7)
+            if not np.isnan(interval.low):
+                ends = [100 * interval.low, 100 * interval.high]
+                panel.plot(ends, [row, row], color=color, linewidth=3, solid_capstyle="butt")
+            value = 100 * interval.value
+            panel.plot(value, row, "o", color=color, markersize=7)
             if len(seeds[name]) > 1:
-                panel.plot([100 * value for value in seeds[name]], [row] * len(seeds[name]), "|", color=INK, markersize=9)
-            panel.annotate(
-                f"{100 * one.value:.1f}", (100 * one.value, row), (0, 7), textcoords="offset points", ha="center", fontsize=9
-            )
+                panel.plot([100 * seed for seed in seeds[name]], [row] * len(seeds[name]), "|", color=INK, markersize=9)
+            panel.annotate(f"{value:.1f}", (value, row), (0, 7), textcoords="offset points", ha="center", fontsize=9)
         for k, group in enumerate(groups):
             rows = [names.index(name) for name in group]
             panel.plot(
@@ -213,7 +213,7 @@ def draw_steps(
 
 def in_percent(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return values and ends of intervals in percent; without an interval, both ends are the value."""
-    value, low, high = (100 * np.array([getattr(one, part) for one in intervals]) for part in ("value", "low", "high"))
+    value, low, high = (100 * np.array([getattr(i, part) for i in intervals]) for part in ("value", "low", "high"))
     return value, np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
 
 

@@ -33,7 +33,7 @@ def stack_runs(networks: Mapping[str, Seeds]) -> np.ndarray:
     """Stack the counts of all seeds of all networks (K, N, 3, C).
 
     Raises:
-        UserError: They differ in the number of images or classes, or there are no images.
+        UserError: The networks differ in the number of images or classes, or there are no images.
     """
     if len(shapes := {run.shape for seeds in networks.values() for run in seeds}) != 1 or not shapes.pop()[0]:
         raise UserError(

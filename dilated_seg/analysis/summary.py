@@ -20,7 +20,7 @@ from dilated_seg.models.release import Variants
 
 @dataclass
 class Layer:
-    """One layer as it runs; sizes are (height, width); None where the layer has no such property.
+    """One call of a layer. Sizes are (height, width); attributes are None where a layer has no such property.
 
     ``output_stride``, ``receptive_field`` and ``centre`` are in image pixels: cell i of the layer's map depends on
     ``receptive_field`` pixels around pixel ``centre + i * output_stride``, counted from 0.
@@ -86,8 +86,8 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
     """Trace a network on one image.
 
     Args:
-        net: On the meta device, on which nothing is computed.
-        name: For the summary and for messages.
+        net: The network, on the meta device, on which nothing is computed.
+        name: The network's name in the summary and in messages.
         size: Height and width of the image.
 
     Raises:

@@ -212,7 +212,7 @@ def explain_class(name: str, rest: str, place: str, key: str) -> str:
 
 
 def explain_refusal(kind: type, error: Exception) -> str:
-    """Return a constructor's message about its arguments, and the line that raised it in a class of the user's own."""
+    """Return a constructor's message about its arguments, with the line that raised it if the class is a user's."""
     file = Path(str(inspect.getsourcefile(kind) or ""))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     installed = "site-packages" in file.parts or Path(models.__file__).parents[1] in file.parents

@@ -14,12 +14,12 @@ from dilated_seg.runs.run import Run
 
 
 def expand_network(args: Sequence[str]) -> list[str]:
-    """Return the arguments with the network that they begin with as options.
+    """Return the arguments with the network, their first argument, replaced by options.
 
     Args:
-        args: The first one may name a network as `dilated_seg.inference.load` does: a run's directory, or a directory of runs,
-            whose newest finished one counts; a checkpoint file of a run; a directory that ``export`` wrote; or OWNER/NAME at
-            the Hugging Face Hub. The last two have no dataset: ``--data`` is required.
+        args: The first argument may be a network as `dilated_seg.inference.load` accepts it: a run directory, or a directory of
+            runs, of which the last one to finish is used; a checkpoint file of a run; a directory that ``export`` wrote; or
+            OWNER/NAME at the Hugging Face Hub. The last two have no dataset, so ``--data`` is required.
 
     Raises:
         UserError: There is no such network.
@@ -61,10 +61,10 @@ def describe_exported(directory: Path) -> dict[str, Any]:
 
 
 def choose_checkpoint(config: Any) -> str | None:  # noqa: ANN401 - jsonargparse's Namespace
-    """Return the checkpoint that --checkpoint names, or else the best of the run, or its last one if it was never validated.
+    """Return the checkpoint of --checkpoint; by default the best of the run, or the last if the run was never validated.
 
-    The run is the one of --run_dir or of --config RUN/config.yaml. It is not used if --model.weights names other weights than
-    those that it started from.
+    The run is that of --run_dir or of --config RUN/config.yaml; None if --model.weights names other weights than those that
+    the run started from.
 
     Raises:
         UserError: There is no run that has the checkpoint.

@@ -27,7 +27,7 @@ SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, losses, 
     **{kind.__name__: f"{kind.__module__}.{kind.__name__}" for kind in (DenseCRF, ScaleAndCrop)},
     **dict.fromkeys(
         ("SequentialLR", "torch.optim.lr_scheduler.SequentialLR"), "dilated_seg.training.schedules.SequentialLR"
-    ),  # torch's own class takes objects
+    ),  # torch's class takes objects
     # torch's own class has no monitor
     "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
     "torch.optim.lr_scheduler.ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",

@@ -65,7 +65,7 @@ def check_options(options: argparse.Namespace) -> None:
     """Require positive numbers, options that fit the launcher, and the packages of both.
 
     Raises:
-        UserError: One does not, or a package is not installed.
+        UserError: A number is not positive, an option does not fit the launcher, or a package is not installed.
     """
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"--max_steps {options.max_steps}: a rehearsal needs at least one step")

@@ -23,11 +23,11 @@ def parse_network(text: str, device: str = "meta") -> nn.Module:
     """Build a network: a class of `dilated_seg.models`, or any class by its import path.
 
     Args:
-        text: Such as ``FCN``, which gets 21 classes, ``FCN(21, stride=8)`` or ``mypackage.MyNet(5)``.
-        device: Where the parameters go; "meta" gives names and shapes alone, without memory or initialization.
+        text: The call, such as ``FCN(21, stride=8)`` or ``mypackage.MyNet(5)``; ``FCN`` alone means 21 classes.
+        device: The device of the parameters; on "meta" they have names and shapes, but no memory and no values.
 
     Raises:
-        UserError: The text is not such a call, the class is unknown, or it refuses the arguments.
+        UserError: The text is not such a call, the class is unknown, or rejects the arguments.
     """
     path, args, kwargs = build.parse_call(text, "network", "FCN(21, stride=8)")
     return build.construct(path, args if args or kwargs else [NUM_CLASSES], kwargs, text, device)
@@ -37,7 +37,7 @@ def parse_strategy(text: str | None) -> Inference | None:
     """Build an inference strategy, such as ``Tiles(size=(512, 512), overlap=64)``; return None for None.
 
     Raises:
-        UserError: The text is not a strategy, or has other arguments.
+        UserError: The text is not a strategy, or has unknown arguments.
     """
     return None if text is None else parse_object(text, STRATEGIES, Inference, "inference strategy", "Tiles(overlap=64)")  # type: ignore[type-abstract]
 
@@ -46,7 +46,7 @@ def parse_crf(text: str | None) -> DenseCRF | None:
     """Build a dense CRF, such as ``DenseCRF(w1=5)``; return None for None.
 
     Raises:
-        UserError: The text is not one, or has other arguments.
+        UserError: The text is not a dense CRF, or has unknown arguments.
     """
     return None if text is None else parse_object(text, {"DenseCRF": DenseCRF}, DenseCRF, "CRF", "DenseCRF(w1=5)")
 
@@ -55,7 +55,7 @@ def parse_object(text: str, choices: Mapping[str, type[T]], base: type[T], what:
     """Build an object of a class in ``choices``, or at an import path; its arguments are literals or such objects.
 
     Raises:
-        UserError: The text names another class, or the class refuses the arguments.
+        UserError: The text names another class, or the class rejects the arguments.
     """
     name, args, kwargs = build.parse_call(text, what, example, lambda inner: parse_object(inner, choices, base, what, example))
     kind = build.find_class(name, choices, base, what)

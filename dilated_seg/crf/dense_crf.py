@@ -33,20 +33,20 @@ DEEPLAB = {"w1": 4.0, "theta_alpha": 49.0, "theta_beta": 5.0, "w2": 3.0, "theta_
 class DenseCRF(nn.Module):
     """Mean-field inference in the fully connected CRF: from probabilities and their image to probabilities refined at edges.
 
-    Unrolled it is CRF-RNN (Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015): gradients flow
-    to the probabilities, and with ``learnable`` to the weights and the compatibility; not to the image, nor to the thetas.
-    Without ``learnable`` it has no parameters and no state, so it works with any checkpoint.
+    Unrolled, it is CRF-RNN (Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015). Gradients are
+    computed for the probabilities and, if ``learnable``, for the weights and the compatibility, but not for the image or the
+    thetas. If not ``learnable``, it has no parameters and no state, so it can be used with any checkpoint.
 
     The defaults are those of pydensecrf's example, which most code uses; ``DenseCRF(**DEEPLAB)`` is DeepLab's.
 
     Args:
-        iterations: Of mean field; the papers use 10, and 5 while CRF-RNN is trained.
+        iterations: Number of mean-field iterations; 10 in the papers, 5 for training CRF-RNN.
         w1: Weight of the appearance kernel.
-        theta_alpha: Standard deviation of its positions, in pixels.
-        theta_beta: Standard deviation of its colors, 0 to 255.
+        theta_alpha: Standard deviation of positions in the appearance kernel, in pixels.
+        theta_beta: Standard deviation of colors in the appearance kernel (0 to 255).
         w2: Weight of the smoothness kernel.
-        theta_gamma: Standard deviation of its positions, in pixels.
-        num_classes: Needed by ``learnable``; SegmentationTask passes it.
+        theta_gamma: Standard deviation of positions in the smoothness kernel, in pixels.
+        num_classes: C, required if ``learnable``; SegmentationTask sets it.
         learnable: Whether w1 and w2 (one per class, with these initial values) and the compatibility mu (C, C; initially -1
             between equal classes and 0 between others, which is Potts's up to a constant) are parameters.
 
@@ -155,7 +155,7 @@ def update_marginals(marginals: Tensor, unary: Tensor, kernels: list[Lattice], w
         marginals: (N, C).
         unary: The negative unary potentials, log p (N, C).
         kernels: The Gaussian filters.
-        weights: Of each kernel: its weight, or the learned weights times the compatibility (C, C).
+        weights: For each kernel its weight, or the learned weights times the compatibility (C, C).
     """
     blurred = [kernel.splat_and_blur(marginals) for kernel in kernels]
     # Weights are applied at the vertices, which are fewer than the pixels.

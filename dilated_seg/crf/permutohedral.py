@@ -159,8 +159,8 @@ def find_simplices(features: Tensor, scales: list[float], coding: Coding, codes:
 
     Args:
         features: (d, N).
-        scales: Of each feature, in E.
-        coding: Of the vertices.
+        scales: The scale of each feature in E.
+        coding: The coding of the vertices.
         codes: Filled with the codes of the d + 1 vertices (N, d + 1).
         weights: Filled with the barycentric coordinates b (N, d + 1).
     """
@@ -217,16 +217,16 @@ def find_remainder_0(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build_blur(codes: Tensor, stride: int) -> Matrix:
-    """Return the blur along an axis: to each vertex half of either neighbour is added; one without pixels is 0."""
+    """Return the blur along an axis, which adds half of both neighbours to each vertex; missing neighbours count as 0."""
     count = len(codes)
-    own = torch.arange(count, dtype=torch.int32, device=codes.device)
+    vertices = torch.arange(count, dtype=torch.int32, device=codes.device)
     sought = codes + stride
     after = torch.searchsorted(codes, sought).clamp_(max=count - 1)
     exists = codes[after] == sought
-    # A vertex is the neighbour on the other side of its own neighbour; those without one share a place at the end.
-    before = F.pad(own, (0, 1)).scatter_(0, torch.where(exists, after, count), own)[:count]
-    columns = torch.stack([before, own, torch.where(exists, after.int(), own)], 1)
-    weights = torch.ne(columns, own[:, None], out=torch.empty(count, 3, device=codes.device)).mul_(0.5)
+    # The neighbour before a vertex is the vertex whose neighbour after it is this one. Index ``count`` collects the others.
+    before = F.pad(vertices, (0, 1)).scatter_(0, torch.where(exists, after, count), vertices)[:count]
+    columns = torch.stack([before, vertices, torch.where(exists, after.int(), vertices)], 1)
+    weights = torch.ne(columns, vertices[:, None], out=torch.empty(count, 3, device=codes.device)).mul_(0.5)
     weights[:, 1] = 1
     starts = torch.arange(0, 3 * count + 1, 3, dtype=torch.int32, device=codes.device)
     return Matrix(columns.flatten(), starts, weights.flatten())

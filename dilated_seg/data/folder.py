@@ -45,9 +45,9 @@ class Folder(SegmentationDataModule):
 
     Args:
         root: The directory.
-        mask_orientation: How the masks of images that EXIF rotates are stored: "upright", or "as_stored", like the image's
-            file, so that they are rotated with it. "auto" infers this for the whole dataset from the sizes of images and
-            masks; if both are possible, it assumes "upright" and prints that.
+        mask_orientation: Orientation of the stored masks of images that EXIF rotates: "upright"; or "as_stored", like the
+            image's file, so that they are rotated with it. "auto" infers this for the whole dataset from the sizes of images
+            and masks; if both are possible, it assumes "upright" and prints that.
         options: Arguments of SegmentationDataModule.
 
     Raises:

@@ -24,7 +24,7 @@ def segment_batch(
 
     Args:
         model: Maps RGB (B, 3, H, W), 0 to 255, to logits.
-        batch: As `data.collate.pad` builds it: padded images and masks, and their sizes.
+        batch: The batch that `data.collate.pad` builds: padded images and masks, and their sizes.
         inference: The inference strategy.
         crf: Refines the model's probabilities.
         observe: Called with each band of logits and its place in the batch.
@@ -45,9 +45,9 @@ def segment_batch(
 
 
 def split_by_size(batch: dict[str, Any]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield images of a batch without their padding, and which they are: all at once, or one by one if their sizes differ.
+    """Yield images of a batch without padding, with their indices: all at once, or one by one if their sizes differ.
 
-    Padding next to a smaller image must not change its logits.
+    So the padding of smaller images does not change their logits.
     """
     sizes = [tuple(size) for size in batch.get("size") or [batch["mask"].shape[-2:]]]
     parts = [slice(None)] if len(set(sizes)) == 1 else [slice(i, i + 1) for i in range(len(sizes))]

@@ -1,4 +1,4 @@
-"""Segments many images into files: class ids, overlays, probabilities, files of a test server."""
+"""Segments many images and writes the results as files: class ids, overlays, probabilities, test server submissions."""
 
 import io
 import json
@@ -36,7 +36,7 @@ Encode = Callable[[Segmentation, io.BytesIO], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Options of a job: how images are segmented, and which results are written below ``out``."""
+    """Options of one call: how images are segmented, and which files are written below ``out``."""
 
     model: Segmenter
     out: Path
@@ -46,10 +46,10 @@ class Job:
     submission: str | None = None
 
     def outputs(self, image: ImageFile) -> dict[Path, Encode]:
-        """Return the result files of an image and their encoders; class ids are last, so they exist only if all do.
+        """Return the files to write for an image, with their encoders; class ids last, so that they exist only if all do.
 
         Raises:
-            UserError: The test server does not accept files of this name.
+            UserError: The test server does not accept this file name.
         """
         name, below = image.name.name, image.name.parent
         files: dict[Path, Encode] = {self.out / "overlays" / below / f"{name}.jpg": encode_overlay}
@@ -69,12 +69,12 @@ class Job:
         return files | {self.out / "labels" / below / f"{name}.png": encode_mask}
 
     def _encode_submitted(self, result: Segmentation, file: io.BytesIO) -> None:
-        """Write the test server's values instead of class ids."""
+        """Write a PNG with the test server's values instead of class ids."""
         values = np.array(self.model.submitted, np.uint8)
         Image.fromarray(values[result.ids.numpy()]).save(file, "png")
 
     def protocol(self) -> dict[str, Any]:
-        """Return the options that the results depend on, for JSON."""
+        """Return the content of protocol.json: everything on which the results depend."""
         automatic = f"{FullImage()}; {Tiles()} above {LARGE // 1_000_000} megapixels"
         return {
             **{key: self.model.facts.get(key) for key in ("checkpoint", "sha256", "step")},
@@ -87,17 +87,17 @@ class Job:
 
 
 def encode_mask(result: Segmentation, file: io.BytesIO) -> None:
-    """Write class ids as a PNG with the dataset's palette."""
+    """Encode class ids as a PNG with the dataset's palette."""
     result.mask().save(file, "png")
 
 
 def encode_overlay(result: Segmentation, file: io.BytesIO) -> None:
-    """Write the classes' colors over the image as a JPEG."""
+    """Encode the image, overlaid with the colors of the classes, as a JPEG."""
     result.overlay().save(file, "jpeg", quality=90)
 
 
 def encode_probabilities(result: Segmentation, file: io.BytesIO) -> None:
-    """Write float16 (C, H, W) as .npy, which numpy.load(..., mmap_mode="r") maps into memory."""
+    """Encode probabilities as .npy, float16 (C, H, W), which numpy.load can memory-map."""
     assert result.probabilities is not None
     np.save(file, result.probabilities.half().numpy())
 
@@ -114,13 +114,13 @@ def segment_files(
     overwrite: bool = False,
     device: str | None = None,
 ) -> int:
-    """Segment files, directories and patterns into a directory; an image that fails does not stop the others.
+    """Segment files, directories and patterns into a directory. If an image fails, the others are still segmented.
 
     Returns:
-        0 if all images are segmented, now or by an earlier call; else 1, after printing how many failed and why.
+        The exit status: 0 if the results of all images exist now, 1 if an image failed.
 
     Raises:
-        UserError: There are no images, or the directory cannot be written or has results of another protocol.
+        UserError: There are no images, or the directory cannot be written or contains results of another protocol.
     """
     model = load(checkpoint).to(resolve_device(device))
     check_submission(submission, model)
@@ -144,9 +144,9 @@ def segment_files(
 
 
 def run_job(job: Job, images: Sequence[ImageFile], overwrite: bool) -> tuple[int, int, int]:
-    """Segment images; return how many were segmented, existed, and failed. A full disk stops the loop."""
+    """Segment images; return the numbers of segmented, existing and failed ones. A full disk ends the loop."""
     done, existing, failed = 0, 0, 0
-    sources: dict[Path, Path] = {}  # result files, and the image of each
+    sources: dict[Path, Path] = {}  # the image of each result file, to find images of equal names
     columns = TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=open_console()) as progress:
         for image in progress.track(images):
@@ -174,7 +174,7 @@ def write_outputs(files: dict[Path, Encode], result: Segmentation) -> None:
     Raises:
         UserError: A file cannot be encoded, such as a JPEG of more than 65,500 pixels per side, or cannot be written.
     """
-    contents = {path: io.BytesIO() for path in files}  # Pillow hides the error of a full disk
+    contents = {path: io.BytesIO() for path in files}  # in memory first, because Pillow hides the error of a full disk
     for path, encode in files.items():
         try:
             encode(result, contents[path])
@@ -191,10 +191,10 @@ def write_outputs(files: dict[Path, Encode], result: Segmentation) -> None:
 
 
 def segment_file(job: Job, file: Path) -> Segmentation:
-    """Segment a file.
+    """Segment an image file.
 
     Raises:
-        UserError: It cannot be read, or needs too much memory.
+        UserError: The file cannot be read, or needs too much memory.
     """
     if os.path.isdir(file):
         raise UserError(f"{file} is a directory without images, or cannot be read")
@@ -211,10 +211,10 @@ def segment_file(job: Job, file: Path) -> Segmentation:
 
 
 def write_protocol(job: Job) -> None:
-    """Create the directory, with the protocol of its results in protocol.json.
+    """Create the directory of results and write protocol.json.
 
     Raises:
-        UserError: The directory has results of another protocol, or cannot be written.
+        UserError: The directory contains results of another protocol, or cannot be written.
     """
     protocol, file = job.protocol(), job.out / PROTOCOL
     try:
@@ -239,10 +239,10 @@ def read_protocol(file: Path) -> Any:  # noqa: ANN401
 
 
 def check_submission(submission: str | None, model: Segmenter) -> None:
-    """Require a network that was trained on the test server's classes.
+    """Check that the network has the classes of the test server.
 
     Raises:
-        UserError: The network has other classes.
+        UserError: The network was trained on other classes.
     """
     if submission == "cityscapes" and not (model.submitted and len(model.submitted) == 19):
         raise UserError("--submission cityscapes requires a network that was trained on Cityscapes' 19 classes")

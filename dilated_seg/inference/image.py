@@ -71,11 +71,11 @@ def segment_image(
     """Segment one image on the model's device.
 
     Args:
-        model: From `dilated_seg.inference.load.load`.
+        model: The model that `dilated_seg.inference.load.load` returns.
         image: A file of any mode, to which its EXIF orientation is applied; a Pillow image; or uint8 RGB (3, H, W).
         inference: The strategy; by default FullImage, or Tiles above 4 megapixels.
         crf: Refines the probabilities.
-        probabilities: Whether to return them too, which needs memory for all of them.
+        probabilities: Whether to return the probabilities too, which need memory for all classes.
 
     Raises:
         UserError: The image cannot be read, or the network cannot process it.

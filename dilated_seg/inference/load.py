@@ -26,9 +26,9 @@ def load(source: str | Path, net: nn.Module | None = None) -> Segmenter:
     """Return a trained network in evaluation mode, on the CPU.
 
     Args:
-        source: A run's directory, or a directory of runs, whose newest finished one counts; a checkpoint file; a directory
+        source: A run directory, or a directory of runs, of which the last one to finish is used; a checkpoint file; a directory
             that `export.hub.save` wrote; or, if no such path exists, OWNER/NAME at the Hugging Face Hub.
-        net: The network, if it was built in Python, so that the checkpoint cannot rebuild it.
+        net: The network, for a checkpoint that cannot rebuild it because it was built in Python.
 
     Raises:
         UserError: There is no such network, or it is damaged or incomplete.

@@ -49,7 +49,7 @@ class ReflectedTiles(Inference):
         """Return the model's network.
 
         Raises:
-            UserError: It is not DilatedNet with reflection, or the model has a CRF, which needs full images.
+            UserError: The network is not DilatedNet with reflection, or the model has a CRF, which needs full images.
         """
         net = getattr(model, "net", None)
         if not isinstance(net, DilatedNet) or net.margin != MARGIN:

@@ -23,8 +23,8 @@ from dilated_seg.tensors import predict
 
 # Start of the search; w2 = theta_gamma = 3 are fixed, as in DeepLab's paper.
 START = {"w1": 10.0, "theta_alpha": 80.0, "theta_beta": 13.0}
-GAIN = 5e-4  # of mean IoU that a step must gain; less is noise
-FACTORS = (2.0, 1.4)  # a parameter is multiplied or divided by the first while that helps, then by the next
+GAIN = 5e-4  # minimum gain in mean IoU of a search step; smaller gains are noise
+FACTORS = (2.0, 1.4)  # factors: a parameter is multiplied or divided by the first while that helps, then by the next
 
 Parameters = dict[str, float]
 Sample = tuple[Tensor, Tensor, Tensor]  # probabilities (1, C, H, W), plain RGB (1, 3, H, W), mask (1, H, W)
@@ -84,11 +84,11 @@ def tune(
     Args:
         run: A run's directory, or one of its checkpoint files.
         out: The overlay; RUN/crf.yaml if None.
-        split: Of the run's dataset.
+        split: A split of the run's dataset.
         images: The number of images.
         checkpoint: "best", "last" or a file; the last one of the run if None.
         inference: The inference strategy; FullImage if None.
-        device: Of the network.
+        device: The device of the network.
         overwrite: Whether to replace an existing overlay.
 
     Raises:
@@ -152,7 +152,7 @@ def require_new_file(target: Path, overwrite: bool) -> None:
     """Require that the overlay can be written.
 
     Raises:
-        UserError: It exists, or its directory does not.
+        UserError: The file exists, or its directory does not.
     """
     if target.exists() and (target.is_dir() or not overwrite):
         raise UserError(f"{target} exists: name another --out, or replace it with --overwrite")

@@ -8,12 +8,12 @@ from dilated_seg.tensors import Logits, Mask
 class Loss(nn.Module):
     """A loss of logits (B, C, H, W) and class ids (B, H, W).
 
-    A subclass has `total`: a sum over the valid pixels of the batch, so that a step's loss is the same however its images are
-    divided into batches and processes. A loss that is not a sum over pixels, such as Dice, counts once for each valid pixel of
-    an image: the mean over images is weighted by their valid pixels.
+    Subclasses define `total`, a sum over the valid pixels of the batch, so that the loss of a step does not depend on how its
+    images are divided into batches and processes. A loss that is not a sum over pixels, such as Dice, is multiplied by the
+    number of valid pixels of the image: the mean over images is weighted by these numbers.
 
     Args:
-        ignore_index: The mask value that is left out; the task sets its own.
+        ignore_index: The mask value of ignored pixels; the task sets it.
     """
 
     def __init__(self, ignore_index: int = 255) -> None:

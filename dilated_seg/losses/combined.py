@@ -53,7 +53,7 @@ class WeightedSum(Loss):
     """A sum of losses with weights, such as cross-entropy + 0.5 Dice.
 
     Args:
-        losses: Of this package or of other libraries.
+        losses: Losses of this package or of other libraries.
         weights: A factor for each loss; 1 if None.
         ignore_index: The mask value that is left out.
     """
@@ -80,13 +80,13 @@ def prepare_loss(
     """Return the loss of a task, cross-entropy if None, with the ignore index of its data.
 
     Args:
-        loss: Of this package or of another library; every part that has an ``ignore_index`` gets that of the data.
+        loss: A loss of this package or of another library; every ``ignore_index`` in it is set to that of the data.
         ignore_index: The mask value that is left out.
         num_classes: C.
-        class_weights: Of every loss per pixel among its parts that has none of its own.
+        class_weights: Factors of the classes, set in every loss per pixel that has no class weights.
 
     Raises:
-        UserError: There is no part to take the class weights, or a part has weights of another number of classes.
+        UserError: No loss per pixel lacks class weights, or a loss has weights for another number of classes.
     """
     prepared = loss if isinstance(loss, Loss) else LibraryLoss(loss) if loss else CrossEntropy()
     for part in prepared.modules():

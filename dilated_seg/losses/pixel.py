@@ -47,7 +47,7 @@ class CrossEntropy(PixelLoss):
     """Cross-entropy, -w_y log p_y for the class y of a pixel.
 
     Args:
-        class_weights: See PixelLoss.
+        class_weights: Factor of each class, as in PixelLoss.
         label_smoothing: The share e, from 0 to 1, of the target that is spread evenly over all C classes: the loss is
             -(1 - e) w_y log p_y - e/C sum over classes c of w_c log p_c (Szegedy et al., 2016).
         ignore_index: The mask value that is left out.
@@ -71,8 +71,8 @@ class Focal(PixelLoss):
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 5.
 
     Args:
-        gamma: At least 0; 0 is cross-entropy, 2 the paper's.
-        class_weights: See PixelLoss; the paper's alpha.
+        gamma: Exponent, at least 0; 0 gives cross-entropy; the paper uses 2.
+        class_weights: Factor of each class, as in PixelLoss; the paper's alpha.
         ignore_index: The mask value that is left out.
     """
 
@@ -98,8 +98,8 @@ class OHEM(PixelLoss):
     image counts by its number of valid pixels.
 
     Args:
-        share: Of the valid pixels of an image, above 0 and up to 1; rounded up to whole pixels.
-        class_weights: See PixelLoss; applied before pixels are selected.
+        share: Fraction of the valid pixels of an image that is selected, above 0 and up to 1; rounded up to whole pixels.
+        class_weights: Factor of each class, as in PixelLoss; applied before pixels are selected.
         ignore_index: The mask value that is left out.
     """
 
@@ -122,12 +122,12 @@ class BoundaryWeighted(PixelLoss):
     """Cross-entropy in which pixels near another class count more; the sum is divided by the number of valid pixels.
 
     It resembles U-Net's weight map (Ronneberger, Fischer and Brox, 2015, equation 2), with a constant factor up to a distance
-    in place of a Gaussian.
+    instead of a Gaussian.
 
     Args:
-        factor: Of pixels near a boundary, at least 0; all others have 1.
-        distance: In rows and in columns, pixels: a pixel is near a boundary if a valid pixel of another class is no farther.
-        class_weights: See PixelLoss.
+        factor: Factor of pixels near a boundary, at least 0; that of other pixels is 1.
+        distance: A pixel is near a boundary if a valid pixel of another class is at most this many rows and columns away.
+        class_weights: Factor of each class, as in PixelLoss.
         ignore_index: The mask value that is left out.
     """
 

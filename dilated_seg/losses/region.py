@@ -16,9 +16,9 @@ class RegionLoss(Loss):
     """A loss of each class, averaged over the classes that the mask has.
 
     Args:
-        over: What it is computed over: each image, of which the loss is the mean, weighted by their valid pixels, so that it
-            does not depend on how a step is divided; or "batch", the images of all processes together, but each accumulated
-            batch by itself. Evaluation computes it over each image.
+        over: "image": the mean over images, weighted by their numbers of valid pixels, which does not depend on how a step is
+            divided. "batch": over the pixels of all images of all processes together, for each accumulated batch separately;
+            evaluation then uses "image".
         ignore_index: The mask value that is left out.
     """
 
@@ -55,7 +55,7 @@ class Tversky(RegionLoss):
     Args:
         alpha: Factor of false positives, at least 0.
         beta: Factor of false negatives, above 0.
-        over: See RegionLoss.
+        over: "image" or "batch": see RegionLoss.
         ignore_index: The mask value that is left out.
     """
 
@@ -72,12 +72,12 @@ class Tversky(RegionLoss):
         labelled, pixels = has_class.sum(2).to(true.dtype), valid.sum(1).to(true.dtype)
         if not (self.over == "batch" and self.training and dist.is_available() and dist.is_initialized()):
             return (self.compute(true, predicted, labelled) * pixels).sum()
-        # Each process has the sums of all, but gradients only of its own, of which DistributedDataParallel takes the mean. The
-        # totals of all processes have to add up to N times the loss, for all N valid pixels, and so have their gradients.
-        own = torch.stack([true, predicted, labelled, pixels[:, None].expand_as(true)])
-        everywhere = own.detach().clone()
-        dist.all_reduce(everywhere)
-        true, predicted, labelled, all_pixels = own + (everywhere - own.detach())
+        # Each process has the sums over all processes, but gradients of its own sums only; DistributedDataParallel averages
+        # gradients. The totals of all processes must add up to N times the loss, for all N valid pixels, as must the gradients.
+        local = torch.stack([true, predicted, labelled, pixels[:, None].expand_as(true)])
+        total = local.detach().clone()
+        dist.all_reduce(total)
+        true, predicted, labelled, all_pixels = local + (total - local.detach())
         loss, count = self.compute(true, predicted, labelled), all_pixels[:, 0]
         return (pixels * loss.detach() + count * (loss - loss.detach())).sum()
 
@@ -93,7 +93,7 @@ class Dice(Tversky):
     Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, without the squares in their denominator.
 
     Args:
-        over: See RegionLoss.
+        over: "image" or "batch": see RegionLoss.
         ignore_index: The mask value that is left out.
     """
 
@@ -107,7 +107,7 @@ class Jaccard(Tversky):
     Rahman and Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation", ISVC 2016.
 
     Args:
-        over: See RegionLoss.
+        over: "image" or "batch": see RegionLoss.
         ignore_index: The mask value that is left out.
     """
 

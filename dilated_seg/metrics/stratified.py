@@ -126,7 +126,7 @@ def find_touching(values: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, n
 
     Args:
         values: Images (..., H, W).
-        starts: Where their runs start; see `find_runs`.
+        starts: The starts of their runs; see `find_runs`.
     """
     height, width = values.shape[-2:]
     row, column = np.divmod(starts % (height * width), width)

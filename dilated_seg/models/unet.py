@@ -53,18 +53,18 @@ class UNet(nn.Module):
         padding = 0 if self.valid else 1
         channels = [scale_channels(c, width) for c in LEVELS]
         self.down, self.pools, self.up = nn.ModuleList(), nn.ModuleDict(), nn.ModuleList()
-        for level, (above, here) in enumerate(pairwise((in_channels, *channels))):
+        for level, (inputs, outputs) in enumerate(pairwise((in_channels, *channels))):
             if level:
                 self.pools[f"pool_d{level - 1}c-{level}a"] = nn.MaxPool2d(2, 2, ceil_mode=not self.valid)
-            layers = conv_relu(f"conv_d{level}a-b", above, here, padding=padding)
-            layers |= conv_relu(f"conv_d{level}b-c", here, here, padding=padding)
+            layers = conv_relu(f"conv_d{level}a-b", inputs, outputs, padding=padding)
+            layers |= conv_relu(f"conv_d{level}b-c", outputs, outputs, padding=padding)
             self.down.append(nn.Sequential(layers))
         for level in (3, 2, 1, 0):
-            below, here = channels[level + 1], channels[level]
+            below, outputs = channels[level + 1], channels[level]
             name = f"upconv_d4c_u{level}a" if level == 3 else f"upconv_u{level + 1}d_u{level}a"
-            enlarge = nn.Sequential(OrderedDict({name: nn.ConvTranspose2d(below, here, 2, 2)}))
-            layers = conv_relu(f"conv_u{level}b-c", 2 * here, here, padding=padding)
-            layers |= conv_relu(f"conv_u{level}c-d", here, here, padding=padding)
+            enlarge = nn.Sequential(OrderedDict({name: nn.ConvTranspose2d(below, outputs, 2, 2)}))
+            layers = conv_relu(f"conv_u{level}b-c", 2 * outputs, outputs, padding=padding)
+            layers |= conv_relu(f"conv_u{level}c-d", outputs, outputs, padding=padding)
             self.up.append(Up(enlarge, nn.Sequential(layers), centred=self.valid))
         self.add_module("conv_u0d-score", nn.Conv2d(channels[0], num_classes, 1))
         initialize(self)

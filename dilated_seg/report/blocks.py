@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-NUMBER = re.compile(r"|-|yes|no|\[[-\d., ]+\]|(< )?[-+\d.,e ]+( \[[-\d., ]+\])?")  # aligned at the right of its column
+NUMBER = re.compile(r"|-|yes|no|\[[-\d., ]+\]|(< )?[-+\d.,e ]+( \[[-\d., ]+\])?")  # a cell that is aligned right
 TOLD_APART = "apart"  # the shade of a cell that is emphasized; the others are h0 to h100, of heat maps
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A matplotlib figure, written as NAME.png; ``alt`` describes it to those who cannot see it."""
+    """A matplotlib figure, written as NAME.png; ``alt`` is its alternative text."""
 
     name: str
     alt: str
@@ -29,11 +29,11 @@ class ReportTable:
         name: Name of the CSV file; without one no file is written.
         header: Names of the columns.
         rows: The cells.
-        shades: Of the cells after the first of each row: "h0" to "h100" for a heat map, ``TOLD_APART``, or "".
+        shades: The shade of each cell after the first of a row: "h0" to "h100" for a heat map, ``TOLD_APART``, or "".
         matrix: Whether to show it as a compact matrix, the header vertical.
-        caption: Above the table on the page.
+        caption: The text above the table on the page.
         csv: Header and rows of the CSV file if they differ.
-        plot: The same as a figure, for Markdown, whose cells have no colors.
+        plot: The same as a figure, used in Markdown, where cells have no colors.
     """
 
     name: str

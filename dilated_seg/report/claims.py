@@ -1,4 +1,4 @@
-"""Claims: statements that one network is better than another somewhere, that a comparison tests."""
+"""Claims: statements that one network is better than another on certain pixels, which a comparison tests."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Claim:
 
     Args:
         says: The statement, in words.
-        better: A network's name.
-        worse: Another's.
-        classes: The mean is over these; over all if None.
-        objects: Only objects of fewer pixels count.
-        boundary: Only pixels within this distance of a ground-truth boundary count, in pixels.
+        better: The name of the network that is claimed to be better.
+        worse: The name of the other network.
+        classes: The classes of the mean IoU; all if None.
+        objects: Count only objects with fewer pixels than this.
+        boundary: Count only pixels within this distance of a ground-truth boundary, in pixels.
     """
 
     says: str
@@ -44,7 +44,7 @@ def read_claims(file: Path, content: Any, names: Collection[str]) -> tuple[Claim
     """Read the claims of an ablation file, about networks of these names.
 
     Raises:
-        UserError: A claim lacks something, or names what there is not.
+        UserError: A claim lacks a key, or names an unknown network, class or value.
     """
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise UserError(
@@ -87,7 +87,7 @@ def require_known_classes(claims: Sequence[Claim], classes: Sequence[str]) -> No
     """Require that the dataset has the classes that claims name.
 
     Raises:
-        UserError: It lacks one.
+        UserError: The dataset lacks a class.
     """
     for claim in claims:
         if unknown := [name for name in claim.classes or () if name not in classes]:
@@ -97,5 +97,5 @@ def require_known_classes(claims: Sequence[Claim], classes: Sequence[str]) -> No
 
 def format_choices(values: Sequence[int]) -> str:
     """Format values to choose from; a long range by its ends."""
-    whole = list(values) == list(range(values[0], values[-1] + 1)) and len(values) > 5
-    return f"{values[0]} to {values[-1]}" if whole else ", ".join(map(str, values))
+    is_range = list(values) == list(range(values[0], values[-1] + 1)) and len(values) > 5
+    return f"{values[0]} to {values[-1]}" if is_range else ", ".join(map(str, values))

@@ -1,4 +1,4 @@
-"""The comparison of finished runs: a table in the terminal, and a page with its plots, its tables and how all was measured."""
+"""The comparison of finished runs: a table in the terminal, and a page with plots, tables and the evaluation protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +24,12 @@ def compare(
     """Compare evaluations, write and print the report, and return its page.
 
     Args:
-        results: One evaluation a row: `find_results` finds those of directories. Rows of one name are the seeds of a network;
-            one run may have several rows, of different names and evaluations.
-        out: Where report.html, report.md, their images and tables, and results.parquet are written.
-        missing: Names of runs that are not finished, for the report to list.
+        results: The evaluations: `find_results` reads them from directories. Results of the same name are seeds of one network;
+            one run may have several results, of different names and evaluations.
+        out: The directory for report.html, report.md, their images and tables, and results.parquet.
+        missing: Names of runs that are not finished, which the report lists.
         claims: Statements to test.
-        command: The command that trained and evaluated all of this, or that makes the report again.
+        command: The command that repeats the ablation or the report.
         title: The title of the page.
         extra: Sections that follow the result.
 
@@ -50,7 +50,7 @@ def compare(
 
 
 def list_names(comparison: Comparison, missing: Sequence[str], claims: Sequence[Claim]) -> set[str]:
-    """Return what users named: networks, classes, images, directories, values of protocols, claims."""
+    """Return all names that users chose: networks, classes, images, directories, values of protocols, claims."""
     names = {*comparison.groups, *comparison.classes, *missing, *(claim.says for claim in claims)}
     for result in comparison.results:
         ids, values = result.evaluation.images[0], result.evaluation.protocol.describe().values()

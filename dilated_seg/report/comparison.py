@@ -17,24 +17,24 @@ from dilated_seg.report.results import Result, group_by_name, measure_difficulty
 from dilated_seg.report.settings import compare_settings
 from dilated_seg.runs.strata import Strata
 
-RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # bootstrap resamples for tables, and for the bands of plots
+RESAMPLES, RESAMPLES_OF_PLOTS = 10_000, 1_000  # bootstrap resamples: for tables, for the bands of plots
 BAND_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 35, MAX_BOUNDARY_DISTANCE)  # pixels
-MIN_IMAGES_PER_BIN = 5  # with objects in a bin of sizes; bins with fewer images are left out
-DIFFICULTY_GROUPS = 5  # the number of groups of images, from easy to hard
+MIN_IMAGES_PER_BIN = 5  # images with objects of a size bin; bins with fewer images are left out
+DIFFICULTY_GROUPS = 5  # groups of images, from easy to hard
 
 BACKGROUND = "background"  # the class name in Shapes and VOC
 
-Count = Callable[[Result], Counts]  # a selection of pixels: returns the counts of those that it selects
+Count = Callable[[Result], Counts]  # returns the counts of the pixels that it selects, such as those near boundaries
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The differences of a claim's two networks.
+    """The measured differences in mean IoU between the two networks of a claim.
 
     Args:
-        here: Their difference on the pixels that the claim names.
-        elsewhere: Their difference on the pixels that it is compared with; None if there are none.
-        more: ``here`` minus ``elsewhere``; None likewise.
+        here: The difference on the pixels that the claim names.
+        elsewhere: The difference on the other pixels: see `Comparison.split_counts`. None if there are no such pixels.
+        more: ``here`` minus ``elsewhere``; None without ``elsewhere``.
     """
 
     here: Difference
@@ -43,7 +43,7 @@ class Verdict:
 
 
 class Comparison:
-    """A comparison of evaluations. Runs of one name are the seeds of one network; networks are ordered by mean IoU.
+    """A comparison of networks on the same images. Results of one name are seeds of one network; the best network is first.
 
     Raises:
         UserError: The evaluations are not of the same images and classes.
@@ -54,10 +54,10 @@ class Comparison:
         self.results = results
         self.classes: list[str] = results[0].evaluation.classes
         self.groups = group_by_name(results)
-        self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # indices of colors
+        self.numbers = {name: k for k, name in enumerate(dict.fromkeys(result.name for result in results))}  # color indices
 
     def bootstrap(self, count: Count, resamples: int = RESAMPLES, minus: Count | None = None) -> Bootstrap:
-        """Return the bootstrap of all networks on the selected pixels; with ``minus``, of differences to other pixels."""
+        """Return the bootstrap of mean IoU on the pixels of ``count``; with ``minus``, of its difference to that on others."""
         return Bootstrap(self.count(count), resamples, minus=self.count(minus) if minus else None)
 
     def count(self, count: Count) -> dict[str, list[Counts]]:
@@ -71,7 +71,7 @@ class Comparison:
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """The mean IoU of each network with its interval, best first."""
+        """The mean IoU of each network, with its interval; the best network is first."""
         return {name: self.all_pixels.interval(name) for name in self.groups}
 
     @cached_property
@@ -85,13 +85,13 @@ class Comparison:
 
     def difference(self, better: str, worse: str, count: Count) -> Difference:
         """Return the difference of two networks on the selected pixels."""
-        bootstrap = self.bootstrap(count)  # of all networks: their variances over seeds are estimated together
+        bootstrap = self.bootstrap(count)  # with all networks, since their variances over seeds are estimated together
         return self.pair_trainings(better, worse, count, bootstrap) or bootstrap.difference(better, worse)
 
     def pair_trainings(self, better: str, worse: str, count: Count, bootstrap: Bootstrap) -> Difference | None:
         """Return the difference of two evaluations of the same runs, paired by run; None if the runs differ.
 
-        Such pairs are the rows of two evaluation protocols of an ablation, such as with and without a CRF.
+        Examples are rows of an ablation's table that differ in the evaluation protocol only, such as with and without a CRF.
         """
         first, second = (sorted(self.groups[name], key=lambda result: result.run.path) for name in (better, worse))
         if [result.run.path for result in first] != [result.run.path for result in second]:
@@ -101,31 +101,31 @@ class Comparison:
 
     @cached_property
     def settings(self) -> dict[str, dict[str, str]]:
-        """The settings in which networks differ: for each setting, the value of each network."""
+        """The settings that differ between networks, with the value of each network."""
         return compare_settings(self.groups)
 
     @property
     def kind(self) -> str:
-        """The kind of repetition that the intervals cover: `OTHER_IMAGES` or `NEW_TRAININGS` of `analysis.intervals`."""
+        """The repetition that the intervals cover: `OTHER_IMAGES` or `NEW_TRAININGS` of `analysis.intervals`."""
         return self.all_pixels.kind
 
     @property
     def enough(self) -> bool:
-        """Whether at least two networks have ``MIN_SEEDS`` seeds, which a statement about networks needs."""
+        """Whether two networks or more have ``MIN_SEEDS`` seeds: the minimum for statements about networks."""
         return sum(len(group) >= MIN_SEEDS for group in self.groups.values()) > 1
 
     @property
     def cliques(self) -> list[tuple[str, ...]]:
-        """Groups of networks of which no two are told apart: see `find_cliques`."""
+        """Groups of networks without a significant difference within the group: see `find_cliques`."""
         return find_cliques(list(self.groups), self.pairs)
 
     @property
     def has_strata(self) -> bool:
-        """Whether all runs have stratified counts."""
+        """Whether all evaluations have stratified counts."""
         return all(result.evaluation.strata is not None for result in self.results)
 
     def by_size(self) -> tuple[list[int], dict[str, list[Interval]]]:
-        """Return the bins of object sizes that occur in ``MIN_IMAGES_PER_BIN`` images, and each network's mean IoU in each."""
+        """Return the object size bins with at least ``MIN_IMAGES_PER_BIN`` images, and each network's mean IoU in each bin."""
         images_per_bin = [count_objects(self.results[0], k, k)[:, 1].any(1).sum() for k in range(len(SIZES) + 1)]
         bins = [k for k, images in enumerate(images_per_bin) if images >= MIN_IMAGES_PER_BIN]
         return bins, self.curves([partial(count_objects, low=k, high=k) for k in bins])
@@ -146,32 +146,32 @@ class Comparison:
         return groups, self.curves([partial(count_all_pixels, images=group == k) for k in range(groups)])
 
     def curves(self, counts: Sequence[Count]) -> dict[str, list[Interval]]:
-        """Return each network's mean IoU with its interval on each selection of pixels."""
+        """Return each network's mean IoU, with its interval, on the pixels of each ``count``."""
         bootstraps = [self.bootstrap(count, RESAMPLES_OF_PLOTS) for count in counts]
         return {name: [bootstrap.interval(name) for bootstrap in bootstraps] for name in self.groups}
 
     def verdict(self, claim: Claim) -> Verdict:
-        """Measure the difference of a claim's networks on the pixels that it names, and elsewhere.
+        """Measure the difference between a claim's networks on the pixels that it names, and on other pixels.
 
         Raises:
-            UserError: The claim names an unknown class, the runs have no stratified counts, or no pixel is of the kind named.
+            UserError: The claim names an unknown class, the runs have no stratified counts, or there is no such pixel.
         """
-        here, elsewhere = self.split_counts(claim)
-        if not here:
+        count_here, count_elsewhere = self.split_counts(claim)
+        if not count_here:
             raise UserError("no image has pixels of the kind that the claim names")
-        difference = self.difference(claim.better, claim.worse, here)
-        if not elsewhere:
-            return Verdict(difference, None, None)
-        there = self.difference(claim.better, claim.worse, elsewhere)
-        more = self.bootstrap(here, minus=elsewhere).difference(claim.better, claim.worse)
-        return Verdict(difference, there, more)
+        here = self.difference(claim.better, claim.worse, count_here)
+        if not count_elsewhere:
+            return Verdict(here, None, None)
+        elsewhere = self.difference(claim.better, claim.worse, count_elsewhere)
+        more = self.bootstrap(count_here, minus=count_elsewhere).difference(claim.better, claim.worse)
+        return Verdict(here, elsewhere, more)
 
     def split_counts(self, claim: Claim) -> tuple[Count | None, Count | None]:
-        """Return the selections of the pixels that a claim names and of those elsewhere; None if there are no such pixels.
+        """Return functions that count the pixels that a claim names, and the other pixels; None if there are no such pixels.
 
-        Elsewhere are, of the same classes, the larger objects or the pixels farther from boundaries; for a claim about classes
-        only, the pixels of the other classes. Both selections are limited to classes that occur in the selected part of the
-        masks, elsewhere also to those of the first.
+        For a claim about small objects or boundaries, the other pixels are those of larger objects, or farther from boundaries,
+        of the same classes. For a claim about classes only, they are the pixels of the other classes. The mean IoU on the
+        named pixels is over the classes that occur there, and that on the other pixels over those that occur in both.
         """
         require_known_classes([claim], self.classes)
         if (claim.objects or claim.boundary) and not self.has_strata:
@@ -180,21 +180,21 @@ class Comparison:
         if claim.objects:
             edge = SIZES.index(claim.objects)
             count_here: Count = partial(count_objects, low=0, high=edge)
-            count_there: Count = partial(count_objects, low=edge + 1, high=len(SIZES))
+            count_elsewhere: Count = partial(count_objects, low=edge + 1, high=len(SIZES))
         elif claim.boundary:
             count_here = partial(count_within_boundary, width=claim.boundary)
-            count_there = partial(count_beyond_boundary, width=claim.boundary)
+            count_elsewhere = partial(count_beyond_boundary, width=claim.boundary)
         else:
             others = set(range(len(self.classes))) - selected
             return restrict(count_all_pixels, selected), restrict(count_all_pixels, others)
-        here, there = (
-            {k for k in selected if count(self.results[0])[:, 1, k].any()} for count in (count_here, count_there)
+        classes_here, classes_elsewhere = (
+            {k for k in selected if count(self.results[0])[:, 1, k].any()} for count in (count_here, count_elsewhere)
         )  # fmt: skip
-        return restrict(count_here, here), restrict(count_there, here & there)
+        return restrict(count_here, classes_here), restrict(count_elsewhere, classes_here & classes_elsewhere)
 
 
 def restrict(count: Count, classes: Collection[int]) -> Count | None:
-    """Restrict a selection of pixels to some classes; None if there are none."""
+    """Return ``count`` restricted to some classes; None for no classes."""
     return partial(count_classes, count=count, classes=sorted(classes)) if classes else None
 
 
@@ -205,23 +205,23 @@ def count_classes(result: Result, count: Count, classes: Sequence[int]) -> Count
 
 
 def count_all_pixels(result: Result, images: np.ndarray | None = None) -> Counts:
-    """Count all pixels of all images or, with ``images``, of those for which it is True (N,)."""
+    """Count all pixels of all images, or of those for which ``images`` (N,) is True."""
     matrices = result.evaluation.images[1]
     return count_pixels(matrices if images is None else matrices[images])
 
 
 def count_within_boundary(result: Result, width: int) -> Counts:
-    """Count the pixels within ``width`` pixels of a boundary, of classes that occur there."""
+    """Count the pixels within ``width`` pixels of a boundary, for the classes that have such pixels."""
     return keep_occurring(require_strata(result).trimap(width))
 
 
 def count_beyond_boundary(result: Result, width: int) -> Counts:
-    """Count the pixels farther than ``width`` pixels from a boundary, of classes that occur there."""
+    """Count the pixels farther than ``width`` pixels from a boundary, for the classes that have such pixels."""
     return keep_occurring(require_strata(result).band(width + 1, MAX_BOUNDARY_DISTANCE + 1))
 
 
 def keep_occurring(counted: Counts) -> Counts:
-    """Set to 0 the counts of classes that do not occur in the masks, so that all networks average over the same classes."""
+    """Set the counts of classes that do not occur in the masks to 0, so that all networks average over the same classes."""
     return np.where(counted[:, 1].any(0), counted, 0)
 
 
@@ -229,7 +229,7 @@ def require_strata(result: Result) -> Strata:
     """Return the stratified counts of an evaluation.
 
     Raises:
-        UserError: They were not stored.
+        UserError: The evaluation has no stratified counts.
     """
     if result.evaluation.strata is None:
         raise UserError(f"{result.run} has no stratified counts of {result.evaluation.name}: evaluate it again")
@@ -237,7 +237,7 @@ def require_strata(result: Result) -> Strata:
 
 
 def count_objects(result: Result, low: int, high: int) -> Counts:
-    """Count the pixels of objects in the size bins ``low`` to ``high``, of classes that occur there, without background."""
+    """Count the pixels of objects in the size bins ``low`` to ``high``, for classes with such objects except background."""
     counted = keep_occurring(require_strata(result).size(low, high))
     background = [name == BACKGROUND for name in result.evaluation.classes]
     return np.where(background, 0, counted)

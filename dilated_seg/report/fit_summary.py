@@ -42,16 +42,16 @@ def list_commands(run: Run, checkpoint: Path, evaluation: Evaluation | None) -> 
     images = sorted(run.gallery_dir(evaluation.name if evaluation else "val").glob("*.image.png"))
     if images:
         module = run.config.net.class_path.rpartition(".")[0]
-        own = () if module.startswith("dilated_seg.") else ("--import", module)
+        imports = () if module.startswith("dilated_seg.") else ("--import", module)
         out = ("--checkpoint", checkpoint, "--out", run.path / "segmented")
-        commands.append(format_command("dilated-seg", "segment", images[0], *out, *own))
-    which = ("--evaluation", evaluation.name) if evaluation and evaluation.protocol.partial else ()
+        commands.append(format_command("dilated-seg", "segment", images[0], *out, *imports))
+    options = ("--evaluation", evaluation.name) if evaluation and evaluation.protocol.partial else ()
     if evaluation or run.evaluation_dir.is_dir():
-        commands.append(format_command("dilated-seg", "report", run.path, "--out", run.path / "report", *which))
+        commands.append(format_command("dilated-seg", "report", run.path, "--out", run.path / "report", *options))
     return commands
 
 
 def shorten(path: Path) -> Path:
     """Return a path relative to the working directory if it is inside it."""
-    absolute, here = Path(os.path.abspath(path)), Path.cwd()
-    return absolute.relative_to(here) if here in absolute.parents else path
+    absolute, working = Path(os.path.abspath(path)), Path.cwd()
+    return absolute.relative_to(working) if working in absolute.parents else path

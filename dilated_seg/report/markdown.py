@@ -1,4 +1,4 @@
-"""A report as Markdown, for a repository or a terminal; names that users wrote are shown literally."""
+"""A report as Markdown, for a repository or a terminal; users' names are shown literally."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from dilated_seg.report.blocks import NUMBER, TOLD_APART, Block, Commands, Fold, ImageGrid, PageOnly, Plot, ReportTable, Section
 
-# What Markdown would interpret in a name: "front_end" stays as it is, "_x_" does not; and at the start of a paragraph.
+# Characters that Markdown would interpret in a name ("_x_", but not "front_end"), and at the start of a paragraph.
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&$#\r\n]|_(?![^\W_])|(?<![^\W_])_")
 SPECIAL_AT_START = re.compile(rf"{SPECIAL.pattern}|^[-+=:\s]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
 PRIVATE = 0x10FE00  # code points for private use: a special character of a name, while it is inside text that has markup
@@ -59,7 +59,7 @@ def render_row(cells: Sequence[str], bold: Sequence[bool] = ()) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Return text that Markdown shows literally, on one line."""
     return SPECIAL.sub(lambda match: backslash(match[0]), text)
 
 

@@ -27,10 +27,10 @@ def write_report(title: str, sections: Sequence[Section], out: Path, names: Coll
     """Write report.md, report.html, and the PNG or CSV of every plot and table into a directory.
 
     Args:
-        title: Of the page.
-        sections: What stands on it.
+        title: The title of the page.
+        sections: The sections of the page.
         out: The directory.
-        names: What users named, which is shown literally wherever it stands in a text.
+        names: Names that users chose, which are never interpreted as markup.
     """
     out.mkdir(parents=True, exist_ok=True)
     for section in sections:
@@ -46,7 +46,7 @@ def write_report(title: str, sections: Sequence[Section], out: Path, names: Coll
 
 
 def shield_block(block: Block, names: Collection[str]) -> Block:
-    """Return a block in whose text names are no markup."""
+    """Return a block in whose text users' names are not interpreted as markup."""
     if isinstance(block, str):
         return shield_names(block, names)
     return Fold(block.title, [shield_block(inner, names) for inner in block.blocks]) if isinstance(block, Fold) else block
@@ -99,7 +99,7 @@ def style_heat() -> str:
 
 
 def encode_png(image: np.ndarray) -> str:
-    """Return an image (H, W, 3) as an address that holds it."""
+    """Return an image (H, W, 3) as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -107,15 +107,15 @@ def encode_png(image: np.ndarray) -> str:
 
 @contextmanager
 def without_math(figure: Figure) -> Iterator[None]:
-    """Draw text as it is written: dollar signs are no formula."""
+    """Draw dollar signs literally instead of as formulas."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with matplotlib.rc_context({"text.parse_math": False}):  # of ticks that are made when they are drawn
+    with matplotlib.rc_context({"text.parse_math": False}):  # of ticks, which are created when drawn
         yield
 
 
 def draw_svg(plot: Plot) -> Markup:
-    """Return a drawing whose ink has the page's color, light or dark, and whose text stays text."""
+    """Return a figure as SVG; its ink has the page's color, light or dark, and its text remains text."""
     buffer = io.StringIO()
     with without_math(plot.figure), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
         plot.figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
@@ -132,5 +132,5 @@ def resize_tag(tag: str, style: str) -> str:
 
 
 def restyle_tag(tag: str) -> str:
-    """Return an SVG's tag with the page's font and color of text; what stands between tags is a user's."""
+    """Return an SVG's tag with the page's font and color of text; text between tags may be a user's."""
     return re.sub(r"'?DejaVu Sans'?(, [^;\"]*)?", "sans-serif", tag).replace(INK, "currentColor")

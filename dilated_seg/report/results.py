@@ -24,7 +24,7 @@ MEANS = ("mean_iou", "mean_accuracy", "pixel_accuracy", "frequency_weighted_iou"
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One evaluation of one run, by the name that it has in a comparison; runs of one name are its seeds."""
+    """One evaluation of one run, and the network's name in the comparison; results of one name are seeds of a network."""
 
     name: str
     run: Run
@@ -47,19 +47,19 @@ def find_results(
     """Find runs in directories and read one evaluation of each.
 
     Args:
-        directories: Of runs, or directories that hold some.
-        evaluation: Its name, such as "test-last"; the one that all runs have if there is only one.
-        names: One for each run, in tables; runs of one name are its seeds. Their directories' names if None.
+        directories: Run directories, or directories that contain runs.
+        evaluation: The name of the evaluation, such as "test-last"; if None, the only one that all runs have.
+        names: A name for each run; runs of the same name are seeds of one network. If None, from the names of directories.
 
     Raises:
-        UserError: A directory holds no evaluated run, or the runs have no evaluation in common.
+        UserError: A directory contains no evaluated run, or the runs have no evaluation in common.
     """
     runs = [run for directory in directories for run in find_evaluated_runs(directory)]
     return read_results(runs, evaluation or find_common_evaluation(runs), names or [name_run(run, runs) for run in runs])
 
 
 def name_run(run: Run, runs: Sequence[Run]) -> str:
-    """Return a run's name: its path below the parent that all have in common, without a last part that only is the seed."""
+    """Return a run's name: its path below the common parent of all runs, without a last part that is only the seed."""
     path = run.path.resolve()
     parents = [other.path.resolve().parent for other in runs]
     parts = path.parts[len(Path(os.path.commonpath(parents)).parts) :]
@@ -72,24 +72,24 @@ def require_same_split(results: Sequence[Result]) -> None:
     """Require evaluations of the same images and classes.
 
     Raises:
-        UserError: Two differ.
+        UserError: Two evaluations differ.
     """
     first = results[0]
     for result in results[1:]:
-        ours, theirs = first.evaluation, result.evaluation
+        expected, actual = first.evaluation, result.evaluation
         places = f"in {first.run}", f"in {result.run}"
-        if difference := find_first_difference(ours.classes, theirs.classes, *places):
+        if difference := find_first_difference(expected.classes, actual.classes, *places):
             raise UserError(f"{difference}: only runs of the same classes can be compared")
         for key in ("dataset", "split", "images", "pixels"):
-            one, other = (evaluation.protocol.describe()[key] for evaluation in (ours, theirs))
-            if one != other:
+            value, other = (evaluation.protocol.describe()[key] for evaluation in (expected, actual))
+            if value != other:
                 raise UserError(
                     f"{first.run} and {result.run} were not evaluated on the same images and classes "
-                    f"({key}: {one} and {other}): compare them apart"
+                    f"({key}: {value} and {other}): compare them separately"
                 )
-        (ids, matrices), (other_ids, other_matrices) = ours.images, theirs.images
+        (ids, matrices), (other_ids, other_matrices) = expected.images, actual.images
         if ids != other_ids or not np.array_equal(matrices.sum(2), other_matrices.sum(2)):
-            raise UserError(f"{first.run} and {result.run} were not evaluated on the same images: compare them apart")
+            raise UserError(f"{first.run} and {result.run} were not evaluated on the same images: compare them separately")
 
 
 def group_by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -97,7 +97,7 @@ def group_by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
     grouped: dict[str, list[Result]] = {}
     for result in results:
         grouped.setdefault(result.name, []).append(result)
-    return dict(sorted(grouped.items(), key=lambda item: -np.mean([one.evaluation.mean_iou for one in item[1]])))
+    return dict(sorted(grouped.items(), key=lambda item: -np.mean([result.evaluation.mean_iou for result in item[1]])))
 
 
 def predict_majority(results: Sequence[Result]) -> tuple[str, torch.Tensor]:
@@ -123,14 +123,14 @@ def describe_shared_protocol(results: Sequence[Result]) -> str:
 
 
 def measure_difficulty(matrices: Sequence[np.ndarray], groups: int = 5) -> np.ndarray:
-    """Return the group of each image (N,), 0 the easiest, by the mean over runs of the share of its pixels that are wrong.
+    """Return the difficulty group of each image (N,), 0 the easiest, by the fraction of wrong pixels, averaged over runs.
 
-    Groups are as equal in size as can be; images of one error keep the split's order. An image without a valid pixel has no
-    error and is among the easiest.
+    Groups have equal sizes, up to one image; images of equal error keep the split's order. An image without a valid pixel has
+    no error and is in the easiest group.
 
     Args:
         matrices: The confusion matrices (N, C, C) of the images, by each run.
-        groups: How many.
+        groups: The number of groups.
     """
     right = np.stack([np.trace(each, axis1=1, axis2=2) for each in matrices])
     pixels = np.stack([each.sum((1, 2)) for each in matrices])
@@ -146,7 +146,7 @@ def write_results(results: Sequence[Result], settings: Mapping[str, Mapping[str,
     Args:
         results: The rows.
         settings: The value of each network of every setting that differs.
-        file: Where to write it.
+        file: The path of the table.
     """
     rows = []
     for result in results:

@@ -12,14 +12,14 @@ from dilated_seg.errors import UserError
 from dilated_seg.report.results import Result, list_differences
 from dilated_seg.runs import Run
 
-STEPS, BATCH = "training steps, all stages", "batch size, all devices"  # computed: no key of a configuration
+STEPS, BATCH = "training steps, all stages", "batch size, all devices"  # computed, not a key of a configuration
 # Kinds of settings by prefix of their names; the first prefix that matches counts.
 BUDGET = {
     STEPS: "training steps", "trainer.max_epochs": "training steps", "trainer.max_time": "training steps",
     "trainer.overfit_batches": "training steps", "trainer.limit_train_batches": "training steps", BATCH: "batch size",
     "data.augmentation": "crops and augmentation", "model.weights": "initial weights", "data": "training data",
 }  # fmt: skip
-# Settings that name a place or an output, or that change no number.
+# Settings of paths or outputs, or without influence on results.
 IGNORED = re.compile(
     r"seed_everything|run_dir|ckpt_path|wandb|process_timeout|trainer\.(logger|default_root_dir|enable_|profiler|log_every)"
     r"|trainer\.callbacks\.(Progress|Gallery)|.*\.(dirpath|save_dir)$"
@@ -67,19 +67,19 @@ def shorten_path(path: str) -> str:
 
 
 def count_steps(content: Mapping[str, Any]) -> str:
-    """Return the steps that a configuration asks for, and those of the run from whose weights it starts."""
+    """Return the training steps of a configuration, plus those of the run whose weights it starts from."""
     trainer = content.get("trainer") or {}
     steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
-    own = str(steps) if steps is not None and steps >= 0 else ABSENT if epochs is None else f"{epochs} epochs"
+    stage = str(steps) if steps is not None and steps >= 0 else ABSENT if epochs is None else f"{epochs} epochs"
     weights = Path(str(content["model"].get("weights")))
     try:
         earlier = Run.newest(weights) if weights.is_dir() else Run.containing(weights)
     except UserError:  # a directory of weights, not of runs
         earlier = None
     if not earlier or not earlier.is_run:
-        return own
+        return stage
     before = count_steps(yaml.safe_load(earlier.config.text))
-    return str(int(before) + int(own)) if before.isdigit() and own.isdigit() else f"{before} + {own}"
+    return str(int(before) + int(stage)) if before.isdigit() and stage.isdigit() else f"{before} + {stage}"
 
 
 def format_batch_size(content: Mapping[str, Any]) -> str:
@@ -97,23 +97,23 @@ def format_batch_size(content: Mapping[str, Any]) -> str:
 
 
 def compare_settings(groups: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, str]]:
-    """Return the settings and values of the protocol in which runs differ: for each, the value of each network.
+    """Return the settings and values of the protocol that differ between runs, with the value of each network.
 
-    Those of ``BUDGET`` come first. A network whose seeds differ has both values, as "400 | 800". Runs without a configuration
-    have none.
+    Those of ``BUDGET`` come first. If the seeds of a network differ, both values are given: "400 | 800". Runs without a
+    configuration are left out.
     """
     read = {result.run.path: read_settings(result.run) for group in groups.values() for result in group}
     table: dict[str, dict[str, list[str]]] = {}
     names = dict.fromkeys(key for settings in read.values() for key in settings)
     for name in names:
         table[name] = {
-            network: list(dict.fromkeys(read[one.run.path].get(name, ABSENT) for one in group if read[one.run.path]))
+            network: list(dict.fromkeys(read[result.run.path].get(name, ABSENT) for result in group if read[result.run.path]))
             for network, group in groups.items()
         }
     results = [result for group in groups.values() for result in group]
     for key in list_differences(results):
         table[f"evaluation: {key}"] = {
-            network: list(dict.fromkeys(one.evaluation.protocol.describe()[key] for one in group))
+            network: list(dict.fromkeys(result.evaluation.protocol.describe()[key] for result in group))
             for network, group in groups.items()
         }
     differing = {
@@ -132,7 +132,7 @@ def find_kind(name: str) -> str | None:
 
 
 def list_warnings(differing: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Return warnings: kinds of settings that differ between networks, and networks whose runs differ in more than the seed."""
+    """Return warnings about kinds of settings that differ between networks, or between the seeds of one network."""
     kinds: dict[str, list[str]] = {}
     for name, row in differing.items():
         if kind := find_kind(name):

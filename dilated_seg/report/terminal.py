@@ -14,11 +14,11 @@ from dilated_seg.runs import Evaluation
 
 
 def show_evaluation(evaluation: Evaluation, refined: Evaluation | None = None) -> None:
-    """Print one table: IoU and accuracy of every class, their means, and the protocol they were measured by.
+    """Print a table with the IoU and accuracy of every class and their means, and the evaluation protocol.
 
     Args:
-        evaluation: What the evaluation wrote.
-        refined: The same after a dense CRF, for columns of its own.
+        evaluation: The evaluation.
+        refined: The evaluation after a dense CRF, shown in additional columns.
     """
     protocol = evaluation.protocol
     table = Table(title=", ".join(filter(None, (f"{protocol.dataset} {protocol.split}", protocol.partial))))
@@ -27,12 +27,14 @@ def show_evaluation(evaluation: Evaluation, refined: Evaluation | None = None) -
     for _, after in zip(evaluations, ("", ", CRF"), strict=False):
         table.add_column(f"IoU %{after}", justify="right")
         table.add_column(f"accuracy %{after}", justify="right")
-    values = [one.metrics for one in evaluations]
+    metrics = [evaluation.metrics for evaluation in evaluations]
     for k, name in enumerate(evaluation.classes):
-        table.add_row(name, *(percent(one[score][k]) for one in values for score in ("iou", "accuracy")))
+        table.add_row(name, *(percent(values[score][k]) for values in metrics for score in ("iou", "accuracy")))
     table.add_section()
-    table.add_row("mean", *(percent(one[score]) for one in values for score in ("mean_iou", "mean_accuracy")), style="bold")
-    weighted = (percent(one[score]) for one in values for score in ("frequency_weighted_iou", "pixel_accuracy"))
+    table.add_row(
+        "mean", *(percent(values[score]) for values in metrics for score in ("mean_iou", "mean_accuracy")), style="bold"
+    )
+    weighted = (percent(values[score]) for values in metrics for score in ("frequency_weighted_iou", "pixel_accuracy"))
     table.add_row("weighted by frequency", *weighted)
     console = open_console()
     console.print(table)
@@ -44,7 +46,7 @@ def show_evaluation(evaluation: Evaluation, refined: Evaluation | None = None) -
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print the comparison: a row for each network, then a row for each class, which fits on a narrow terminal too."""
+    """Print the comparison in two tables that fit a narrow terminal: a row per network, and a row per class."""
     header, rows = tabulate_networks(comparison)
     classes = comparison.classes
     title = ", ".join(filter(None, ("comparison, in percent", comparison.results[0].evaluation.protocol.partial)))
@@ -69,6 +71,6 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def list_label_notes(evaluation: Evaluation) -> list[str]:
-    """Return a sentence for each class or pixel that the masks lack, which affects the interpretation of metrics."""
+    """Return sentences on missing classes and unlabelled pixels, which affect the interpretation of metrics."""
     pixels, split = evaluation.matrix.sum(1).tolist(), evaluation.protocol.split
     return describe_labels(pixels, evaluation.ignored_pixels, evaluation.classes, split, evaluation.ignore_index)

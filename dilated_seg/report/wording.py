@@ -14,29 +14,29 @@ def describe_pairs(pairs: Sequence[Difference]) -> list[str]:
     """
     sentences = []
     for name in dict.fromkeys(pair.better for pair in pairs):
-        mine = [pair for pair in pairs if pair.better == name]
-        beaten = [f"{pair.worse} by {format_points(pair)}" for pair in mine if pair.told_apart]
-        even = [pair.worse for pair in mine if pair.seeds >= MIN_SEEDS and not pair.significant]
+        ahead = [pair for pair in pairs if pair.better == name]
+        beaten = [f"{pair.worse} by {format_points(pair)}" for pair in ahead if pair.told_apart]
+        even = [pair.worse for pair in ahead if pair.seeds >= MIN_SEEDS and not pair.significant]
         parts = [f"{name} beats {join_names(beaten)} ({NEW_TRAININGS})"] if beaten else []
         parts += [f"{'' if beaten else f'{name} '}is not distinguishable from {join_names(even)}"] if even else []
         sentences += [f"{'; '.join(parts)}."] if parts else []
-        if runs := [f"{format_points(pair)} above {pair.worse}" for pair in mine if pair.seeds < MIN_SEEDS]:
-            kind = next(pair.kind for pair in mine if pair.seeds < MIN_SEEDS)
+        if runs := [f"{format_points(pair)} above {pair.worse}" for pair in ahead if pair.seeds < MIN_SEEDS]:
+            kind = next(pair.kind for pair in ahead if pair.seeds < MIN_SEEDS)
             sentences.append(f"In these runs {name} scores {join_names(runs)} ({kind}).")
     return [*sentences, *([limit] if (limit := explain_seeds(pairs)) else [])]
 
 
 def explain_seeds(pairs: Sequence[Difference]) -> str:
-    """Explain why pairs with few seeds do not tell networks apart, and what would; empty if all have enough."""
+    """Explain why too few seeds allow no statement about networks; empty if all pairs have enough."""
     few = [pair for pair in pairs if pair.seeds < MIN_SEEDS]
     if not few:
         return ""
-    need = f"at least {MIN_SEEDS} seeds of each network are needed to say which one is ahead"
+    need = f"at least {MIN_SEEDS} seeds of each network are needed to state which is better"
     if few[0].kind == OTHER_IMAGES:
         return f"Each network was trained once, so these are statements about runs, not about networks: {need}."
     return (
-        "Where a network has one or two seeds, its spread over trainings is hardly known, so the interval is wide (two values "
-        f"fix a spread only to within a factor of 30) and speaks of these runs: {need}."
+        "Where a network has one or two seeds, its variance over trainings is hardly known and the interval is wide (two "
+        f"values determine a standard deviation only up to a factor of 30) and is about these runs: {need}."
     )
 
 

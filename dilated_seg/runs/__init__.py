@@ -1,4 +1,4 @@
-"""Runs, their checkpoints and their evaluations: the only code that knows the names of files in a run."""
+"""Runs, their checkpoints and their evaluations. Only this package contains the file names of a run."""
 
 from dilated_seg.runs.checkpoint import Checkpoint
 from dilated_seg.runs.evaluation import EvaluatedImage, Evaluation

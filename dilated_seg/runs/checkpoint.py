@@ -127,7 +127,7 @@ def require_known_classes(checkpoint: dict[str, Any], name: Any) -> None:  # noq
     Lightning would import and call anything that the hyperparameters name.
 
     Raises:
-        UserError: They name anything else.
+        UserError: The hyperparameters name another class, or something that is not a class.
     """
     arguments = checkpoint.get("hyper_parameters") or {}
     if not isinstance(arguments, dict) or checkpoint.keys() & {"hparams", "module_arguments"}:  # older names of Lightning's

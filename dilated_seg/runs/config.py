@@ -1,4 +1,4 @@
-"""The resolved experiment of a run, as code other than Lightning's CLI reads it."""
+"""The resolved experiment of a run, for code that does not use Lightning's CLI."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class RunConfig:
 
     Args:
         text: The whole configuration, YAML.
-        seed: Of the training.
+        seed: The seed of the training.
         net: The network.
         data: The dataset.
         weights: ``model.weights``, from which the training started.
@@ -68,7 +68,7 @@ def build_dataset(data: dict[str, Any]) -> "SegmentationDataModule":
     """Build the data module that a configuration names by ``class_path`` and ``init_args``.
 
     Raises:
-        UserError: The data module refuses its arguments, or its files are missing.
+        UserError: The data module rejects its arguments, or its files are missing.
     """
     from jsonargparse import ArgumentParser
 

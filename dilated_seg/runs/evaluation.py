@@ -1,4 +1,4 @@
-"""An evaluation of a run: integers per image under one protocol. The only code that writes and reads its files.
+"""An evaluation of a run: counts per image under one protocol. Only this module writes and reads its files.
 
 NAME.json holds the protocol and the confusion matrix of the split, NAME.parquet that of each image, NAME.strata.parquet the
 counts stratified by object size and boundary distance.
@@ -40,12 +40,12 @@ class Evaluation:
 
     Args:
         directory: The run's directory of evaluations.
-        name: Of its files, such as "val-best".
+        name: The name of the files, such as "val-best".
         protocol: The evaluation protocol.
         classes: Class names.
         matrix: The confusion matrix of all images, int64 (C, C); rows are the ground truth.
         parameters: The number of parameters of the network.
-        ignore_index: The mask value that is not evaluated.
+        ignore_index: The mask value of ignored pixels.
         ignored_pixels: The number of pixels with this value.
         cost: Throughput and memory, if measured.
         checkpoint_path: The evaluated file, relative to the run directory if inside; None during training.
@@ -154,9 +154,10 @@ class Evaluation:
         }
 
     def with_free_name(self, images: Sequence[EvaluatedImage]) -> "Evaluation":
-        """Return this evaluation under a name that replaces only an evaluation of the same images, masks and checkpoint.
+        """Return this evaluation under a name whose files may be written.
 
-        The name gets a digest if the run has another evaluation of this name.
+        An evaluation of the same images, masks and checkpoint is replaced. If the run has another evaluation of this name, a
+        digest is appended to the name.
         """
         data = describe_data([image.id for image in images], [image.matrix for image in images])
         try:

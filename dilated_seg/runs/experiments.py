@@ -1,4 +1,4 @@
-"""Experiment files: the package's own, and how the command line finds one by name."""
+"""Experiment files: where the package has them, and how the command line finds one by name."""
 
 from pathlib import Path
 from typing import Any

@@ -13,17 +13,17 @@ class EvaluationProtocol:
 
     Args:
         dataset: The class of the dataset.
-        split: Such as "val".
-        images: Evaluated images.
-        available: Images of the split.
-        pixels: Labelled pixels of the evaluated images.
+        split: The name of the split, such as "val".
+        images: Number of evaluated images.
+        available: Number of images in the split.
+        pixels: Number of labelled pixels in the evaluated images.
         inference: The inference strategy.
         model_crf: The CRF that is part of the model, if there is one.
-        precision: Lightning's name of it, such as "32-true".
+        precision: The precision by Lightning's name, such as "32-true".
         crf: The dense CRF of ``--crf``, if there is one.
         checkpoint: The name of the weights, such as "best".
-        step: Training steps of these weights.
-        commit: Of the code that evaluated.
+        step: The number of training steps of these weights.
+        commit: The commit of the evaluating code.
     """
 
     dataset: str

@@ -1,4 +1,4 @@
-"""Decides whether and from which checkpoint a run continues, and compares configurations."""
+"""Find the checkpoint from which a run continues, and compare configurations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,10 @@ FREE = (
 def find_resumed_checkpoint(run: Run, config: str, checkpoint: str | None) -> Path | None:
     """Return the checkpoint from which a run continues; None if it begins, or continues another run's training.
 
-    How a run continues, from the command to the same weights as if it had never been interrupted:
+    An interrupted run continues to the weights of an uninterrupted one in these steps:
 
     1. ``fit`` in a directory without config.yaml begins a run. With ``checkpoint`` (``--ckpt_path``) it continues another
-       run's training here: `training.recipe.Recipe` compares the recipes, takes what may change and refuses the rest.
+       run's training here: `training.recipe.Recipe` compares the recipes; settings that must not differ raise an error.
     2. In a directory with config.yaml it continues the run, if the configurations differ in nothing but options that
        change no weight (`FREE`).
     3. It continues from last.ckpt, or from the newest checkpoint whose checksum fits (`Run.newest_checkpoint`);

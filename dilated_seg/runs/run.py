@@ -32,7 +32,7 @@ class Run(RunFiles):
 
     @classmethod
     def newest(cls, directory: str | Path) -> "Run":
-        """Return the run in a directory, or of the runs directly below it the one that finished last.
+        """Return the run in a directory, or else the run directly below it that finished last.
 
         Raises:
             UserError: No run is finished.
@@ -134,7 +134,7 @@ class Run(RunFiles):
         """Return the trained network with normalization, class names and colors, in evaluation mode, on the CPU.
 
         Args:
-            checkpoint: Its name.
+            checkpoint: The checkpoint's name, such as "best".
             net: The network, if it was built in Python, so that the checkpoint cannot rebuild it.
         """
         return load_segmenter(self.checkpoint(checkpoint), net).eval()
@@ -151,7 +151,7 @@ class Run(RunFiles):
         """Return the evaluation of a name, such as "test-last".
 
         Raises:
-            UserError: It is missing or cannot be read.
+            UserError: The evaluation is missing or cannot be read.
         """
         file = self.evaluation_dir / f"{name}.json"
         if not file.is_file():

@@ -21,9 +21,9 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None, evalua
     """Return the network of a checkpoint, with its normalization, classes and palette.
 
     Args:
-        checkpoint: Of a run.
+        checkpoint: The checkpoint of a run.
         net: The network, if the checkpoint cannot rebuild it.
-        evaluations: Of the run; those of these weights become facts of the Segmenter.
+        evaluations: Evaluations of the run; those of these weights are added to the facts of the Segmenter.
 
     Raises:
         UserError: The checkpoint is damaged or incomplete, or does not fit the network.
@@ -71,9 +71,9 @@ def build_crf(arguments: Mapping[str, Any] | None, num_classes: int, state: Mapp
     """Return the CRF that was trained with a network; None if there is none.
 
     Args:
-        arguments: Its saved arguments.
+        arguments: The saved arguments of the CRF.
         num_classes: C of the network.
-        state: Tensors, those of the CRF as ``crf.*``.
+        state: The saved tensors; those of the CRF are named ``crf.*``.
 
     Raises:
         UserError: Arguments and tensors do not fit.

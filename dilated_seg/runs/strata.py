@@ -39,7 +39,7 @@ class Strata:
     """The stratified counts of an evaluation of N images and C classes.
 
     Methods return (N, 3, C), int64 except for sizes: hits, pixels of the class in the mask, and in the prediction. With sums
-    over images, IoU = hits / (truth + predicted - hits); a class in neither has none.
+    over images, IoU = hits / (truth + predicted - hits); a class that occurs in neither has no IoU.
 
     Attributes:
         ids: Image ids, in the split's order.
@@ -119,7 +119,7 @@ def count_batch(batch: dict[str, Any], prediction: np.ndarray, num_classes: int,
     """Return the stratified counts of each image of a batch.
 
     Args:
-        batch: As `data.collate.pad` builds it.
+        batch: The batch that `data.collate.pad` builds.
         prediction: Class ids (B, H, W).
         num_classes: C, not counting the ignore index.
         ignore_index: The mask value that is not counted.
@@ -149,7 +149,7 @@ def write_strata(file: Path, ids: list[str], rows: list[Counts], protocol: Evalu
         file: NAME.strata.parquet.
         ids: Image ids.
         rows: Stratified counts per image.
-        protocol: Of the evaluation.
+        protocol: The evaluation protocol.
         classes: Class names.
     """
     columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}

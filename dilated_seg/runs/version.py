@@ -12,7 +12,7 @@ import dilated_seg
 def commit() -> str:
     """Return the commit of the running code, marked if files differ from it; the version if the commit is unknown.
 
-    It is read once: the checkout may change while a run lasts. A built wheel holds it in a file (setup.py).
+    It is read only once, because the checkout may change during a run. A built wheel holds it in a file (setup.py).
     """
     package = Path(dilated_seg.__file__).parent
     command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

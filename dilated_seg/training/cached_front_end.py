@@ -28,7 +28,7 @@ from dilated_seg.training.stored_features import ROWS, Block, StoredFeatures, st
 
 
 class CachedFrontEnd(Freeze):
-    """Freezes DilatedNet's front end and trains the rest on its features of the training images, which are computed once.
+    """Freezes DilatedNet's front end and trains the context module on features that the front end computes only once.
 
     The features (float32) and the masks are kept in shards in ``folder``/KEY. The key depends on all inputs: the front end's
     weights, normalization, precision, images, augmentation, the run's seed, and the code. When one changes, the features are
@@ -119,7 +119,7 @@ class CachedFrontEnd(Freeze):
         task.model.net.front_end.train(training)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        """Let the front end return the batch's features; the batch's image has only the right size."""
+        """Make the front end return the batch's cached features; of the batch's image only the size is used."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         features, front_end = batch.pop("features"), pl_module.model.net.front_end
         batch["image"] = torch.zeros((), dtype=torch.uint8, device=features.device).expand(
@@ -183,7 +183,7 @@ def require_space(directory: Path, needed: int) -> None:
     """Require free disk space.
 
     Raises:
-        UserError: It is smaller than ``needed`` bytes.
+        UserError: The free disk space is smaller than ``needed`` bytes.
     """
     free = shutil.disk_usage(directory).free
     if needed > free:

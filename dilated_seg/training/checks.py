@@ -17,7 +17,7 @@ def check_monitors(trainer: Trainer, metrics: Sequence[str]) -> None:
     """Require that every callback monitors a metric that is logged, with the right mode.
 
     Args:
-        trainer: With its callbacks.
+        trainer: The trainer, with its callbacks.
         metrics: The metrics that a validation logs.
 
     Raises:
@@ -25,7 +25,7 @@ def check_monitors(trainer: Trainer, metrics: Sequence[str]) -> None:
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(type(callback).__module__.partition(".")[0] not in ("lightning", "dilated_seg") for callback in callbacks):
-        metrics = []  # such a callback may log metrics of its own
+        metrics = []  # the callback may log the metric itself
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):

@@ -20,7 +20,7 @@ class Freeze(BaseFinetuning):
     and dropped before each step: DistributedDataParallel exchanges only gradients of parameters that could learn at its start.
 
     Args:
-        layers: Submodules by name, such as ``net.encoder``; no other Freeze may have parts of them.
+        layers: Names of submodules, such as ``net.encoder``; two Freeze callbacks must not share parameters.
         until: The step at which they are unfrozen; None for never.
     """
 
@@ -48,7 +48,7 @@ class Freeze(BaseFinetuning):
         """Return the submodules that ``layers`` names.
 
         Raises:
-            UserError: There is no submodule of a name.
+            UserError: The task has no submodule of that name.
         """
         modules = dict(pl_module.model.named_modules())
         for name in self.layers:

@@ -21,10 +21,10 @@ from dilated_seg.training.wandb_tables import GalleryImage, log_to_wandb, tabula
 class Gallery(Callback):
     """Keeps some images of an evaluation, with mask and prediction: as PNGs in the run, as a table in W&B.
 
-    They are the same for every network and any number of processes, so that runs can be compared image by image.
+    The images are the same for every network and any number of processes, so that runs can be compared image by image.
 
     Args:
-        images: Their number, evenly spread over the split.
+        images: The number of images, evenly spaced in the split.
     """
 
     def __init__(self, images: int = 6) -> None:
@@ -75,15 +75,15 @@ class Gallery(Callback):
 class PredictionWriter(Callback):
     """Writes the predictions of ``predict``: one PNG per image, whose values are class ids, with the dataset's palette.
 
-    They are in ``predictions/``, or ``predictions-STRATEGY/`` if the strategy is not FullImage, with a protocol.json. Where a
-    test server wants other values, such as Cityscapes' label ids, PNGs of these are in ``submission/`` too.
+    The directory is ``predictions/``, or ``predictions-STRATEGY/`` if the strategy is not FullImage, with a protocol.json. If a
+    test server requires other values, such as Cityscapes' label ids, PNGs with these are written to ``submission/``.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write_protocol(trainer, finished=False)
 
     def write_protocol(self, trainer: Trainer, finished: bool) -> None:
-        """Write protocol.json, which tells whether all images of the split have been predicted."""
+        """Write protocol.json, which states whether all images of the split have been predicted."""
         if trainer.is_global_zero:
             task: Any = trainer.lightning_module
             images, available = count_predicted(trainer)
@@ -122,7 +122,7 @@ class PredictionWriter(Callback):
 
 
 def count_predicted(trainer: Trainer) -> tuple[int, int]:
-    """Return the number of images that ``predict`` predicts, and that of the split."""
+    """Return the number of images that ``predict`` processes, and the number in the split."""
     loader: Any = trainer.predict_dataloaders
     available = len(loader.dataset)
     batch_size = loader.batch_sampler.batch_size * trainer.world_size

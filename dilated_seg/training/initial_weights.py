@@ -59,9 +59,9 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
 
 
 def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None:  # noqa: ANN401 - a SegmentationTask
-    """Require the data's classes of weights for a layer that scores classes: one with a channel per class.
+    """Check that weights of a layer that scores classes (one channel per class) are for the classes of the data.
 
-    If ``weights_without`` leaves such a layer out, other classes are intended.
+    If ``weights_without`` leaves that layer out, other classes are intended.
 
     Raises:
         UserError: The file names other classes.
@@ -79,7 +79,7 @@ def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None: 
 
 
 def check_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ANN401 - a SegmentationTask
-    """Require the data's classes and the task's network of a checkpoint that is evaluated or continued.
+    """Check that a checkpoint that is evaluated or continued has the classes of the data and the network of the task.
 
     Raises:
         UserError: The checkpoint has other classes, or tensors of another network.
@@ -89,7 +89,7 @@ def check_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:  # noqa: AN
             f"{difference}: give the data the names and the order of the checkpoint; for other classes, start from its "
             "weights with model.weights, without the layers in model.weights_without that score classes"
         )
-    saved = checkpoint["state_dict"].items()  # a loss may have tensors of its own
+    saved = checkpoint["state_dict"].items()  # a loss may have tensors, too
     state = {name.removeprefix("model."): tensor for name, tensor in saved if name.startswith("model.")}
     check_shapes(state, task.model.state_dict(), "the checkpoint")
 

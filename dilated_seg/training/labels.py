@@ -1,4 +1,4 @@
-"""Ends a run without valid pixels, and warns of classes without a pixel in the training crops."""
+"""Ends a run whose masks have no valid pixel, and warns of classes without a pixel in the training crops."""
 
 import sys
 from typing import Any, cast

@@ -39,12 +39,12 @@ def build_loggers(run: Run, command: str, tags: Sequence[str] | None) -> list[Lo
     """Return the logger of metrics.csv for a training, and W&B's unless WANDB_MODE is "disabled".
 
     W&B is online if it has a key and its server answers; WANDB_MODE takes precedence. A continued training keeps its id
-    at W&B, and so its curves; a separate evaluation is a W&B run of its own.
+    and curves at W&B; a separate evaluation is a separate W&B run.
 
     Args:
         run: The run.
         command: W&B's job type, such as "fit".
-        tags: Of the run at W&B; None for no W&B.
+        tags: The tags of the run at W&B; None to log without W&B.
     """
     loggers: list[Logger] = [CSVLogger(run.path, name="", version="")] if command == "fit" else []
     if tags is not None and os.environ.get("WANDB_MODE") != "disabled":
@@ -74,9 +74,9 @@ class SafeWandbLogger(WandbLogger):
     """Logs a run to W&B. A failure is printed once and logging stops; training is neither stopped nor changed.
 
     Args:
-        directory: For the run's files, in ``wandb/``.
-        offline: Whether to write the files for ``wandb sync`` only.
-        settings: Other arguments of ``wandb.init``.
+        directory: The directory in which W&B creates ``wandb/``.
+        offline: Whether to only write files for ``wandb sync``.
+        settings: Further arguments of ``wandb.init``.
     """
 
     def __init__(self, directory: Path, offline: bool = False, **settings: Any) -> None:  # noqa: ANN401 - as wandb's

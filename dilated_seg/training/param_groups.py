@@ -35,9 +35,9 @@ def build_optimizer(
 
     Args:
         build: Builds the optimizer from parameter groups.
-        parameters: By name, also those that a callback has frozen.
+        parameters: Parameters by name, including those that a callback has frozen.
         factors: Factor of the learning rate of parameters whose names start with the key.
-        fixed: The names of parameters that the network never learns, which are left out.
+        fixed: Names of parameters that are never trained, which are left out.
         bias_lr: Factor of the learning rate of biases.
         bias_decay: Factor of the weight decay of biases.
 

@@ -83,12 +83,12 @@ def silence_warnings() -> None:
 
 
 class ProcessTimeout(Callback):
-    """Ends a run of several processes when one of them hangs: the others fail after waiting for it.
+    """Ends a run of several processes if one of them hangs: the others fail after waiting for it.
 
-    It begins when all processes have started.
+    The timeout applies after all processes have started.
 
     Args:
-        seconds: How long to wait.
+        seconds: The time to wait.
     """
 
     def __init__(self, seconds: float) -> None:

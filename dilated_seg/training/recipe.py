@@ -30,8 +30,8 @@ class Recipe(Callback):
     """Writes the recipe into every checkpoint, and compares it when a run continues from one.
 
     The optimizer's arguments and the schedule are those of the new recipe from the checkpoint's step on, as if it had been
-    followed from the start; the optimizer's state, such as its momentum, is the checkpoint's. Other changes are refused. The
-    run's config.yaml begins with the checkpoint and the changes.
+    followed from the start; the optimizer's state, such as its momentum, is the checkpoint's. Other changes raise an error. The
+    run's config.yaml begins with a comment that names the checkpoint and the changes.
 
     Args:
         text: The resolved configuration, YAML.
@@ -50,7 +50,7 @@ class Recipe(Callback):
             before = file.read_text() if file.is_file() else ""
             write_text(
                 file, before.partition(self.text[:10])[0] + self.text
-            )  # the checkpoint it continued from stays at the top
+            )  # keeps the comment with the checkpoint it continued from
         for logger in trainer.loggers:
             if isinstance(logger, SafeWandbLogger):
                 logger.log_config(self.config)
@@ -62,7 +62,7 @@ class Recipe(Callback):
         """Compare, before optimizers and schedules are restored.
 
         Raises:
-            UserError: The recipe cannot be followed from this checkpoint on, or the checkpoint has no recipe.
+            UserError: Training cannot continue from this checkpoint with the recipe, or the checkpoint has no recipe.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
@@ -83,15 +83,15 @@ class Recipe(Callback):
         if any(is_part(name, ("model.optimizer", "model.lr_scheduler")) for name, _, _ in changes):
             apply_recipe(pl_module, checkpoint, path)
         directory = Run(trainer.default_root_dir).checkpoint_dir
-        if own := path.parent.resolve() == directory.resolve():
+        if same_run := path.parent.resolve() == directory.resolve():
             relocate_callbacks(checkpoint, directory)
         ends = trainer.max_steps == checkpoint["global_step"]
-        if not (own or ends or any(group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"])):
+        if not (same_run or ends or any(group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"])):
             raise UserError(
                 f"the learning rate is 0 after step {checkpoint['global_step']}, where model.lr_scheduler ends: make it "
                 "longer, such as with --model.lr_scheduler.init_args.total_iters, or set it to null"
             )
-        if not own and trainer.is_global_zero:
+        if not same_run and trainer.is_global_zero:
             origin = [f"continued from {path}, after step {checkpoint['global_step']}"]
             origin += [f"{name}: {before} before, {now} since" for name, before, now in changes]
             print(*origin, sep="\n", flush=True)
@@ -99,7 +99,7 @@ class Recipe(Callback):
 
 
 def relocate_callbacks(checkpoint: dict[str, Any], directory: Path) -> None:
-    """Set the present directory of checkpoints in the state of a checkpoint's callbacks.
+    """Set the current directory of checkpoints in the saved state of the callbacks.
 
     Lightning forgets the best score if the directory differs, and a worse checkpoint would replace the best.
     """
@@ -112,7 +112,7 @@ def relocate_callbacks(checkpoint: dict[str, Any], directory: Path) -> None:
 
 
 def count_images_per_step(trainer: Trainer) -> list[int] | None:
-    """Return the images of a step, and the batches into which a process divides its part; None for other data modules."""
+    """Return the number of images per step, and of batches per step and process; None for data modules of other packages."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(data, SegmentationDataModule):
         return None
@@ -131,8 +131,8 @@ def apply_recipe(task: Any, checkpoint: dict[str, Any], path: Path) -> None:  # 
     if any(isinstance(s, torch.optim.lr_scheduler.ReduceLROnPlateau) for s in schedules) or any("best" in s for s in states):
         raise UserError(f"{path}: a schedule that depends on a metric cannot change during training: {REMEDY}")
     saved = checkpoint["optimizer_states"][0]
-    held = {key for state in saved["state"].values() for key in state}
-    if (missing := list_optimizer_state(task) - held) or len(saved["param_groups"]) != len(optimizer.param_groups):
+    saved_state = {key for state in saved["state"].values() for key in state}
+    if (missing := list_optimizer_state(task) - saved_state) or len(saved["param_groups"]) != len(optimizer.param_groups):
         raise UserError(f"{path} lacks what model.optimizer needs now ({', '.join(sorted(missing))}): {REMEDY}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*lr_scheduler.step.*before.*optimizer.step.*")

@@ -1,14 +1,15 @@
 """Scale the features of loaded layers to the random layers that follow them.
 
-The convolutions of the published VGG-16 end in features far above 1. Random layers after them, as fc6 and fc7 at He et al.'s
-values, keep that scale (deviations of 6 to 26 on CamVid): the first logits are huge, and each step of the optimizer moves an
-output by as much. Dividing the random weights would leave such steps. Convolutions, ReLUs and poolings without biases commute
-with a positive factor, so dividing the image and every loaded bias by s divides all features by s and changes nothing else:
+The convolutions of the published VGG-16 return features far above 1. Random layers after them, such as fc6 and fc7 with the
+initialization of He et al., keep that scale: on CamVid their outputs have standard deviations of 6 to 26. Then the first logits
+are huge, and each step of the optimizer changes the outputs by as much. Dividing the random weights would not change the steps.
+Convolutions, ReLUs and poolings without biases commute with a positive factor, so dividing the image and every loaded bias by s
+divides all features by s and changes nothing else:
 
     f(x / s; W, b / s) = f(x; W, b) / s
 
 s is measured on training images, as in Mishkin and Matas, "All you need is a good init", ICLR 2016, so that the output of the
-first random layer has a deviation of 1.
+first random layer has a standard deviation of 1.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CLASSIFIER = ("fc6", "fc7")  # VGG's, which files of its convolutions lack
-IMAGES = 4  # of the training split, evenly spaced
-TOLERANCE = 0.01  # of the deviation, which is 1 but for rounding if the loaded layers commute with a factor
+CLASSIFIER = ("fc6", "fc7")  # layers of VGG that files with only its convolutions lack
+IMAGES = 4  # number of images, evenly spaced in the training split
+TOLERANCE = 0.01  # of the deviation after scaling, which is 1 up to rounding if the loaded layers commute with a factor
 
 
 def scale_features(task: Any, missing: Collection[str]) -> None:  # noqa: ANN401 - a SegmentationTask, a layer above
-    """Divide the features of the loaded layers by the deviation of the first random layer's output, and print it.
+    """Divide the features of the loaded layers by the standard deviation of the first random layer's output, and print it.
 
-    Nothing changes if fc6 and fc7 have weights, if the data are no SegmentationDataModule, or if the features do not scale with
-    the image.
+    Nothing changes if fc6 and fc7 were loaded, if the data module is not a SegmentationDataModule, or if the features are not
+    proportional to the image.
 
     Args:
-        task: Its model has the initial weights and their normalization; its trainer has the data.
+        task: The task, whose model has the initial weights and their normalization, and whose trainer has the data.
         missing: Names of the parameters that keep their initial values.
     """
     model, data = task.model, getattr(task.trainer, "datamodule", None)
@@ -58,9 +59,9 @@ def scale_features(task: Any, missing: Collection[str]) -> None:  # noqa: ANN401
 
 
 def find_random_layers(net: nn.Module, missing: Collection[str]) -> dict[str, nn.Module]:
-    """Return those of fc6 and fc7 that have no weights and that a ReLU follows directly, by name; batch norm undoes any scale.
+    """Return fc6 and fc7 by name, if they were not loaded and a ReLU follows directly: batch norm would undo any scale.
 
-    Other random layers start as their papers have them: scores at small values, a context module as the identity.
+    Other random layers are initialized as in their papers: scores with small values, a context module as the identity.
     """
     return {
         f"{name}.{first}".lstrip("."): layer

@@ -15,13 +15,13 @@ from dilated_seg.training.checks import check_monitor
 
 
 class SequentialLR(torch_schedules.SequentialLR):
-    """Schedules one after the other, such as a warm-up and then poly; each begins at its step 0 and at the optimizer's rate.
+    """Several schedules in sequence, such as a warm-up and then poly. Each begins at its step 0 with the optimizer's rate.
 
-    torch's own class of this name takes schedulers of an optimizer that exists, which YAML cannot name.
+    torch's class of the same name needs schedulers that have an optimizer already, which YAML cannot express.
 
     Args:
-        optimizer: Whose rates are scheduled.
-        schedulers: At least two.
+        optimizer: The optimizer whose learning rates are scheduled.
+        schedulers: The schedules, at least two.
         milestones: The steps at which the second and following schedules begin, ascending.
 
     Raises:

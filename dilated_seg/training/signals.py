@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C end a run after a whole step, with a checkpoint to continue from."""
+"""SIGTERM, SIGUSR1 and Ctrl-C end a run after a complete step, with a checkpoint to continue from."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ from dilated_seg.training.lightning_internals import is_validation_due
 
 @contextmanager
 def keep_signal_handlers() -> Iterator[None]:
-    """Restore the handlers of SIGINT, SIGTERM and SIGUSR1 at the end, however it comes.
+    """Restore the handlers of SIGINT, SIGTERM and SIGUSR1 at the end, also after an error.
 
-    After an error Lightning restores the handlers that it found, which are those of `StopOnSignal`: SIGTERM would no longer end
-    the process, nor the processes that it forks.
+    After an error, Lightning would restore the handlers of `StopOnSignal`, and SIGTERM would no longer end this process or its
+    forks.
     """
     numbers = (signal.SIGINT, *StopOnSignal.signals)
     handlers = {number: signal.getsignal(number) for number in numbers}

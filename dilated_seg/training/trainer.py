@@ -36,7 +36,7 @@ def build_trainer(
         wandb: Whether to log to W&B.
 
     Raises:
-        UserError: The options cannot be used here.
+        UserError: An option is not supported.
     """
     if options.get("default_root_dir"):
         raise UserError(f"trainer.default_root_dir {options['default_root_dir']}: use --run_dir instead")
@@ -67,7 +67,7 @@ def build_trainer(
 
 
 def as_list(value: Any) -> list[Any]:  # noqa: ANN401
-    """Return a list as it is, a single object in a list, and None as an empty list."""
+    """Return a list unchanged, a single object as a list, and None as an empty list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -80,12 +80,12 @@ def set_logger_directories(loggers: Any, run: Run) -> None:  # noqa: ANN401
 
 
 def choose_loggers(option: Any, run: Run, command: str | None, config: dict[str, Any] | None) -> list[Logger]:  # noqa: ANN401
-    """Return our loggers and those of the experiment; its WandbLogger, or CSVLogger of the same directory, replaces ours.
+    """Return the default loggers and those of the experiment, whose WandbLogger or CSVLogger replaces the default one.
 
     Args:
         option: ``trainer.logger``.
         run: The run.
-        command: As in `build_trainer`.
+        command: The command, as in `build_trainer`.
         config: The configuration; None without W&B.
     """
     added = list(option) if isinstance(option, Sequence) else [option] if isinstance(option, Logger) else []

@@ -15,7 +15,7 @@ from dilated_seg.storage import digest, download, is_url
 
 
 def fetch(source: str | Path) -> Path:
-    """Return the path of a file; that of a URL in torch's cache, downloaded unless it is there.
+    """Return the local path of a file or URL; a URL is downloaded into torch's cache unless it is cached.
 
     Raises:
         UserError: The URL has no checksum or cannot be downloaded, or the file in the cache is another.
@@ -49,7 +49,7 @@ def ensure_downloaded(url: str, path: Path, checksum: str) -> Path:
     """Return the path of a file whose SHA-256 is ``checksum`` or begins with it, after a download unless it exists.
 
     Raises:
-        UserError: It cannot be downloaded, or is another file.
+        UserError: The file cannot be downloaded, or has another checksum.
     """
     try:
         if path.is_file():

@@ -57,8 +57,8 @@ def port(
         name: The network's name in the metadata of the written file.
         out: The safetensors file.
         channels: Channel order of the file's first convolution, "bgr" or "rgb"; None to infer it from the names.
-        mean: Of the normalization (RGB, 0 to 255); None to infer it from the file's layers.
-        std: Of the normalization.
+        mean: Mean of the normalization (RGB, 0 to 255); None to infer it from the file's layers.
+        std: Standard deviation of the normalization (RGB, 0 to 255); None to infer it.
         overwrite: Whether to replace an existing file.
         without: Layers or parts of the network that are not loaded.
 

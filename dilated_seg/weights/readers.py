@@ -50,13 +50,13 @@ class Weights:
 
     Args:
         path: The file.
-        kind: Its format.
+        kind: The format of the file.
         layers: Tensors by layer and kind: "weight", "bias", ..., or Caffe's "0", "1", ...
-        mean: Of the normalization (RGB, 0 to 255).
-        std: Of the normalization.
-        classes: The names of its classes, if the file has them.
-        published: Whether it was downloaded from torchvision.
-        stripped: The prefix that was removed from its names.
+        mean: Mean of the normalization (RGB, 0 to 255).
+        std: Standard deviation of the normalization (RGB, 0 to 255).
+        classes: Class names, if the file has them.
+        published: Whether the file was downloaded from torchvision.
+        stripped: The prefix that was removed from the names of its tensors.
     """
 
     path: Path
@@ -70,7 +70,7 @@ class Weights:
 
 
 def read(path: str | Path) -> Weights:
-    """Read a file, whose format its first bytes tell, or one behind a URL ``https://...#sha256=...``.
+    """Read a file, or a URL ``https://...#sha256=...``; the first bytes determine the format.
 
     Raises:
         UserError: There is no such file, it is damaged, of an unknown format, or would have to be executed.
@@ -89,7 +89,7 @@ def read(path: str | Path) -> Weights:
 
 
 def choose_reader(file: BinaryIO) -> Callable[[Path, BinaryIO], Weights]:
-    """Return the function that reads the format that the first bytes of the file tell."""
+    """Return the function that reads the file's format, which its first bytes determine."""
     start = file.read(9)
     size = file.seek(0, os.SEEK_END)
     file.seek(0)

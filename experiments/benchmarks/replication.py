@@ -153,7 +153,7 @@ def rate_pair(found, values, pair, foreign=False):
     """Return how often what a group of seeds says of a pair of networks is what other seeds show.
 
     Args:
-        found: What `analyze` gives.
+        found: The result of `analyze`.
         values: The mean IoU of each seed, by network.
         pair: Two names.
         foreign: Whether to compare only groups that have no environment in common.

@@ -57,7 +57,7 @@ def context(
     After normalization that color is 0, the value that convolutions pad with.
 
     Args:
-        model: In evaluation mode, on the device to compute on.
+        model: The model, in evaluation mode, on the device to compute on.
         samples: ``image`` (3, H, W), ``mask`` (H, W) and ``id`` of each image.
         radii: See `Context`.
         pixels: The number of pixels, equally many of each class and, within a class, of each image that has it; fewer if

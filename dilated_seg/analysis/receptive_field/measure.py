@@ -34,7 +34,7 @@ def probe(
         images: The number of images, evenly spaced in the split; all if it has fewer.
         pixels: The number of pixels: see `receptive_field.context`.
         seed: The seed of the choice of pixels.
-        device: Such as "cuda:1"; by default a GPU if there is one.
+        device: The name of a device, such as "cuda:1"; by default a GPU if there is one.
         radii: The visible radii: see `receptive_field.Context`.
 
     Raises:
@@ -62,7 +62,7 @@ def measure(
     """Return the measurement receptive_fields/NAME of a run, and whether this call measured it; see `probe`.
 
     Raises:
-        UserError: It is not a run directory, or its checkpoint or dataset is missing.
+        UserError: The path is not a run directory, or its checkpoint or dataset is missing.
     """
     if images < 1:
         raise UserError(f"--images {images}: at least one is needed")

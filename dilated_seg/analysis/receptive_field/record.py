@@ -92,7 +92,7 @@ def read(run: Run, name: str) -> Measured:
     """Read a measurement of a run by its name, such as test-last.
 
     Raises:
-        UserError: It does not exist, or its files are damaged.
+        UserError: The measurement does not exist, or its files are damaged.
     """
     file = run.receptive_field_dir / f"{name}.json"
     if not file.is_file():

@@ -48,8 +48,8 @@ def measure_claim(comparison: Comparison, claim: Claim) -> Verdict:
     Raises:
         UserError: The comparison lacks one of the networks, or the classes or counts that the claim names.
     """
-    if gone := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
-        raise UserError(f"{join_names(gone)} is not in this comparison")
+    if missing := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
+        raise UserError(f"{join_names(missing)} is not in this comparison")
     return comparison.verdict(claim)
 
 
@@ -91,32 +91,32 @@ def describe_verdict(claim: Claim, verdict: Verdict) -> str:
     sentence = f"{sentence} ({here.kind})"
     if here.seeds < MIN_SEEDS:
         rest = f"; elsewhere the difference is {format_points(elsewhere)}" if elsewhere else ""
-        return f"{sentence}{rest}; at least {MIN_SEEDS} seeds of each are needed to say more than what these runs show."
+        return f"{sentence}{rest}; at least {MIN_SEEDS} seeds of each are needed for a statement about the networks."
     if not elsewhere or not more or np.isnan(more.low) or np.isnan(elsewhere.low):
         return f"{sentence}."
-    there = format_points(elsewhere)
+    other = format_points(elsewhere)
     if here.low <= 0:
         behind = f", so {claim.better} is the worse one" if here.high < 0 else ""
-        return f"{sentence}{behind}; elsewhere the difference is {there}."
+        return f"{sentence}{behind}; elsewhere the difference is {other}."
     if more.low > 0:
-        return f"{sentence}; more than elsewhere, where it is {there}."
+        return f"{sentence}; more than elsewhere, where it is {other}."
     less = "less than" if more.high < 0 else "not distinguishable from"
-    return f"{sentence}; {less} the difference elsewhere, {there}: the gain is not specific to what the claim names."
+    return f"{sentence}; {less} the difference elsewhere, {other}: the gain is not specific to what the claim names."
 
 
 def explain_verdicts(comparison: Comparison) -> str:
     """Explain the verdicts that this report can have."""
     few = (
-        'A claim is "observed in these runs" if the 95 % interval of the difference is above zero; to say more of the '
-        f"networks takes at least {MIN_SEEDS} seeds of each. "
+        'A claim is "observed in these runs" if the 95 % interval of the difference is above zero; statements about '
+        f"networks need at least {MIN_SEEDS} seeds of each. "
     )
     enough = (
         "A claim holds if the 95 % interval of the difference is above zero, does not hold if it is below zero, and is open "
-        'otherwise; each stands for itself. "Holds, not only here" means that the difference elsewhere is not shown to be '
-        f"smaller. With fewer than {MIN_SEEDS} seeds of one of the networks, it is observed in these runs or it is not. "
+        'otherwise; claims are not adjusted for their number. "Holds, not only here" means that the difference '
+        f"elsewhere is not shown to be smaller. With fewer than {MIN_SEEDS} seeds of a network, a claim is observed in these "
+        "runs, or not. "
     )
     return (enough if comparison.enough else few) + (
-        "Elsewhere is the same difference on the larger objects or the pixels farther from boundaries of the same "
-        "classes, or on the other classes. What is tested is the difference, not its cause: networks may differ in more than "
-        "what a claim names."
+        "The difference elsewhere is that on larger objects, or farther from boundaries, of the same classes, or that on the "
+        "other classes. A claim is tested as a difference, not as a cause: the networks may also differ in other ways."
     )

@@ -19,7 +19,7 @@ def build_iou_section(comparison: Comparison) -> Section:
     """Build the section on the IoU of each class and network, the mean over its seeds."""
     names = list(comparison.groups)
     values = np.array([
-        np.asarray(torch.stack([one.evaluation.metrics["iou"] for one in group]).nanmean(0))
+        np.asarray(torch.stack([result.evaluation.metrics["iou"] for result in group]).nanmean(0))
         for group in comparison.groups.values()
     ]).T  # fmt: skip
     rows = [[name, *(percent(value) for value in line)] for name, line in zip(comparison.classes, values, strict=True)]
@@ -62,7 +62,7 @@ def build_confusion_section(comparison: Comparison) -> Section:
 
 def sum_matrices(comparison: Comparison, name: str) -> np.ndarray:
     """Return the confusion matrix of a network (C, C), summed over its seeds; rows are the ground truth."""
-    return np.sum([one.evaluation.matrix for one in comparison.groups[name]], axis=0)
+    return np.sum([result.evaluation.matrix for result in comparison.groups[name]], axis=0)
 
 
 def normalize_rows(matrix: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The report's images: some of the split, those that the networks segment most differently, and those that are hardest for all.
+"""The report's images: evenly spaced ones, those on which the networks differ most, and those that are hardest for all.
 
 Runs keep a few images of their evaluation. Which ones differ most is known only when networks are compared, so missing
 predictions are computed once and kept with the others; the metrics stay those of the evaluation.
@@ -75,7 +75,7 @@ def select_evenly(images: int) -> list[int]:
 
 
 def select_telling(scores: np.ndarray) -> dict[str, list[int]]:
-    """Select the images (columns; rows are networks) that networks differ most on, and of the rest those all find hardest."""
+    """Select the images (columns; rows are networks) on which networks differ most, and the hardest of the others."""
     scores = np.nan_to_num(scores, nan=1.0)
     gaps = scores.min(0) - scores.max(0)
     apart = np.argsort(gaps, kind="stable")[:IMAGES_OF_EACH_KIND].tolist() if len(scores) > 1 else []
@@ -89,7 +89,7 @@ def image_file(result: Result, name: str, kind: str) -> Path:
 
 
 def predict_missing(results: Sequence[Result], indices: Sequence[int]) -> str:
-    """Predict these images of the split for every run that has not kept them; return what prevented it, or nothing."""
+    """Predict images of the split for every run without these predictions; return why that failed, or ""."""
     problems = []
     for result in results:
         names = result.evaluation.images[0]
@@ -127,11 +127,11 @@ def predict_images(result: Result, indices: Sequence[int]) -> None:
 
 
 def read_row(results: Sequence[Result], name: str, scores: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Read an image, its ground truth, and the prediction of each run, each with its caption; nothing if no run has them all.
+    """Return an image, its ground truth, and the prediction of each run, with captions; empty if no run has the image.
 
-    A run without its prediction gets a blank image.
+    A blank image replaces a missing prediction.
     """
-    source = next((one for one in results if image_file(one, name, "prediction").is_file()), None)
+    source = next((result for result in results if image_file(result, name, "prediction").is_file()), None)
     if source is None:
         return []
     row = [(kind, read_rgb(image_file(source, name, part))) for kind, part in (("image", "image"), ("ground truth", "truth"))]

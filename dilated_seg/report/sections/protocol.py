@@ -20,15 +20,15 @@ SETTINGS_EXPLAINED = (
 
 def build_curve_section(comparison: Comparison) -> Section:
     """Build the section of training curves; a run that was evaluated several times is drawn once."""
-    runs = {one.run.path: (one.name, one.run) for group in comparison.groups.values() for one in reversed(group)}
+    runs = {result.run.path: (result.name, result.run) for group in comparison.groups.values() for result in reversed(group)}
     histories = [(name, run.history()) for name, run in sorted(runs.values(), key=lambda item: comparison.numbers[item[0]])]
-    drawn = (
+    curves = (
         ("curve_mean_iou", "Validation mean IoU over training steps", "val/mean_iou", "validation mean IoU, %", True),
         ("curve_loss", "Training loss over steps", "train/loss", "training loss", False),
     )
     figures = [
         (name, alt, plots.draw_curves(histories, key, label, comparison.numbers, percent))
-        for name, alt, key, label, percent in drawn
+        for name, alt, key, label, percent in curves
     ]
     return Section("Training curves", [Plot(name, alt, figure) for name, alt, figure in figures if figure])
 
@@ -63,28 +63,28 @@ def group_by_value(row: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def build_protocol_section(comparison: Comparison, commands: Sequence[str]) -> Section:
-    """Build the section on how all was measured: protocol, commands, and the directory of every run."""
-    apart = list_differences(comparison.results)
-    shared = {k: v for k, v in comparison.results[0].evaluation.protocol.describe().items() if k not in apart}
+    """Build the section on the evaluation protocol, with commands and the directory of every run."""
+    differing = list_differences(comparison.results)
+    shared = {k: v for k, v in comparison.results[0].evaluation.protocol.describe().items() if k not in differing}
     runs = []
-    for one in comparison.results:
-        values = [one.evaluation.protocol.describe()[key] for key in apart]
-        runs.append([one.name, str(one.seed), *values, str(one.run)])
-    table = ReportTable("runs", ["network", "seed", *apart, "directory"], runs)
-    again = list_commands(comparison.results[0])
+    for result in comparison.results:
+        values = [result.evaluation.protocol.describe()[key] for key in differing]
+        runs.append([result.name, str(result.seed), *values, str(result.run)])
+    table = ReportTable("runs", ["network", "seed", *differing, "directory"], runs)
+    repeat = list_commands(comparison.results[0])
     return Section("Evaluation protocol", [
         ReportTable("protocol", ["protocol", ""], [[key, value] for key, value in shared.items()]),
         "Mean IoU is that of the whole split: one confusion matrix, never a mean over images; a class that is only predicted "
         "counts 0. All numbers are read from the runs below; those of each run are in results.parquet, those of each table in "
         "a CSV file of its name.",
-        *(["These commands make this page, train the first run below again, and evaluate it again."] if again else []),
-        Commands([*commands, *again]),
+        *(["These commands make this page, train the first run below again, and evaluate it again."] if repeat else []),
+        Commands([*commands, *repeat]),
         table if len(runs) <= SHOWN_RUNS else Fold(f"{len(runs)} runs", [table]),
     ])  # fmt: skip
 
 
 def list_commands(result: Result) -> list[str]:
-    """Return the commands that train and evaluate a run again, as known from its protocol."""
+    """Return the commands that repeat the training and the evaluation of a result."""
     protocol, run = result.evaluation.protocol, result.run
     if not run.is_run:
         return []

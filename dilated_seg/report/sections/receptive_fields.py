@@ -34,7 +34,7 @@ CONTEXT_EXPLAINED = (
 
 
 def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | None:
-    """Build the section of the networks that were measured; None if none was."""
+    """Build the section on the measured networks; None if no network was measured."""
     networks, missing = read_measurements(comparison)
     if not networks:
         return None
@@ -48,44 +48,44 @@ def build_section(comparison: Comparison, claims: Sequence[Claim]) -> Section | 
             "effective_fields", "Effective receptive field of each network; dashed: the theoretical one", draw_field_maps(first)
         ),
     ]
-    measured = [one for seeds in networks.values() for one in seeds]
+    measurements = [measured for seeds in networks.values() for measured in seeds]
     if missing:
         blocks.insert(0, f"Not measured, or not of the weights that were evaluated: {join_names(missing)}.")
-    if have_same_pixels([one.context for one in measured]):
+    if have_same_pixels([measured.context for measured in measurements]):
         blocks.append(CONTEXT_EXPLAINED.format(comparison.kind))
         far = [claim.classes for claim in claims if claim.classes and not claim.objects and not claim.boundary]
         far = [names for names in far if set(names) <= set(comparison.classes)]
         for k, classes in enumerate((None, *dict.fromkeys(far)), start=1):
             blocks += compare_context(comparison, networks, classes, "context" if k == 1 else f"context_{k}")
-    return Section("Receptive fields", [*blocks, f"{measured[0].protocol}."])
+    return Section("Receptive fields", [*blocks, f"{measurements[0].protocol}."])
 
 
 def read_measurements(comparison: Comparison) -> tuple[Measurements, list[str]]:
-    """Read the measurements of the evaluated weights; also return the networks of which a seed has none."""
+    """Read the measurements of the evaluated weights; also return the networks for which one is missing."""
     networks: Measurements = {}
     for name, group in comparison.groups.items():
         try:
-            seeds = [receptive_field.read(one.run, one.evaluation.name) for one in group]
+            seeds = [receptive_field.read(result.run, result.evaluation.name) for result in group]
         except UserError:
             continue
-        if all(have_same_weights(measured, one.evaluation) for measured, one in zip(seeds, group, strict=True)):
+        if all(have_same_weights(measured, result.evaluation) for measured, result in zip(seeds, group, strict=True)):
             networks[name] = seeds
     return networks, [name for name in comparison.groups if name not in networks]
 
 
 def have_same_weights(measured: Measured, evaluation: Evaluation) -> bool:
     """Return whether receptive fields were measured of the weights that were evaluated."""
-    ours, theirs = measured.protocol, evaluation.protocol
-    return (ours.checkpoint, ours.step) == (theirs.checkpoint, theirs.step)
+    weights = (measured.protocol.checkpoint, measured.protocol.step)
+    return weights == (evaluation.protocol.checkpoint, evaluation.protocol.step)
 
 
 def tabulate_sides(networks: Measurements) -> ReportTable:
-    """Tabulate what theory allows, and the squares that hold most of the effective fields."""
+    """Tabulate the theoretical fields, and the sides of the squares that contain most of the effective fields."""
     header = ["network", "theoretical", *(f"{100 * share:.0f} % in" for share in SHARES)]
     rows = []
     for name, seeds in networks.items():
         side = seeds[0].theory["side"]
-        sides = [[one.sides()[share] for one in seeds] for share in SHARES]
+        sides = [[measured.sides()[share] for measured in seeds] for share in SHARES]
         cells = [" ".join(str(side) if side else "-" for side in each) for each in sides]
         rows.append([name, str(side) if side else "everything", *cells])
     return ReportTable("receptive_fields", header, rows)
@@ -107,20 +107,20 @@ def compare_context(
 ) -> list[Block]:  # fmt: skip
     """Compare the accuracy of each network at each visible radius, over all classes or some."""
     radii = next(iter(networks.values()))[0].context.radii
-    chosen = [comparison.classes.index(name) for name in classes] if classes else None
+    ids = [comparison.classes.index(name) for name in classes] if classes else None
     series: dict[str, list[Interval]] = {network: [] for network in networks}
     for k in range(len(radii)):
-        counts = {network: [count_named(one.context, k, chosen) for one in seeds] for network, seeds in networks.items()}
+        counts = {network: [count_named(measured.context, k, ids) for measured in seeds] for network, seeds in networks.items()}
         bootstrap = Bootstrap(counts, RESAMPLES_OF_PLOTS)
         for network in networks:
             series[network].append(bootstrap.interval(network))
     labels = ["whole" if radius is None else str(radius) for radius in radii]
     figure = plots.draw_steps(labels, series, comparison.numbers, "visible radius, pixels", "classified correctly, %")
-    rows = [[network, *(f"{100 * one.value:.0f}" for one in intervals)] for network, intervals in series.items()]
+    rows = [[network, *(f"{100 * interval.value:.0f}" for interval in intervals)] for network, intervals in series.items()]
     lines = [
-        [network, label, *(f"{100 * value:.2f}" for value in (one.value, one.low, one.high))]
+        [network, label, *(f"{100 * value:.2f}" for value in (interval.value, interval.low, interval.high))]
         for network, intervals in series.items()
-        for label, one in zip(labels, intervals, strict=True)
+        for label, interval in zip(labels, intervals, strict=True)
     ]
     table = ReportTable(name, ["network", *labels], rows, csv=(["network", "radius", "right", "low", "high"], lines))
     of = f"Pixels of {', '.join(classes) if classes else 'all classes'}"
@@ -128,8 +128,8 @@ def compare_context(
 
 
 def count_named(context: Context, radius: int, classes: Sequence[int] | None) -> Counts:
-    """Count pixels named right and pixels asked for in each image, as counts whose IoU is the share that is right (N, 3, 1)."""
-    asked = np.ones(len(context.truth), bool) if classes is None else np.isin(context.truth, classes)
-    right = asked & (context.predicted[:, radius] == context.truth)
-    hits, total = (np.bincount(context.image[chosen], minlength=len(context.ids)) for chosen in (right, asked))
+    """Return counts (N, 3, 1) whose IoU is the accuracy in each image, at the sampled pixels of some classes or of all."""
+    sampled = np.ones(len(context.truth), bool) if classes is None else np.isin(context.truth, classes)
+    right = sampled & (context.predicted[:, radius] == context.truth)
+    hits, total = (np.bincount(context.image[pixels], minlength=len(context.ids)) for pixels in (right, sampled))
     return np.stack([hits, total, hits], axis=1)[:, :, None].astype(np.int64)

@@ -35,7 +35,7 @@ def build_section(comparison: Comparison, missing: Sequence[str], images: Sequen
     """Build the section that a reader sees first.
 
     Args:
-        comparison: Of the networks.
+        comparison: The comparison of the networks.
         missing: Names of runs that are not finished.
         images: Blocks with images of the split and their predictions.
     """
@@ -44,7 +44,9 @@ def build_section(comparison: Comparison, missing: Sequence[str], images: Sequen
     explained += [INTERVALS_EXPLAINED[comparison.kind], *([TOLD_APART_EXPLAINED] if comparison.pairs else [])]
     alone = [name for name, group in comparison.groups.items() if len(group) == 1]
     if comparison.kind == NEW_TRAININGS and alone:
-        explained.append(f"Trained once only: {join_names(alone)}; taken to vary over seeds as one of the others does.")
+        explained.append(
+            f"Trained once only: {join_names(alone)}; their variance over seeds is taken from another network, at random."
+        )
     return Section("Result", [
         describe_comparison(comparison),
         *([describe_best(comparison)] if comparison.pairs else []),
@@ -86,7 +88,7 @@ def tabulate_intervals(comparison: Comparison) -> ReportTable:
 
 
 def describe_best(comparison: Comparison) -> str:
-    """Name the highest mean, and state what that means with the number of seeds."""
+    """State the network with the highest mean, and what follows from that with this number of seeds."""
     if np.isnan(next(iter(comparison.intervals.values())).value):
         return "**No image has a labelled pixel.**"
     first = next(iter(comparison.groups))
@@ -122,9 +124,9 @@ def tabulate_networks(comparison: Comparison) -> tuple[list[str], list[list[str]
     header = ["network", "parameters", "seeds", "mean IoU", *seeds, "pixel acc.", *comparison.classes]
     rows = []
     for name, group in groups.items():
-        means = [one.evaluation.mean_iou for one in group]
-        iou = torch.stack([one.evaluation.metrics["iou"] for one in group]).nanmean(0)
-        pixel = np.mean([float(one.evaluation.metrics["pixel_accuracy"]) for one in group])
+        means = [result.evaluation.mean_iou for result in group]
+        iou = torch.stack([result.evaluation.metrics["iou"] for result in group]).nanmean(0)
+        pixel = np.mean([float(result.evaluation.metrics["pixel_accuracy"]) for result in group])
         each = [" ".join(percent(mean) for mean in means)] if several else []
         size = f"{group[0].evaluation.parameters:,}"
         rows.append([name, size, str(len(group)), percent(np.mean(means)), *each, percent(pixel), *(percent(v) for v in iou)])

@@ -1,15 +1,17 @@
-"""The report's section on variance: how much the images and the seeds move each network, and what more seeds would show."""
+"""The report's section on variance over images and seeds, and on the differences that more seeds would detect."""
+
+import math
 
 from dilated_seg.analysis.intervals import MIN_SEEDS, NEW_TRAININGS, Variation
 from dilated_seg.report.blocks import Fold, ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.wording import format_ends
 
-PLANNED_SEEDS = (3, 5, 10)  # of each network: numbers for which the report lists the detectable difference
+PLANNED_SEEDS = (3, 5, 10)  # numbers of seeds of each network, for which the report lists the detectable difference
 
 
 def build_section(comparison: Comparison) -> Section | None:
-    """Build the section of variances and of detectable differences; a sentence if no network has two seeds."""
+    """Build the section of variances and detectable differences; it is only a sentence if no network has two seeds."""
     if not comparison.pairs:
         return None
     if comparison.kind != NEW_TRAININGS:
@@ -31,26 +33,27 @@ def build_section(comparison: Comparison) -> Section | None:
 
 
 def tabulate_variances(comparison: Comparison) -> ReportTable:
-    """Tabulate each network: its standard deviations over images and over seeds, and the share of the latter's variance."""
+    """Tabulate the standard deviations of each network over images and over seeds, and the share of variance over seeds."""
     header = ["network", "seeds", "over images", "over seeds, measured", "over seeds, estimated", "share of seeds, %"]
     full = [
         "network", "seeds", "over images", "over seeds measured", "over seeds estimated", "low", "high", "share of seeds",
     ]  # fmt: skip
     rows, numbers = [], []
     for name in comparison.groups:
-        one = comparison.all_pixels.vary(name)
-        rows.append([name, *format_variation(one)])
-        values = (one.images, one.measured, one.training.value, one.training.low, one.training.high, one.share)
-        numbers.append([name, one.seeds, *(f"{100 * value:.3f}" for value in values)])
+        variation = comparison.all_pixels.vary(name)
+        rows.append([name, *format_variation(variation)])
+        training = variation.training
+        values = (variation.images, variation.measured, training.value, training.low, training.high, variation.share)
+        numbers.append([name, variation.seeds, *(f"{100 * value:.3f}" for value in values)])
     return ReportTable("variance", header, rows, csv=(full, numbers))
 
 
-def format_variation(one: Variation) -> list[str]:
+def format_variation(variation: Variation) -> list[str]:
     """Format the cells of a network's variances, in points of mean IoU and in percent."""
-    measured = f"{100 * one.measured:.1f}" if one.seeds > 1 else "-"
-    estimated = f"{100 * one.training.value:.1f} {format_ends(one.training)}"
-    share = "-" if one.share != one.share else f"{100 * one.share:.0f}"
-    return [str(one.seeds), f"{100 * one.images:.1f}", measured, estimated, share]
+    measured = f"{100 * variation.measured:.1f}" if variation.seeds > 1 else "-"
+    estimated = f"{100 * variation.training.value:.1f} {format_ends(variation.training)}"
+    share = "-" if math.isnan(variation.share) else f"{100 * variation.share:.0f}"
+    return [str(variation.seeds), f"{100 * variation.images:.1f}", measured, estimated, share]
 
 
 def explain_widths(comparison: Comparison) -> str:
