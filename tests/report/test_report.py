@@ -145,7 +145,7 @@ def test_claims_about_networks_with_one_seed_are_observed_in_these_runs_or_not(r
     text = (report / "report.md").read_text()
     assert "**details are kept: observed in these runs.** good minus blind: " in text
     assert "**blindness helps: not observed in these runs.** blind minus good: -" in text
-    assert "(trained again, other images)" in text and "at least 3 seeds of each are needed to say more" in text
+    assert "(trained again, other images)" in text and "at least 3 seeds of each are needed for a statement" in text
 
 
 @pytest.fixture(scope="module")
