@@ -31,7 +31,7 @@ def explain_seeds(pairs: Sequence[Difference]) -> str:
     few = [pair for pair in pairs if pair.seeds < MIN_SEEDS]
     if not few:
         return ""
-    need = f"at least {MIN_SEEDS} seeds of each network are needed to state which is better"
+    need = f"at least {MIN_SEEDS} seeds of each network are needed to state that networks differ"
     if few[0].kind == OTHER_IMAGES:
         return f"Each network was trained once, so these are statements about runs, not about networks: {need}."
     return (

@@ -28,7 +28,7 @@ def test_pairs_with_one_seed_are_described_as_runs_with_the_number_of_seeds_need
     assert describe_pairs(pairs) == [
         "In these runs a scores 2.0 [1.0, 3.0] above b (these weights, other images).",
         "Each network was trained once, so these are statements about runs, not about networks: at least 3 seeds of each "
-        "network are needed to state which is better.",
+        "network are needed to state that networks differ.",
     ]
     assert find_cliques(["a", "b"], pairs) == [("a", "b")]
 

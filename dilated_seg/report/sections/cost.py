@@ -48,9 +48,9 @@ def explain_costs(costs: list[dict[str, Any]]) -> str:
     sizes = {f"{cost['size'][0]} x {cost['size'][1]}" for cost in costs}
     where = f"on {places.pop()}" if len(places) == 1 else "on different devices or batches (see cost.csv)"
     return (
-        f"Of each network's first seed. Images a second are those of the evaluation, {where}, from the image on the device to "
-        "its confusion matrix: the median over batches, in brackets the quartiles, which are far apart if the machine was busy "
-        f"with other work. The first of several batches is not timed; fewer than {MIN_BATCHES} timed batches are noted. "
+        f"Measured with each network's first seed. Images a second are those of the evaluation, {where}, from the image on the "
+        "device to its confusion matrix: the median over batches, in brackets the quartiles, which are far apart if the "
+        f"machine was busy. The first of several batches is not timed; fewer than {MIN_BATCHES} timed batches are noted. "
         f"Multiply-adds and maps are of one image of {' or '.join(sorted(sizes))} pixels."
     )
 

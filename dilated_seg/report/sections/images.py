@@ -25,9 +25,9 @@ MANY_NETWORKS = 8
 MAX_SHEET_ROWS = 4  # of the only figure in Markdown, which replaces the images of the page
 MAX_WIDTH = 640  # pixels
 IMAGES_EXPLAINED = (
-    "The legend's last color marks ground truth that is not scored. Below a prediction is its mean IoU on this image alone, in "
-    "percent. Networks differ most where the gap between the highest and the lowest is widest. Hardest are those of the "
-    "others with the lowest mean over networks."
+    "The last color of the legend marks ignored pixels. The number below a prediction is its mean IoU on this image, in "
+    "percent. Networks differ most on the images with the largest gap between the highest and the lowest of these. Of the "
+    "other images, the hardest have the lowest mean over networks."
 )
 RESULTS_ONLY = "Images are not shown: these are saved results, without images and weights."
 

@@ -12,12 +12,12 @@ CSV_HEADER = (
 )  # fmt: skip
 MATRIX_EXPLAINED = "Mean IoU of the row minus that of the column, in points ({kind}). {shading}"
 PAIRS_EXPLAINED = (
-    "Each interval and p is of its pair alone (two-sided); p, Holm is adjusted for all pairs. So an interval may exclude 0 "
-    'where "told apart" is no. No means that a difference is not shown, not that the networks are equal.'
+    "Intervals and p are two-sided and not adjusted for the number of pairs; p, Holm is. So an interval may exclude 0 although "
+    '"told apart" is no. No means that no difference is shown, not that the networks are equal.'
 )
 TRAININGS_EXPLAINED = (
-    " The first interval is meant to cover the mean difference over all trainings; the next two, what will be measured "
-    "when each network is trained again as often as here, and once: 95 % prediction intervals."
+    " The first interval is for the mean difference over all trainings. The next two are 95 % prediction intervals for the "
+    "difference that is measured when each network is trained again, with as many seeds or with one."
 )
 
 

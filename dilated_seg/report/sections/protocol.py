@@ -74,10 +74,10 @@ def build_protocol_section(comparison: Comparison, commands: Sequence[str]) -> S
     repeat = list_commands(comparison.results[0])
     return Section("Evaluation protocol", [
         ReportTable("protocol", ["protocol", ""], [[key, value] for key, value in shared.items()]),
-        "Mean IoU is that of the whole split: one confusion matrix, never a mean over images; a class that is only predicted "
-        "counts 0. All numbers are read from the runs below; those of each run are in results.parquet, those of each table in "
-        "a CSV file of its name.",
-        *(["These commands make this page, train the first run below again, and evaluate it again."] if repeat else []),
+        "Mean IoU is computed from one confusion matrix of the whole split, not as a mean over images; a class that is only "
+        "predicted counts 0. All values are read from the runs below. results.parquet has those of each run, a CSV file those "
+        "of each table.",
+        *(["These commands create this page, and repeat training and evaluation of the first run below."] if repeat else []),
         Commands([*commands, *repeat]),
         table if len(runs) <= SHOWN_RUNS else Fold(f"{len(runs)} runs", [table]),
     ])  # fmt: skip

@@ -21,15 +21,15 @@ from dilated_seg.runs import Evaluation
 Measurements = dict[str, list[Measured]]  # of each network, one a seed
 
 FIELDS_EXPLAINED = (
-    "The theoretical receptive field is the square that a pixel's logits can depend on, the last upsampling included, cut at "
-    "the image's edge (first column: its side in pixels). The effective field is the gradient of the predicted class's logit "
-    "at the center with respect to each pixel, mean over images; the next columns are the sides of the squares that contain a "
-    "share of it, one value for each seed. Maps are of the first seed, in logarithmic colors; dotted: 50 and 90 %."
+    "The theoretical receptive field is the square that a pixel's logits can depend on, including the last upsampling, clipped "
+    "at the image's edge (first column: its side in pixels). The effective field is the gradient of the predicted class's "
+    "logit at the center with respect to each pixel, averaged over images; the next columns are the sides of the squares that "
+    "contain a share of it, one value for each seed. Maps are of the first seed, in logarithmic colors; dotted: 50 and 90 %."
 )
 CONTEXT_EXPLAINED = (
-    "Accuracy with limited context: pixels sampled evenly from all classes (fewer of a rare class), the same for all networks, "
-    "are classified while everything beyond a radius is gray; in percent classified correctly. Lines in the plots are "
-    "95 % intervals ({}); there is none where fewer than 10 images have errors."
+    "Accuracy with limited context: the percentage of sampled pixels that are classified correctly if everything beyond a "
+    "radius is gray. Pixels are the same for all networks, with equal numbers of each class if possible. Lines in the plots "
+    "are 95 % intervals ({}); there is none if fewer than 10 images have errors."
 )
 
 

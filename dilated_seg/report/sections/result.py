@@ -16,18 +16,18 @@ from dilated_seg.report.wording import explain_seeds, format_points, join_names
 
 INTERVALS_EXPLAINED = {
     OTHER_IMAGES: (
-        f"In brackets: 95 % intervals of {OTHER_IMAGES}, from a paired bootstrap over images. Training again, with another "
-        "seed or on another machine, changes the numbers too, often by more; that is not in these intervals."
+        f"In brackets: 95 % intervals ({OTHER_IMAGES}) from a paired bootstrap over images. They do not contain the variance "
+        "over trainings, with another seed or on another machine, which is often larger."
     ),
     NEW_TRAININGS: (
-        f"In brackets: 95 % intervals of networks {NEW_TRAININGS}, from a paired bootstrap over images and the spread over "
-        "seeds, which is estimated for each network and shrunk towards that of all."
+        f"In brackets: 95 % intervals ({NEW_TRAININGS}) from a paired bootstrap over images and the variance over seeds, which "
+        "is estimated for each network and shrunk towards that of all networks."
     ),
 }
 TOLD_APART_EXPLAINED = (
     f"Two networks are told apart if both have at least {MIN_SEEDS} seeds and the p-value of their difference is below 0.05 "
-    "after Holm's correction over all pairs; bars at the right of the plot join neighbours of which no two are. An interval of "
-    "a single network is less exact than that of a difference."
+    "after Holm's correction over all pairs. A bar at the right of the plot joins networks that are not told apart. The "
+    "interval of a single network is less exact than that of a difference."
 )
 
 

@@ -16,18 +16,18 @@ def build_section(comparison: Comparison) -> Section | None:
         return None
     if comparison.kind != NEW_TRAININGS:
         return Section("Variance over images and seeds", [
-            "The variance over seeds is unknown, as each network was trained once, and so are the differences that more seeds "
-            f"would tell apart: train at least {MIN_SEEDS} seeds of each."
+            "Each network was trained once, so the variance over seeds, and the differences that more seeds would detect, are "
+            f"unknown: train at least {MIN_SEEDS} seeds of each."
         ])  # fmt: skip
     return Section("Variance over images and seeds", [
         tabulate_variances(comparison),
-        "Standard deviations in points of mean IoU: of one training over sets of as many images, and over seeds. Measured is "
-        "that of the network's own seeds; few seeds measure it badly, so it is estimated with that of all networks "
+        "Standard deviations in points of mean IoU: of one training over sets of as many images, and over seeds. The measured "
+        "one is that of the network's seeds; since few seeds measure it poorly, the estimated one uses those of all networks "
         f"(median and 95 % interval of the posterior). {explain_widths(comparison)}",
-        Fold("Differences that more seeds would tell apart", [
+        Fold("Differences that more seeds would detect", [
             tabulate_detectable(comparison),
-            "The difference that would be found in 80 % of studies with that number of seeds of each network on as many "
-            "images, at these spreads, each pair taken alone (two-sided, 5 %).",
+            "The difference that 80 % of studies with this number of seeds of each network, on as many images and with these "
+            "variances, would detect (two-sided, 5 %, not adjusted for the number of pairs).",
         ]),
     ])  # fmt: skip
 
@@ -59,7 +59,9 @@ def format_variation(variation: Variation) -> list[str]:
 def explain_widths(comparison: Comparison) -> str:
     """Explain why intervals are wide with two seeds, and what to do about it; empty with more."""
     few = max(len(group) for group in comparison.groups.values()) < MIN_SEEDS
-    return f"Two seeds hardly bound a spread, which is why the intervals are wide: train {MIN_SEEDS} or more." if few else ""
+    return (
+        f"Two seeds hardly determine a variance, which is why the intervals are wide: train {MIN_SEEDS} or more." if few else ""
+    )
 
 
 def tabulate_detectable(comparison: Comparison) -> ReportTable:
