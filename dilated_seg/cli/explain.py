@@ -106,8 +106,8 @@ def list_unused(args: Sequence[str], arguments: Mapping[str, object], name: str)
 
     Args:
         args: The command line.
-        arguments: Those of the chosen dataset.
-        name: Its class.
+        arguments: The arguments of the chosen dataset.
+        name: The class of the dataset.
     """
     settings = {str(setting): setting.keys for setting in read_arguments(args)}
     known = {*arguments, "class_path", "init_args", "dict_kwargs", "help"}

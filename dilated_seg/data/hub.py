@@ -115,10 +115,10 @@ class Hub(SegmentationDataModule):
         names = [name, *ALIASES.get(name, ())]
         if name.startswith("train"):  # such as trainaug
             names += ALIASES["train"]
-        own = next((alias for alias in names if alias in self.files), None)
-        if own is None:
+        stored = next((alias for alias in names if alias in self.files), None)
+        if stored is None:
             raise UserError(f"{self.repo} has no split '{name}', only {', '.join(self.files)}: choose one of them")
-        return own
+        return stored
 
     def split(self, name: str) -> Split:
         """Return the images of a split.
@@ -126,28 +126,27 @@ class Hub(SegmentationDataModule):
         Raises:
             UserError: There is no such split, or no column of images or masks.
         """
-        own = self.find_split(name)
-        files, columns = self.files[own], self.columns
+        stored = self.find_split(name)
+        files, columns = self.files[stored], self.columns
         for file in files:
             if missing := set(columns.all) - set(file.footer.schema.to_arrow_schema().names):
                 raise UserError(f"{file.path} has no column '{min(missing)}', as other files of {self.repo} have")
         coding = self.coding
-        split = HubSplit(own, files, columns, coding, self.streaming, self.repo)
-        print_once(f"{self.repo} {name}".encode(), self.describe(name, own, len(split)))
+        split = HubSplit(stored, files, columns, coding, self.streaming, self.repo)
+        print_once(f"{self.repo} {name}".encode(), self.describe(name, stored, len(split)))
         return split
 
-    def describe(self, name: str, own: str, images: int) -> str:
+    def describe(self, name: str, stored: str, images: int) -> str:
         """Return a sentence on what was found for a split."""
-        held = f"masks of {self.coding.description} in column {self.columns.mask}" if self.coding else "no masks"
+        masks = f"masks of {self.coding.description} in column {self.columns.mask}" if self.coding else "no masks"
         at = f" at revision {self.revision[:12]}" if self.revision else ""
         counts = self.like.published if self.like else {}
         equal = next((split for split, count in counts.items() if count == images), None)
         wanted = counts.get(name, images)
         kind = self.like.__name__ if self.like else ""
         count = f" (as {kind}'s {equal})" if equal else f" ({kind}'s {name} has {wanted:,})" if wanted != images else ""
-        return (
-            f"{self.repo}{at}: {name} is its split {own} with {images:,} images{count} in column {self.columns.image}, {held}"
-        )
+        found = f"{images:,} images{count} in column {self.columns.image}, {masks}"
+        return f"{self.repo}{at}: {name} is its split {stored} with {found}"
 
     @cached_property
     def columns(self) -> Columns:

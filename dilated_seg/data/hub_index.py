@@ -22,9 +22,9 @@ class ParquetFile:
 
     Args:
         path: Path or URL.
-        size: In bytes.
+        size: Size in bytes.
         version: A text that changes with the content: time of the last change, ETag, or the Hub's revision.
-        footer: Its metadata.
+        footer: The metadata of the file.
         relative: The path from the dataset's root.
     """
 

@@ -21,7 +21,7 @@ class MaskCoding:
     Args:
         table: The class id of each of the 256 values, see `make_table`; None for masks of colors.
         palette: The color of each class, if known.
-        description: What the masks hold, for messages.
+        description: The kind of values in the masks, for messages.
     """
 
     table: bytes | None
@@ -97,8 +97,8 @@ def find_coding(
     """Return how masks hold the classes.
 
     Args:
-        masks: A few of them.
-        classes: Their names.
+        masks: A few masks.
+        classes: The names of the classes.
         palette: The color of each class, if known.
         values: The value of each class, or of the first one, whose successors have the others; None to find it out.
         label_ids: The values that the dataset's publisher uses, if these are not the class ids.

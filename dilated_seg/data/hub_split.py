@@ -26,7 +26,7 @@ class HubSplit(Split):
 
     Args:
         name: The dataset's own name of the split.
-        files: Its files.
+        files: The files of the split.
         columns: The columns of images, masks and names.
         coding: Reads masks; None if there are none.
         streaming: Read row groups on demand, instead of mapping the files into memory.

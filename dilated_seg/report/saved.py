@@ -24,7 +24,7 @@ class SavedComparison:
     """The contents of a comparison, without what is computed from them.
 
     Args:
-        title: Of its page.
+        title: The title of the page.
         command: The command that trained and evaluated all; empty if unknown.
         results: One evaluation for each row and seed.
         claims: Statements to test.
@@ -68,8 +68,8 @@ class SavedComparison:
     def write(self, directory: Path) -> None:
         """Write COMPARISON into the directory that the runs are below."""
         rows = [
-            {"network": one.name, "run": os.path.relpath(one.run, directory), "evaluation": one.evaluation.name}
-            for one in self.results
+            {"network": result.name, "run": os.path.relpath(result.run, directory), "evaluation": result.evaluation.name}
+            for result in self.results
         ]  # fmt: skip
         claims = [{key: value for key, value in asdict(claim).items() if value is not None} for claim in self.claims]
         content = {"title": self.title, "command": self.command, "rows": rows, "claims": claims, "missing": self.missing}
@@ -83,7 +83,7 @@ class SavedComparison:
         """
         if directory.exists() and not (directory / COMPARISON).is_file() and any(directory.iterdir()):
             raise UserError(f"--save {directory} has other files: name a new directory")
-        runs = {one.run.path: one.run for one in self.results}
+        runs = {result.run.path: result.run for result in self.results}
         common = Path(os.path.commonpath([run.path.resolve().parent for run in runs.values()]))
         above = next((path for path in (common, *common.parents) if (path / COMPARISON).is_file()), common)
         if directory.resolve() in (above, *above.parents):
@@ -91,12 +91,12 @@ class SavedComparison:
         shutil.rmtree(directory, ignore_errors=True)
         copies = {}
         for path, run in runs.items():
-            names = {one.evaluation.name for one in self.results if one.run.path == path}
+            names = {result.evaluation.name for result in self.results if result.run.path == path}
             copies[path] = save_results(run, names, directory / path.resolve().relative_to(above), (above, directory))
         for file in (above / name for name in COPIED):
             if file.is_file():
                 shutil.copyfile(file, directory / file.name)
-        results = [Result(one.name, copies[one.run.path], one.evaluation) for one in self.results]
+        results = [Result(result.name, copies[result.run.path], result.evaluation) for result in self.results]
         saved = replace(self, command=drop_option(self.command, "--out"), results=results)
         saved.write(directory)
         return self.read(directory)

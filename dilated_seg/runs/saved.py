@@ -22,7 +22,7 @@ def save_results(run: Run, evaluations: Collection[str], directory: Path, moved:
     Args:
         run: The run.
         evaluations: The names of its evaluations to copy.
-        directory: Of the copy.
+        directory: The directory of the copy.
         moved: The directory that the run is below, and the one that its copy is below.
     """
     copy, (above, below) = Run(directory), moved
