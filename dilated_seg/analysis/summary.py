@@ -52,7 +52,7 @@ class Summary:
 
     ``bytes`` counts the float32 maps of one image, those between layers included: about what training keeps, without the masks
     of dropout, and far more than evaluation needs. ``receptive_field`` is that of the logits before their upsampling: the
-    largest of any layer with parameters; None if it is larger than every image that was traced.
+    largest of any layer with parameters; None if it is larger than every image that was traced, or unknown after ``lost``.
     """
 
     network: str
@@ -66,6 +66,7 @@ class Summary:
     bytes: int
     receptive_field: int | None
     layers: list[Layer]
+    lost: str = ""  # the operation after which receptive fields are unknown
 
 
 def list_family(num_classes: int = 21) -> list[str]:
@@ -100,7 +101,7 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
         raise
     except Exception as error:  # a network of the user's own may raise anything
         raise UserError(f"{name} does not accept an image of {size[0]} x {size[1]}: {format_error(error)}") from error
-    add_receptive_fields(net, layers)
+    lost = add_receptive_fields(net, layers)
     learning = [layer.receptive_field for layer in layers if layer.learnt and layer.type in ("conv", "deconv")]
     return Summary(
         network=name,
@@ -114,6 +115,7 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
         bytes=trace.bytes,
         receptive_field=None if None in learning else max(learning, default=None),  # type: ignore[type-var]
         layers=layers,
+        lost=lost,
     )
 
 
@@ -156,14 +158,19 @@ def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[li
     return layers, trace, output
 
 
-def add_receptive_fields(net: nn.Module, layers: list[Layer]) -> None:
-    """Add strides and receptive fields, from an image so wide that no field in the middle of a map meets an edge."""
+def add_receptive_fields(net: nn.Module, layers: list[Layer]) -> str:
+    """Add strides and receptive fields, from an image so wide that no field in the middle of a map meets an edge.
+
+    Returns:
+        The operation after which fields are unknown, or an empty string.
+    """
     for width in receptive_field.widths():
-        traced, _, _ = run(net, (width, width), fields=True)
-        if all(layer.receptive_field is not None for layer in traced):
+        traced, trace, _ = run(net, (width, width), fields=True)
+        if trace.lost or all(layer.receptive_field is not None for layer in traced):
             break
     for layer, wide in zip(layers, traced, strict=True):
         layer.output_stride, layer.receptive_field, layer.centre = wide.output_stride, wide.receptive_field, wide.centre
+    return trace.lost
 
 
 TYPES = {

@@ -88,6 +88,11 @@ def print_summary(summary: "Summary") -> None:
     print(f"output stride:    {summary.output_stride}")
     from dilated_seg.analysis.receptive_field import format_side
 
+    if summary.lost:
+        print(
+            f"receptive field:  cannot be derived beyond {summary.lost}; dilated-seg probe measures that of a trained network"
+        )
+        return
     print(f"receptive field:  {format_side(summary.receptive_field)} pixels a side, before the last upsampling")
 
 

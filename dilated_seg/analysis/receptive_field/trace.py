@@ -35,14 +35,15 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         columns = np.arange(image.shape[-1])
         # Fields and storages by id of the tensor, which is unique while a reference to the tensor is kept.
         self._kept: list[Any] = [image]
-        self._fields: dict[int, Field] = {id(image): (columns, columns)}
+        self._fields: dict[int, Field | None] = {id(image): (columns, columns)}  # None of maps whose columns were mixed
         self._storages = {id(image.untyped_storage()): image.untyped_storage()}
         self._windows: dict[int, tuple[int, int, int]] = {}  # kernel, stride, padding of each pooling, by its outputs
+        self.lost = ""  # the first operation after which fields are unknown, such as attention
         self.multiply_adds = 0
         self.bytes = 0
 
     def field(self, maps: Tensor) -> Field | None:
-        """Return the first and last image column that each column of ``maps`` depends on; None if on no column."""
+        """Return the first and last image column that each column of ``maps`` depends on; None if on none, or if unknown."""
         return self._fields.get(id(maps))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
@@ -57,22 +58,31 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             field = follow(self, source, args, outputs) if source is not None else None
         else:
             field = self._union(args, outputs[0].shape[-1])
+        depends = field is not None or any(id(a) in self._fields for a in flatten(args))
+        if depends and field is None:
+            self.lost = self.lost or str(func.overloadpacket)
         for out in outputs:
-            if field is not None:
+            if depends:
                 self._fields[id(out)] = field
             storage = out.untyped_storage()
-            if field is not None and id(storage) not in self._storages:
+            if depends and id(storage) not in self._storages:
                 self._storages[id(storage)] = storage
                 self.bytes += out.numel() * out.element_size()
         return result
 
     def _union(self, args: Any, width: int) -> Field | None:  # noqa: ANN401
-        """Return the field of an elementwise operation: the union of its inputs' fields."""
-        flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
-        fields = [self._fields[id(a)] for a in flat if isinstance(a, Tensor) and id(a) in self._fields and a.shape[-1] == width]
-        if not fields:
+        """Return the field of an elementwise operation: the union of its inputs' fields, None if one is unknown."""
+        fields = [self._fields[id(a)] for a in flatten(args) if id(a) in self._fields and a.shape[-1] in (1, width)]
+        known = [np.broadcast_arrays(*field, np.empty(width))[:2] for field in fields if field is not None]
+        if not known or len(known) < len(fields):
             return None
-        return np.minimum.reduce([f[0] for f in fields]), np.maximum.reduce([f[1] for f in fields])
+        return np.minimum.reduce([f[0] for f in known]), np.maximum.reduce([f[1] for f in known])
+
+
+def flatten(args: Any) -> list[Tensor]:  # noqa: ANN401
+    """Return the tensors among the arguments of an operation, those in lists too."""
+    flat = [a for arg in args for a in (arg if isinstance(arg, list | tuple) else [arg])]
+    return [a for a in flat if isinstance(a, Tensor)]
 
 
 def gather(field: Field, indices: np.ndarray) -> Field:
@@ -160,7 +170,24 @@ def selection(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> 
     return gather(source, mirror_indices(maps.shape[-1], margin).numpy()[:, None])
 
 
-FOLLOW: dict[Any, Callable[[Trace, Field, Any, list[Tensor]], Field]] = {
+def averaging(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field | None:  # noqa: ANN401
+    """Trace a mean: one of all columns, as in squeeze and excitation, depends on all."""
+    if args[0].dim() - 1 not in [axis % args[0].dim() for axis in args[1]]:
+        return source
+    whole = source[0].min(keepdims=True), source[1].max(keepdims=True)
+    return whole if outputs[0].dim() == args[0].dim() else None
+
+
+def permutation(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> Field | None:  # noqa: ANN401
+    """Trace a permutation of axes: unknown if columns are no longer the last axis."""
+    return source if args[1][-1] % args[0].dim() == args[0].dim() - 1 else None
+
+
+def mixing(trace: Trace, source: Field, args: Any, outputs: list[Tensor]) -> None:  # noqa: ANN401
+    """Trace an exchange of axes or a product of matrices: unknown, since columns need not be the last axis."""
+
+
+FOLLOW: dict[Any, Callable[[Trace, Field, Any, list[Tensor]], Field | None]] = {
     aten.convolution: convolution,
     aten.max_pool2d_with_indices: pooling,
     aten.avg_pool2d: pooling,
@@ -170,4 +197,10 @@ FOLLOW: dict[Any, Callable[[Trace, Field, Any, list[Tensor]], Field]] = {
     aten.constant_pad_nd: padding,
     aten.replication_pad2d: padding,
     aten.index_select: selection,
+    aten.mean: averaging,
+    aten.permute: permutation,
+    aten.transpose: mixing,
+    aten.mm: mixing,
+    aten.bmm: mixing,
+    aten.addmm: mixing,
 }
