@@ -15,7 +15,7 @@ from dilated_seg.inference.strategies import FullImage, Inference
 from dilated_seg.losses import prepare_loss, weigh_heads
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import compute_metrics
-from dilated_seg.models.release import RGB, VGG_MEAN
+from dilated_seg.models.release import RGB
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask
 from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, read_safely
@@ -24,7 +24,7 @@ from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.param_groups import configure
 from dilated_seg.training.schedules import step_on_plateau
-from dilated_seg.weights.normalization import IMAGENET_STD
+from dilated_seg.weights.normalization import get_default_normalization
 
 # A step's loss is the sum over the valid pixels of all its batches, divided by their number N, which is known only
 # after the last batch. So each batch is divided by SCALE, which keeps it in the range of 16-bit floats, and before the
@@ -57,8 +57,9 @@ class SegmentationTask(LightningModule):
         weights_without: Layers that keep their random values, such as the last layer if the weights have other classes.
         compile: Whether to compile the network with torch, once per image size: faster on GPUs, not on CPUs.
         crf: A CRF that is trained with the network (CRF-RNN if ``learnable``). ``--crf`` is for networks without one.
-        mean: Mean of each channel (RGB, 0 to 255) for the normalization. If None, that of ``weights``, or else VGG-16's.
-        std: Standard deviation of each channel. If None, that of ``weights``, or else ImageNet's.
+        mean: Mean of each channel (RGB, 0 to 255) for the normalization. If None, that of ``weights``, or else of an encoder of
+            timm, or else VGG-16's.
+        std: Standard deviation of each channel. If None, likewise, or else ImageNet's.
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class SegmentationTask(LightningModule):
         )
         if crf and crf.learnable and crf.num_classes is None:
             crf.add_parameters(num_classes)
-        mean_std = mean or VGG_MEAN, std or IMAGENET_STD
-        self.model = Segmenter(net, self.classes, *mean_std, ignore_index=ignore_index, crf=crf)
+        default = get_default_normalization(net)
+        self.model = Segmenter(net, self.classes, mean or default[0], std or default[1], ignore_index=ignore_index, crf=crf)
         if compile:
             net.compile()  # in place, so that the names in checkpoints stay the same
         self.fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}

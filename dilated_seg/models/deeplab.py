@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import nn
 
-from dilated_seg.models import vgg
+from dilated_seg.models import timm_encoder, vgg
 from dilated_seg.models.layers import build_dropout, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.models.upsampling import Upsampling, build_upsampling
@@ -46,7 +46,9 @@ class DeepLabV1(nn.Module):
         msc: The multi-scale form, DeepLab-MSc-LargeFOV: the scores of the image and of the first four poolings are added.
             An image is padded with zeros at its right and bottom to 8 n + 1 pixels, where all of them align. The names of its
             layers are ours: the authors' file is not available, and two independent ports agree on the layers.
-        upsampling: One of `models.upsampling`; "aligned" is the release's Interp layer.
+        encoder: timm's name of an encoder that replaces VGG-16 (not in the paper), dilated in place of its last two strides;
+            see `timm_encoder.Encoder`. fc6 and fc7 stay.
+        upsampling: One of `models.upsampling`; if None, "aligned", the release's Interp layer, or that which fits ``encoder``.
         spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
         pooling: "max", or "average" in place of the five max poolings.
         pool5a: Whether an average pooling (3 x 3, stride 1) follows pool5, as in the release.
@@ -68,7 +70,8 @@ class DeepLabV1(nn.Module):
         *,
         dropout: float = 0.5,
         msc: bool = False,
-        upsampling: Upsampling = "aligned",
+        encoder: str | None = None,
+        upsampling: Upsampling | None = None,
         spatial_dropout: bool = False,
         pooling: vgg.Pooling = "max",
         pool5a: bool = True,
@@ -76,10 +79,14 @@ class DeepLabV1(nn.Module):
     ) -> None:
         check_arguments(DeepLabV1, locals())
         super().__init__()
-        self.encoder = vgg.Encoder(width, DILATION, partial(pool3x3, pooling=pooling))
+        other = None
+        if encoder is not None:
+            timm_encoder.require_vgg(msc, "msc=True", pooling)
+            other = timm_encoder.Encoder(encoder, (8,), 8)
+        self.encoder = other or vgg.Encoder(width, DILATION, partial(pool3x3, pooling=pooling))
         # The padding counts in its mean, as in Caffe.
         self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True) if pool5a else nn.Identity()
-        fc, in_channels = scale_channels(FC, width), self.encoder.channels[4]
+        fc, in_channels = scale_channels(FC, width), self.encoder.channels[-1]
         classifier = vgg.classifier(in_channels, fc, FC6_KERNEL, fc6_dilation, dropout, spatial=spatial_dropout)
         self.classifier = nn.Sequential(classifier)
         self.fc8 = nn.Conv2d(fc, num_classes, 1)
@@ -92,12 +99,14 @@ class DeepLabV1(nn.Module):
             for source, in_channels, stride in zip(sources, channels, MSC_STRIDE, strict=True):
                 layers = branch(source, in_channels, scale_channels(MSC, width), num_classes, stride, dropout, spatial_dropout)
                 self.branches[source] = layers
-        self.upsample = build_upsampling(upsampling, num_classes, self.output_stride)
+        self.upsample = build_upsampling(
+            upsampling or (other.upsampling if other else "aligned"), num_classes, self.output_stride
+        )
 
     def forward(self, image: Image) -> Logits:
         padded = pad_to_multiple(image) if self.branches else image
         pooled = self.encoder(padded)
-        scores = self.fc8(self.classifier(self.pool5a(pooled[4])))
+        scores = self.fc8(self.classifier(self.pool5a(pooled[-1])))
         for score, maps in zip(self.branches.values(), (padded, *pooled), strict=False):
             scores = scores + score(maps)
         return crop(self.upsample(scores), 0, image)

@@ -10,16 +10,15 @@ adds noise (``context_noise=0.01``); and the front end's last bias starts above 
 scores of the front end, and both can be trained from scratch together (HEADROOM).
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Literal
 
 from torch import nn
 
-from dilated_seg.models import resnet, vgg
+from dilated_seg.models import resnet, timm_encoder, vgg
 from dilated_seg.models.context import CONTEXT_LAYERS, Arrangement, ContextModule
-from dilated_seg.models.layers import build_dropout, check_arguments, check_size, initialize, reflect, scale_channels
+from dilated_seg.models.layers import check_arguments, check_size, initialize, reflect, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.models.upsampling import Upsampling, build_upsampling
 from dilated_seg.tensors import Image, Logits, Maps
@@ -61,9 +60,10 @@ class DilatedNet(nn.Module):
             release. With "zeros" it belongs to the middle, the center of its receptive field.
         width: Multiplies the front end's hidden channels; 1 is the paper's network.
         dropout: Probability of dropout after fc6 and fc7.
-        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
+        fc_channels: Channels of fc6 and fc7, before ``width``; None: the published 4096, or with ``encoder`` no such layers.
         dilated: False sets every dilation of the context module to 1, for an ablation of dilation.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper); for padding="zeros" only.
+        encoder: timm's name of an encoder that replaces VGG-16, likewise; see `timm_encoder.Encoder`.
         upsampling: One of `models.upsampling`; if None, "bilinear", "aligned" with padding="reflect" or a ResNet, and "fixed"
             with reflection and 10 context layers.
         spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
@@ -92,9 +92,10 @@ class DilatedNet(nn.Module):
         width: float = 1.0,
         *,
         dropout: float = 0.5,
-        fc_channels: int = vgg.FC,
+        fc_channels: int | None = None,
         dilated: bool = True,
         resnet: resnet.Depth | None = None,
+        encoder: str | None = None,
         upsampling: Upsampling | None = None,
         spatial_dropout: bool = False,
         pooling: vgg.Pooling = "max",
@@ -113,6 +114,7 @@ class DilatedNet(nn.Module):
             dropout=dropout,
             fc_channels=fc_channels,
             resnet=resnet,
+            encoder=encoder,
             spatial_dropout=spatial_dropout,
             pooling=pooling,
         )
@@ -130,7 +132,7 @@ class DilatedNet(nn.Module):
                 arrangement=arrangement,
                 noise=context_noise,
             )
-        kind: Upsampling = "aligned" if reflected or resnet is not None else "bilinear"
+        kind: Upsampling = "aligned" if reflected else self.front_end.upsampling
         if reflected and context and context_layers == 10:
             kind = "fixed"
         self.ctx_upsample = build_upsampling(upsampling or kind, num_classes, self.output_stride)
@@ -151,8 +153,9 @@ class FrontEnd(nn.Module):
         padding: Zeros around the maps of every convolution, or "valid", none, as published.
         width: Multiplies the hidden channels; 1 is the paper's network.
         dropout: Probability of dropout after fc6 and fc7.
-        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
+        fc_channels: Channels of fc6 and fc7, before ``width``; None: the published 4096, or with ``encoder`` no such layers.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7, with dilation in place of its last two strides; padded.
+        encoder: timm's name of an encoder that replaces VGG-16, likewise.
         spatial_dropout: Whether dropout drops whole maps.
         pooling: VGG-16's poolings: "max" or "average".
     """
@@ -168,48 +171,38 @@ class FrontEnd(nn.Module):
         width: float = 1.0,
         *,
         dropout: float = 0.5,
-        fc_channels: int = vgg.FC,
+        fc_channels: int | None = None,
         resnet: resnet.Depth | None = None,
+        encoder: str | None = None,
         spatial_dropout: bool = False,
         pooling: vgg.Pooling = "max",
     ) -> None:
         check_arguments(FrontEnd, locals())
         super().__init__()
         self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
-        fc = scale_channels(fc_channels, width)
-        self.encoder, layers, fc = build_encoder_and_classifier(padding, width, fc, dropout, resnet, spatial_dropout, pooling)
-        self.classifier = nn.Sequential(layers)
+        self.upsampling: Upsampling = "bilinear"  # that fits the encoder
+        if resnet is None and encoder is None:
+            pad, fc = 0 if padding == "valid" else None, scale_channels(fc_channels or vgg.FC, width)
+            vgg16 = vgg.Encoder(width, DILATION, partial(pool2x2_or_none, pooling=pooling), padding=pad)
+            layers = vgg.classifier(vgg16.channels[4], fc, 7, FC6_DILATION, dropout, pad, spatial_dropout)
+            self.encoder: nn.Module = vgg16
+            self.classifier = nn.Sequential(layers)
+        else:
+            timm_encoder.require_vgg(padding == "valid", "padding='reflect' or 'valid'", pooling)
+            other = timm_encoder.replace_vgg(resnet, encoder, width, (8,))
+            self.encoder, self.upsampling = other, other.upsampling
+            self.classifier, fc = timm_encoder.build_classifier(
+                other, width, fc_channels, FC6_DILATION, dropout, spatial_dropout
+            )
         self.final = nn.Conv2d(fc, num_classes, 1)
         initialize(self)
         nn.init.normal_(self.final.weight, std=0.001)
 
     def forward(self, image: Image) -> Maps:
         check_size(image, self.smallest, "the front end without padding")
-        return self.final(self.classifier(self.encoder(image)[4]))
+        return self.final(self.classifier(self.encoder(image)[-1]))
 
 
 def pool2x2_or_none(stage: int, pooling: vgg.Pooling) -> nn.Module:
     """Return the pooling after this stage, or the identity after stages 4 and 5."""
     return vgg.pool2x2(stage, pooling=pooling) if POOL[stage - 1] else nn.Identity()
-
-
-def build_encoder_and_classifier(
-    padding: str,
-    width: float,
-    fc: int,
-    dropout: float,
-    depth: resnet.Depth | None,
-    spatial_dropout: bool,
-    pooling: vgg.Pooling,
-) -> tuple[nn.Module, "OrderedDict[str, nn.Module]", int]:
-    """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
-    if depth is None:
-        pad = 0 if padding == "valid" else None
-        encoder = vgg.Encoder(width, DILATION, partial(pool2x2_or_none, pooling=pooling), padding=pad)
-        return encoder, vgg.classifier(encoder.channels[4], fc, 7, FC6_DILATION, dropout, pad, spatial_dropout), fc
-    if padding == "valid":
-        raise ValueError("padding='reflect' and 'valid' need VGG-16: with resnet use padding='zeros'")
-    if pooling != "max":
-        raise ValueError(f"pooling={pooling!r} needs VGG-16: leave it out with resnet")
-    residual = resnet.Encoder(depth, width, output_stride=8)
-    return residual, OrderedDict(drop=build_dropout(dropout, spatial_dropout)), residual.channels[4]

@@ -15,18 +15,18 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from dilated_seg.models import resnet, vgg
+from dilated_seg.models import resnet, timm_encoder, vgg
 from dilated_seg.models.layers import (
     Scale,
     Upsample,
     bilinear_deconvolution,
-    build_dropout,
     check_arguments,
     crop,
     initialize,
     scale_channels,
 )
 from dilated_seg.models.release import ENCODER_LAYERS, ILSVRC_MEAN, PublishedNames, Release, Variants
+from dilated_seg.models.resnet import Encoder as ResNet
 from dilated_seg.models.upsampling import Upsampling, build_upsampling
 from dilated_seg.tensors import Image, Logits, Maps
 
@@ -66,13 +66,14 @@ class FCN(nn.Module):
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: Probability of dropout after fc6 and fc7.
-        fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
+        fc_channels: Channels of fc6 and fc7, before ``width``; None: the published 4096, or with ``encoder`` no such layers.
         at_once: Whether fixed factors scale pool4 and pool3 before their scores, as in the release trained in one stage.
         resnet: Depth of a ResNet that replaces VGG-16, fc6 and fc7 (not in the paper): scores of its last stage, skip
             connections from the two before; for form="any_size" only.
+        encoder: timm's name of an encoder that replaces VGG-16, likewise; see `timm_encoder.Encoder`.
         upsampling: One of `models.upsampling`, for all steps. If None, that of the release, fixed, with form="authors", and
-            otherwise the interpolation that fits the encoder: "bilinear", or "aligned" with a ResNet. The paper learns all but
-            the last step (Section 4.3); its release learns none.
+            otherwise the interpolation that fits the encoder: "bilinear", or "aligned" with a ResNet or likewise. The paper
+            learns all but the last step (Section 4.3); its release learns none.
         spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
         pooling: VGG-16's poolings: "max" or "average" (compared by Boureau, Ponce and LeCun, "A Theoretical Analysis of Feature
             Pooling in Visual Recognition", ICML 2010).
@@ -91,9 +92,10 @@ class FCN(nn.Module):
         width: float = 1.0,
         *,
         dropout: float = 0.5,
-        fc_channels: int = vgg.FC,
+        fc_channels: int | None = None,
         at_once: bool = False,
         resnet: resnet.Depth | None = None,
+        encoder: str | None = None,
         upsampling: Upsampling | None = None,
         spatial_dropout: bool = False,
         pooling: vgg.Pooling = "max",
@@ -102,32 +104,38 @@ class FCN(nn.Module):
         super().__init__()
         self.output_stride = stride
         self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
-        fc = scale_channels(fc_channels, width)
         authors = form == "authors"
-        self.encoder, self.classifier, fc = build_encoder_and_classifier(
-            width, fc, dropout, authors, resnet, spatial_dropout, pooling
-        )
-        kind = upsampling or ("fixed" if authors else "bilinear" if resnet is None else "aligned")
+        self.encoder: vgg.Encoder | ResNet | timm_encoder.Encoder
+        if resnet is None and encoder is None:
+            self.encoder, self.classifier, fc = build_vgg(width, fc_channels, dropout, authors, spatial_dropout, pooling)
+            kind = upsampling or ("fixed" if authors else "bilinear")
+        else:
+            timm_encoder.require_vgg(authors, "form='authors'", pooling)
+            strides = (32, 16, 8)[len(SKIPS[stride]) :: -1]
+            other = timm_encoder.replace_vgg(resnet, encoder, width, strides)
+            self.encoder = other
+            self.classifier, fc = timm_encoder.build_classifier(other, width, fc_channels, 1, dropout, spatial_dropout)
+            kind = upsampling or other.upsampling
         initialize(self)
         self.score_fr = nn.Conv2d(fc, num_classes, 1)
         self.decoder = nn.ModuleDict()
         for step, pool in SKIPS[stride]:
-            channels = self.encoder.channels[int(pool[-1]) - 1]
+            pooled = self.encoder.channels[int(pool[-1]) - 6]  # pool5 is the last
             self.decoder[step] = build_upsampling(kind, num_classes, 2, pad=not authors)
-            self.decoder[f"scale_{pool}"] = Scale(channels, AT_ONCE[pool]) if at_once else nn.Identity()
-            self.decoder[f"score_{pool}"] = nn.Conv2d(channels, num_classes, 1)
+            self.decoder[f"scale_{pool}"] = Scale(pooled, AT_ONCE[pool]) if at_once else nn.Identity()
+            self.decoder[f"score_{pool}"] = nn.Conv2d(pooled, num_classes, 1)
         self.decoder[LAST[stride]] = build_upsampling(kind, num_classes, stride, pad=not authors)
         for score in (self.score_fr, *(self.decoder[f"score_{pool}"] for _, pool in SKIPS[stride])):
             nn.init.zeros_(score.get_parameter("weight"))  # Section 4.3: zero, so the sum starts as the coarse scores
             nn.init.zeros_(score.get_parameter("bias"))
 
     def forward(self, image: Image) -> Logits:
-        _, _, pool3, pool4, pool5 = self.encoder(image)
-        scores = self.score_fr(self.classifier(pool5))
+        pooled = self.encoder(image)
+        scores = self.score_fr(self.classifier(pooled[-1]))
         if self.output_stride <= 16:
-            scores = self.add_skip("upscore2", scores, "pool4", pool4)
+            scores = self.add_skip("upscore2", scores, "pool4", pooled[-2])
         if self.output_stride == 8:
-            scores = self.add_skip("upscore_pool4", scores, "pool3", pool3)
+            scores = self.add_skip("upscore_pool4", scores, "pool3", pooled[-3])
         last = LAST[self.output_stride]
         return crop(self.decoder[last](scores), self.crop[last], image)
 
@@ -152,27 +160,13 @@ class FCN(nn.Module):
         return f"was trained {'with' if theirs else 'without'} fixed scales: set at_once={theirs}"
 
 
-def build_encoder_and_classifier(
-    width: float,
-    fc: int,
-    dropout: float,
-    authors: bool,
-    depth: resnet.Depth | None,
-    spatial_dropout: bool,
-    pooling: vgg.Pooling,
-) -> tuple[vgg.Encoder | resnet.Encoder, nn.Module, int]:
-    """Return VGG-16, and fc6 and fc7, or a ResNet without these; and the number of output channels."""
-    if depth is None:
-        encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, pooling=pooling), border=BORDER if authors else None)
-        padding = 0 if authors else None
-        layers = vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding, spatial_dropout)
-        return encoder, nn.Sequential(layers), fc
-    if authors:
-        raise ValueError("form='authors' needs VGG-16: with resnet use form='any_size'")
-    if pooling != "max":
-        raise ValueError(f"pooling={pooling!r} needs VGG-16: leave it out with resnet")
-    residual = resnet.Encoder(depth, width)
-    return residual, nn.Sequential(OrderedDict(drop=build_dropout(dropout, spatial_dropout))), residual.channels[4]
+def build_vgg(
+    width: float, fc_channels: int | None, dropout: float, authors: bool, spatial_dropout: bool, pooling: vgg.Pooling
+) -> tuple[vgg.Encoder, nn.Sequential, int]:
+    """Return VGG-16, fc6 and fc7, and the number of their output channels."""
+    fc, padding = scale_channels(fc_channels or vgg.FC, width), 0 if authors else None
+    encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, pooling=pooling), border=BORDER if authors else None)
+    return encoder, nn.Sequential(vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding, spatial_dropout)), fc
 
 
 class FCNAlexNet(nn.Module):

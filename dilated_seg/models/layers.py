@@ -52,6 +52,8 @@ def check_arguments(network: Callable[..., Any], arguments: Mapping[str, Any]) -
         allowed = [*listed, None] if type(None) in get_args(hint) else listed
         if listed and not any(value == choice and type(value) is type(choice) for choice in allowed):
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+        if value is None and type(None) in get_args(hint):
+            continue
         kind, least, most, problem = RANGES.get(name, (object, 0, 0, ""))
         if value is None and type(None) in get_args(hint):
             continue
@@ -230,10 +232,12 @@ def check_size(image: Tensor, least: int, network: str) -> None:
 def initialize(network: nn.Module, uniform: bool = False) -> None:
     """Initialize every convolution as He et al. (fan in; normal or ``uniform``) and every bias to zero.
 
-    The published networks are initialized with ImageNet's VGG-16; this is for training from scratch.
+    The published networks are initialized with ImageNet's VGG-16; this is for training from scratch. A part with the attribute
+    ``initialized``, such as an encoder of timm, keeps its values.
     """
+    kept = {layer for part in network.modules() if getattr(part, "initialized", False) for layer in part.modules()}
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer not in kept:
             # At stride 1 each output of a transposed convolution sums in_channels x k x k products, as a convolution's does.
             taps = layer.kernel_size[0] * layer.kernel_size[1]
             std = (2 / (layer.in_channels // layer.groups * taps)) ** 0.5

@@ -8,7 +8,8 @@ Parts of a network, such as its encoder, may have those marked * too.
 - ``image_layers``: names of the convolutions whose input channels are the image's colors; the first convolution by default.
 - ``indivisible`` *: a regular expression of layer names. Weights of such a part are loaded only if the file has all of its
   convolutions and no further layers of such names.
-- ``imagenet`` *: the name of torchvision's weights that it can be initialized with.
+- ``imagenet`` *: the name of torchvision's weights that it can be initialized with; ``hub`` *: the repository of timm's.
+- ``normalization`` *: mean and standard deviation (RGB, 0 to 255) of an encoder of timm, the defaults of the task.
 - ``check_weights`` (a method): see `FCN`.
 """
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from dilated_seg.models.layers import BatchNorm, check_arguments, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS
+from dilated_seg.models.upsampling import Upsampling
 from dilated_seg.tensors import Image, Maps
 
 Depth = Literal[18, 34, 50, 101, 152]
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
     """
 
     indivisible: ClassVar[str] = ENCODER_LAYERS
+    upsampling: ClassVar[Upsampling] = "aligned"  # a cell is centered on its first pixel
 
     def __init__(self, depth: Depth, width: float = 1.0, output_stride: Literal[32, 8] = 32) -> None:
         check_arguments(Encoder, locals())

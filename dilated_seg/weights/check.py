@@ -75,6 +75,8 @@ def rebuild(
     name: str, arguments: dict[str, Any], weights: Mapping[str, Tensor], source: str, device: Literal["meta", "cpu"] = "meta"
 ) -> nn.Module:
     """Return a network with these weights; on "meta", memory is reserved only after all shapes are known to fit."""
+    if arguments.get("encoder"):  # of timm, some of which have tensors that no file has
+        device = "cpu"
     if "." in name:  # of another package: its own initial weights would be downloaded, only to be replaced
         arguments = arguments | {key: None for key in PRETRAINED & set(arguments)}
     net = build.construct(name, (), arguments, f"{source}: {name}", device)

@@ -10,7 +10,7 @@ from dilated_seg.errors import UserError, format_names, print_table
 from dilated_seg.weights.check import check_parts, get_last_name, group_by_layer
 from dilated_seg.weights.convert import convert_layout, convert_precision, find_channel_order, format_shape
 from dilated_seg.weights.readers import Weights
-from dilated_seg.weights.rename import find_layer, name_tensors, rename_kinds, rename_torchvision, strip_wrappers
+from dilated_seg.weights.rename import find_layer, name_tensors, rename_kinds, rename_timm, rename_torchvision, strip_wrappers
 
 Shape = tuple[int, ...]
 
@@ -96,6 +96,7 @@ class TensorMap:
         self.misfits: list[tuple[str, str]] = []  # layer, problem
         self.unmatched: list[str] = []
         strip_wrappers(file, self.ours)
+        rename_timm(file, net)
         self.result = LoadResult(stripped=file.stripped)
 
     def add_layers(self) -> None:

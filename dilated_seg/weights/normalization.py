@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from dilated_seg import models
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, format_error
 from dilated_seg.models.release import ILSVRC_MEAN, RGB, VGG_MEAN, Release
 from dilated_seg.storage import digest
 from dilated_seg.weights.download import ensure_downloaded, get_cache_directory
@@ -38,16 +39,31 @@ CHECKSUMS = {
 }
 
 
-def find_normalization(file: Weights) -> tuple[RGB | None, RGB | None]:
-    """Return the mean and standard deviation (RGB, 0 to 255) that a file's network was trained with, None where unknown."""
+def find_normalization(file: Weights, net: nn.Module) -> tuple[RGB | None, RGB | None]:
+    """Return the mean and standard deviation (RGB, 0 to 255) that a file's network was trained with, None where unknown.
+
+    Files of timm do not have it: a network with such an encoder states it.
+    """
     if file.mean and file.std:
         return file.mean, file.std
+    if stated := find_stated(net, "normalization"):
+        return stated
     if file.kind in ("torch", "safetensors"):
         return find_torchvision(file)
     if any("." in name for name in file.layers):  # our networks' layers have paths, the authors' have none
         return None, None
     mean = find_released_mean(file)
     return mean, ONE if mean else None
+
+
+def find_stated(net: nn.Module, attribute: str) -> Any:  # noqa: ANN401 - of any type
+    """Return an optional attribute of a network or of the first of its parts that has one, else None."""
+    return next((value for part in net.modules() if (value := getattr(part, attribute, None))), None)
+
+
+def get_default_normalization(net: nn.Module) -> tuple[RGB, RGB]:
+    """Return the mean and standard deviation that a network states, or else VGG-16's mean and ImageNet's deviation."""
+    return find_stated(net, "normalization") or (VGG_MEAN, IMAGENET_STD)
 
 
 def find_released_mean(file: Weights) -> RGB | None:
@@ -86,16 +102,38 @@ def find_torchvision(file: Weights) -> tuple[RGB | None, RGB | None]:
 def fetch_imagenet(net: nn.Module) -> Path:
     """Return the file of torchvision's ImageNet weights for the network's encoder, downloaded unless torch's cache has it.
 
+    Of an encoder of timm it is timm's file of the weights in the encoder's name, in the cache of the Hugging Face Hub.
+
     Raises:
-        UserError: torchvision has none for this network, they cannot be downloaded, or the file in the cache is another.
+        UserError: There is none for this network, it cannot be downloaded, or the file in the cache is another.
     """
+    if repository := find_stated(net, "hub"):
+        return fetch_from_hub(repository)
     from torchvision.models import get_weight
 
-    weights = next((name for part in net.modules() if (name := getattr(part, "imagenet", None))), None)
+    weights = find_stated(net, "imagenet")
     if not weights:
         raise UserError(
-            f"model.weights: there are no ImageNet weights for {type(net).__name__} in torchvision; remove it, or name a file"
+            f"model.weights: there are no ImageNet weights for {type(net).__name__} in torchvision or timm; remove it, or name "
+            "a file"
         )
     url = get_weight(weights).url
     name = url.rpartition("/")[2]
     return ensure_downloaded(url, get_cache_directory() / name, CHECKSUMS[name])
+
+
+def fetch_from_hub(repository: str) -> Path:
+    """Return timm's file of weights in a repository of the Hugging Face Hub, downloaded unless its cache has it.
+
+    Raises:
+        UserError: It cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # every library below raises its own
+        raise UserError(
+            f"model.weights: cannot download model.safetensors of {repository} from the Hugging Face Hub "
+            f"({format_error(error)}): fetch it where there is a network, and name the file in model.weights"
+        ) from error

@@ -20,7 +20,7 @@ def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tup
 
     Args:
         net: The network; tensors that are not in the file keep their values.
-        source: A file, its URL, or "imagenet" for torchvision's weights.
+        source: A file, its URL, or "imagenet" for torchvision's weights, or timm's of an encoder of timm.
         without: Layers or parts of the network that are not loaded, by name.
 
     Returns:
@@ -35,7 +35,7 @@ def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tup
     state, result = map_tensors(file, net, without=without)
     net.load_state_dict(state, strict=False)
     result.classes = file.classes
-    return result, *find_normalization(file)
+    return result, *find_normalization(file, net)
 
 
 def port(
@@ -72,7 +72,7 @@ def port(
             raise UserError(f"--{option} {' '.join(map(str, values))}: give three finite numbers, those of --std above 0")
     file = read(source)
     state, result = map_tensors(file, net, channels, without)
-    known_mean, known_std = find_normalization(file)
+    known_mean, known_std = find_normalization(file, net)
     use_mean, use_std = tuple(mean) if mean else known_mean, tuple(std) if std else known_std or (ONE if mean else None)
     known = bool(use_mean and use_std)
     if result.reads_image and not known:

@@ -6,8 +6,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from dilated_seg.errors import UserError
-from dilated_seg.models import vgg
+from dilated_seg.errors import UserError, format_names
+from dilated_seg.models import timm_encoder, vgg
 from dilated_seg.weights.readers import WRAPPERS, Weights
 
 # Caffe numbers a layer's blobs; batch norm has scale and shift, then its statistics unless they are folded in.
@@ -35,6 +35,31 @@ def strip_wrappers(file: Weights, ours: Collection[str]) -> None:
             both = f"{repeated[0]} and {prefixes[0]}{repeated[0]}"
             raise UserError(f"{file.path} has {both}: save the state_dict of one network alone")
         file.layers, file.stripped = dict(zip(names, file.layers.values(), strict=True)), file.stripped + prefixes[0]
+
+
+def rename_timm(file: Weights, net: nn.Module) -> None:
+    """Give the layers of a file of timm's network the paths that they have in an encoder of timm; other files stay.
+
+    An encoder lacks the classifier, and may join the first two parts of a name by an underscore.
+
+    Raises:
+        UserError: The file lacks a layer of the encoder, or has further ones of its stages.
+    """
+    for path, part in net.named_modules():
+        if not isinstance(part, timm_encoder.Encoder) or any("encoder.net." in name for name in file.layers):
+            continue
+        ours = {key.rpartition(".")[0] for key in part.net.state_dict()}
+        joined = {name: name.replace(".", "_", 1) for name in file.layers}
+        names = {name: joined[name] if joined[name] in ours else name for name in file.layers}
+        stages = {name for name, _ in part.net.named_children()}
+        unknown = [name for name in names if names[name] not in ours]
+        further = [name for name in unknown if {name.partition(".")[0], joined[name].partition(".")[0]} & stages]
+        if missing := sorted(ours - set(names.values())) or further:
+            problem = "has" if missing is further else "lacks"
+            raise UserError(
+                f"{file.path} {problem} {format_names(missing)}: it is of another network than encoder={part.name!r}"
+            )
+        file.layers = {f"{path}.net.{names[name]}": tensors for name, tensors in file.layers.items()}
 
 
 def rename_torchvision(layers: dict[str, dict[str, Tensor]]) -> dict[str, str]:

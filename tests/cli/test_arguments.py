@@ -195,7 +195,7 @@ def test_a_missing_configuration_file_is_an_error_that_suggests_an_existing_one(
          "ModelCheckpoint: monitor val/iou/wires is not a logged metric: did you mean val/iou/wire?"),
         (["--model.lr_scheduler=ReduceLROnPlateau", "--model.lr_scheduler.monitor=val/los"],
          "ReduceLROnPlateau: monitor val/los is not a logged metric: did you mean val/loss?"),
-        (["--model.net.resnet=50", "--model.net.padding=reflect"], "DilatedNet: padding='reflect' and 'valid' need VGG-16"),
+        (["--model.net.resnet=50", "--model.net.padding=reflect"], "DilatedNet: padding='reflect' or 'valid' needs VGG-16"),
         (["--model.net.dropout=2"], "DilatedNet: dropout=2.0 is not a number from 0 to 1"),
         (["--model.optimizer.lr=-1"], "AdamW: Invalid learning rate: -1.0"),
         (["--model.lr_scheduler=OneCycleLR", "--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.total_steps=-5"],

@@ -150,7 +150,7 @@ def test_released_forms_work_on_the_smallest_images_that_they_accept():
     "build", [lambda **kw: FCN(2, form="authors", resnet=50, **kw), lambda **kw: DilatedNet(2, padding="reflect", resnet=50)]
 )
 def test_a_resnet_has_no_authors_form(build):
-    with pytest.raises(ValueError, match="with resnet use"):
+    with pytest.raises(ValueError, match="leave it out with resnet"):
         build(width=1 / 16)
 
 
