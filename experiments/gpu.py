@@ -12,7 +12,7 @@ Parts, each in processes of its own, so that one that fails ends no other; `--pa
   the repository.
 
 Results are in experiments/results/gpu_NAME/: gpu.json (machine, versions, commit, exit status and seconds of each part), the
-log of each part, throughput.csv. Runs of camvid are in runs/gpu_NAME: `dilated-seg report runs/gpu_NAME --save ...` keeps them.
+log of each part, throughput.csv, and in camvid/ the results of its finished runs, which are in runs/gpu_NAME.
 
 run:    python experiments/gpu.py --budget 8                                                          (make gpu)
         python experiments/gpu.py --device cpu --width 0.03 --size 32 48 --batch 1 --budget 5        (a rehearsal)
@@ -44,7 +44,7 @@ def list_commands(options, out):
     size = [str(side) for side in options.size]
     python = [sys.executable]
     return {
-        "tests": [*python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/gpu"],
+        "tests": [*python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", "default", "tests/gpu"],
         "throughput": [
             *python, "experiments/benchmarks/training.py", "--width", str(options.width), "--size", *size, "--batch",
             str(options.batch), "--device", device, "--seconds", str(0.25 * budget), "--out", str(out / "throughput.csv"),
@@ -134,6 +134,12 @@ def main(arguments):
         (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
         print(f"{part}: {result}", flush=True)
         print((out / f"{part}.log").read_text()[-2000:] if (out / f"{part}.log").is_file() else "", flush=True)
+    runs = ROOT / (options.runs or f"runs/{out.name}")
+    if "camvid" in options.parts and any(runs.glob("*/seed*/evaluations/val-last.json")):
+        words = ["--evaluation", "val-last", "--save", str(out / "camvid"), "--out", str(runs / "report")]
+        command = [sys.executable, "-m", "dilated_seg", "report", str(runs), *words]
+        found["parts"]["report"] = run_part("report", command, time.monotonic() + 300, out / "report.log", environment)
+        (out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"results: {out}")
     return int(any(part["status"] not in (0, None, -signal.SIGINT) for part in found["parts"].values()))
 

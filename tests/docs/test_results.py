@@ -2,11 +2,13 @@
 
 import runpy
 import shlex
+from pathlib import Path
 
 import pytest
 
 from dilated_seg import ablation
 from dilated_seg.report.saved import SavedComparison
+from dilated_seg.runs.experiments import find_experiment
 from tests.conftest import ROOT
 
 RESULTS = sorted(path for path in (ROOT / "experiments/results").iterdir() if (path / "comparison.json").is_file())
@@ -57,6 +59,6 @@ def test_committed_results_are_whole_and_hold_figures_only(directory):
 def test_an_experiment_whose_results_are_committed_does_not_say_that_it_was_not_run(directory):
     command = shlex.split(SavedComparison.read(directory).command)
     assert command[:2] == ["dilated-seg", "ablate"]
-    planned = ablation.read(ROOT / command[2] if (ROOT / command[2]).is_file() else command[2])
-    files = [path for run in planned.planned for path in run.configs if path.endswith(".yaml")] + [ROOT / command[2]]
-    assert not [file for file in files if (ROOT / file).is_file() and "not run here" in (ROOT / file).read_text()]
+    file = Path(find_experiment(command[2]))
+    files = {file, *(Path(path) for run in ablation.read(file).planned for path in run.configs if path.endswith(".yaml"))}
+    assert not [file for file in files if "not run here" in file.read_text()]

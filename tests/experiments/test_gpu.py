@@ -57,12 +57,12 @@ def test_all_parts_are_rehearsed_and_their_results_are_written(camvid, tmp_path,
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     found = json.loads((tmp_path / "out/gpu.json").read_text())
     assert {name: part["status"] for name, part in found["parts"].items()} == dict.fromkeys(
-        ("tests", "throughput", "evaluation", "camvid"), 0
+        ("tests", "throughput", "evaluation", "camvid", "report"), 0
     )
     assert (
         " passed" in (tmp_path / "out/tests.log").read_text() and "VOC-sized" in (tmp_path / "out/evaluation.log").read_text()
     )
-    assert (tmp_path / "runs/comparison.json").is_file()
+    assert len([*(tmp_path / "out/camvid").glob("*/seed0/evaluations/val-last.parquet")]) == 2
 
 
 def test_without_a_gpu_the_call_says_how_to_rehearse_it():

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 def test_evaluations_repeat_and_their_counts_add_up(trained):
     first = trained.evaluation("val-last")
     assert (first.strata.matrices() == first.images[1]).all()  # read before they are replaced
-    result = run_command("validate", trained.path, *ACCELERATOR, "--data.eval_batch_size", "2")
+    result = run_command("validate", trained.path, "--checkpoint", "last", *ACCELERATOR, "--data.eval_batch_size", "2")
     assert result.returncode == 0, result.stderr[-3000:]
     again = trained.evaluation("val-last")
     assert (again.images[1].sum((1, 2)) == first.images[1].sum((1, 2))).all()
@@ -58,6 +58,7 @@ def test_the_forward_pass_and_the_confusion_matrix_repeat_bit_for_bit():
     assert torch.equal(metrics[0].matrix.cpu(), metrics[1].matrix)
 
 
+@one_gpu  # a CPU compiles for minutes
 def test_a_compiled_network_gives_the_logits_of_the_plain_one():
     net, image = SegNet(5, width=0.05).to(DEVICE).eval(), torch.rand(1, 3, 64, 96, device=DEVICE)
     with torch.inference_mode():
@@ -75,7 +76,9 @@ def test_the_crf_gives_the_labels_of_the_cpu():
 
 
 def test_receptive_fields_are_measured_on_the_device(trained):
-    result = run_command("probe", trained.path, "--device", DEVICE, "--images", "2", "--pixels", "8")
+    result = run_command(
+        "probe", trained.path, "--evaluation", "val-last", "--device", DEVICE, "--images", "2", "--pixels", "8"
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
