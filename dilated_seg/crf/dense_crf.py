@@ -13,6 +13,7 @@ The sum over all pixels j is a Gaussian filter in 5 or 2 dimensions; see `dilate
 import math
 from functools import lru_cache
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,13 +98,20 @@ class DenseCRF(nn.Module):
         self.compatibility = nn.Parameter(-torch.eye(num_classes))
 
     @property
+    def description(self) -> dict[str, Any]:
+        """Class and arguments that build this CRF again, for checkpoints, which also have its tensors."""
+        kind = type(self)
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": self.start | {"learnable": self.learnable}}
+
+    @property
     def name(self) -> str:
-        """Name for files: ``crf`` and the arguments that differ from the defaults."""
-        defaults = signature(DenseCRF).parameters
-        return "-".join(["crf", *(f"{k}_{value:g}" for k, value in self.start.items() if value != defaults[k].default)])
+        """Name for files: ``crf``, the name of a subclass, and the arguments that differ from the defaults."""
+        defaults, kind = signature(DenseCRF).parameters, [] if type(self) is DenseCRF else [type(self).__name__]
+        return "-".join(["crf", *kind, *(f"{k}_{value:g}" for k, value in self.start.items() if value != defaults[k].default)])
 
     def __str__(self) -> str:
-        return f"dense CRF ({', '.join(f'{name} {value:g}' for name, value in self.start.items())})"
+        kind = "dense CRF" if type(self) is DenseCRF else type(self).__name__
+        return f"{kind} ({', '.join(f'{name} {value:g}' for name, value in self.start.items())})"
 
     def forward(self, probabilities: Probabilities, image: Pixels) -> Probabilities:
         """Return the marginals Q after the last iteration, in float32, or float64 if the probabilities are.

@@ -57,7 +57,7 @@ def save(segmenter: Segmenter, directory: Path, licence: str | None = None) -> N
     }  # fmt: skip
     state = dict(segmenter.net.state_dict())
     if segmenter.crf:
-        config["crf"] = {"init_args": segmenter.crf.start | {"learnable": segmenter.crf.learnable}}
+        config["crf"] = segmenter.crf.description
         state |= {f"crf.{key}": tensor for key, tensor in segmenter.crf.state_dict().items()}
     try:
         texts = {CARD: format_card(segmenter, directory.resolve().name, licence), CONFIG: json.dumps(config, indent=1) + "\n"}

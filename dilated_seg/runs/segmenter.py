@@ -71,12 +71,12 @@ def build_crf(arguments: Mapping[str, Any] | None, num_classes: int, state: Mapp
     """Return the CRF that was trained with a network; None if there is none.
 
     Args:
-        arguments: The saved arguments of the CRF.
+        arguments: The saved class and arguments of the CRF.
         num_classes: C of the network.
         state: The saved tensors; those of the CRF are named ``crf.*``.
 
     Raises:
-        UserError: Arguments and tensors do not fit.
+        UserError: Arguments and tensors do not fit, or its class is not imported.
     """
     tensors = {name.removeprefix("crf."): tensor for name, tensor in state.items() if name.startswith("crf.")}
     if not arguments:
@@ -86,12 +86,27 @@ def build_crf(arguments: Mapping[str, Any] | None, num_classes: int, state: Mapp
     init_args: dict[str, Any] = dict(arguments.get("init_args") or {})
     if init_args.pop("num_classes", None) not in (None, num_classes):
         raise UserError(f"its CRF has other than {num_classes} classes")
-    crf = DenseCRF(**init_args)
+    crf = find_crf(arguments.get("class_path", "DenseCRF"))(**init_args)
     if crf.learnable:
         crf.add_parameters(num_classes)
     check_shapes(tensors, crf.state_dict(), "its CRF")
     crf.load_state_dict(tensors)
     return crf
+
+
+def find_crf(class_path: str) -> type[DenseCRF]:
+    """Return the class of a saved CRF.
+
+    Raises:
+        UserError: It is another package's and is not imported: a file must not cause an import.
+    """
+    module, _, name = class_path.rpartition(".")
+    if name == "DenseCRF":
+        return DenseCRF
+    kind = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, DenseCRF)):
+        raise UserError(f"its CRF {class_path} is not imported: if you trust it, add --import {module}, or import it in Python")
+    return kind
 
 
 def find_constructor(hyperparameters: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:

@@ -104,7 +104,7 @@ def describe_task(task: Any) -> dict[str, Any]:  # noqa: ANN401 - a Segmentation
     """Return the checkpoint's description of the CRF and the dataset, for users of the network without the data."""
     data: Any = getattr(task.trainer, "datamodule", None)
     crf = task.model.crf
-    facts: dict[str, Any] = {"crf": {"init_args": crf.start | {"learnable": crf.learnable}}} if crf else {}
+    facts: dict[str, Any] = {"crf": crf.description} if crf else {}
     if hasattr(data, "palette"):
         facts["dataset"] = {
             "name": type(data).__name__,

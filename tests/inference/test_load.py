@@ -190,3 +190,20 @@ def test_a_crf_of_a_task_built_in_python_goes_with_its_checkpoint(tmp_path):
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="but not its arguments"):
         load(tmp_path / "other.ckpt", net=DilatedNet(8, width=1 / 64))
+
+
+class Doubled(DenseCRF):
+    """A user's CRF."""
+
+
+def test_a_subclass_of_the_crf_is_rebuilt_as_such_if_it_is_imported(tmp_path, monkeypatch):
+    task = SegmentationTask(DilatedNet(8, width=1 / 64), 8, crf=Doubled(1))
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(task)
+    task.trainer = trainer
+    trainer.save_checkpoint(tmp_path / "python.ckpt")
+    crf = load(tmp_path / "python.ckpt", net=DilatedNet(8, width=1 / 64)).crf
+    assert type(crf) is Doubled and crf.name.startswith("crf-Doubled") and str(crf).startswith("Doubled (")
+    monkeypatch.delattr(sys.modules[__name__], "Doubled")
+    with pytest.raises(UserError, match=r"its CRF .*Doubled is not imported: if you trust it, add --import"):
+        load(tmp_path / "python.ckpt", net=DilatedNet(8, width=1 / 64))
