@@ -1,5 +1,6 @@
 """A split of a Parquet dataset: its rows, and the names of its images."""
 
+import glob
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def map_files(files: Sequence[ParquetFile], columns: Sequence[str]) -> Any:  # n
     if storage.is_url(files[0].path):
         raise UserError(f"{files[0].path} is a URL: remove data.streaming=false, or copy the files to a directory")
     with explain_reading(files[0].path):
-        return Dataset.from_parquet([file.path for file in files], columns=list(columns)).with_format("arrow")
+        return Dataset.from_parquet([glob.escape(file.path) for file in files], columns=list(columns)).with_format("arrow")
 
 
 def read_names(files: Sequence[ParquetFile], columns: Columns) -> list[str] | None:
