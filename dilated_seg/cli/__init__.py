@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning import Trainer, seed_everything
 
-from dilated_seg.cli.explain import EVALUATIONS, list_unused
+from dilated_seg.cli.explain import EVALUATIONS, describe_unused
 from dilated_seg.cli.network import choose_checkpoint
 from dilated_seg.cli.parser import TIMEOUT, build_parser, expand_arguments, format_config, instantiate, parse
 from dilated_seg.cli.run_directory import RUN_DIR, choose_run, pin_dataset
@@ -80,9 +80,9 @@ class CLI:
         """Print the options of a dataset that another one has replaced."""
         data = self.config.data
         arguments = vars(data.get("init_args") or Namespace())
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            for line in list_unused(args, arguments, str(data.class_path).rpartition(".")[2]):
-                print(line, file=sys.stderr)
+        unused = describe_unused(args, arguments, str(data.class_path).rpartition(".")[2])
+        if unused and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(unused, file=sys.stderr)
 
     def choose_run(self) -> None:
         """Choose the seed, the run's directory, and the checkpoint that is evaluated or continued."""

@@ -101,18 +101,18 @@ def explain(sentence: str, args: Sequence[str], options: Sequence[str]) -> str:
     return explain_value(sentence, settings) if sentence.startswith("Parser key") else sentence
 
 
-def list_unused(args: Sequence[str], arguments: Mapping[str, object], name: str) -> list[str]:
-    """Return a sentence for each option of data that the chosen dataset does not have, since another one was replaced.
+def describe_unused(args: Sequence[str], arguments: Mapping[str, object], name: str) -> str | None:
+    """Return a sentence on options of data that the chosen dataset does not have, since it replaced another one.
 
     Args:
         args: The command line.
         arguments: The arguments of the chosen dataset.
         name: The class of the dataset.
     """
-    settings = {str(setting): setting.keys for setting in read_arguments(args)}
     known = {*arguments, "class_path", "init_args", "dict_kwargs", "help"}
-    unused = [place for place, keys in settings.items() if keys[0] == "data" and len(keys) == 2 and keys[1] not in known]
-    return [f"{place}: {name} has no such option, so it is not used" for place in unused]
+    given = [setting.keys for setting in read_arguments(args) if setting.value not in (None, "null")]
+    unused = dict.fromkeys(keys[1] for keys in given if keys[0] == "data" and len(keys) == 2 and keys[1] not in known)
+    return f"{name} has no option {', '.join(unused)}, given for another dataset: not used" if unused else None
 
 
 def explain_missing(sentence: str, required: str) -> str:
