@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning import Trainer, seed_everything
 
 from dilated_seg.cli.explain import EVALUATIONS, describe_unused
@@ -79,8 +78,8 @@ class CLI:
     def warn_of_unused(self, args: Sequence[str]) -> None:
         """Print the options of a dataset that another one has replaced."""
         data = self.config.data
-        arguments = vars(data.get("init_args") or Namespace())
-        unused = describe_unused(args, arguments, str(data.class_path).rpartition(".")[2])
+        arguments = data.get("init_args")
+        unused = describe_unused(args, vars(arguments) if arguments else {}, str(data.class_path).rpartition(".")[2])
         if unused and os.environ.get("LOCAL_RANK", "0") == "0":
             print(unused, file=sys.stderr)
 

@@ -43,7 +43,7 @@ def pin_dataset(config: Any, run: Run) -> None:  # noqa: ANN401 - jsonargparse's
     Raises:
         UserError: There is no such dataset, or the Hub cannot be reached.
     """
-    arguments = config.data.get("init_args") or {}
+    arguments = config.data.get("init_args", ())
     if "repo" in arguments and "revision" in arguments:  # Hub, or a subclass
         before = run.config.data.init_args if run.config_file.is_file() else {}
         if arguments.revision is None and before.get("repo") == arguments.repo:

@@ -64,6 +64,7 @@ def test_one_word_streams_an_experiment_from_the_hub_with_the_numbers_of_the_rel
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # five runs of two processes
 def test_a_run_streamed_from_a_url_by_two_processes_survives_three_kills(data, tmp_path):
     with serve(data / "hub") as (url, _):
         variables = {"DILATED_SEG_CACHE": str(tmp_path / "cache")}
