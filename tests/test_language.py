@@ -61,7 +61,7 @@ KEPT_NAMES = {
 }
 KEPT_VARIABLES = {"here": "the difference on the pixels that a claim names: Verdict.here"}
 KEPT_PHRASES = (
-    r"camvid, folder, \.\.\.|^folder: orientation",  # `dilated-seg prepare folder`, and an option of it
+    r"camvid, folder, \.\.\.|^folder: |goes with folder",  # `dilated-seg prepare folder`, and an option of it
     r"\{folder: ",  # CachedFrontEnd.folder in YAML
     r"\(stratum \* num_classes",  # in the metadata of stored files
 )

@@ -12,7 +12,7 @@ from lightning import Trainer, seed_everything
 from dilated_seg.cli.explain import EVALUATIONS, describe_unused
 from dilated_seg.cli.network import choose_checkpoint
 from dilated_seg.cli.parser import TIMEOUT, build_parser, expand_arguments, format_config, instantiate, parse
-from dilated_seg.cli.run_directory import RUN_DIR, choose_run, pin_dataset
+from dilated_seg.cli.run_directory import RUN_DIR, choose_run, keep_drawn_split, pin_dataset
 from dilated_seg.data.checks import check_labels, require_labels, warn_of_shared_images
 from dilated_seg.errors import LostProcessError, UserError
 from dilated_seg.inference.strategies import FullImage
@@ -126,13 +126,16 @@ class CLI:
         if finished:  # also by early stopping: load the weights only
             trainer.limit_train_batches = 0
         check_monitors(trainer, self.model.metric_names("val"))
-        for split in (data.train_split, "val"):
+        validated = bool(trainer.limit_val_batches)
+        for split in (data.train_split, "val") if validated else (data.train_split,):
             data.open_split(split)
         require_labels(data)
+        keep_drawn_split(self.run, data, trainer.is_global_zero)
         if trainer.is_global_zero:
-            warn_of_shared_images(data)
+            if validated:
+                warn_of_shared_images(data)
             if not finished:
-                check_labels(data)
+                check_labels(data, validated)
         trainer.fit(self.model, datamodule=data, ckpt_path=self.config.ckpt_path)
         if not finished:
             trainer.save_checkpoint(self.run.last_checkpoint.path)
@@ -159,6 +162,7 @@ class CLI:
         if self.built.crf and self.model.model.crf:
             raise UserError("--crf would be applied twice: this model has a CRF of its own; its options are --model.crf...")
         self.datamodule.open_split({"validate": "val", "test": "test"}.get(command, self.datamodule.predict_split))
+        keep_drawn_split(self.run, self.datamodule, write=False)
         options: dict[str, Any] = {"return_predictions": False} if command == "predict" else {"verbose": False}
         getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, **options)
         if self.summary and command != "predict" and (evaluations := get_evaluations(self.trainer)):

@@ -7,10 +7,13 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dilated_seg.cli.explain import EVALUATIONS
+from dilated_seg.data import SegmentationDataModule
+from dilated_seg.data.pairs import Pairs
 from dilated_seg.data.hub_files import pin_revision
 from dilated_seg.errors import UserError
 from dilated_seg.runs.experiments import experiment_name
 from dilated_seg.runs.run import Run
+from dilated_seg.storage import write_text
 
 RUN_DIR = "DILATED_SEG_RUN_DIR"  # passes the directory to the processes that Lightning starts
 
@@ -49,3 +52,19 @@ def pin_dataset(config: Any, run: Run) -> None:  # noqa: ANN401 - jsonargparse's
         if arguments.revision is None and before.get("repo") == arguments.repo:
             arguments.revision = before.get("revision")
         arguments.revision = pin_revision(arguments.repo, arguments.revision)
+
+
+def keep_drawn_split(run: Run, data: SegmentationDataModule, write: bool) -> None:
+    """Write the names of the images that a dataset draws as its split "val" into the run's val.txt, or compare with it.
+
+    Raises:
+        UserError: The directory of the images has changed, so that others are drawn now.
+    """
+    if getattr(data, "val_fraction", None) is None or not isinstance(split := data.open_split("val"), Pairs):
+        return
+    names, file = "".join(f"{name}\n" for name, *_ in split.pairs), run.path / "val.txt"
+    if not file.is_file():
+        if write:
+            write_text(file, names)
+    elif file.read_text() != names:
+        raise UserError(f"data.val_fraction draws other images than those in {file}: restore the images, or begin a new run")

@@ -12,7 +12,7 @@ from dilated_seg.commands.parser import CommandParser
 from dilated_seg.errors import UserError
 
 # Options of a dataset's own constructor.
-OPTIONS = ("sbd", "labels", "mask_orientation")
+OPTIONS = ("sbd", "labels", "mask_orientation", "val_fraction", "split_seed")
 
 
 def build_parser() -> CommandParser:
@@ -35,6 +35,11 @@ def build_parser() -> CommandParser:
         choices=("upright", "as_stored"),
         help="folder: orientation of the masks of images that EXIF rotates; default: determined from their sizes",
     )
+    parser.add_argument("--val_fraction", type=float, help="folder: the part of the training images to draw as val")
+    parser.add_argument("--split_seed", type=int, help="folder: of this drawing (0)")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="folder: only show what would be read: files, and values of masks with shares"
+    )
     parser.add_argument("--download", action="store_true", help="voc: download the archives of VOC and SBD into --root first")
     parser.add_argument("--other_counts", action="store_true", help="accept other numbers of images than were published")
     parser.add_argument(
@@ -49,6 +54,13 @@ def build_parser() -> CommandParser:
 def main(args: list[str]) -> int:
     """Run ``dilated-seg prepare``."""
     options = build_parser().parse_args(args)
+    if options.dry_run:
+        if options.dataset != "folder" or not options.root:
+            raise UserError("--dry_run goes with folder and --root DIRECTORY")
+        from dilated_seg.data.prepare.dry_run import show_files
+
+        show_files(options.root)
+        return 0
     if options.dataset == "hub":
         return check_hub(options)
     if options.out is None:
@@ -108,7 +120,7 @@ def prepare_or_verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def is_prepared(options: argparse.Namespace, given: dict[str, str]) -> bool:
+def is_prepared(options: argparse.Namespace, given: dict[str, Any]) -> bool:
     """Return whether ``--out`` was written by the same request, without importing anything heavy."""
     splits = sorted(options.splits) if options.splits else None
     request = {

@@ -33,14 +33,18 @@ def require_labels(dataset: "SegmentationDataModule") -> None:
         )
 
 
-def check_labels(dataset: "SegmentationDataModule") -> None:
+def check_labels(dataset: "SegmentationDataModule", validated: bool = True) -> None:
     """Count the classes in the masks of the training and validation splits, and warn of those that do not occur.
+
+    Args:
+        dataset: The dataset.
+        validated: Whether the run validates, so that there is a validation split.
 
     Raises:
         UserError: All pixels of a split are ignored, or a mask that is read is damaged.
     """
     require_labels(dataset)
-    for name in (dataset.train_split, "val"):
+    for name in (dataset.train_split, "val") if validated else (dataset.train_split,):
         split = dataset.open_split(name)
         skip = dataset.on_bad_image == "skip" and name == dataset.train_split
         counts = count_labels(split, len(dataset.classes), skip) if split.labelled and len(split) else None

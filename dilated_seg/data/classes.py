@@ -41,7 +41,10 @@ def describe_absent(
     sentence = f"none of {where} has a pixel of {format_classes(absent, classes)}: they hold {', '.join(values)}"
     if len(absent) == 1 and ignored:
         k = absent[0]
-        sentence += f"; if {ignore_index} is your '{classes[k]}', replace {ignore_index} by {k} in the masks"
+        sentence += (
+            f"; if {ignore_index} is your '{classes[k]}', replace {ignore_index} by {k} in the masks, or map it in a "
+            f"Folder's classes.yaml, values: {{0: {classes[0]}, {ignore_index}: {classes[k]}}}"
+        )
     return sentence
 
 

@@ -12,6 +12,8 @@ from dilated_seg.errors import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # created by operating systems in any directory
 MASK_SUFFIX = ".png"  # JPEG changes values
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")  # of users' own data
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 
 
 class DataError(UserError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dilated_seg.data.directories import MASK_SUFFIX
+from dilated_seg.data.directories import MASK_SUFFIXES
 from dilated_seg.data.masks import ID_MODES, MaskReader
 from dilated_seg.data.orientation import SIDEWAYS, read_orientation
 from dilated_seg.errors import UserError
@@ -34,7 +34,7 @@ def read_headers(image: Path, mask: Path | None, mask_reader: MaskReader, modes:
     """
     try:
         size, _, orientation = read_header(image)
-        if mask is None or mask.suffix.lower() != MASK_SUFFIX:  # SBD's masks have no such header
+        if mask is None or mask.suffix.lower() not in MASK_SUFFIXES:  # SBD's masks have no such header
             return size, orientation, None
         mask_size, mode, _ = read_header(mask)
         if mode not in modes:

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dilated_seg.data.class_file import make_colors
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.folder import make_colors
 from dilated_seg.data.hub_columns import Columns, find_columns, read_cell
 from dilated_seg.data.hub_files import ALIASES, open_files, pin_revision
 from dilated_seg.data.hub_index import ParquetFile

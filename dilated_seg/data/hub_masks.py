@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from dilated_seg.data.decode import Source, decode_image, make_tensor
-from dilated_seg.data.masks import UNKNOWN, VOID, Palette, make_table, read_colors, read_mask
+from dilated_seg.data.masks import VOID, Palette, ValueTable, make_table, read_colors, read_mask
 from dilated_seg.errors import UserError
 
 BLACK = (0, 0, 0)
@@ -24,7 +24,7 @@ class MaskCoding:
         description: The kind of values in the masks, for messages.
     """
 
-    table: bytes | None
+    table: ValueTable | None
     palette: Palette
     description: str
 
@@ -58,7 +58,7 @@ def read_mode(mask: Source) -> str:
     return modes[0]
 
 
-def read_gray(mask: Source, table: bytes) -> Tensor:
+def read_gray(mask: Source, table: ValueTable) -> Tensor:
     """Return a mask of three equal channels, or of 16 or 32 bits, as class ids (H, W).
 
     Raises:
@@ -73,8 +73,8 @@ def read_gray(mask: Source, table: bytes) -> Tensor:
                 raise UserError(f"{mask} has colors (mode {image.mode}), but other masks of the dataset hold values: {REMEDY}")
             values = channels[..., 0]
         known = (values >= 0) & (values <= 255)
-        ids = np.frombuffer(table, np.uint8)[np.where(known, values, 0).astype(np.uint8)]
-        unknown = ~known | (ids == UNKNOWN)
+        ids = np.frombuffer(table.ids, np.uint8)[np.where(known, values, 0).astype(np.uint8)]
+        unknown = ~known | (ids == table.unknown if table.unknown is not None else False)
         if unknown.any():
             y, x = np.argwhere(unknown)[0]
             raise UserError(f"{mask} holds the value {values[y, x]} at row {y}, column {x}, which is no class: {REMEDY}")

@@ -103,10 +103,10 @@ class PredictionWriter(Callback):
     ) -> None:  # fmt: skip
         dataset: Any = trainer.datamodule  # type: ignore[attr-defined]
         predictions, submission = list_prediction_dirs(trainer)
-        for directory in (predictions, submission) if dataset.submitted else (predictions,):
-            directory.mkdir(parents=True, exist_ok=True)
         for name, prediction, (height, width) in zip(batch["id"], outputs, batch["size"], strict=True):
             if name:
+                for directory in (predictions, submission) if dataset.submitted else (predictions,):
+                    (directory / name).parent.mkdir(parents=True, exist_ok=True)  # names of a Folder may have directories
                 ids = prediction[:height, :width].cpu().numpy()
                 paint_mask(ids, dataset.palette).save(predictions / f"{name}.png")
                 if dataset.submitted:

@@ -97,7 +97,7 @@ def run(tmp_path_factory):
 
 def test_a_training_split_without_masks_is_refused(tmp_path, capsys):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 4)
-    (root / "train/masks").rename(root / "train/labels")
+    (root / "train/masks").rename(root / "train/outlines")
     assert call("fit", root, tmp_path / "run") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     for words in ("dilated-seg: Folder", "the split train", str(root), "4 images and 0 masks"):
@@ -453,13 +453,17 @@ def test_a_prepared_copy_whose_classes_were_swapped_is_refused(run, tmp_path):
 # Headers
 
 
+def save_colors(path):
+    """A mask in two colors."""
+    Image.fromarray(np.stack([mask_of(9), mask_of(0), mask_of(0)], -1)).save(path)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: Image.fromarray(mask_of(1)).convert("RGB").save(path), "has mode RGB"),
+        (lambda path: save_colors(path), "has mode RGB"),
         (lambda path: Image.fromarray(mask_of(1).astype(np.uint16)).save(path), "has mode I;16"),
-        (lambda path: Image.fromarray(mask_of(1)).convert("LA").save(path), "has mode LA"),
         (lambda path: path.write_bytes(b""), "cannot be read as an image"),
         (lambda path: path.write_bytes(path.read_bytes()[:20]), "cannot be read as an image"),
         (lambda path: Image.fromarray(mask_of(1)[1:]).save(path), "they must have one size"),
@@ -476,7 +480,7 @@ def test_the_header_of_every_mask_is_read_before_the_first_step(split, damage, w
 def test_every_mask_of_an_unsupported_mode_is_counted(tmp_path):
     root = write_folder(tmp_path / "data", [mask_of(1)] * 5)
     for path in (root / "train/masks").iterdir():
-        Image.open(path).convert("RGB").save(path)
+        save_colors(path)
     with pytest.raises(UserError, match=r"mode RGB.*4 more such problems"):
         Folder(root=str(root)).open_split("train")
 

@@ -34,7 +34,7 @@ def prepare(
     out: Path,
     store: str = "files",
     splits: Sequence[str] | None = None,
-    options: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
     other_counts: bool = False,
     skip_bad: bool = False,
     fetch: bool = False,

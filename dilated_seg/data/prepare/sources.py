@@ -29,7 +29,7 @@ def download(name: str, root: str | None, out: Path, sbd: str | None) -> tuple[s
     return str(directory), sbd or str(directory)
 
 
-def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Path, check: bool) -> SegmentationDataModule:
+def open_dataset(name: str, root: str | None, options: dict[str, Any], tree: Path, check: bool) -> SegmentationDataModule:
     """Return the dataset from its directories, or from its archives, unpacked into ``tree``.
 
     Raises:
@@ -53,7 +53,7 @@ def open_dataset(name: str, root: str | None, options: dict[str, str], tree: Pat
     return dataset
 
 
-def is_tree(build: Any, root: str, options: dict[str, str]) -> bool:  # noqa: ANN401 - a dataset's class
+def is_tree(build: Any, root: str, options: dict[str, Any]) -> bool:  # noqa: ANN401 - a dataset's class
     """Return whether a directory holds the dataset, unpacked."""
     try:
         return bool(build(root=root, **options).list_splits())
