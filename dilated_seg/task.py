@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from dilated_seg.crf import DenseCRF
+from dilated_seg.data.class_weights import Method
 from dilated_seg.inference.batch import Place, segment_batch
 from dilated_seg.inference.strategies import FullImage, Inference
 from dilated_seg.losses import prepare_loss, weigh_heads
@@ -19,7 +20,7 @@ from dilated_seg.models.release import RGB
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask
 from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, read_safely
-from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters
+from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters, require_numbers
 from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.param_groups import configure
@@ -50,7 +51,8 @@ class SegmentationTask(LightningModule):
             ``ignore_index`` is set to that of the task. Cross-entropy if None.
         auxiliary_weights: Factors of the losses of auxiliary heads, such as {aux: 0.5}; 0.4 each (PSPNet) if None.
         class_weights: Factor of each class in losses per pixel without ``class_weights`` of their own. The loss is divided by
-            the number of pixels, not by the sum of their weights.
+            the number of pixels, not by the sum of their weights. ``fit`` counts them in the training masks if this is the name
+            of a method of `dilated_seg.data.class_weights`.
         weights: Initial weights: a file (.safetensors of `port`, .caffemodel, .npz, a torch state dict, a checkpoint); its URL
             with a checksum, https://...#sha256=...; "imagenet" for torchvision's weights of the encoder; or a directory of
             runs, of which the last one to finish is used. Ignored if a checkpoint is evaluated or training continues from one.
@@ -75,7 +77,7 @@ class SegmentationTask(LightningModule):
         lr_factors: dict[str, float] | None = None,
         loss: nn.Module | None = None,
         auxiliary_weights: dict[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Method | None = None,
         weights: str | None = None,
         weights_without: Sequence[str] = (),
         compile: bool = False,
@@ -88,9 +90,8 @@ class SegmentationTask(LightningModule):
         self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        check_arguments(
-            self.classes, class_weights, {"bias_lr": bias_lr, "bias_decay": bias_decay}, lr_factors or {}, mean, std
-        )
+        numbers = require_numbers(class_weights)
+        check_arguments(self.classes, numbers, {"bias_lr": bias_lr, "bias_decay": bias_decay}, lr_factors or {}, mean, std)
         if crf and crf.learnable and crf.num_classes is None:
             crf.add_parameters(num_classes)
         default = get_default_normalization(net)
@@ -100,7 +101,7 @@ class SegmentationTask(LightningModule):
         self.fixed = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         self.optimizer, self.lr_scheduler, self.lr_factors = optimizer, lr_scheduler, lr_factors or {}
         self.bias_factors = bias_lr, bias_decay
-        self.loss, self.auxiliary_weights = prepare_loss(loss, ignore_index, num_classes, class_weights), auxiliary_weights
+        self.loss, self.auxiliary_weights = prepare_loss(loss, ignore_index, num_classes, numbers), auxiliary_weights
         self.weights, self.weights_without, self.normalization = weights, weights_without, (mean, std)
         self.weights_loaded, self.trained_steps = False, 0  # loaded: initial weights or a checkpoint
         self.batch_ids: list[str] = []  # image ids of the last training batch

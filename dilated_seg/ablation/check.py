@@ -22,7 +22,7 @@ def check_ablation(ablation: Ablation) -> None:
     Raises:
         UserError: A configuration, a dataset or initial weights are wrong, or a directory contains another run.
     """
-    from dilated_seg.cli.parser import resolve_experiment
+    from dilated_seg.cli.resolve import resolve_experiment
 
     checked = []
     for run in ablation.runs:

@@ -192,13 +192,6 @@ def format_config(parser: Parser, config: Namespace) -> str:
     return str(parser.dump(config, skip_none=False))
 
 
-def resolve_experiment(args: Sequence[str]) -> str:
-    """Return the configuration that ``fit`` with these arguments would save in its run."""
-    args = expand_arguments("fit", args)
-    parser = build_parser("fit", args)
-    return format_config(parser, parse(parser, args))
-
-
 def instantiate(parser: Parser, config: Namespace) -> Namespace:
     """Return the configuration with its data module, task, callbacks and loggers built.
 

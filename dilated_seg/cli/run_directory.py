@@ -8,8 +8,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from dilated_seg.cli.explain import EVALUATIONS
 from dilated_seg.data import SegmentationDataModule
-from dilated_seg.data.pairs import Pairs
 from dilated_seg.data.hub_files import pin_revision
+from dilated_seg.data.pairs import Pairs
 from dilated_seg.errors import UserError
 from dilated_seg.runs.experiments import experiment_name
 from dilated_seg.runs.run import Run

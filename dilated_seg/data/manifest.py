@@ -42,13 +42,18 @@ def list_shards(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
     return [shard for part in manifest["splits"][split]["parts"] for shard in manifest["shards"][part]]
 
 
-def sum_pixels(manifest: dict[str, Any], split: str) -> list[int] | None:
-    """Return the number of pixels of each of the 256 class ids in a split; None if not all of its images have masks."""
-    if not manifest["splits"][split]["labelled"]:
+def sum_pixels(manifest: dict[str, Any], split: str, key: str = "pixels") -> list[int] | None:
+    """Return the number of pixels of each of the 256 class ids in a split; None if not all of its images have masks.
+
+    With the key "image_pixels", it is that of all pixels of the images in which the class id occurs; None in shards of
+    earlier versions.
+    """
+    shards = list_shards(manifest, split)
+    if not manifest["splits"][split]["labelled"] or any(key not in shard for shard in shards):
         return None
     total = [0] * 256
-    for shard in list_shards(manifest, split):
-        for value, count in shard["pixels"].items():
+    for shard in shards:
+        for value, count in shard[key].items():
             total[int(value)] += count
     return total
 

@@ -41,6 +41,7 @@ class Shards(Split):
             raise UserError(f"{root} has no split '{name}', only {', '.join(record['splits'])}: prepare it as well")
         self.labelled = record["splits"][name]["labelled"]
         self.pixels = manifest.sum_pixels(record, name)
+        self.image_pixels = manifest.sum_pixels(record, name, "image_pixels")
         self.members = set(record["splits"][name]["parts"])
         self.as_stored: bool | None = None  # whether masks are stored like the images' files, not upright; None: inferred
         self.mask_reader, self.raw = mask_reader, record["store"] == "raw"

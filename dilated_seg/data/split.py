@@ -24,6 +24,7 @@ class Split(ABC):
         expected: If images have no masks, a clause for messages that names the expected files.
         members: Identifiers of the images, to find images that two splits share.
         pixels: The number of pixels of each of the 256 class ids, if already counted.
+        image_pixels: The number of all pixels of the images in which each class id occurs, likewise.
         countable: Whether masks may be read in the training process before the first step; unnecessary with ``pixels``.
     """
 
@@ -31,6 +32,7 @@ class Split(ABC):
     expected: str = ""
     members: Collection[str] = frozenset()
     pixels: Sequence[int] | None = None
+    image_pixels: Sequence[int] | None = None
     countable: bool = False
 
     @abstractmethod

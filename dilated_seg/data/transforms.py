@@ -1,14 +1,17 @@
 """Joint augmentation of image and mask on uint8 tensors; masks are resized by nearest neighbor only."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dilated_seg.errors import UserError
 
+DRAWS = 10  # of a crop in which one class has too large a part
 GREY = (124, 117, 104)  # the padding of images: ImageNet's mean, rounded
 
 
@@ -26,6 +29,10 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
         flip: Whether to mirror half of the images left to right.
         rotate: Largest angle in degrees, to either side.
         jitter: Largest relative change of brightness, contrast and saturation.
+        cat_max_ratio: A crop is drawn again, at most ten times, while one class has at least this part of its labelled pixels;
+            1 accepts every crop. Others use 0.75.
+        rare_classes: Class ids. A part of the crops, ``rare_share``, has a pixel of one of them that the image holds.
+        rare_share: This part.
         ignore_index: Mask value of the padding.
     """
 
@@ -37,14 +44,23 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
         rotate: float = 0.0,
         jitter: float = 0.0,
         ignore_index: int = 255,
+        cat_max_ratio: float = 1.0,
+        rare_classes: Sequence[int] = (),
+        rare_share: float = 0.5,
     ) -> None:
+        for name, value in (("cat_max_ratio", cat_max_ratio), ("rare_share", rare_share)):
+            if not 0 < value <= 1:
+                raise UserError(f"data.augmentation.{name} is {value:g}: give a part above 0 and at most 1")
+        if crop_size is None and (cat_max_ratio < 1 or rare_classes):
+            raise UserError("data.augmentation: cat_max_ratio and rare_classes choose crops, so set crop_size too")
         if not 0 < scale[0] <= scale[1]:
             raise UserError(f"data.augmentation.scale is {list(scale)}: give two factors above 0, the smaller first")
         if crop_size is not None and min(crop_size) < 1:
             raise UserError(f"data.augmentation.crop_size is {list(crop_size)}: give a height and a width of at least 1")
         steps: list[v2.Transform] = [v2.Identity()]
         if tuple(scale) != (1.0, 1.0) or crop_size is not None:
-            steps.append(RandomScaledCrop(scale, crop_size, ignore_index))
+            choice = cat_max_ratio, tuple(rare_classes), rare_share
+            steps.append(RandomScaledCrop(scale, crop_size, ignore_index, *choice))
         if flip:
             steps.append(v2.RandomHorizontalFlip())
         if rotate:
@@ -65,21 +81,58 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
         scale: Range of the factor.
         crop_size: (height, width) of the crop; None for the whole image.
         ignore_index: Mask value of the padding.
+        cat_max_ratio: See ScaleAndCrop, as the next two.
+        rare_classes: Class ids.
+        rare_share: Part of the crops.
     """
 
-    def __init__(self, scale: tuple[float, float], crop_size: tuple[int, int] | None, ignore_index: int) -> None:
+    def __init__(
+        self,
+        scale: tuple[float, float],
+        crop_size: tuple[int, int] | None,
+        ignore_index: int,
+        cat_max_ratio: float = 1.0,
+        rare_classes: tuple[int, ...] = (),
+        rare_share: float = 0.5,
+    ) -> None:
         super().__init__()
         self.scale, self.crop_size, self.ignore_index = scale, crop_size, ignore_index
+        self.cat_max_ratio, self.rare_classes, self.rare_share = cat_max_ratio, rare_classes, rare_share
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the part of the image, its new size, and the border."""
         low, high = self.scale
-        factor = low + (high - low) * torch.rand(()).item()
-        sides = v2.functional.get_size(flat_inputs[0])
-        (top, height, h, above, below), (left, width, w, before, after) = (
-            draw_side(side, factor, crop) for side, crop in zip(sides, self.crop_size or (None, None), strict=True)
-        )
-        return {"part": (top, left, height, width), "size": [h, w], "border": [before, above, after, below]}
+        mask = next((value for value in flat_inputs if isinstance(value, tv_tensors.Mask)), None)
+        point = self.draw_rare_pixel(mask) if self.rare_classes and mask is not None else None
+        params: dict[str, Any] = {}
+        for _ in range(DRAWS if self.cat_max_ratio < 1 else 1):
+            factor = low + (high - low) * torch.rand(()).item()
+            sides = v2.functional.get_size(flat_inputs[0])
+            (top, height, h, above, below), (left, width, w, before, after) = (
+                draw_side(side, factor, crop, pixel)
+                for side, crop, pixel in zip(sides, self.crop_size or (None, None), point or (None, None), strict=True)
+            )
+            params = {"part": (top, left, height, width), "size": [h, w], "border": [before, above, after, below]}
+            if self.cat_max_ratio == 1 or mask is None or self.is_mixed(v2.functional.crop(mask, *params["part"])):
+                break
+        return params
+
+    def draw_rare_pixel(self, mask: Tensor) -> tuple[int, int] | None:
+        """Return row and column of a random pixel of a random rare class of a mask; None in other crops, or if it has none."""
+        if torch.rand(()).item() >= self.rare_share:
+            return None
+        present = [k for k in self.rare_classes if (mask == k).any()]
+        if not present:
+            return None
+        pixels = (mask == present[int(torch.randint(len(present), ()))]).nonzero()
+        row, column = pixels[int(torch.randint(len(pixels), ()))].tolist()
+        return row, column
+
+    def is_mixed(self, mask: Tensor) -> bool:
+        """Return whether no class has ``cat_max_ratio`` of the labelled pixels of a crop."""
+        labelled = mask[mask != self.ignore_index]
+        counts = torch.bincount(labelled.flatten().long())
+        return bool(len(labelled)) and counts.max().item() < self.cat_max_ratio * len(labelled)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
         """Resize an image bilinearly, a mask by the nearest neighbor of each pixel's center.
@@ -100,13 +153,21 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
         return v2.functional.pad(part, params["border"], fill=self.ignore_index if mask else list(GREY))
 
 
-def draw_side(side: int, factor: float, crop: int | None) -> tuple[int, int, int, int, int]:
-    """Draw one side of a crop: its start and length in the image, its new length, and the padding before and after it."""
+def draw_side(side: int, factor: float, crop: int | None, pixel: int | None = None) -> tuple[int, int, int, int, int]:
+    """Draw one side of a crop: its start and length in the image, its new length, and the padding before and after it.
+
+    Args:
+        side: The image's.
+        factor: By which it is resized.
+        crop: The crop's; None for the whole image.
+        pixel: One that the crop must contain.
+    """
     if crop is None:
         return 0, side, max(1, round(side * factor)), 0, 0
     wanted = max(1, round(crop / factor))
     length = min(side, wanted)
-    start = int(torch.randint(side - length + 1, ()))
+    first, last = (0, side - length) if pixel is None else (max(0, pixel - length + 1), min(side - length, pixel))
+    start = first + int(torch.randint(last - first + 1, ()))
     size = crop if length == wanted else min(crop, max(1, round(side * factor)))
     before = int(torch.randint(crop - size + 1, ()))
     return start, length, size, before, crop - size - before

@@ -49,6 +49,16 @@ def check_monitor(name: str, monitor: str, mode: str | None, metrics: Sequence[s
         raise UserError(f"{name}: {monitor} is better the {better} it is, but mode is {mode}: set mode {best}")
 
 
+def require_numbers(class_weights: Sequence[float] | str | None) -> Sequence[float] | None:
+    """Return class weights; raise UserError if they are the name of a method, which the command line replaces by numbers."""
+    if isinstance(class_weights, str):
+        raise UserError(
+            f"model.class_weights {class_weights} is counted by fit: in Python, give the weights of "
+            f"dilated_seg.data.class_weights.count_class_weights(data, '{class_weights}')"
+        )
+    return class_weights
+
+
 def check_arguments(
     classes: Sequence[str],
     class_weights: Sequence[float] | None,

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, HfFileSystem
 from PIL import Image
 
 from dilated_seg.__main__ import main
-from dilated_seg.cli.parser import resolve_experiment
+from dilated_seg.cli.resolve import resolve_experiment
 from dilated_seg.data import VOC, Cityscapes, Hub
 from dilated_seg.data import row_groups as row_groups_module
 from dilated_seg.data.checks import warn_of_shared_images

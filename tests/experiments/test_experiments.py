@@ -8,7 +8,7 @@ import yaml
 
 from dilated_seg import ablation, data
 from dilated_seg.cli import CLI
-from dilated_seg.cli.parser import resolve_experiment
+from dilated_seg.cli.resolve import resolve_experiment
 from dilated_seg.crf.dense_crf import DEEPLAB
 from dilated_seg.data import CamVid
 from dilated_seg.errors import UserError

@@ -7,7 +7,7 @@ import torch
 import yaml
 from wandb.sdk.launch.sweeps import utils as sweeps
 
-from dilated_seg.cli.parser import resolve_experiment
+from dilated_seg.cli.resolve import resolve_experiment
 from dilated_seg.metrics.confusion import compute_metrics
 from dilated_seg.runs.run import Run
 from dilated_seg.training.loggers import read_wandb_id

@@ -76,8 +76,12 @@ def write_rows(path: Path, rows: list[dict[str, Any] | str], store: str, source:
     """Write the rows (dict) as a shard and a note with the problems (str); return its entry in the manifest."""
     good = [row for row in rows if isinstance(row, dict)]
     skipped = [row for row in rows if isinstance(row, str)]
-    pixels = sum((Counter(row["pixels"]) for row in good), Counter[str]())
-    entry = write_shard(path, good, store) | {"skipped": skipped, "pixels": dict(pixels)}
+    pixels, image_pixels = Counter[str](), Counter[str]()  # of each class, and of the images in which it occurs
+    for row in good:
+        pixels.update(row["pixels"])
+        image_pixels.update(dict.fromkeys(row["pixels"], sum(row["pixels"].values())))
+    counts = {"pixels": dict(pixels), "image_pixels": dict(image_pixels)}
+    entry = write_shard(path, good, store) | {"skipped": skipped} | counts
     storage.write_text(path.with_name(f"{path.name}.json"), json.dumps({"source": source, "entry": entry}))
     return entry
 
