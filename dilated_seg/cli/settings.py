@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import numbers
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import get_loader
+from jsonargparse.typing import register_type
 from lightning.pytorch import callbacks as lightning_callbacks
+from torchvision.transforms import v2
 
 from dilated_seg import data, losses, models, training
 from dilated_seg.crf import DenseCRF
@@ -23,21 +26,27 @@ from dilated_seg.models.build import parse_call
 from dilated_seg.runs.experiments import EXPERIMENTS
 
 STRATEGIES = [kind.__name__ for kind in strategies.Inference.__subclasses__()]
-SHORT = {name: f"{module.__name__}.{name}" for module in (models, data, losses, training) for name in module.__all__} | {
-    **{kind.__name__: f"{kind.__module__}.{kind.__name__}" for kind in (DenseCRF, ScaleAndCrop)},
-    **dict.fromkeys(
-        ("SequentialLR", "torch.optim.lr_scheduler.SequentialLR"), "dilated_seg.training.schedules.SequentialLR"
-    ),  # torch's class takes objects
-    # torch's own class has no monitor
-    "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
-    "torch.optim.lr_scheduler.ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
-}
-CALL = re.compile(r"\s*[A-Za-z_][\w.]*\(.*\)\s*", re.DOTALL)  # such as FCN(stride=8)
 
 
 def list_classes(module: Any) -> list[str]:  # noqa: ANN401
     """Return the names of the classes that a module offers."""
     return [name for name, kind in vars(module).items() if isinstance(kind, type) and name[0].isupper()]
+
+
+SHORT = (
+    {name: f"{v2.__name__}.{name}" for name in list_classes(v2)}
+    | {name: f"{module.__name__}.{name}" for module in (models, data, losses, training) for name in module.__all__}
+    | {
+        **{kind.__name__: f"{kind.__module__}.{kind.__name__}" for kind in (DenseCRF, ScaleAndCrop)},
+        **dict.fromkeys(
+            ("SequentialLR", "torch.optim.lr_scheduler.SequentialLR"), "dilated_seg.training.schedules.SequentialLR"
+        ),  # torch's class takes objects
+        # torch's own class has no monitor
+        "ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
+        "torch.optim.lr_scheduler.ReduceLROnPlateau": "lightning.pytorch.cli.ReduceLROnPlateau",
+    }
+)
+CALL = re.compile(r"\s*[A-Za-z_][\w.]*\(.*\)\s*", re.DOTALL)  # such as FCN(stride=8)
 
 
 # The options that take a class, and those to choose from by a short name.
@@ -46,6 +55,7 @@ CHOICES: dict[str, list[str]] = {
     "data": [name for name in data.__all__ if name != "SegmentationDataModule"],
     "data.like": [name for name in data.__all__ if name != "SegmentationDataModule"],
     "data.augmentation": ["ScaleAndCrop"],
+    "data.transforms": list_classes(v2),
     "model.optimizer": [name for name in list_classes(torch.optim) if name != "Optimizer"],
     "model.lr_scheduler": [
         name for name in list_classes(torch.optim.lr_scheduler) if name.endswith(("LR", "Plateau", "Restarts"))
@@ -57,6 +67,17 @@ CHOICES: dict[str, list[str]] = {
     "crf": ["DenseCRF"],
     "inference": STRATEGIES,
 }
+
+
+def read_number(value: Any) -> float:  # noqa: ANN401
+    """Return a number; raise ValueError for other values, as jsonargparse expects."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("not a number")
+    return value
+
+
+# The type of some arguments of torchvision's transforms, which jsonargparse could read but not write.
+register_type(numbers.Number, serializer=read_number, deserializer=read_number)
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401

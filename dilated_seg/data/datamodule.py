@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dilated_seg.data.chain import Chain
 from dilated_seg.data.checks import LabelCounts, require_labels, warn_of_other_count
 from dilated_seg.data.collate import Images, pad, stack
 from dilated_seg.data.masks import MaskReader
@@ -36,6 +37,8 @@ class SegmentationDataModule(LightningDataModule):
             the batch size, so that an experiment has the same steps on any number of devices.
         augmentation: Any callable that maps image and mask of a training sample (tv_tensors) to augmented ones, such as
             ScaleAndCrop. By default half of the images are mirrored; None for no augmentation.
+        transforms: Callables on tv_tensors of image and mask, such as classes of torchvision.transforms.v2, that are applied to
+            training samples after ``augmentation``, with the same seed. Masks keep their class ids; filled pixels are ignored.
         eval_batch_size: Images per evaluation batch; affects speed and memory, not the metrics.
         num_workers: Processes that load images in addition to the training one.
         predict_split: The split that ``predict`` predicts; it needs no masks.
@@ -61,6 +64,7 @@ class SegmentationDataModule(LightningDataModule):
         batch_size: int | None = None,
         global_batch_size: int | None = None,
         augmentation: Callable[..., Any] | None = mirror_half,
+        transforms: list[Callable[..., Any]] | None = None,
         eval_batch_size: int = 1,
         num_workers: int = 0,
         predict_split: str = "val",
@@ -75,7 +79,7 @@ class SegmentationDataModule(LightningDataModule):
             if value is not None and value < least:
                 raise UserError(f"data.{name} is {value}: give at least {least}")
         self.batch_size, self.global_batch_size = batch_size or global_batch_size or 8, global_batch_size
-        self.augmentation = augmentation
+        self.augmentation = Chain(augmentation, transforms, self.ignore_index) if transforms else augmentation
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.predict_split, self.streaming, self.on_bad_image = predict_split, streaming, on_bad_image
         self.label_counts: dict[str, LabelCounts] = {}  # of splits counted before training

@@ -11,6 +11,7 @@ from lightning import Trainer
 from dilated_seg import storage
 from dilated_seg.data import (
     SegmentationDataModule,
+    chain,
     collate,
     decode,
     hub_columns,
@@ -21,6 +22,7 @@ from dilated_seg.data import (
     shards,
     transforms,
 )
+from dilated_seg.data.chain import Chain
 from dilated_seg.data.hub_split import HubSplit
 from dilated_seg.data.pairs import Pairs
 from dilated_seg.data.samplers import get_run_seed
@@ -29,7 +31,7 @@ from dilated_seg.data.split import Split
 from dilated_seg.errors import UserError
 
 # The modules that determine the tensors of a training image: files, decoding, seeds, augmentation.
-READING = (decode, masks, collate, hub_columns, hub_masks, pairs, samplers, shards, transforms)
+READING = (chain, decode, masks, collate, hub_columns, hub_masks, pairs, samplers, shards, transforms)
 
 
 def describe_features(trainer: Trainer, task: Any, data: SegmentationDataModule) -> dict[str, Any]:  # noqa: ANN401
@@ -40,7 +42,8 @@ def describe_features(trainer: Trainer, task: Any, data: SegmentationDataModule)
         weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     layers = {type(layer).__module__ for layer in (net, *net.front_end.modules())}
     ours = (sys.modules[name] for name in sorted(layers) if not name.startswith("torch."))
-    sources = {sys.modules[module.__module__] for module in (data.augmentation, type(data)) if module is not None}
+    steps = data.augmentation.steps if isinstance(data.augmentation, Chain) else [data.augmentation]
+    sources = {sys.modules[module.__module__] for module in (*steps, type(data)) if module is not None}
     return {
         "weights": weights.hexdigest(), "front_end": repr(net.front_end), "margin": net.margin,
         "mean": task.model.mean.flatten().tolist(), "std": task.model.std.flatten().tolist(),
