@@ -25,12 +25,12 @@ class ClassFile:
     """The content of classes.yaml.
 
     Args:
-        path: Of the file, for messages.
+        path: The path of the file, for messages.
         classes: The names.
         values: The class id of each mask value, 255 if it is ignored; None if masks have colors.
         colors: The class id of each color, 255 if it is ignored; None if masks have values.
         palette: The stated color of each class; empty if there is none.
-        layouts: Where images and masks may be.
+        layouts: The possible layouts of images and masks.
     """
 
     path: str

@@ -124,7 +124,7 @@ def list_split(root: Path, name: str, layouts: Sequence[Layout] = LAYOUTS, drawn
     Args:
         root: The directory of the dataset.
         name: The name of the split.
-        layouts: Where files may be.
+        layouts: The possible layouts of images and masks.
         drawn: Whether a list of names is not needed, since splits are drawn from all images.
 
     Raises:

@@ -29,8 +29,8 @@ class Layout:
     ``{name}`` is what an image and its mask have in common, and may include directories.
 
     Args:
-        images: Of the images, such as ``{split}/images/{name}``.
-        masks: Of the masks, such as ``{split}/masks/{name}``.
+        images: The path of an image, such as ``{split}/images/{name}``.
+        masks: The path of a mask, such as ``{split}/masks/{name}``.
     """
 
     images: str
@@ -76,7 +76,7 @@ class SplitFiles:
     Args:
         layout: The layout.
         directory: The directory of the images.
-        masks_directory: That of the masks, if there is one.
+        masks_directory: The directory of the masks, if there is one.
         images: The images by name.
         masks: The masks by the name of their image.
         unpaired: Masks without an image.

@@ -26,8 +26,8 @@ class ValueTable:
     """The class id of each of the 256 values of a mask.
 
     Args:
-        ids: By value.
-        unknown: What ``ids`` has for values that must not occur; None if all may.
+        ids: The class id of each value.
+        unknown: The entry of ``ids`` for values that must not occur; None if all may.
     """
 
     ids: bytes
@@ -59,7 +59,7 @@ def read_mask(
         classes: The class id of each value.
         palette: The dataset's color of each class, if known.
         copies: Whether to read files whose channels are copies of one, apart from transparency.
-        remedy: What to do about a value that must not occur, for the message.
+        remedy: The remedy for a value that must not occur, for the message.
 
     Raises:
         UserError: The file is damaged, has several channels, holds an unknown value, or its palette contradicts the dataset's.
@@ -88,7 +88,7 @@ def read_values(image: Image.Image, name: str, copies: bool = False) -> bytes:
 
     Args:
         image: The mask.
-        name: Its name in messages.
+        name: The name of the mask in messages.
         copies: Whether several channels that are copies of one are accepted.
 
     Raises:

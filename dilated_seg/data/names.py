@@ -91,10 +91,15 @@ def list_affixes(mask: str, images: Mapping[str, Path]) -> list[tuple[str, str]]
     parent, slash, stem = mask.rpartition("/")
     matches = []
     for k in range(1, len(stem)):
-        for own, affix, inner in ((stem[:k], stem[k:], stem[k]), (stem[k:], stem[:k], stem[k - 1])):
-            separate = not inner.isalnum() or own[0 if own == stem[k:] else -1].isdigit()
-            if separate and f"{parent}{slash}{own}" in images and re.search(r"[^\W\d_]", affix) and not re.search(r"\d", affix):
-                matches.append((f"{parent}{slash}{own}", affix))
+        for name, affix, inner in ((stem[:k], stem[k:], stem[k]), (stem[k:], stem[:k], stem[k - 1])):
+            separate = not inner.isalnum() or name[0 if name == stem[k:] else -1].isdigit()
+            if (
+                separate
+                and f"{parent}{slash}{name}" in images
+                and re.search(r"[^\W\d_]", affix)
+                and not re.search(r"\d", affix)
+            ):
+                matches.append((f"{parent}{slash}{name}", affix))
     return matches
 
 
@@ -155,7 +160,7 @@ def read_names(path: Path, images: Mapping[str, Path], directory: Path) -> list[
     Args:
         path: The list.
         images: The images by name.
-        directory: Their directory.
+        directory: The directory of the images.
 
     Raises:
         UserError: The list cannot be read, or names something that is no image.

@@ -158,7 +158,7 @@ def draw_side(side: int, factor: float, crop: int | None, pixel: int | None = No
 
     Args:
         side: The image's.
-        factor: By which it is resized.
+        factor: The factor by which it is resized.
         crop: The crop's; None for the whole image.
         pixel: One that the crop must contain.
     """
