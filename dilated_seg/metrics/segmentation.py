@@ -9,9 +9,9 @@ from dilated_seg.tensors import Logits, Mask, predict
 
 
 class SegmentationMetrics(Metric):
-    """All metrics of a split, computed from one int64 confusion matrix: equal on any number of processes.
+    """The metrics of a split, computed from one int64 confusion matrix of all images on all processes.
 
-    They are not means over batches or images, which give other values.
+    Means over batches or images have other values.
 
     Args:
         num_classes: C, not counting the ignored label.
@@ -28,7 +28,7 @@ class SegmentationMetrics(Metric):
         self.add_state("matrix", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Logits | Mask, mask: Mask) -> None:
-        """Count a batch.
+        """Add a batch to the confusion matrix.
 
         Args:
             prediction: Logits (B, C, H, W) or class ids (B, H, W).

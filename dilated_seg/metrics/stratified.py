@@ -69,7 +69,7 @@ def count_by_pixel(stratum: np.ndarray, pair: np.ndarray, shape: tuple[int, ...]
 def count_by_run(
     values: np.ndarray, pair: np.ndarray, bands: np.ndarray, shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Count sizes and bands, which are constant along a row for several pixels, once a run instead of once a pixel.
+    """Count bins of sizes and bands, which are constant in runs of pixels along a row, once per run instead of per pixel.
 
     Args:
         values: The masks and the predictions (2, B, H, W).
