@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import time
+from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ import torch
 from lightning import Callback
 
 from dilated_seg.cli import CLI
+from dilated_seg.runs import Run
 from dilated_seg.runs.experiments import EXPERIMENTS
 
 WARM_UP = 3  # steps that are not timed
@@ -89,12 +91,14 @@ def main():
     torch.set_num_threads(1)
     experiment = "camvid/dilatednet_narrow" if os.environ.get("DILATED_SEG_CAMVID") else "shapes/frontend"
     found = {"fit": [], "loop": [], "new": [], "continued": []}
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as nothing, redirect_stdout(nothing):
         for number in range(options.rounds):
             run = Path(directory, str(number))
             found["fit"].append(time_fit(list_arguments(experiment, options.steps, run)))
             found["loop"].append(time_loop(list_arguments(experiment, options.steps, Path(directory, "bare")), options.steps))
-            found["continued"].append(time_call(list_arguments(experiment, options.steps + 1, run)))
+            last = ["--ckpt_path", str(Run(run).last_checkpoint.path)]
+            more = list_arguments(experiment, options.steps + 1, Path(directory, f"{number}-continued"))
+            found["continued"].append(time_call([*more, *last]))
             found["new"].append(time_call(list_arguments(experiment, 1, Path(directory, f"{number}-new"))))
     step, bare, new, continued = (median(found[key]) for key in ("fit", "loop", "new", "continued"))
     print(

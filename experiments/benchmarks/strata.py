@@ -10,6 +10,7 @@ import argparse
 import os
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -59,7 +60,8 @@ def train(experiment, run, options, *flags):
         "--trainer.limit_val_batches=0",
         f"--trainer.accelerator={options.accelerator}",
     ]
-    return CLI(["fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), *steps, *quiet, *flags, "--run_dir", str(run)])
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+        return CLI(["fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), *steps, *quiet, *flags, "--run_dir", str(run)])
 
 
 def compare(name, cli, rounds):
