@@ -20,7 +20,7 @@ from dilated_seg.models.release import RGB
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask
 from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, read_safely
-from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters, require_numbers
+from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters, read_classes, require_numbers
 from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.param_groups import configure
@@ -39,7 +39,7 @@ class SegmentationTask(LightningModule):
 
     Args:
         net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W), or to one of the forms of `models.outputs`.
-        num_classes: C, not counting the ignore index.
+        num_classes: C, not counting the ignore index; not needed with ``data``.
         ignore_index: The mask value of pixels that loss and metrics ignore.
         classes: Class names, under which the IoU of each class is logged; class ids if None.
         optimizer: Builds the optimizer. Its learning rate and weight decay apply to weights; for biases see below.
@@ -59,15 +59,15 @@ class SegmentationTask(LightningModule):
         weights_without: Layers that keep their random values, such as the last layer if the weights have other classes.
         compile: Whether to compile the network with torch, once per image size: faster on GPUs, not on CPUs.
         crf: A CRF that is trained with the network (CRF-RNN if ``learnable``). ``--crf`` is for networks without one.
-        mean: Mean of each channel (RGB, 0 to 255) for the normalization. If None, that of ``weights``, or else of an encoder of
-            timm, or else VGG-16's.
+        mean: Mean of each channel (RGB, 0 to 255). If None, that of ``weights``, else of an encoder of timm, else VGG-16's.
         std: Standard deviation of each channel. If None, likewise, or else ImageNet's.
+        data: In Python, the data module whose classes and ignore index the task takes; YAML's task gets them by itself.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        num_classes: int,
+        num_classes: int | None = None,
         ignore_index: int = 255,
         classes: Sequence[str] | None = None,
         optimizer: OptimizerCallable = torch.optim.SGD,
@@ -84,10 +84,12 @@ class SegmentationTask(LightningModule):
         crf: DenseCRF | None = None,
         mean: RGB | None = None,
         std: RGB | None = None,
+        data: Any = None,  # noqa: ANN401 - a SegmentationDataModule, or any other with these attributes
     ) -> None:
         super().__init__()
+        num_classes, ignore_index, classes = read_classes(data, num_classes, ignore_index, classes)
         # Not the objects: a checkpoint with them could only be loaded by executing a pickle.
-        self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf"])
+        self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf", "data"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
         numbers = require_numbers(class_weights)

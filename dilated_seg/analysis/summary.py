@@ -1,5 +1,6 @@
 """A network layer by layer on one image: sizes, parameters, multiply-adds, memory, receptive fields."""
 
+import copy
 import inspect
 import re
 import sys
@@ -68,6 +69,21 @@ class Summary:
     layers: list[Layer]
     lost: str = ""  # the operation after which receptive fields are unknown
 
+    def __str__(self) -> str:
+        fixed = self.parameters - self.learnt
+        field = f"{receptive_field.format_side(self.receptive_field)} pixels a side, before the last upsampling"
+        if self.lost:
+            field = f"cannot be derived beyond {self.lost}; dilated-seg probe measures that of a trained network"
+        lines = (
+            ("paper", self.paper),
+            ("parameters", f"{self.parameters:,}" + (f", {fixed:,} of them fixed" if fixed else "")),
+            ("multiply-adds", f"{self.multiply_adds / 1e9:,.1f} billion, convolutions only"),
+            ("maps", f"{self.bytes / 1e6:,.0f} MB in float32, all layers together"),
+            ("output stride", str(self.output_stride)),
+            ("receptive field", field),
+        )
+        return "\n".join(f"{name + ':':<17} {value}" for name, value in lines)
+
 
 def list_family(num_classes: int = 21) -> list[str]:
     """Return the constructor calls of all networks and their variants, in the order of the papers on arXiv."""
@@ -117,6 +133,18 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
         layers=layers,
         lost=lost,
     )
+
+
+def describe(net: nn.Module, size: tuple[int, int] = (500, 500)) -> Summary:
+    """Return the summary of any network that maps an image to logits; print it for its sums, ``layers`` has the rest.
+
+    The network stays as it is: a copy without values is traced.
+    """
+    given = (build.describe_network(net) or {}).get("init_args", {})
+    defaults = inspect.signature(type(net)).parameters
+    changed = {name: value for name, value in given.items() if value != defaults[name].default}
+    name = build.format_call(type(net).__name__, **changed) if given else type(net).__name__
+    return summarize(copy.deepcopy(net).to("meta"), name, size)
 
 
 def run(net: nn.Module, size: tuple[int, int], fields: bool = False) -> tuple[list[Layer], receptive_field.Trace, torch.Tensor]:

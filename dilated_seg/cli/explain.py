@@ -217,4 +217,5 @@ def explain_refusal(kind: type, error: Exception) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     installed = "site-packages" in file.parts or Path(models.__file__).parents[1] in file.parents
     place = "" if installed or not lines else f" ({shorten(file)}, line {lines[-1]})"
-    return f"{kind.__name__}: {format_error(error)}{place}"
+    message = format_error(error).removeprefix(f"{kind.__name__}: ")
+    return f"{kind.__name__}: {message}{place}"

@@ -81,7 +81,7 @@ def build_parser(command: str | None, args: Sequence[str] = ()) -> Parser:
     parser.add_argument(
         "--task", type=str | None, default=None, help="A subclass of SegmentationTask, such as mypackage.MyTask."
     )
-    parser.add_lightning_class_args(find_task(args), "model")
+    parser.add_class_arguments(find_task(args), "model", fail_untyped=False, sub_configs=True, skip={"data"})  # linked below
     parser.add_lightning_class_args(SegmentationDataModule, "data", subclass_mode=True)
     # Task and network get these from the dataset, never from YAML.
     for source, target in (

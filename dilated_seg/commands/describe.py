@@ -80,20 +80,7 @@ def print_summary(summary: "Summary") -> None:
             "" if layer.receptive_field is None else f"{layer.receptive_field:,}",
         )
     print_table(table)
-    fixed = summary.parameters - summary.learnt
-    print(f"paper:            {summary.paper}")
-    print(f"parameters:       {summary.parameters:,}" + (f", {fixed:,} of them fixed" if fixed else ""))
-    print(f"multiply-adds:    {summary.multiply_adds / 1e9:,.1f} billion, convolutions only")
-    print(f"maps:             {summary.bytes / 1e6:,.0f} MB in float32, all layers together")
-    print(f"output stride:    {summary.output_stride}")
-    from dilated_seg.analysis.receptive_field import format_side
-
-    if summary.lost:
-        print(
-            f"receptive field:  cannot be derived beyond {summary.lost}; dilated-seg probe measures that of a trained network"
-        )
-        return
-    print(f"receptive field:  {format_side(summary.receptive_field)} pixels a side, before the last upsampling")
+    print(summary)
 
 
 def print_family(summaries: "list[Summary]") -> None:

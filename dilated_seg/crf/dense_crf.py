@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dilated_seg.crf.permutohedral import Lattice, build_lattice, split_pixels
-from dilated_seg.errors import UserError
 from dilated_seg.tensors import Pixels, Probabilities
 
 MIN_PROBABILITY = 1e-5  # lower bound of the input, as in pydensecrf's unary_from_softmax
@@ -52,7 +51,7 @@ class DenseCRF(nn.Module):
             between equal classes and 0 between others, which is Potts's up to a constant) are parameters.
 
     Raises:
-        UserError: A theta or the number of iterations is not positive.
+        ValueError: An argument is out of its range, which the message states.
     """
 
     w1: float | Tensor
@@ -73,15 +72,15 @@ class DenseCRF(nn.Module):
     ) -> None:
         super().__init__()
         if type(iterations) is not int or not 1 <= iterations <= 1000:
-            raise UserError(f"DenseCRF: iterations is {iterations}: give an integer from 1 to 1000")
+            raise ValueError(f"DenseCRF: iterations is {iterations}: give an integer from 1 to 1000")
         if type(learnable) is not bool:
-            raise UserError(f"DenseCRF: learnable is {learnable}: give true or false")
+            raise ValueError(f"DenseCRF: learnable is {learnable}: give true or false")
         for name, weight in (("w1", w1), ("w2", w2)):
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise UserError(f"DenseCRF: {name} is {weight}: give a finite number, not below 0")
+                raise ValueError(f"DenseCRF: {name} is {weight}: give a finite number, not below 0")
         for name, theta in (("theta_alpha", theta_alpha), ("theta_beta", theta_beta), ("theta_gamma", theta_gamma)):
             if not isinstance(theta, int | float) or not 0 < theta < math.inf:
-                raise UserError(f"DenseCRF: {name} is {theta}: give a positive finite number")
+                raise ValueError(f"DenseCRF: {name} is {theta}: give a positive finite number")
         self.iterations, self.num_classes = iterations, num_classes
         self.theta_alpha, self.theta_beta, self.theta_gamma = theta_alpha, theta_beta, theta_gamma
         self.w1, self.w2, self.compatibility, self.learnable = w1, w2, None, learnable

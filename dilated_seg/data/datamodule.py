@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dilated_seg.data.arguments import collect_arguments
 from dilated_seg.data.chain import Chain
 from dilated_seg.data.checks import LabelCounts, require_labels, warn_of_other_count
 from dilated_seg.data.collate import Images, pad, stack
@@ -72,6 +73,7 @@ class SegmentationDataModule(LightningDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
+        self.arguments = collect_arguments(self)
         for name, value, least in (
             ("batch_size", batch_size, 1), ("global_batch_size", global_batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),

@@ -26,7 +26,7 @@ class ReflectedTiles(Inference):
 
     def __init__(self, size: int = 900) -> None:
         if size <= 2 * MARGIN or (size - 2 * MARGIN) % DilatedNet.output_stride:
-            raise UserError(f"inference ReflectedTiles: size {size} must be 372 plus a multiple of 8, such as 900")
+            raise ValueError(f"ReflectedTiles: size {size} must be 372 plus a multiple of 8, such as 900")
         self.size = size
         self.name = f"reflected-tiles-{size}"
 

@@ -63,10 +63,10 @@ class Tiles(Inference):
             or len(size) != 2
             or not all(type(number) is int for number in (*size, overlap, margin))
         ):
-            raise UserError(f"inference Tiles: size {size}, overlap {overlap}, margin {margin} must be whole numbers of pixels")
+            raise ValueError(f"Tiles: size {size}, overlap {overlap}, margin {margin} must be whole numbers of pixels")
         if margin < 0 or overlap < 2 * margin or overlap + GRID > min(size):
-            raise UserError(
-                f"inference Tiles: size {size[0]} x {size[1]}, overlap {overlap}, margin {margin} do not fit: the overlap "
+            raise ValueError(
+                f"Tiles: size {size[0]} x {size[1]}, overlap {overlap}, margin {margin} do not fit: the overlap "
                 f"must be at least two margins, and the tile at least {GRID} pixels larger than the overlap"
             )
         self.size, self.overlap, self.margin = size, overlap, margin
@@ -137,11 +137,11 @@ class MultiScale(Inference):
         self, scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5), flip: bool = True, each: Inference | None = None
     ) -> None:
         if not scales or not all(isinstance(scale, int | float) and 0 < scale <= 100 for scale in scales):
-            raise UserError(
-                f"inference MultiScale: scales {list(scales)} must be factors above 0 and up to 100, such as [0.5, 1.0, 1.5]"
+            raise ValueError(
+                f"MultiScale: scales {list(scales)} must be factors above 0 and up to 100, such as [0.5, 1.0, 1.5]"
             )
         if not isinstance(flip, bool) or not isinstance(each, Inference | None):
-            raise UserError("inference MultiScale: flip must be true or false, and each a strategy such as Tiles(overlap=64)")
+            raise ValueError("MultiScale: flip must be true or false, and each a strategy such as Tiles(overlap=64)")
         self.scales, self.flip, self.each = scales, flip, each or FullImage()
         sizes = "-".join(f"{scale:g}" for scale in scales)
         self.name = f"scales-{sizes}{'-flip' if flip else ''}{'-' if self.each.name else ''}{self.each.name}"

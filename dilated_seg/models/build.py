@@ -47,6 +47,18 @@ def construct(path: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: s
         raise UserError(f"{text}: {format_error(error)}") from error
 
 
+def describe_network(net: nn.Module) -> dict[str, Any] | None:
+    """Return the class path and the arguments of a network that was built in Python, as YAML names them; None if unknown.
+
+    Networks of this package keep their arguments, which `check_arguments` records.
+    """
+    arguments, kind = getattr(net, "arguments", None), type(net)
+    if not isinstance(arguments, dict):
+        return None
+    ours = getattr(models, kind.__name__, None) is kind
+    return {"class_path": f"{models.__name__ if ours else kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+
+
 class SkipInitialization(TorchFunctionMode):
     """Skip torch.nn.init while active: on "meta", drawing values would only cost a second of imports."""
 

@@ -33,6 +33,8 @@ RANGES: dict[str, tuple[Any, float, float, str]] = {
 def check_arguments(network: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Check a network's arguments against the Literal types of its constructor and the ranges in `RANGES`.
 
+    A network that passes its ``locals()`` keeps its arguments as its attribute ``arguments``; see `build.describe_network`.
+
     Args:
         network: The network's class, or a function that returns a network.
         arguments: Values by name; names that are not arguments of the constructor are ignored.
@@ -59,6 +61,9 @@ def check_arguments(network: Callable[..., Any], arguments: Mapping[str, Any]) -
             continue
         if name in RANGES and (not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most):
             raise ValueError(f"{name}={value!r} is {problem}")
+    built: Any = arguments.get("self")
+    if type(built) is network:  # not a subclass, whose arguments may be others
+        built.arguments = {name: arguments[name] for name in hints if name in arguments}
 
 
 def scale_channels(channels: int, width: float) -> int:

@@ -32,7 +32,7 @@ def build_segmenter(checkpoint: Checkpoint, net: nn.Module | None = None, evalua
     if "hyper_parameters" not in content:
         raise UserError(f"{path} {NO_CHECKPOINT}")
     state = {name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()}
-    arguments = content["hyper_parameters"]
+    arguments = {key: content[key] for key in ("net",) if key in content} | dict(content["hyper_parameters"])
     try:
         weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
         dataset = content.get("dataset", {})  # missing after a training on another data module

@@ -9,6 +9,7 @@ from dilated_seg.training.labels import NothingToLearnError, RequireLabels
 from dilated_seg.training.processes import ProcessTimeout
 from dilated_seg.training.progress import Progress, Throughput, ValidationLines
 from dilated_seg.training.recipe import Recipe
+from dilated_seg.training.run_record import RunRecord
 from dilated_seg.training.signals import StopOnSignal
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "RequireLabels",
+    "RunRecord",
     "SaveOnError",
     "SeedEveryStep",
     "StopOnSignal",

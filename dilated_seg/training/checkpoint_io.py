@@ -14,6 +14,7 @@ from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from dilated_seg.errors import UserError, format_error
+from dilated_seg.models.build import describe_network
 from dilated_seg.runs.checkpoint import LAST, PREVIOUS, Checkpoint, read_checkpoint, require_known_classes
 from dilated_seg.storage import digest
 
@@ -101,10 +102,12 @@ def open_checkpoint(
 
 
 def describe_task(task: Any) -> dict[str, Any]:  # noqa: ANN401 - a SegmentationTask
-    """Return the checkpoint's description of the CRF and the dataset, for users of the network without the data."""
+    """Return the checkpoint's description of network, CRF and dataset, for users of the network without the data."""
     data: Any = getattr(task.trainer, "datamodule", None)
     crf = task.model.crf
     facts: dict[str, Any] = {"crf": crf.description} if crf else {}
+    if "net" not in task.hparams and (net := describe_network(task.model.net)):  # YAML's task has it
+        facts["net"] = net
     if hasattr(data, "palette"):
         facts["dataset"] = {
             "name": type(data).__name__,

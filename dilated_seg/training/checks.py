@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer
@@ -90,6 +91,23 @@ def check_arguments(
         raise UserError(f"model.mean {list(mean)}: three finite values are required (RGB, 0 to 255)")
     if std and not all(0 < value < math.inf for value in std):
         raise UserError(f"model.std {list(std)}: three finite values above 0 are required (RGB, 0 to 255)")
+
+
+def read_classes(
+    data: Any, num_classes: int | None, ignore_index: int, classes: Sequence[str] | None  # noqa: ANN401
+) -> tuple[int, int, Sequence[str] | None]:  # fmt: skip
+    """Return the task's number of classes, ignore index and class names: those of a data module if there is one.
+
+    Raises:
+        UserError: There is neither a data module nor a number of classes, or they differ.
+    """
+    if data is None and num_classes is None:
+        raise UserError("the task has no number of classes: pass it the data module, SegmentationTask(net=..., data=...)")
+    if data is None:
+        return int(num_classes), ignore_index, classes  # type: ignore[arg-type] # one of the two is given
+    if num_classes not in (None, data.num_classes):
+        raise UserError(f"num_classes is {num_classes}, but {type(data).__name__} has {data.num_classes}: pass only data")
+    return data.num_classes, data.ignore_index, list(data.classes)
 
 
 def check_gradient(norm: torch.Tensor, step: int, images: Sequence[str]) -> None:

@@ -77,6 +77,7 @@ def silence_warnings() -> None:
         ".*max_epochs. was not set.*",  # the length is max_steps
         ".*supported for historical reasons.*",  # 16 and bf16
         ".*LeafSpec.*",
+        ".*callbacks used to create the checkpoint need.*RunRecord.*",  # a training in Python that a command evaluates
         ".*sync_dist=True.*",  # metrics are those of all processes
     ):
         warnings.filterwarnings("ignore", message)

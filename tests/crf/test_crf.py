@@ -241,7 +241,7 @@ def test_deeplabs_parameters_are_available():
     ],
 )
 def test_invalid_options_are_refused(options, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ValueError, match=words):
         DenseCRF(**options)
 
 

@@ -200,7 +200,7 @@ def test_bands_follow_each_other_from_top_to_bottom():
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_sentence(protocol, options):
-    with pytest.raises(UserError, match=f"inference {protocol.__name__}"):
+    with pytest.raises(ValueError, match=f"{protocol.__name__}: "):
         protocol(**options)
 
 
