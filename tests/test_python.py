@@ -62,7 +62,7 @@ def test_a_notebook_trains_evaluates_and_reports_without_yaml(tmp_path):
     assert result.returncode == 0, result.stderr
     assert run.evaluation("test-best").matrix.tolist() == measured.matrix.tolist()
     page = compare(find_results([directory], "test-best"), tmp_path / "report")
-    assert "FCN" in page.read_text()
+    assert f"{100 * measured.mean_iou:.1f}" in page.read_text()
     assert run_command("report", directory, "--out", tmp_path / "again", "--evaluation", "test-best").returncode == 0
     with pytest.raises(UserError, match="has a finished run: give the Trainer another default_root_dir"):
         train(directory)
