@@ -72,11 +72,7 @@ def scale_channels(channels: int, width: float) -> int:
 
 
 def build_dropout(p: float, spatial: bool) -> nn.Module:
-    """Return dropout of single values or, if ``spatial``, of whole maps.
-
-    Values of neighboring cells are alike, so that dropout of single ones hides little (Tompson et al., "Efficient Object
-    Localization Using Convolutional Networks", CVPR 2015, Section 3.2). The released networks drop single values.
-    """
+    """Return dropout of single values, as in the releases, or of whole maps (Tompson et al., CVPR 2015, Section 3.2)."""
     return nn.Dropout2d(p) if spatial else nn.Dropout(p)
 
 
