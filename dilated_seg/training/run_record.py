@@ -72,7 +72,7 @@ def write_config(run: Run, trainer: Trainer, task: Any) -> None:  # noqa: ANN401
         "std": task.model.std.flatten().tolist(),
     }
     if crf := task.model.crf:
-        model["crf"] = {"class_path": "dilated_seg.crf.DenseCRF", "init_args": crf.start | {"learnable": crf.learnable}}
+        model["crf"] = crf.description
     options = {name: getattr(trainer, name) for name in ("max_steps", "max_epochs", "accumulate_grad_batches", "precision")}
     content = {"seed_everything": get_run_seed(), "model": model, "data": data, "trainer": options}
     write_text(run.config_file, HEADER + yaml.safe_dump(make_plain(content), sort_keys=False))
