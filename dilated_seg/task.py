@@ -61,7 +61,7 @@ class SegmentationTask(LightningModule):
         crf: A CRF that is trained with the network (CRF-RNN if ``learnable``). ``--crf`` is for networks without one.
         mean: Mean of each channel (RGB, 0 to 255). If None, that of ``weights``, else of an encoder of timm, else VGG-16's.
         std: Standard deviation of each channel. If None, likewise, or else ImageNet's.
-        data: In Python, the data module whose classes and ignore index the task takes; YAML's task gets them by itself.
+        data: Data module whose classes and ignore index the task takes; for Python, as YAML needs none.
     """
 
     def __init__(
