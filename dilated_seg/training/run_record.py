@@ -15,7 +15,7 @@ from dilated_seg.storage import write_text
 
 HEADER = "# Trained in Python: enough to evaluate the run again. Loss, optimizer, schedule and augmentation are not recorded.\n"
 PLAIN = (str, int, float, bool, type(None))
-UNRECORDED = ("augmentation",)  # of the dataset: changes no evaluation
+UNRECORDED = ("augmentation", "transforms")  # of the dataset: they change no evaluation
 
 
 class RunRecord(ModelCheckpoint):
