@@ -51,11 +51,12 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("selection")
     code = KILL.replace("{step}", "{step} and 'seed1' in str(self.trainer.default_root_dir)")
     command = ["ablate", write(folder), "--out", folder / "out"]
-    killed = run_process(*command, code=code.format(step=2, signal=int(signal.SIGKILL)))
+    serial = {"OMP_NUM_THREADS": "1"}  # one thread: one run after another, in the process that is killed
+    killed = run_process(*command, code=code.format(step=2, signal=int(signal.SIGKILL)), **serial)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     trained = {file: file.stat().st_mtime_ns for file in (folder / "out").glob("*/seed0/checkpoints/last.ckpt")}
     dry = run_command(*command, "--dry_run")
-    result = run_command(*command)
+    result = run_process(*command, **serial)
     assert result.returncode == 0, result.stderr
     return folder, trained, dry.stdout, result.stdout
 
