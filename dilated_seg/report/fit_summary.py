@@ -20,6 +20,9 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
     if evaluations:
         show_evaluation(*evaluations)
     run = Run(run_dir)
+    if not run.is_run:  # fast_dev_run
+        print(f"a rehearsal: {run} has no config.yaml, so it can be neither evaluated nor continued")
+        return
     checkpoint = run.last_checkpoint.path
     if best and best.best_model_path and Path(best.best_model_path).is_file():
         checkpoint = shorten(Path(best.best_model_path))

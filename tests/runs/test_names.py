@@ -188,7 +188,7 @@ def test_describe_shows_a_network_as_it_was_called(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     facts = dict.fromkeys(field.name for field in dataclasses.fields(Summary)) | {"size": (8, 8), "layers": []}
     numbers = dict.fromkeys(("output_stride", "parameters", "learnt", "multiply_adds", "bytes", "receptive_field"), 1)
-    print_family([Summary(**facts | numbers | {"network": "Net(['a'], [/b])", "paper": "", "output": (8, 8)})])
+    print_family([Summary(**facts | numbers | {"network": "Net(['a'], [/b])", "paper": "", "output": (8, 8), "lost": ""})])
     assert "Net(['a'], [/b])" in capsys.readouterr().out
 
 
