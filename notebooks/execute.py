@@ -26,10 +26,11 @@ def hash_code(notebook: Any) -> str:
 
 
 def reduce_image(png: str) -> str:
-    """Return a base64 PNG with at most 64 colors."""
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    """Return a base64 PNG with at most 64 colors, on white: the background of plots is transparent."""
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
     file = io.BytesIO()
-    image.quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    Image.alpha_composite(white, image).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
