@@ -158,9 +158,8 @@ def expand_options(args: Sequence[str]) -> list[str]:
     for number, arg in enumerate(args):
         option, joined, value = arg.partition("=")
         value = value if joined else "".join(args[number + 1 : number + 2])
-        text = value
+        text = find_experiment(value) if option in ("--config", "--data", "--model", "--trainer") else value
         if option == "--config":
-            text = find_experiment(value)
             read_file(text)
         key = option.removeprefix("--").removesuffix("+").removesuffix(".class_path").replace(".init_args", "")
         if option.startswith("--") and key in CHOICES and (kind := expand_class(value)) != value:
