@@ -161,7 +161,7 @@ def test_architectures_are_compared_under_one_protocol(study):
     rows = {evaluation.row: evaluation.name.partition("-crf")[0] for run in compared.planned for evaluation in run.evaluations}
     split = content["select"]["then"]
     assert rows == dict.fromkeys([*content["experiments"], "DeepLab-LargeFOV, CRF"], f"{split}-last")
-    assert split == "test" or "keeps the labels of test to itself" in file.read_text()
+    assert split == "test" or "the labels of test are not public" in file.read_text()
 
 
 def test_names_may_be_numbers(tmp_path):
