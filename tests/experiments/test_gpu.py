@@ -10,7 +10,7 @@ import yaml
 
 from tests.support.commands import ROOT, process_environment
 
-SMALL = ["--width", "0.03", "--size", "32", "48", "--batch", "1", "--device", "cpu"]
+SMALL = ["--width", "0.03", "--size", "32", "48", "--batch", "2", "--device", "cpu"]
 
 
 def test_throughput_is_measured_without_the_packages_of_data_and_logging(tmp_path):
