@@ -125,19 +125,31 @@ def test_a_damaged_checkpoint_is_refused(checkpoint):
         load(checkpoint)
 
 
-def test_a_network_built_in_python_is_handed_over(tmp_path):
+def train_in_python(net, path):
+    """A task that was trained for a step by a plain Trainer, and its checkpoint."""
     batch = {"image": IMAGE, "mask": torch.zeros(1, 33, 47, dtype=torch.long), "id": ["a"]}
     loader = DataLoader([batch], batch_size=None)
-    task = SegmentationTask(DilatedNet(3, width=1 / 64), num_classes=3, mean=(1.0, 2.0, 3.0))
+    task = SegmentationTask(net, num_classes=3, mean=(1.0, 2.0, 3.0))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(max_steps=1, limit_val_batches=0, accelerator="cpu", **quiet)
     trainer.fit(task, loader, loader)
-    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    trainer.save_checkpoint(path)
+    return task
+
+
+def test_a_network_of_another_class_built_in_python_is_handed_over(tmp_path):
+    task = train_in_python(nn.Sequential(DilatedNet(3, width=1 / 64)), tmp_path / "own.ckpt")
     with pytest.raises(UserError, match="built in Python"):
         load(tmp_path / "own.ckpt")
-    segmenter = load(tmp_path / "own.ckpt", net=DilatedNet(3, width=1 / 64))
+    segmenter = load(tmp_path / "own.ckpt", net=nn.Sequential(DilatedNet(3, width=1 / 64)))
     assert torch.equal(logits(segmenter), logits(task.eval()))
     assert (segmenter.classes, segmenter.dataset, segmenter.built) == (["0", "1", "2"], None, None)
+
+
+def test_a_network_of_the_package_built_in_python_is_rebuilt(tmp_path):
+    task = train_in_python(DilatedNet(3, width=1 / 64), tmp_path / "ours.ckpt")
+    segmenter = load(tmp_path / "ours.ckpt")
+    assert torch.equal(logits(segmenter), logits(task.eval())) and segmenter.classes == ["0", "1", "2"]
 
 
 def test_a_missing_source_is_a_user_error(tmp_path, monkeypatch):
