@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 FAST := $(PYTEST) -m "not slow"
 
-test: $(VENV)/installed  ## what guards a change (about 9 minutes on 2 cores)
+test: $(VENV)/installed  ## what guards a change (about 20 minutes on 2 cores)
 	$(FAST)
 
 test-slow: $(VENV)/installed  ## the rest: repeated kills, simulations, every notebook, every experiment's steps

@@ -6,7 +6,7 @@ one call, and medians are printed. They mean something on an idle machine of two
 libgomp, torch's OpenMP runtime, lets a thread without work spin about 300,000 times before it sleeps. OMP_WAIT_POLICY=PASSIVE
 makes that 0, GOMP_SPINCOUNT any number. KMP_BLOCKTIME is of another runtime and changes nothing.
 
-run:    python experiments/benchmarks/sharing_cores.py            (about 5 minutes; not measured on an idle machine yet)
+run:    python experiments/benchmarks/sharing_cores.py            (about 13 minutes; not measured on an idle machine yet)
         python experiments/benchmarks/sharing_cores.py --steps 4 --rounds 1
 """
 
