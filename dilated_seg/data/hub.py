@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
@@ -109,6 +110,12 @@ class Hub(SegmentationDataModule):
     def names_source(self) -> str:
         """The dataset."""
         return self.repo
+
+    @property
+    def dataset_name(self) -> str:
+        """The repository and its revision, or the last part of a path or URL, for evaluation protocols."""
+        name = self.repo.rstrip("/").rpartition("/")[2] if Path(self.repo).is_absolute() or "://" in self.repo else self.repo
+        return f"Hub {name}" + (f" at {self.revision[:12]}" if self.revision else "")
 
     def find_split(self, name: str) -> str:
         """Return the dataset's own name of a split; raise UserError if there is none."""

@@ -129,7 +129,7 @@ def build_evaluation(
         raise RuntimeError(f"{len(images)} of {available} images were evaluated")
     matrix = np.sum([image.matrix for image in images], axis=0)
     protocol = EvaluationProtocol(
-        dataset=type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+        dataset=getattr(trainer.datamodule, "dataset_name", type(trainer.datamodule).__name__),  # type: ignore[attr-defined]
         split="test" if trainer.testing else "val",
         images=len(images),
         available=available,

@@ -51,6 +51,8 @@ def test_one_word_streams_an_experiment_from_the_hub_with_the_numbers_of_the_rel
         assert (
             arguments["revision"] == COMMIT and arguments["global_batch_size"] == 4 and arguments["train_split"] == "trainaug"
         )
+    protocol = json.loads((tmp_path / "hub/evaluations/val.json").read_text())["protocol"]
+    assert protocol["dataset"] == f"Hub {REPO} at {COMMIT[:12]}"
     local = ["--data", "Hub", "--data.repo", data / "hub", "--data.num_workers", "0", "--run_dir", tmp_path / "local"]
     assert run_command("fit", *EXPERIMENT, *local).returncode == 0
     assert same(weights(tmp_path / "hub"), weights(tmp_path / "local"))
