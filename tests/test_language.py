@@ -23,6 +23,8 @@ SENTENCES = {
     r"(?-i:lies|lie|lay)": "is, is stored",
     r"beside": "next to, with, in addition to; a sidecar file",
     r"whole or not at all": "atomically",
+    r"(?<!there )(?<!there\n)(?:is|are|was|were) no(?= (?!longer\b))": "is not a ...; no class has ...",
+    r"numbers of": "the number of ... of each ...; counts",
     r"to the letter": 'original, released, form="authors"',
     r"as (it is|they are) meant": "say how",
     r"subtracted from the image|lessened": "normalization (mean, std)",

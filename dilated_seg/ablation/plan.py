@@ -157,7 +157,7 @@ class Ablation:
 
     name: str
     planned: tuple[PlannedRun, ...]  # the runs of all candidates
-    runs: tuple[PlannedRun, ...]  # the runs needed so far: see `selection.advance`
+    runs: tuple[PlannedRun, ...]  # the runs that are known to be needed: see `selection.advance`
     split: str
     directory: Path
     rehearsal: bool = False

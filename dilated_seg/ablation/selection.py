@@ -52,14 +52,14 @@ def read_selection(file: Path, content: Mapping[str, Any]) -> Selection | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidates of a network and their results so far.
+    """The candidates of a network and the results that are known.
 
     With 2 seeds and ``scores`` {"lr 0.1": [0.52, 0.58], "lr 0.01": [0.56, 0.56], "lr 1": []}, of which "lr 1" is lost,
     "lr 0.01" is selected (mean 0.56 against 0.55). If "lr 0.01" had one value, none would be selected yet.
 
     Args:
         network: The network's name.
-        scores: For each candidate, the mean IoU of each seed that has tried it so far, fractions of 1.
+        scores: For each candidate, the mean IoU (0 to 1) of each seed that was trained and evaluated.
         lost: The candidates whose training diverged.
         seeds: The number of seeds that try each candidate.
     """
@@ -90,7 +90,7 @@ class Choice:
 
 
 def read_choices(ablation: Ablation) -> list[Choice]:
-    """Read the results of each network's candidates so far; empty without a selection.
+    """Read the results of each network's candidates; empty without a selection.
 
     Raises:
         UserError: An evaluation cannot be read.
@@ -129,7 +129,7 @@ def as_selected(chain: Chain) -> Chain:
 def advance(ablation: Ablation) -> Ablation:
     """Return the ablation with the runs that are known to be needed.
 
-    Without a selection these are all runs. With one, they are the trials, and all seeds of the candidates selected so far.
+    Without a selection these are all runs. With one, they are the trials, and all seeds of the selected candidates.
     """
     if ablation.selection is None:
         return replace(ablation, runs=ablation.planned)

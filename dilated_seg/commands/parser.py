@@ -67,7 +67,7 @@ class CommandParser(argparse.ArgumentParser):
         """Yield the options of a YAML file as words of a command line.
 
         Raises:
-            UserError: The file cannot be read, or has a key that is no option.
+            UserError: The file cannot be read, or has a key that is not an option.
         """
         import yaml  # 30 ms that --help does without
 

@@ -41,7 +41,7 @@ def build_parser() -> CommandParser:
         "--dry_run", action="store_true", help="folder: only show what would be read: files, and values of masks with shares"
     )
     parser.add_argument("--download", action="store_true", help="voc: download the archives of VOC and SBD into --root first")
-    parser.add_argument("--other_counts", action="store_true", help="accept other numbers of images than were published")
+    parser.add_argument("--other_counts", action="store_true", help="accept splits whose size differs from the published one")
     parser.add_argument(
         "--on_bad_image", choices=("error", "skip"), default="error", help="skip: leave out unreadable training images"
     )

@@ -49,7 +49,7 @@ class ClassFile:
         return partial(read_mask, classes=make_table(self.values or {}), palette=self.palette, copies=True, remedy=remedy)
 
     def describe(self, value: int | Color) -> str:
-        """Return what a mask value or color means: the name of a class, "ignored" or "unknown"."""
+        """Return the meaning of a mask value or color: the name of a class, "ignored" or "unknown"."""
         mapping: Mapping[Any, int] = self.values if self.colors is None and self.values else self.colors or {}
         id = mapping.get(value)
         return "unknown" if id is None else "ignored" if id == 255 else self.classes[id]
@@ -87,7 +87,7 @@ def read_classes(root: str) -> ClassFile:
 
 
 def check_names(names: Sequence[Any]) -> tuple[str, ...]:
-    """Return the names of classes; raise UserError if one is no text or occurs twice."""
+    """Return the names of classes; raise UserError if one is not text or occurs twice."""
     for k, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"class {k} is {name!r}, not a name: write a text, in quotes if it has ': ' or ' #'")
@@ -103,7 +103,7 @@ def read_value_map(content: Mapping[str, Any], stated: Any, names: Sequence[str]
     values of all classes in order. Without it the values are class ids.
 
     Raises:
-        UserError: It is neither, or a value is ignored and a class's.
+        UserError: ``stated`` is neither, or an ignored value is also a class's.
     """
     if isinstance(stated, str):
         numbers = read_numbers(stated, "values")
@@ -131,7 +131,7 @@ def read_color_map(content: Mapping[str, Any], stated: Any, names: Sequence[str]
     """Return the class id of each color of masks, 255 for those that are ignored.
 
     Raises:
-        UserError: It is no mapping of each class to a color or several, or a color is ignored and a class's.
+        UserError: The key colors is not a mapping of each class to its colors, or an ignored color is also a class's.
     """
     entries = content["colors"]
     if not isinstance(entries, dict):
@@ -152,7 +152,7 @@ def assign(pairs: Sequence[tuple[Any, Any]], names: Sequence[str], key: str) -> 
     """Return the class id of each value or color, from pairs with the name of a class.
 
     Raises:
-        UserError: A name is no class's, a class has no value, or two classes have one.
+        UserError: A name is not a class, a class has no value or color, or two classes have the same one.
     """
     mapping: dict[Any, int] = {}
     for name, value in pairs:
@@ -182,7 +182,7 @@ def read_color(entry: Any, key: str) -> Color:  # noqa: ANN401
 
 
 def read_palette(stated: Any, names: Sequence[str], colors: Mapping[Color, int] | None) -> tuple[Color, ...]:  # noqa: ANN401
-    """Return the stated palette, or that of the colors of masks; raise UserError if it is no color for each class."""
+    """Return the stated palette, else the first color of each class in masks; raise UserError if it is not valid."""
     if stated and not (isinstance(stated, list) and len(stated) == len(names) and all(map(is_color, stated))):
         raise UserError(f"palette should give [red, green, blue] (0 to 255) for each of {len(names)} classes")
     if stated or colors is None:

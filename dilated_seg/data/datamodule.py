@@ -167,7 +167,7 @@ class SegmentationDataModule(LightningDataModule):
         return Images(self.open_split(self.train_split), self.augmentation, get_run_seed(), self.on_bad_image == "skip")
 
     def load_training(self, images: Dataset[Any], collate: Callable[..., Any]) -> DataLoader[Any]:
-        """Return the loader of training batches of images indexed by (epoch, index), after the batches done so far."""
+        """Return the loader of training batches of images indexed by (epoch, index), after those already trained on."""
         rank = self.trainer.global_rank if self.trainer else 0
         return self._loader(images, self.make_training_order(rank, self._batches_done), collate)
 

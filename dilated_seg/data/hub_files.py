@@ -43,7 +43,7 @@ def pin_revision(repo: str, revision: str | None) -> str | None:
         return revision
     from huggingface_hub import HfApi
 
-    with explain_access(repo, f"{repo} is no directory here, and at the Hub "):
+    with explain_access(repo, f"{repo} is not a directory on this machine, and at the Hub "):
         return str(HfApi().dataset_info(repo, revision=revision).sha)
 
 

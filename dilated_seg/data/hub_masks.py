@@ -77,7 +77,7 @@ def read_gray(mask: Source, table: ValueTable) -> Tensor:
         unknown = ~known | (ids == table.unknown if table.unknown is not None else False)
         if unknown.any():
             y, x = np.argwhere(unknown)[0]
-            raise UserError(f"{mask} holds the value {values[y, x]} at row {y}, column {x}, which is no class: {REMEDY}")
+            raise UserError(f"{mask} holds the value {values[y, x]} at row {y}, column {x}, which is not a class: {REMEDY}")
         return make_tensor(bytearray(ids.tobytes()), *ids.shape)
 
     return decode_image(mask, read_ids)
@@ -105,7 +105,7 @@ def find_coding(
         ignore: The ignored values.
 
     Raises:
-        UserError: They hold values or colors that are no classes.
+        UserError: The masks hold values or colors that are not classes.
     """
     contents = [read_content(mask) for mask in masks]
     if any(content is None for content in contents):

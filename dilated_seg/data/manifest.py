@@ -31,7 +31,7 @@ def read(root: str) -> dict[str, Any] | None:
             [(split["images"], split["labelled"], split["parts"]) for split in manifest["splits"].values()]
             [manifest[key].items() for key in ("options", "files")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{join(root, NAME)} is no manifest of a prepared dataset: prepare it again") from error
+        raise UserError(f"{join(root, NAME)} is not the manifest of a prepared dataset: prepare it again") from error
     if not current:
         raise UserError(f"{join(root, NAME)} was written by another version of dilated-seg: prepare the dataset again")
     return manifest

@@ -76,7 +76,7 @@ def read_mask(
         if table.unknown is not None and (first := ids.find(table.unknown)) >= 0:
             y, x = divmod(first, image.width)
             raise UserError(
-                f"{path} holds the value {values[first]} at row {y}, column {x}, which is no class of this dataset: {remedy}"
+                f"{path} holds the value {values[first]} at row {y}, column {x}, which is not a class of this dataset: {remedy}"
             )
         return make_tensor(ids, image.height, image.width)
 
@@ -137,7 +137,7 @@ def choose_table(name: str, values: bytearray, stored: bytes, classes: ValueTabl
     if unknown := sorted(value for value in used if by_color[value] is None):
         others = ", ".join(f"{value} {get_color(stored, value)}" for value in unknown[:3])
         raise UserError(
-            f"{name} has a palette that contradicts the dataset's: {evidence}, but the color of value {others} is no class's: "
+            f"{name} has a palette that contradicts the dataset's: {evidence}, but no class has the color of value {others}: "
             "save it with the dataset's palette, or without one (mode L)"
         )
     print_once(
@@ -185,7 +185,7 @@ def read_colors(path: Source, classes: Mapping[tuple[int, int, int], int], remed
         key = unknown[0]
         y, x = (keys == key).nonzero()[0].tolist()
         color = key >> 16, key >> 8 & 255, key & 255
-        raise UserError(f"{path} has the color {color} at row {y}, column {x}, which is no class's: {remedy}")
+        raise UserError(f"{path} has the color {color} at row {y}, column {x}, which no class has: {remedy}")
     return torch.tensor([known[key] for key in colors.tolist()], dtype=torch.uint8)[inverse]
 
 

@@ -163,7 +163,7 @@ def read_names(path: Path, images: Mapping[str, Path], directory: Path) -> list[
         directory: The directory of the images.
 
     Raises:
-        UserError: The list cannot be read, or names something that is no image.
+        UserError: The list cannot be read, or names a file that is not an image of the dataset.
     """
     names, unknown = [], []
     for line in read_list(path):

@@ -101,7 +101,7 @@ def read_pair(name: str, image: Source, mask: Source | None, mask_reader: MaskRe
         as_stored: Whether EXIF applies to the mask too; None: only if that gives it the image's size.
 
     Raises:
-        UserError: A file is missing or damaged, a mask holds a value that is no class, or the two differ in size.
+        UserError: A file is missing or damaged, a mask holds a value that is not a class, or the two differ in size.
     """
     pixels = read_image(image)
     ids = mask_reader(mask) if mask else torch.full(pixels.shape[1:], 255, dtype=torch.uint8)

@@ -26,7 +26,7 @@ class TrainingOrder(Sampler[list[Key]]):
         seed: The seed of the run.
         rank: The rank of this process; the processes share one permutation.
         world: Number of processes.
-        done: Returns the number of batches of this run so far; iteration starts after them.
+        done: Returns the number of batches that the run has trained on; iteration starts after them.
         passes: Batches whose gradients are accumulated for one step; an epoch has only complete steps.
         permute: Returns the order of all images from (seed, epoch, batch_size, world).
     """

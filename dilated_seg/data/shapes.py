@@ -82,7 +82,7 @@ class Shapes(SegmentationDataModule):
 
 
 class ShapesSplit(Split):
-    """The images of one split; image i is a pure function of i. A small split keeps what it has drawn."""
+    """The images of one split; image i is a pure function of i. A small split keeps its images in memory."""
 
     def __init__(self, size: tuple[int, int], num_classes: int, length: int, seed: tuple[int, ...], name: str) -> None:
         self.size, self.num_classes, self.length, self.seed, self.name = size, num_classes, length, seed, name

@@ -144,7 +144,7 @@ def segment_files(
 
 
 def run_job(job: Job, images: Sequence[ImageFile], overwrite: bool) -> tuple[int, int, int]:
-    """Segment images; return the numbers of segmented, existing and failed ones. A full disk ends the loop."""
+    """Segment images; return how many were segmented, existed and failed. A full disk ends the loop."""
     done, existing, failed = 0, 0, 0
     sources: dict[Path, Path] = {}  # the image of each result file, to find images of equal names
     columns = TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

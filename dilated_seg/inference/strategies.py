@@ -63,7 +63,7 @@ class Tiles(Inference):
             or len(size) != 2
             or not all(type(number) is int for number in (*size, overlap, margin))
         ):
-            raise ValueError(f"Tiles: size {size}, overlap {overlap}, margin {margin} must be whole numbers of pixels")
+            raise ValueError(f"Tiles: size {size}, overlap {overlap}, margin {margin} must be integers (pixels)")
         if margin < 0 or overlap < 2 * margin or overlap + GRID > min(size):
             raise ValueError(
                 f"Tiles: size {size[0]} x {size[1]}, overlap {overlap}, margin {margin} do not fit: the overlap "

@@ -16,7 +16,7 @@ class RegionLoss(Loss):
     """A loss of each class, averaged over the classes that the mask has.
 
     Args:
-        over: "image": the mean over images, weighted by their numbers of valid pixels, which does not depend on how a step is
+        over: "image": the mean over images, weighted by their valid pixels, which does not depend on how a step is
             divided. "batch": over the pixels of all images of all processes together, for each accumulated batch separately;
             evaluation then uses "image".
         ignore_index: The mask value that is left out.

@@ -43,5 +43,5 @@ class SegmentationMetrics(Metric):
         self.matrix += self.images.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the metrics of all batches counted so far; see `compute_metrics`."""
+        """Return the metrics of all batches since the last reset; see `compute_metrics`."""
         return compute_metrics(self.matrix)

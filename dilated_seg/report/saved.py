@@ -21,7 +21,7 @@ COPIED = ("selection.json",)  # of an ablation that selects
 
 @dataclass(frozen=True)
 class SavedComparison:
-    """The contents of a comparison, without what is computed from them.
+    """The contents of a comparison, without values that are computed from them.
 
     Args:
         title: The title of the page.

@@ -31,7 +31,7 @@ def find_resumed_checkpoint(run: Run, config: str, checkpoint: str | None) -> Pa
     4. The checkpoint holds parameters, the optimizer, the schedule, Lightning's loops, the state of callbacks, the sums of
        an accumulation (`SegmentationTask.accumulated`) and its gradients (`training.interruption.KeepGradients`).
     5. Nothing else is random: dropout is seeded by the step (`training.interruption.SeedEveryStep`), and order and augmentation
-       of the images are a function of seed and position (`data.samplers`), so the data module skips what has been seen.
+       of the images are a function of seed and position (`data.samplers`), so the data module skips those that were trained on.
     6. `training.signals.StopOnSignal` and `training.interruption.SaveOnError` write last.ckpt after a whole step when a signal
        or an error ends a session.
     7. An earlier session's metrics.csv becomes metrics-N.csv (`Run.keep_history`); W&B continues by the id in wandb_id.

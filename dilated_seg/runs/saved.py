@@ -1,4 +1,4 @@
-"""Saves what a run measured, in the layout of a run: no weights, no images, and no paths of this machine."""
+"""Saves the results of a run, in the layout of a run: no weights, no images, and no paths of this machine."""
 
 import json
 import re

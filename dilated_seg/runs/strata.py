@@ -91,7 +91,7 @@ class Strata:
     def boundary_iou(self) -> np.ndarray:
         """Return counts of pixels near the boundary of their region, in mask and prediction: (N, 3, C).
 
-        Their IoU is Boundary IoU (Cheng et al., CVPR 2021), except that the image's border is no boundary.
+        Their IoU is Boundary IoU (Cheng et al., CVPR 2021), except that the image's border is not a boundary.
         """
         both = self._sum_cells("boundary_iou", BOTH, BOTH)
         truth, predicted = (self._sum_cells("boundary_iou", band, band) for band in (TRUTH, PREDICTION))
@@ -211,6 +211,6 @@ def read_cells(table: pa.Table, name: str, strata: int, num_classes: int) -> Cel
     image = np.repeat(np.arange(len(table)), cells.value_lengths().to_numpy())
     index, count = (part.flatten().to_numpy() for part in (cells, counts))
     if not cells.value_lengths().equals(counts.value_lengths()):
-        raise ValueError(f"{name} has different numbers of cells and counts")
+        raise ValueError(f"{name} has more or fewer cells than counts")
     stratum, truth, predicted = np.unravel_index(index, (strata, num_classes, num_classes))
     return Cells(image, stratum, truth, predicted, count)

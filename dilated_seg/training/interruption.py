@@ -33,7 +33,7 @@ class SeedEveryStep(Callback):
 class KeepGradients(Callback):
     """Saves accumulated gradients when a checkpoint is written in the middle of an accumulation, and restores them.
 
-    Of several processes it saves the mean gradient, which is what the optimizer uses. After an error the accumulation starts
+    Of several processes it saves the mean gradient, which the optimizer uses. After an error the accumulation starts
     again: see SaveOnError.
     """
 

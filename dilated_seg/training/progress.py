@@ -66,7 +66,7 @@ class Throughput(Callback):
 
 
 class ValidationLines(Callback):
-    """Prints a line per validation during training: step, loss, mean IoU, and the best mean IoU so far."""
+    """Prints a line per validation during training: step, loss, mean IoU, and the best mean IoU of the run."""
 
     def __init__(self) -> None:
         self.best: float | None = None
@@ -100,7 +100,7 @@ def find_best(trainer: Trainer) -> ModelCheckpoint | None:
 
 
 def measure_memory(device: torch.device) -> float:
-    """Return the peak memory of this process so far, in GB: on its GPU, or else in RAM."""
+    """Return the peak memory of this process, in GB: on its GPU, or else in RAM."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if resource is None:

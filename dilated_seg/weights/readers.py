@@ -28,7 +28,7 @@ from dilated_seg.weights.caffemodel import read_layers
 from dilated_seg.weights.download import fetch
 from dilated_seg.weights.torch_file import check_expansion, check_state_dict, load_torch
 
-# torch's names of the kinds of tensors in .npz files. Caffe numbers them; what a number means depends on the layer.
+# torch's names for the kinds of tensors in .npz files. Caffe's numbers mean different kinds in different layers.
 KINDS = {
     "weight": "weight", "weights": "weight", "w": "weight", "kernel": "weight", "0": "0",
     "scale": "weight", "gamma": "weight", "shift": "bias", "beta": "bias",
@@ -80,7 +80,7 @@ def read(path: str | Path) -> Weights:
         with path.open("rb") as file:
             weights = choose_reader(file)(path, file)
         if odd := [name for name in weights.layers if not name.isprintable()]:
-            raise CorruptError(f"has a layer whose name is no text: {odd[0]!a}")
+            raise CorruptError(f"has a layer whose name is not printable text: {odd[0]!a}")
         return weights
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

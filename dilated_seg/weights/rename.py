@@ -13,7 +13,7 @@ from dilated_seg.weights.readers import WRAPPERS, Weights
 # Caffe numbers a layer's blobs; batch norm has scale and shift, then its statistics unless they are folded in.
 BLOBS = {"0": "weight", "1": "bias", "2": "running_mean", "3": "running_var"}
 
-# By the number of convolutions: our names of those that torchvision numbers, and torchvision's numbers of fc6 and fc7.
+# By the number of convolutions (VGG-16, AlexNet): our names in the order of torchvision's, and its indices of fc6 and fc7.
 VGG_NAMES = [f"conv{stage}_{i}" for stage, (_, layers) in enumerate(vgg.VGG16, start=1) for i in range(1, layers + 1)]
 TORCHVISION = {13: (VGG_NAMES, (0, 3)), 5: ([f"conv{i}" for i in range(1, 6)], (1, 4))}
 

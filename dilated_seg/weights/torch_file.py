@@ -42,10 +42,10 @@ def load_torch(file: BinaryIO, map_location: Any = "cpu") -> Any:  # noqa: ANN40
 def check_state_dict(state: Any) -> dict[str, Tensor]:  # noqa: ANN401
     """Return the argument; raise CorruptError unless it is a state dict whose tensors are plain arrays."""
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CorruptError("holds no state dict of named tensors")
+        raise CorruptError("is not a state dict of named tensors")
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CorruptError(f"holds {name!a} in a form that is no plain array of numbers")
+            raise CorruptError(f"holds {name!a} in a form that is not a plain array")
     return state
 
 
@@ -53,4 +53,4 @@ def check_expansion(archive: zipfile.ZipFile, file: BinaryIO) -> None:
     """Raise CorruptError if the members of a zip archive are far larger than its file."""
     expanded = sum(member.file_size for member in archive.infolist())
     if expanded > MAX_EXPANSION * max(file.seek(0, os.SEEK_END), 1 << 20):
-        raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights do")
+        raise CorruptError(f"would unpack to {expanded:,} bytes, far more than weights")

@@ -5,7 +5,7 @@ them. Ways take turns, so that a machine that is busy for a while is so for all;
 all threads worked, which a busy machine changes least; pydensecrf has one thread. Memory is the peak above what was there
 before the first call, in a process of its own. Both must give the same labels on 99.9 % of pixels, which is checked.
 
-pydensecrf is no dependency; what compiles in most places: pip install pydensecrf2==1.1
+pydensecrf is not a dependency; this fork compiles on most machines: pip install pydensecrf2==1.1
 
 Threads wait for each other by spinning, which takes many times as long as the work itself where other processes use the cores:
 OMP_WAIT_POLICY=PASSIVE lets them sleep.

@@ -44,7 +44,7 @@ REPEATS = 5
 
 
 def clock(device):
-    """Seconds on this device so far."""
+    """Return the time in seconds: of the clock once a GPU has finished, otherwise of this process's CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         return time.perf_counter()

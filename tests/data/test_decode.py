@@ -77,7 +77,7 @@ def test_a_palette_with_the_colors_of_only_some_classes_is_refused(tmp_path):
         UserError, match=r"a\.png has a palette that contradicts.*value 1 has the color \(0, 0, 142\)"
     ) as caught:
         read_mask(path, CLASSES, COLORS)
-    assert "value 2 (1, 2, 3) is no class's: save it" in str(caught.value) and "\n" not in str(caught.value)
+    assert "but no class has the color of value 2 (1, 2, 3): save it" in str(caught.value) and "\n" not in str(caught.value)
     twins = (*COLORS[:3], (0, 0, 142))  # two classes of one color
     path = save(tmp_path / "b.png", [[0, 1]], [(0, 0, 0), (0, 0, 142)])
     with pytest.raises(UserError, match="contradicts"):

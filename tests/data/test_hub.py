@@ -243,7 +243,7 @@ def test_a_dataset_at_the_hub_is_pinned_to_its_commit_and_then_read_from_the_cac
             assert torch.equal(split[i]["image"], local[i]["image"]) and torch.equal(split[i]["mask"], local[i]["mask"])
         assert data.revision == COMMIT and f"{REPO} at revision {COMMIT[:12]}: train is" in capsys.readouterr().err
         assert sum(sent.values()) <= 1.1 * total
-        with pytest.raises(UserError, match=r"other/name is no directory here, and at the Hub cannot read other/name \(.*404"):
+        with pytest.raises(UserError, match=r"not a directory on this machine, and at the Hub cannot read other/name \(.*404"):
             Hub("other/name").open_split("train")
     offline = Hub(REPO, classes=["a", "b", "c"], revision=COMMIT).open_split("train")  # the server has stopped
     assert torch.equal(offline[47]["image"], local[47]["image"])
@@ -325,7 +325,7 @@ def test_missing_splits_files_servers_and_datasets_are_one_sentence(tmp_path, mo
     with pytest.raises(UserError, match=f"cannot read {nothing}/data"):
         Hub(f"{nothing}/data").open_split("train")
     use_hub(monkeypatch, nothing)
-    with pytest.raises(UserError, match="owner/name is no directory here, and at the Hub cannot read owner/name"):
+    with pytest.raises(UserError, match="owner/name is not a directory on this machine, and at the Hub cannot read owner/name"):
         Hub("owner/name").open_split("train")
 
 

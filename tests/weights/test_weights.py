@@ -589,9 +589,9 @@ WRONG = {
         ),
         "so the channel order of conv1_1 is unknown",
     ),
-    "an expanded tensor": (torch_saved({"conv1_1.weight": torch.ones(1).expand(10**7, 10**7)}), "no plain array of numbers"),
-    "a sparse tensor": (torch_saved({"conv1_1.weight": torch.eye(3).to_sparse()}), "no plain array of numbers"),
-    "a layer name that is no text": (caffemodel({"a\x1b[31m\nb": [np.ones(3)]}), "a layer whose name is no text"),
+    "an expanded tensor": (torch_saved({"conv1_1.weight": torch.ones(1).expand(10**7, 10**7)}), "not a plain array"),
+    "a sparse tensor": (torch_saved({"conv1_1.weight": torch.eye(3).to_sparse()}), "not a plain array"),
+    "a layer name that is no text": (caffemodel({"a\x1b[31m\nb": [np.ones(3)]}), "a layer whose name is not printable"),
     "a blob of too many sides": (
         chunk(100, chunk(1, b"x") + chunk(7, chunk(7, chunk(1, b"\x01" * 99)) + chunk(5, bytes(4)))),
         "more than 32 dimensions",

@@ -24,7 +24,7 @@ ROWS = 20  # of the table of values
 
 
 def show_files(root: str) -> None:
-    """Print what a directory of images and masks holds, with or without classes.yaml: nothing is written.
+    """Print the content of a directory of images and masks, with or without classes.yaml; write nothing.
 
     Raises:
         UserError: It has no split, files are missing or damaged, or masks hold values that classes.yaml does not have.

@@ -14,7 +14,7 @@ from dilated_seg.errors import ResourceError, UserError, format_names
 
 
 def check(dataset: Hub) -> None:
-    """Read every image and mask of a dataset once, print what its splits hold, and compare their images by content.
+    """Read every image and mask of a dataset once, print the content of its splits, and compare their images by content.
 
     Raises:
         UserError: An image or a mask cannot be read, or two splits share images.

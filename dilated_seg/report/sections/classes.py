@@ -11,7 +11,7 @@ from dilated_seg.report.comparison import Comparison
 SHOWN_MATRICES = 4  # confusion matrices that the page shows at once; the others are folded
 CONFUSION_EXPLAINED = (
     "Of all pixels of a class (row), the percentage that is predicted as each class (column), summed over images and seeds; "
-    "empty: less than 0.5. Numbers of pixels are in confusion.csv."
+    "empty: less than 0.5. Pixel counts are in confusion.csv."
 )
 
 

@@ -118,7 +118,7 @@ def predict_images(result: Result, indices: Sequence[int]) -> None:
     for k in indices:
         sample, name = split[k], result.evaluation.images[0][k]
         if sample["id"] != name:
-            raise UserError(f"the dataset of {result.run} has changed since its evaluation: image {k} is no longer {name}")
+            raise UserError(f"the dataset of {result.run} changed after its evaluation: image {k} was {name}")
         image, mask = (torch.as_tensor(sample[key]).as_subclass(torch.Tensor) for key in ("image", "mask"))
         with torch.inference_mode():
             prediction = model(image[None])[0].argmax(0)

@@ -28,7 +28,7 @@ FIELDS_EXPLAINED = (
 )
 CONTEXT_EXPLAINED = (
     "Accuracy with limited context: the percentage of sampled pixels that are classified correctly if everything beyond a "
-    "radius is gray. Pixels are the same for all networks, with equal numbers of each class if possible. Lines in the plots "
+    "radius is gray. Pixels are the same for all networks, evenly divided among the classes if possible. Lines in the plots "
     "are 95 % intervals ({}); there is none if fewer than 10 images have errors."
 )
 

@@ -7,7 +7,7 @@ from dilated_seg.report.blocks import Fold, ReportTable, Section
 from dilated_seg.report.comparison import Comparison
 from dilated_seg.report.wording import format_ends
 
-PLANNED_SEEDS = (3, 5, 10)  # numbers of seeds of each network, for which the report lists the detectable difference
+PLANNED_SEEDS = (3, 5, 10)  # seeds per network for which the report lists the detectable difference
 
 
 def build_section(comparison: Comparison) -> Section | None:
