@@ -42,11 +42,9 @@ def read_selection(file: Path, content: Mapping[str, Any]) -> Selection | None:
         if split not in SPLITS:
             raise UserError(f"{file} has select.{key} {split}: choose val or test")
     if type(count) is not int or not 1 <= count <= len(seeds):
-        raise UserError(
-            f"{file} has select.seeds {count}: give how many of the {len(seeds)} seeds try the candidates, at least 1"
-        )
+        raise UserError(f"{file} has select.seeds {count}: give the number of seeds that try each candidate, 1 to {len(seeds)}")
     if not all(str(name) for name in select["over"]):
-        raise UserError(f"{file} has a candidate without a name in select.over: name it, its directory has that name")
+        raise UserError(f"{file} has a candidate without a name in select.over: name it, its directory gets this name")
     return Selection(by, then, tuple(map(str, select["over"])), tuple(seeds[:count]))
 
 
@@ -54,8 +52,8 @@ def read_selection(file: Path, content: Mapping[str, Any]) -> Selection | None:
 class Choice:
     """The candidates of a network and the results that are known.
 
-    With 2 seeds and ``scores`` {"lr 0.1": [0.52, 0.58], "lr 0.01": [0.56, 0.56], "lr 1": []}, of which "lr 1" is lost,
-    "lr 0.01" is selected (mean 0.56 against 0.55). If "lr 0.01" had one value, none would be selected yet.
+    With 2 seeds, ``scores`` {"lr 0.1": [0.52, 0.58], "lr 0.01": [0.56, 0.56], "lr 1": []} and ``lost`` {"lr 1"}, the candidate
+    "lr 0.01" is selected: its mean is 0.56, that of "lr 0.1" 0.55. If it had one value only, none would be selected yet.
 
     Args:
         network: The network's name.
@@ -120,7 +118,7 @@ def as_trial(chain: Chain) -> Chain | None:
 
 
 def as_selected(chain: Chain) -> Chain:
-    """Return a chain with the evaluations of the tables and the one that compared candidates."""
+    """Return a chain with its evaluations for the report and the one that compares candidates."""
     last = chain[-1]
     missing = last.trial and all(last.trial.name != evaluation.name for evaluation in last.evaluations)
     return (*chain[:-1], replace(last, evaluations=(last.trial, *last.evaluations))) if last.trial and missing else chain
@@ -199,4 +197,4 @@ def describe_selection(selection: Selection) -> str:
     )
     if selection.by != selection.then:
         return how
-    return f"{how} **{selection.by} is both: the score on the split of the selection is optimistic.**"
+    return f"{how} **As networks were selected on {selection.by}, their scores on it are optimistic.**"

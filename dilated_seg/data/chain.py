@@ -1,4 +1,4 @@
-"""The user's transforms after the joint augmentation: of torchvision's v2, or any callables on tv_tensors."""
+"""User transforms after the joint augmentation: transforms of torchvision's v2, or any callables on tv_tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from dilated_seg.errors import UserError
 
 
 class Chain:
-    """Applies the joint augmentation, and then transforms that may change anything of a mask but its class ids.
+    """Applies the joint augmentation, and then transforms, which may move the values of a mask but not add others.
 
-    Pixels that torchvision's transforms fill are ignored: they fill with 0, so masks are shifted by one, with the ignored value
-    at 0, while they are applied. Other callables get masks of class ids.
+    torchvision's transforms fill new pixels with 0, which should be ignored. They therefore get the mask minus
+    ``ignore_index``, modulo 256: 0 is the ignored value, and class k is k + 1 if that is 255. Other callables get class ids.
 
     Args:
-        augmentation: The joint augmentation; None for none.
+        augmentation: The joint augmentation, if any.
         transforms: Map image and mask to image and mask.
         ignore_index: The mask value that is ignored.
 
     Raises:
-        UserError: A transform fills masks with another value than 0.
+        UserError: A transform fills masks with a value other than 0.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Chain:
         """Return the transformed image (uint8) and mask.
 
         Raises:
-            UserError: A transform returns other than an image and a mask of equal size, or interpolates the mask.
+            UserError: A transform does not return an image and a mask of equal size, or interpolates the mask.
         """
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask)
         for transform in self.transforms:
             shift = self.ignore_index if isinstance(transform, v2.Transform) else 0
-            before = mask - shift  # modulo 256, since masks are bytes: 255 becomes 0 and k becomes k + 1
+            before = mask - shift  # modulo 256, since masks are uint8
             image, moved = self.require_pair(transform, transform(image, tv_tensors.Mask(before)))
             mask = tv_tensors.Mask(moved + shift)
             self.require_same_values(transform, before, moved, 0 if shift else self.ignore_index)
@@ -67,7 +67,7 @@ class Chain:
         return image, mask
 
     def require_same_values(self, transform: Callable[..., Any], before: Tensor, after: Tensor, ignored: int) -> None:
-        """Raise UserError if a mask has values after a transform that it did not have before."""
+        """Raise UserError if a transform added values to a mask."""
         present, occurs = (mask.flatten().as_subclass(Tensor).bincount(minlength=256) > 0 for mask in (before, after))
         present[ignored] = True
         if (occurs & ~present).any():
@@ -86,7 +86,7 @@ class Chain:
 
 
 def check_fill(transform: Any) -> None:  # noqa: ANN401
-    """Raise UserError if a transform, or one inside it, fills masks with another value than 0."""
+    """Raise UserError if a transform, or one inside it, fills masks with a value other than 0."""
     if (fill := getattr(transform, "fill", 0)) not in (0, None, [0], [0, 0, 0]):
         raise UserError(f"data.transforms: {name_transform(transform)} fills masks with {fill}: leave fill at 0")
     inner = getattr(transform, "transforms", ())

@@ -1,4 +1,4 @@
-"""classes.yaml of a `Folder`: names of classes, what mask values or colors mean, and where files are."""
+"""classes.yaml of a `Folder`: names of classes, meaning of mask values or colors, and paths of files."""
 
 import colorsys
 import re
@@ -70,7 +70,7 @@ def read_classes(root: str) -> ClassFile:
         raise UserError(f"{path} should have the line classes: [background, ...], with 2 to {MAX_CLASSES} of them")
     if unknown := content.keys() - set(KEYS):
         raise UserError(f"{path} has the unknown key '{min(map(str, unknown))}': use {', '.join(KEYS)}")
-    as_text = yaml.load(text, yaml.BaseLoader)  # no, 1.0 and null are names too
+    as_text = yaml.load(text, yaml.BaseLoader)  # so that no, 1.0 and null are names
     try:
         names = check_names(as_text["classes"])
         if content.get("values") is not None and content.get("colors") is not None:
@@ -99,8 +99,8 @@ def check_names(names: Sequence[Any]) -> tuple[str, ...]:
 def read_value_map(content: Mapping[str, Any], stated: Any, names: Sequence[str]) -> dict[int, int]:  # noqa: ANN401
     """Return the class id of each mask value, 255 for those that are ignored.
 
-    ``stated`` is the key values as text: a mapping such as {0: background, 1-20: object}, or a range such as 1-150 of the
-    values of all classes in order. Without it the values are class ids.
+    ``stated`` is the key ``values``, with its scalars as text: a mapping such as {0: background, 1-20: object}, or a range such
+    as 1-150 of the values of all classes in order. By default values are class ids.
 
     Raises:
         UserError: ``stated`` is neither, or an ignored value is also a class's.

@@ -20,17 +20,17 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 
 def count_class_weights(data: SegmentationDataModule, method: Method) -> list[float]:
-    """Return the weight of each class, from the masks of the training split, to six digits; print them.
+    """Return the weight of each class from the masks of the training split, with six digits, and print them.
 
-    Every mask is read once, or none if the split is prepared. A class without a pixel has the weight 0.
+    Every mask is read once; a prepared split has the counts already. A class without pixels has the weight 0.
 
     Raises:
-        UserError: A mask cannot be read, or there are no masks or no such method.
+        UserError: A mask is missing or cannot be read, or the method is unknown.
     """
     require_labels(data)
     split = data.open_split(data.train_split)
     if not split.labelled:
-        raise UserError(f"model.class_weights {method}: not every image of {data.train_split} has a mask: give numbers instead")
+        raise UserError(f"model.class_weights {method}: images of {data.train_split} have no mask: give a weight per class")
     pixels, image_pixels = (counts[: data.num_classes] for counts in count_frequencies(split))
     weights = compute_class_weights(pixels, image_pixels, method)
     named = ", ".join(f"{name} {weight:g}" for name, weight in zip(data.classes, weights, strict=True))
@@ -40,14 +40,14 @@ def count_class_weights(data: SegmentationDataModule, method: Method) -> list[fl
 
 
 def count_frequencies(split: Split) -> tuple[list[int], list[int]]:
-    """Return the number of pixels of each class id, and that of all pixels of the images in which it occurs.
+    """Return two counts for each class id: its pixels, and all pixels of the images in which it occurs.
 
     Raises:
-        UserError: A mask cannot be read, or the split was prepared without these numbers.
+        UserError: A mask cannot be read, or the split was prepared without these counts.
     """
     if split.pixels is not None:
         if split.image_pixels is None:
-            raise UserError("the shards of an earlier version have no frequencies of classes: prepare the dataset again")
+            raise UserError("the shards of an earlier version have no class frequencies: prepare the dataset again")
         return list(split.pixels), list(split.image_pixels)
     with ThreadPoolExecutor(os.cpu_count() if split.countable else 1) as pool:
         counts = list(pool.map(lambda index: count_pixels(split.read_mask(index)), range(len(split))))
@@ -72,7 +72,7 @@ def compute_class_weights(pixels: Sequence[int], image_pixels: Sequence[int], me
         method: One of `METHODS`.
 
     Raises:
-        UserError: There is no such method.
+        UserError: The method is unknown.
     """
     if method not in METHODS:
         raise UserError(f"model.class_weights is {method}: give a weight for each class, or one of {', '.join(METHODS)}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,6 +53,7 @@ class Stored:
 
 
 Source = Path | Stored
+T = TypeVar("T")
 
 
 def read_image(path: Source) -> Tensor:
@@ -94,7 +96,7 @@ def make_tensor(content: bytearray, *shape: int) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8).view(shape)
 
 
-def decode_image(path: Source, use: Callable[[Image.Image], Tensor]) -> Tensor:
+def decode_image(path: Source, use: Callable[[Image.Image], T]) -> T:
     """Open an image file and return ``use(image)``.
 
     Raises:

@@ -25,23 +25,23 @@ class Folder(SegmentationDataModule):
     is::
 
         classes: [background, road, car]
-        values: {0: background, 128: road, 255: car}        # optional: of masks; without it they are class ids
-        colors: {background: [0, 0, 0], road: [128, 64, 128], car: [0, 0, 142]}   # instead, for masks in colors
+        values: {0: background, 128: road, 255: car}        # optional: values in masks; class ids by default
+        colors: {background: [0, 0, 0], road: [128, 64, 128], car: [0, 0, 142]}   # or, for masks stored as colors
         ignore: [255]                                       # optional: values or colors that are ignored; 255 by default
         palette: [[0, 0, 0], [128, 64, 128], [0, 0, 142]]   # optional: for plots
-        images: '{split}/rgb/{name}'                        # optional: where files are, if not in a known layout
+        images: '{split}/rgb/{name}'                        # optional: paths of the files, if the layout is not a known one
         masks: '{split}/truth/{name}_mask'
 
-    A split whose images have no masks at all can be predicted, not scored.
+    A split without masks can be predicted, not evaluated.
 
     Args:
         root: The directory.
-        val_fraction: The part of the training images, or of all images if there is no training split, that are drawn as the
-            split "val" and not trained on.
-        split_seed: The seed of this drawing.
-        mask_orientation: Orientation of the stored masks of images that EXIF rotates: "upright"; or "as_stored", like the
-            image's file, so that they are rotated with it. "auto" infers this for the whole dataset from the sizes of images
-            and masks; if both are possible, it assumes "upright" and prints that.
+        val_fraction: Fraction of the training images (of all images without a training split) that is drawn as the split
+            "val" and not trained on.
+        split_seed: Seed of the drawing.
+        mask_orientation: Orientation of masks whose images have an EXIF rotation: "upright" (as the image is displayed) or
+            "as_stored" (as its file, so the mask is rotated too). "auto" infers one of them for all masks from the sizes of
+            images and masks; if both fit, it assumes "upright" and prints that.
         options: Arguments of SegmentationDataModule.
 
     Raises:
@@ -58,7 +58,7 @@ class Folder(SegmentationDataModule):
     ) -> None:
         super().__init__(**options)
         if val_fraction is not None and not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction is {val_fraction:g}: give a part between 0 and 1, such as 0.2")
+            raise UserError(f"data.val_fraction is {val_fraction:g}: give a fraction between 0 and 1, such as 0.2")
         self.root, self.mask_orientation = root, mask_orientation
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.class_file = read_classes(root)
@@ -73,7 +73,7 @@ class Folder(SegmentationDataModule):
         """
         root = Path(self.require_root())
         if Path(name).name != name:
-            raise UserError(f"'{name}' is not a name of a split: it is a directory or a list in {root}")
+            raise UserError(f"'{name}' is not the name of a split: name a directory or a list in {root}")
         if self.val_fraction is None or name not in ("train", "val"):
             pairs, expected = list_split(root, name, self.class_file.layouts)
         else:
@@ -84,7 +84,7 @@ class Folder(SegmentationDataModule):
 
     @cached_property
     def pool(self) -> tuple[list[Pair], str]:
-        """The images from which the split "val" is drawn, as of `list_split`."""
+        """The result of `list_split` for the images from which the split "val" is drawn."""
         root, layouts = Path(self.require_root()), self.class_file.layouts
         if has_split(root, "val", layouts):
             raise UserError(f"{root} has a split 'val': remove data.val_fraction, which draws one")
@@ -99,7 +99,7 @@ class Folder(SegmentationDataModule):
 
     @property
     def choices(self) -> dict[str, str]:
-        """The part of the images that is drawn as "val", and the seed."""
+        """The fraction of the images that is drawn as "val", and the seed."""
         return {} if self.val_fraction is None else {"val_fraction": str(self.val_fraction), "split_seed": str(self.split_seed)}
 
     @property
@@ -125,7 +125,7 @@ def list_split(root: Path, name: str, layouts: Sequence[Layout] = LAYOUTS, drawn
         root: The directory of the dataset.
         name: The name of the split.
         layouts: The possible layouts of images and masks.
-        drawn: Whether a list of names is not needed, since splits are drawn from all images.
+        drawn: Whether to read all images, whatever lists there are, since splits are drawn from them.
 
     Raises:
         UserError: The split, an image or a mask is missing.
@@ -141,8 +141,8 @@ def list_split(root: Path, name: str, layouts: Sequence[Layout] = LAYOUTS, drawn
     if len(unlabelled) == len(pairs):
         if files.unpaired and path is None:
             raise UserError(
-                f"no image of {files.directory} ({len(names):,}: {show_names(list(files.images.values()))}) has a mask of its "
-                f"name in {where} ({len(files.unpaired):,}: {show_names(files.unpaired)}): rename the masks"
+                f"no image of {files.directory} ({len(names):,}: {show_names(list(files.images.values()))}) has a mask with "
+                f"its name in {where} ({len(files.unpaired):,}: {show_names(files.unpaired)}): rename the masks"
             )
         content = show_names(list_visible(files.directory if files.layout.shared else files.directory.parent), 6)
         return pairs, f"each image should have a mask, as in {files.layout.describe(name)}, but {root} holds {content}"
@@ -155,6 +155,6 @@ def list_split(root: Path, name: str, layouts: Sequence[Layout] = LAYOUTS, drawn
 
 
 def draw_names(names: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """Return a part of some names, at least one: those with the lowest hashes, so that a new name moves few others."""
+    """Draw a fraction of the names, at least one: those with the lowest hashes, so that adding a name moves few others."""
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     return set(order[: max(1, round(fraction * len(names)))])

@@ -20,28 +20,28 @@ from dilated_seg.data.voc import VOC
 from dilated_seg.data.workers import print_once
 from dilated_seg.errors import UserError
 
-SAMPLE = 16  # masks that are read to find how they hold classes
+SAMPLE = 16  # masks from which the coding is inferred
 
 
 class Hub(SegmentationDataModule):
     """Images and masks in Parquet files, streamed: a dataset at the Hugging Face Hub, behind a URL, or in a directory.
 
-    Columns, splits and the way in which masks hold classes are found out and printed; options state them where that fails.
-    Only row groups that are needed are read; those from a network are cached (environment variables DILATED_SEG_CACHE,
+    Columns, splits and the coding of the masks (class ids, other values or colors) are inferred and printed; set the options
+    where that fails. Row groups are read on demand; those of URLs are cached on disk (environment variables DILATED_SEG_CACHE,
     DILATED_SEG_CACHE_GB). A run records the revision.
 
     Args:
         repo: OWNER/NAME at the Hub, a URL (https://, s3://, hf://) or directory of Parquet files, or one such file.
-        like: The dataset whose classes and colors the masks have, such as VOC or Cityscapes.
-        classes: The names of the classes instead.
-        palette: Red, green and blue of each class, for masks of colors.
-        values: The mask value of each class, or of the first one, whose successors have the others; by default class ids, or
-            the label ids of ``like``.
+        like: A dataset class with the same classes and colors, such as VOC or Cityscapes.
+        classes: Class names, if they are not those of ``like``.
+        palette: Red, green and blue of each class, for masks stored as colors.
+        values: The mask value of each class; or one value v: class k has the value v + k. By default class ids, or the label
+            ids of ``like``.
         ignore: Mask values that are ignored.
-        image_column: The column of images; by default found by its name.
-        mask_column: The column of masks; by default found by its name.
-        id_column: The column of the images' names; by default found by its name, else the names of the files.
-        subset: The configuration, of a dataset that has several.
+        image_column: The column of images; by default recognized by its name.
+        mask_column: The column of masks; by default recognized by its name.
+        id_column: The column of image names; by default recognized by its name, otherwise the file names.
+        subset: The configuration (Hub: "subset"), if the dataset has several.
         revision: A commit, branch or tag at the Hub; by default the newest commit when the run starts.
         train_split: The split to train on.
         streaming: Read row groups on demand; if false, map the files of a directory into memory.
@@ -95,10 +95,10 @@ class Hub(SegmentationDataModule):
         return {"revision": self.revision, "checksum": self.checksum}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Require the data of a checkpoint.
+        """Check that a resumed run reads the files of its checkpoint.
 
         Raises:
-            UserError: A run continues and the files are others.
+            UserError: The files have changed.
         """
         if self.trainer and self.trainer.state.fn == TrainerFn.FITTING and state_dict["checksum"] != self.checksum:
             raise UserError(
@@ -108,7 +108,7 @@ class Hub(SegmentationDataModule):
 
     @property
     def names_source(self) -> str:
-        """The dataset."""
+        """The repository, directory or URL."""
         return self.repo
 
     @property
@@ -131,7 +131,7 @@ class Hub(SegmentationDataModule):
         """Return the images of a split.
 
         Raises:
-            UserError: There is no such split, or no column of images or masks.
+            UserError: The split, or the column of images or masks, is missing.
         """
         stored = self.find_split(name)
         files, columns = self.files[stored], self.columns
@@ -144,16 +144,16 @@ class Hub(SegmentationDataModule):
         return split
 
     def describe(self, name: str, stored: str, images: int) -> str:
-        """Return a sentence on what was found for a split."""
+        """Describe the images, columns and masks of a split in a sentence."""
         masks = f"masks of {self.coding.description} in column {self.columns.mask}" if self.coding else "no masks"
-        at = f" at revision {self.revision[:12]}" if self.revision else ""
+        revision = f" at revision {self.revision[:12]}" if self.revision else ""
         counts = self.like.published if self.like else {}
         equal = next((split for split, count in counts.items() if count == images), None)
-        wanted = counts.get(name, images)
-        kind = self.like.__name__ if self.like else ""
-        count = f" (as {kind}'s {equal})" if equal else f" ({kind}'s {name} has {wanted:,})" if wanted != images else ""
-        found = f"{images:,} images{count} in column {self.columns.image}, {masks}"
-        return f"{self.repo}{at}: {name} is its split {stored} with {found}"
+        expected = counts.get(name, images)
+        like = self.like.__name__ if self.like else ""
+        note = f" (as {like}'s {equal})" if equal else f" ({like}'s {name} has {expected:,})" if expected != images else ""
+        content = f"{images:,} images{note} in column {self.columns.image}, {masks}"
+        return f"{self.repo}{revision}: {name} is its split {stored} with {content}"
 
     @cached_property
     def columns(self) -> Columns:
@@ -163,12 +163,12 @@ class Hub(SegmentationDataModule):
         return find_columns(schema, self.repo, self.image_column, self.mask_column, self.id_column)
 
     def find_reference(self) -> str:
-        """Return the split from which columns and coding are found: the training split, if there is one."""
+        """Return the split from which columns and coding are inferred: the training split, or else the first."""
         return next((split for split in ALIASES["train"] if split in self.files), next(iter(self.files)))
 
     @cached_property
     def coding(self) -> MaskCoding | None:
-        """The coding of the masks, found from the first ones of the training split; None without masks."""
+        """The coding of the masks, inferred from the first `SAMPLE` of them; None without masks."""
         column = self.columns.mask
         if column is None:
             return None

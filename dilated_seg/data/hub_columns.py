@@ -13,7 +13,7 @@ from PIL import Image
 from dilated_seg.data.decode import Stored
 from dilated_seg.errors import UserError
 
-# Names of columns, in lower case; of several the first is used.
+# Names by which columns are recognized, in lower case and in order of precedence.
 IMAGES = ("image", "img", "pixel_values", "images", "picture", "photo", "jpg", "rgb")
 MASKS = (
     "mask", "label", "annotation", "semantic_segmentation", "segmentation", "segmentation_mask", "semantic_mask", "semantic",
@@ -39,10 +39,10 @@ class Columns:
 def find_columns(
     schema: pa.Schema, repo: str, image: str | None = None, mask: str | None = None, name: str | None = None
 ) -> Columns:
-    """Return the columns of a schema: those that are given, others by their names and types.
+    """Return the columns of images, masks and names: the given ones, others recognized by name and type.
 
     Raises:
-        UserError: There is no such column, or none or several may be meant.
+        UserError: A given column is missing, or the column of images or masks is not recognized.
     """
     content = ", ".join(f"{field.name} ({describe_type(field.type)})" for field in schema)
     for column in (image, mask, name):
@@ -80,7 +80,7 @@ def is_file(kind: pa.DataType) -> bool:
 
 
 def is_map(kind: pa.DataType) -> bool:
-    """Return whether a column holds rows of integers (H, W)."""
+    """Return whether a column holds maps (H, W) as nested lists of integers."""
     kind = getattr(kind, "storage_type", kind)
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
     return inner is not None and pa.types.is_list(inner) and pa.types.is_integer(inner.value_type)
@@ -92,10 +92,10 @@ def describe_type(kind: pa.DataType) -> str:
 
 
 def read_cell(value: Any, shard: str, name: str) -> Stored | None:  # noqa: ANN401 - a value of Parquet
-    """Return the file in a cell, a map (H, W) as a PNG; None if the cell is empty.
+    """Return the image file in a cell, encoding a map (H, W) as PNG; None for an empty cell.
 
     Raises:
-        UserError: It has a path without the file's bytes, or values that are not from 0 to 255.
+        UserError: The cell has only the file's path, or values outside 0 to 255.
     """
     if isinstance(value, list):
         ids = np.array(value)

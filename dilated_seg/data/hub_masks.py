@@ -1,4 +1,4 @@
-"""The coding of a dataset's masks, found from a few of them: class ids, other values such as published label ids, or colors."""
+"""Infer how masks encode classes: as class ids, as other values such as published label ids, or as colors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class MaskCoding:
         """Read a mask's file.
 
         Raises:
-            UserError: It is damaged, or has a value or a color of no class.
+            UserError: The file is damaged, or has a value or a color that no class has.
         """
         if self.table is None:
             return read_colors(mask, list_colors(self.palette))
@@ -42,20 +42,13 @@ class MaskCoding:
 
 
 def list_colors(palette: Palette) -> dict[tuple[int, int, int], int]:
-    """Return the class id of each color; VOC's off-white, and black if no class has it, are ignored."""
+    """Return the class id of each color; 255 for VOC's off-white, and for black unless a class has it."""
     return {VOID: 255, BLACK: 255} | {(r, g, b): k for k, (r, g, b) in enumerate(palette)}
 
 
 def read_mode(mask: Source) -> str:
     """Return the mode of an image file, without decoding it."""
-    modes: list[str] = []
-
-    def keep(image: Image.Image) -> Tensor:
-        modes.append(image.mode)
-        return make_tensor(bytearray(1), 1)
-
-    decode_image(mask, keep)
-    return modes[0]
+    return decode_image(mask, lambda image: image.mode)
 
 
 def read_gray(mask: Source, table: ValueTable) -> Tensor:
@@ -94,14 +87,14 @@ def find_coding(
     label_ids: Sequence[int] | None = None,
     ignore: Sequence[int] = (255,),
 ) -> MaskCoding:
-    """Return how masks hold the classes.
+    """Infer the coding of a dataset's masks.
 
     Args:
-        masks: A few masks.
+        masks: Some of the masks.
         classes: The names of the classes.
         palette: The color of each class, if known.
-        values: The value of each class, or of the first one, whose successors have the others; None to find it out.
-        label_ids: The values that the dataset's publisher uses, if these are not the class ids.
+        values: The value of each class; or one value v: class k has the value v + k; None to infer them.
+        label_ids: The published value of each class, if these are not the class ids.
         ignore: The ignored values.
 
     Raises:
@@ -128,7 +121,7 @@ def find_coding(
 
 
 def check_values(masks: Sequence[Source], classes: Sequence[str], present: Sequence[int], table: Mapping[int, int]) -> None:
-    """Raise UserError if a value is not in a table, unless a palette may explain it."""
+    """Raise UserError if a value is not in a table, unless a mask has a palette, by whose colors it may be read."""
     unknown = [value for value in present if value not in table and value != 255]
     if not unknown or any(read_mode(mask) == "P" for mask in masks):  # `read_mask` reads by color where palettes differ
         return
@@ -143,15 +136,11 @@ def check_values(masks: Sequence[Source], classes: Sequence[str], present: Seque
 
 def read_content(mask: Source) -> set[int] | None:
     """Return the values of a mask; None if it has colors."""
-    found: list[set[int] | None] = []
 
-    def keep(image: Image.Image) -> Tensor:
+    def read_values(image: Image.Image) -> set[int] | None:
         values = np.asarray(image)
         if values.ndim == 3 and image.mode in ("RGB", "RGBA") and (values[..., :3] != values[..., :1]).any():
-            found.append(None)
-        else:
-            found.append({int(value) for value in np.unique(values if values.ndim == 2 else values[..., 0])})
-        return make_tensor(bytearray(1), 1)
+            return None
+        return {int(value) for value in np.unique(values if values.ndim == 2 else values[..., 0])}
 
-    decode_image(mask, keep)
-    return found[0]
+    return decode_image(mask, read_values)

@@ -1,4 +1,4 @@
-"""Layouts: where the images and masks of a split are below a directory, and how their names pair."""
+"""Layouts of a dataset's directory: the paths of images and masks of a split, and how their names are paired."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dilated_seg.data.directories import IMAGE_SUFFIXES, MASK_SUFFIXES, list_vis
 from dilated_seg.data.names import divide_directory, index_names, list_files, pair_names, require_readable, select
 from dilated_seg.errors import UserError
 
-# Names that directories and splits may have too; case is ignored.
+# Accepted names of directories and splits, in capitals or not.
 SYNONYMS = {
     "images": ("images", "image", "imgs", "img"),
     "masks": ("masks", "mask", "labels", "label", "annotations", "gt"),
@@ -23,10 +23,10 @@ NO_VAL = "; or draw it from the other images with --data.val_fraction 0.2, or tr
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of images and masks, as paths below the root without suffix.
+    """The paths of images and masks, relative to the root and without suffix.
 
-    ``{split}`` is the split, or one of its `SYNONYMS`; without it, the images of a split are those that SPLIT.txt lists.
-    ``{name}`` is what an image and its mask have in common, and may include directories.
+    ``{split}`` is the split, or one of its `SYNONYMS`; without it, SPLIT.txt lists the images of each split. ``{name}`` is the
+    part that the paths of an image and its mask share; it may include directories.
 
     Args:
         images: The path of an image, such as ``{split}/images/{name}``.
@@ -58,7 +58,7 @@ class Layout:
         return f"{paths[0]}.jpg with {paths[1]}.png{f' and the list {split}.txt' if self.listed else ''}"
 
 
-# The first one in which a split has images is read.
+# In order of precedence: the first layout in which a split has images is read.
 LAYOUTS = (
     Layout("{split}/images/{name}", "{split}/masks/{name}"),
     Layout("images/{split}/{name}", "masks/{split}/{name}"),
@@ -97,10 +97,10 @@ def find_files(root: Path, split: str, layouts: Sequence[Layout] = LAYOUTS, draw
         root: The directory of the dataset.
         split: The name of the split.
         layouts: The layouts to try.
-        drawn: Whether layouts with lists need no list, since the split is drawn from all images.
+        drawn: Whether to read all images of layouts with lists, since splits are drawn from them.
 
     Raises:
-        UserError: There is none: it names what is there, and the two nearest layouts.
+        UserError: No layout has images of the split; see `explain_missing_split`.
     """
     for layout in layouts:
         if layout.listed and not drawn and find_list(root, split) is None:
@@ -126,10 +126,10 @@ def index_layout(layout: Layout, directory: Path, masks: Path | None) -> SplitFi
     """Return the images and masks of two directories.
 
     Raises:
-        UserError: Two files have one name, or there are images in other formats.
+        UserError: Two files have the same name, or an image has an unsupported format.
     """
     image_name, mask_name = (PurePosixPath(pattern).name for pattern in (layout.images, layout.masks))
-    complete = layout in LAYOUTS and not layout.listed  # every image in the directories should be read
+    complete = layout in LAYOUTS and not layout.listed  # all images in the directories belong to the split
     if layout.shared:
         paths = list(list_files(directory))
         images, masks_by_name = divide_directory(directory, paths, image_name, mask_name)
@@ -152,10 +152,10 @@ def index_layout(layout: Layout, directory: Path, masks: Path | None) -> SplitFi
 
 
 def find_directory(root: Path, pattern: str, split: str) -> Path | None:
-    """Return the directory of a pattern's files, whose parts may have other names of `SYNONYMS`; None if there is none.
+    """Return the directory of a pattern's files, whose parts may be replaced by `SYNONYMS`; None if it is missing.
 
     Raises:
-        UserError: Two directories have names of one split.
+        UserError: Two directories have names of the same split.
     """
     path = root
     for part in PurePosixPath(pattern).parent.parts:
@@ -173,10 +173,10 @@ def find_directory(root: Path, pattern: str, split: str) -> Path | None:
 
 
 def find_list(root: Path, split: str) -> Path | None:
-    """Return the list of a split's names: SPLIT.txt, or with one of the split's synonyms.
+    """Return the file that lists a split's images, SPLIT.txt or a synonym; None if it is missing.
 
     Raises:
-        UserError: There are two.
+        UserError: Two files list the split.
     """
     names = {f"{name}.txt" for name in SYNONYMS.get(split, (split,))} | {f"{split}.txt"}
     files = [path for path in list_visible(root) if path.name.lower() in names and path.is_file()] if root.is_dir() else []
@@ -186,7 +186,7 @@ def find_list(root: Path, split: str) -> Path | None:
 
 
 def explain_missing_split(root: Path, split: str, layouts: Sequence[Layout] = LAYOUTS) -> UserError:
-    """Return the error for a split without images: it names what the directory holds, and the two nearest layouts."""
+    """Return the error for a split without images: it names the directory's content and the two nearest layouts."""
     content = show_names(list_visible(root), 8) if root.is_dir() else ""
     nearest = sorted(layouts, key=lambda layout: -count_present(root, layout, split))[:2]
     return UserError(
@@ -198,7 +198,7 @@ def explain_missing_split(root: Path, split: str, layouts: Sequence[Layout] = LA
 
 
 def count_present(root: Path, layout: Layout, split: str) -> int:
-    """Return how many of a layout's directories and lists there are."""
+    """Return how many of a layout's directories and lists exist."""
     patterns = {str(parent / "_") for path in (layout.images, layout.masks) for parent in PurePosixPath(path).parents}
     present = sum(find_directory(root, pattern, split) is not None for pattern in patterns if pattern != "_")
     return present + (layout.listed and find_list(root, split) is not None)

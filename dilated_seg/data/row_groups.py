@@ -18,8 +18,8 @@ from dilated_seg import storage
 from dilated_seg.data.samplers import CACHED_GROUPS
 from dilated_seg.errors import UserError
 
-CACHE = "DILATED_SEG_CACHE"  # environment variable: the directory of row groups and indices that were read from URLs
-CACHE_GB = "DILATED_SEG_CACHE_GB"  # environment variable: its size, 10 by default
+CACHE = "DILATED_SEG_CACHE"  # environment variable: directory of the disk cache of row groups and indices of URLs
+CACHE_GB = "DILATED_SEG_CACHE_GB"  # environment variable: size of the disk cache in GB, 10 by default
 MEMORY = 512 << 20  # bytes of row groups that a process keeps
 PAUSES = (1.0, 4.0)  # seconds before a failed request is sent again
 
@@ -27,16 +27,16 @@ PAUSES = (1.0, 4.0)  # seconds before a failed request is sent again
 class RowGroups:
     """Rows of Parquet files: ``rows[i]`` is a pyarrow.Table of row i.
 
-    Row groups of local files are kept in memory, the last ``limit``. Those behind URLs are written to the directory of
-    `find_cache` and mapped into memory, so that the processes of a machine together read each one once.
+    The ``limit`` most recently used row groups stay open. Those of local files are held in memory; those of URLs are
+    memory-mapped from the disk cache (`find_cache`), so that the processes of a machine together download each one once.
 
     Args:
         paths: The files: paths or URLs.
         groups: Number of rows in each row group of each file.
-        versions: A text for each file that changes with its content.
+        versions: A string for each file that changes with its content, such as an ETag; part of the key in the cache.
         columns: The columns to read; all by default.
         footers: The files' metadata, if already read.
-        limit: Number of row groups in memory.
+        limit: Number of row groups that stay open.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RowGroups:
         return self.groups[group].slice(index - int(self.starts[group]), 1)
 
     def read(self, file: int, group: int) -> pa.Table:
-        """Return one row group; one behind a URL is read once for all processes of the machine."""
+        """Return a row group; one of a URL comes from the disk cache, if any process of the machine has downloaded it."""
         if not storage.is_url(self.paths[file]):
             return self.open(file).read_row_group(group, self.columns)
         name = repr((self.paths[file], self.versions[file], group, self.columns))
@@ -94,7 +94,7 @@ class RowGroups:
         return table
 
     def fetch(self, file: int, group: int) -> pa.Table:
-        """Read a row group from its URL, again after `PAUSES` if the connection fails."""
+        """Download a row group; if the connection fails, try again after each of `PAUSES`."""
         for pause in PAUSES:
             try:
                 return self.open(file).read_row_group(group, self.columns)
@@ -106,7 +106,7 @@ class RowGroups:
         return self.open(file).read_row_group(group, self.columns)
 
     def open(self, file: int) -> pq.ParquetFile:
-        """Return an open file; its footer is read unless known."""
+        """Open a file, or return it if it is open; the footer is read only if it was not given."""
         if file not in self.files:
             footer = self.footers[file] if self.footers else None
             self.files[file] = pq.ParquetFile(open_file(self.paths[file]), metadata=footer, pre_buffer=True)
@@ -118,7 +118,7 @@ class RowGroups:
 
 
 def open_file(path: str) -> Any:  # noqa: ANN401 - a path, or a file of fsspec's
-    """Return a path, or the file behind a URL, of which only what is asked for is read."""
+    """Return a path unchanged; open a URL as a file that requests only the bytes that are read."""
     if not storage.is_url(path):
         return path
     import fsspec  # comes with datasets
@@ -128,14 +128,14 @@ def open_file(path: str) -> Any:  # noqa: ANN401 - a path, or a file of fsspec's
 
 
 def find_cache() -> Path:
-    """Return the directory of what was read from URLs, and create it."""
+    """Return the directory of the disk cache, and create it."""
     cache = Path(os.environ.get(CACHE) or "~/.cache/dilated_seg").expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     return cache
 
 
 def map_table(path: Path) -> pa.Table | None:
-    """Return a cached row group, mapped into memory; None if there is none, or a damaged one."""
+    """Return a cached row group, memory-mapped; None if it is missing or damaged (and deleted)."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         os.utime(path)
@@ -148,7 +148,7 @@ def map_table(path: Path) -> pa.Table | None:
 
 
 def trim_cache(cache: Path, kept: Path) -> None:
-    """Delete the row groups that were used longest ago, until the cache has its size; processes that map them keep them."""
+    """Delete the least recently used row groups until the cache has its size; processes that map them can read on."""
     limit = float(os.environ.get(CACHE_GB) or 10) * 1e9
     states = []
     for path in cache.glob("*.arrow"):
@@ -164,5 +164,5 @@ def trim_cache(cache: Path, kept: Path) -> None:
 
 
 def count_kept_groups(size: int, groups: int) -> int:
-    """Return the number of row groups to keep in memory, of ``groups`` with ``size`` bytes together."""
+    """Return how many of ``groups`` row groups, ``size`` bytes in total, to keep in memory."""
     return int(np.clip(MEMORY * groups // max(size, 1), 2, CACHED_GROUPS))

@@ -1,4 +1,4 @@
-"""Losses that are built of others: a weighted sum, and one of another library."""
+"""Losses that contain others: a weighted sum, and a loss of another library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class LibraryLoss(Loss):
     With torch's ``nn.CrossEntropyLoss`` that is exactly the mean over the valid pixels of all processes.
 
     Args:
-        loss: Maps logits (B, C, H, W) and class ids (B, H, W), int64, to one value. It leaves out pixels with the value of its
+        loss: Maps logits (B, C, H, W) and class ids (B, H, W), int64, to one value. It leaves out pixels whose class id is its
             attribute ``ignore_index``.
     """
 
@@ -86,7 +86,7 @@ def prepare_loss(
         class_weights: Factors of the classes, set in every loss per pixel that has no class weights.
 
     Raises:
-        UserError: No loss per pixel lacks class weights, or a loss has weights for another number of classes.
+        UserError: No loss per pixel is without class weights, or a loss has them for another number of classes.
     """
     prepared = loss if isinstance(loss, Loss) else LibraryLoss(loss) if loss else CrossEntropy()
     for part in prepared.modules():

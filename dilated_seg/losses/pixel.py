@@ -1,4 +1,4 @@
-"""Losses that are a sum over valid pixels: exactly the same for any batches and processes that a step is divided into."""
+"""Losses that are a sum over valid pixels, so they do not depend on how a step is divided into batches and processes."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ class PixelLoss(Loss):
     """A loss with one value per pixel.
 
     Args:
-        class_weights: Factor of each class; the sum is divided by the number of valid pixels, as in SegNet, and not by that of
-            the weights. ``model.class_weights`` if None.
+        class_weights: Factor of each class; ``model.class_weights`` if None. The sum is divided by the number of valid pixels,
+            as in SegNet, not by the sum of their weights as in torch.
         ignore_index: The mask value that is left out.
     """
 
@@ -90,12 +90,12 @@ class Focal(PixelLoss):
 
 
 class OHEM(PixelLoss):
-    """Online hard example mining: the mean cross-entropy of the share of an image's valid pixels where it is highest.
+    """Online hard example mining: the mean of the highest values of the cross-entropy in each image.
 
-    Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; of pixels: Wu, Shen
-    and van den Hengel, "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016 (arXiv:1605.06885). The
-    pixels are selected in each image, so the loss does not depend on how a step is divided into batches and processes. An
-    image counts by its number of valid pixels.
+    Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; for pixels: Wu,
+    Shen and van den Hengel, "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016 (arXiv:1605.06885).
+    The pixels are selected in each image, so the loss does not depend on how a step is divided into batches and processes.
+    Images are weighted by their number of valid pixels.
 
     Args:
         share: Fraction of the valid pixels of an image that is selected, above 0 and up to 1; rounded up to whole pixels.
@@ -121,8 +121,8 @@ class OHEM(PixelLoss):
 class BoundaryWeighted(PixelLoss):
     """Cross-entropy in which pixels near another class count more; the sum is divided by the number of valid pixels.
 
-    It resembles U-Net's weight map (Ronneberger, Fischer and Brox, 2015, equation 2), with a constant factor up to a distance
-    instead of a Gaussian.
+    It resembles U-Net's weight map (Ronneberger, Fischer and Brox, 2015, equation 2), but the factor is constant up to a
+    distance and not a Gaussian of it.
 
     Args:
         factor: Factor of pixels near a boundary, at least 0; that of other pixels is 1.

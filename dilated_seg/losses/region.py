@@ -1,4 +1,4 @@
-"""Losses over all pixels of an image or batch together: overlap with the mask, class by class."""
+"""Losses of the overlap between prediction and mask of each class, over all pixels of an image or of a batch."""
 
 from typing import Literal
 
@@ -13,12 +13,12 @@ Over = Literal["image", "batch"]
 
 
 class RegionLoss(Loss):
-    """A loss of each class, averaged over the classes that the mask has.
+    """A loss of each class, averaged over the classes in the mask.
 
     Args:
-        over: "image": the mean over images, weighted by their valid pixels, which does not depend on how a step is
-            divided. "batch": over the pixels of all images of all processes together, for each accumulated batch separately;
-            evaluation then uses "image".
+        over: "image": computed for each image and averaged with the number of valid pixels as weight, which does not depend on
+            how a step is divided into batches and processes. "batch": computed over the pixels of all images of all processes
+            together, for each accumulated batch separately; evaluation then uses "image".
         ignore_index: The mask value that is left out.
     """
 
@@ -31,7 +31,7 @@ class RegionLoss(Loss):
     def find_overlap(self, logits: Logits, mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
         """Return probabilities, whether a pixel has the class, and whether it is valid: (G, C, N), (G, C, N) and (G, N).
 
-        G images have N pixels each; with ``over="batch"`` in training, G is 1 and N are the pixels of all images.
+        G images have N pixels each; with ``over="batch"`` in training, G is 1 and N counts the pixels of all images.
         """
         classes = torch.arange(logits.shape[1], device=mask.device)[:, None]
         probabilities, ids = logits.softmax(1).flatten(2), mask.flatten(1)
@@ -42,7 +42,7 @@ class RegionLoss(Loss):
 
 
 def average_classes(losses: Tensor, present: Tensor) -> Tensor:
-    """Return the mean (G,) over the classes of a mask of losses (G, C), 0 for a mask without any."""
+    """Return the mean (G,) of losses (G, C) over the classes that are present (G, C), 0 without any."""
     return torch.where(present, losses, 0.0).sum(1) / present.sum(1).clamp(min=1)
 
 
@@ -72,8 +72,8 @@ class Tversky(RegionLoss):
         labelled, pixels = has_class.sum(2).to(true.dtype), valid.sum(1).to(true.dtype)
         if not (self.over == "batch" and self.training and dist.is_available() and dist.is_initialized()):
             return (self.compute(true, predicted, labelled) * pixels).sum()
-        # Each process has the sums over all processes, but gradients of its own sums only; DistributedDataParallel averages
-        # gradients. The totals of all processes must add up to N times the loss, for all N valid pixels, as must the gradients.
+        # Each process has the sums over all processes, but gradients of its own sums only. For N valid pixels in all
+        # processes, the totals of all must add up to N times the loss, and their gradients to N times its gradient.
         local = torch.stack([true, predicted, labelled, pixels[:, None].expand_as(true)])
         total = local.detach().clone()
         dist.all_reduce(total)
@@ -118,8 +118,8 @@ class Jaccard(Tversky):
 class Lovasz(RegionLoss):
     """Lovasz-softmax: the convex extension of 1 - IoU of each class.
 
-    Berman, Rannen Triki and Blaschko, "The Lovasz-Softmax Loss", CVPR 2018, algorithm 1. With ``over="batch"`` it is computed
-    over the images of each process, which have to be sorted together.
+    Berman, Rannen Triki and Blaschko, "The Lovasz-Softmax Loss", CVPR 2018, algorithm 1. It sorts pixels, so
+    with ``over="batch"`` it is computed over the images of each process separately.
     """
 
     def total(self, logits: Logits, mask: Mask) -> Tensor:
@@ -129,7 +129,7 @@ class Lovasz(RegionLoss):
         labelled = has_class.sum(2, keepdim=True)
         hits = has_class.gather(2, order).cumsum(2)
         misses = torch.arange(1, order.shape[2] + 1, device=order.device) - hits
-        # 1 - IoU of each set of pixels with the highest errors, and how much each pixel adds to it
+        # 1 - IoU if the k pixels with the highest errors are wrong, for each k, and its increase from k - 1 to k
         jaccard = 1 - (labelled - hits).to(errors.dtype) / (labelled + misses)
         steps = jaccard.diff(dim=2, prepend=torch.zeros_like(jaccard[..., :1]))
         losses = torch.where(errors < 0, 0.0, errors * steps).sum(2)

@@ -1,4 +1,4 @@
-"""Encoders of timm in place of VGG-16: features at the strides that a network's layers after the encoder need.
+"""Encoders of timm in place of VGG-16: features at the strides that the rest of a network needs.
 
 Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models.
 """
@@ -18,27 +18,27 @@ from dilated_seg.models.layers import build_dropout, scale_channels
 from dilated_seg.models.upsampling import Upsampling
 from dilated_seg.tensors import Image, Maps
 
-# Of five families, for messages: all can have any of the strides here.
+# Suggestions for messages, from five families: each has all strides that the networks need.
 SUGGESTED = "resnet50, regnety_016, convnext_tiny, efficientnet_b0 or mobilenetv3_large_100"
 
 
 class Encoder(nn.Module):
-    """An encoder of timm, which returns the deepest features of each stride; every image has cells of exactly that stride.
+    """An encoder of timm that returns the deepest features of each stride.
 
-    Images are padded with zeros at their right and bottom to a multiple of the largest stride, since networks differ in
-    whether they round sizes up or down. Weights start as timm initializes them.
+    Images are padded with zeros at their right and bottom to a multiple of the largest stride, since timm's networks differ in
+    whether they round sizes up or down. timm initializes the weights.
 
     Args:
         name: timm's name of the network and, after a dot, of its weights: ``convnext_tiny.fb_in1k``.
-        strides: Strides of the features, in increasing order; all that the encoder has if None.
-        output_stride: 32, or 8 to dilate the last two stages instead of halving, which some encoders of timm can.
+        strides: Strides of the features, in increasing order; all strides of the encoder if None.
+        output_stride: 32, or 8 for dilation instead of stride in the last two stages, which some encoders of timm support.
 
     Raises:
         UserError: timm is not installed.
-        ValueError: timm has no such encoder, or not with these strides for images of any size.
+        ValueError: timm does not have the encoder, or not with these strides and for images of any size.
     """
 
-    initialized = True  # by timm: `layers.initialize` leaves it as it is
+    initialized = True  # by timm: `layers.initialize` skips it
 
     def __init__(self, name: str, strides: Sequence[int] | None = None, output_stride: Literal[32, 8] = 32) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         with torch.device("meta"):
             sketch = build(name, options)
-        index = {stride: number for number, stride in enumerate(sketch.feature_info.reduction())}  # the deepest of a stride
+        index = {stride: number for number, stride in enumerate(sketch.feature_info.reduction())}  # last of a stride
         wanted = list(index) if strides is None else list(strides)
         if not set(wanted) <= set(index):
             raise ValueError(
@@ -76,10 +76,10 @@ class Encoder(nn.Module):
 def replace_vgg(
     depth: resnet.Depth | None, encoder: str | None, width: float, strides: Sequence[int]
 ) -> resnet.Encoder | Encoder:
-    """Return a ResNet of this package, with this depth, or an encoder of timm, dilated if ``strides`` are (8,).
+    """Return the encoder in place of VGG-16: a ResNet of this package or an encoder of timm; dilated if ``strides`` are (8,).
 
     Raises:
-        ValueError: Both ``depth`` and ``encoder`` are given, or timm has no such encoder.
+        ValueError: Both ``depth`` and ``encoder`` are given, or `Encoder` raises it.
     """
     output_stride: Literal[32, 8] = 8 if strides[-1] == 8 else 32
     if encoder is None:
@@ -92,10 +92,10 @@ def replace_vgg(
 def build_classifier(
     encoder: resnet.Encoder | Encoder, width: float, fc_channels: int | None, fc6_dilation: int, dropout: float, spatial: bool
 ) -> tuple[nn.Sequential, int]:
-    """Return the layers between an encoder and the scores, and the number of their channels.
+    """Return the layers between an encoder and the scores, and their number of channels.
 
-    Classifiers of ImageNet that follow VGG have one layer, so the scores follow directly, as in the FCN-GoogLeNet of Long et
-    al. (2015), Section 4.1. ``fc_channels`` adds fc6 and fc7, of that number times ``width``, to an encoder of timm.
+    ImageNet classifiers after VGG have a single fully connected layer, which the scores replace, as in FCN-GoogLeNet (Long et
+    al., 2015, Section 4.1). To an encoder of timm, ``fc_channels`` adds fc6 and fc7 of ``fc_channels * width`` channels.
     """
     if fc_channels is None or isinstance(encoder, resnet.Encoder):
         return nn.Sequential(OrderedDict(drop=build_dropout(dropout, spatial))), encoder.channels[-1]
@@ -104,7 +104,7 @@ def build_classifier(
 
 
 def require_vgg(used: bool, option: str, pooling: vgg.Pooling) -> None:
-    """Raise ValueError if an option that needs VGG-16 is used, or average pooling in place of VGG-16's."""
+    """Raise ValueError if an option that needs VGG-16 is used, or pooling other than max pooling."""
     if used:
         raise ValueError(f"{option} needs VGG-16: leave it out with resnet and encoder")
     if pooling != "max":
@@ -115,7 +115,7 @@ def build(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm sta
     """Return timm's network without its classifier and with random weights.
 
     Raises:
-        ValueError: timm has no such network or weights, or none that can be built with these options.
+        ValueError: timm does not have the network or the weights, or cannot build the network with these options.
     """
     import timm
 
@@ -136,13 +136,13 @@ def build(name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - timm sta
 
 
 def get_features(net: Any, image: torch.Tensor) -> list[torch.Tensor]:  # noqa: ANN401
-    """Return the features (B, C, h, w) of timm's network; some of its networks keep channels last."""
+    """Return the features (B, C, h, w) of a network of timm, some of which return (B, h, w, C)."""
     last = str(getattr(net, "output_fmt", "")).endswith("NHWC")
     return [maps.permute(0, 3, 1, 2) if last else maps for maps in net(image)]
 
 
 def check_any_size(name: str, sketch: Any, indices: Sequence[int], strides: Sequence[int], channels: Sequence[int]) -> None:  # noqa: ANN401
-    """Require features of these strides and channels of an image whose size no network states.
+    """Check that an image of unusual size gives features of these strides and channels.
 
     Args:
         name: The encoder's name, for the message.
@@ -166,9 +166,9 @@ def check_any_size(name: str, sketch: Any, indices: Sequence[int], strides: Sequ
 
 
 def starts_at_corners(net: nn.Module) -> bool:
-    """Return whether a cell's features are centered on its first pixel, as of 3 x 3 windows padded by 1, or on its middle.
+    """Return whether a cell's features are centered on its top left pixel, as with 3 x 3 windows and padding 1.
 
-    The last layer with a stride decides, since it moves the center by most pixels.
+    Otherwise they are centered on its middle. The last strided layer decides, since it shifts the center by the most pixels.
     """
     strided = [
         layer
@@ -186,7 +186,7 @@ def first(sizes: Any) -> int:  # noqa: ANN401
 
 
 def scale_to_bytes(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return a mean or standard deviation of colors from 0 to 1 as one of colors from 0 to 255."""
+    """Convert a mean or standard deviation of colors from the range 0 to 1 to 0 to 255, with four digits."""
     red, green, blue = (round(255 * value, 4) for value in values)
     return red, green, blue
 

@@ -1,4 +1,4 @@
-"""The callback that makes a training by a plain Trainer, in Python, a run: its configuration and its checkpoints."""
+"""A callback that records a training in Python, with a plain Trainer, as a run: configuration and checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,14 @@ from dilated_seg.storage import write_text
 
 HEADER = "# Trained in Python: enough to evaluate the run again. Loss, optimizer, schedule and augmentation are not recorded.\n"
 PLAIN = (str, int, float, bool, type(None))
-UNRECORDED = ("augmentation", "transforms")  # of the dataset: they change no evaluation
+UNRECORDED = ("augmentation", "transforms")  # arguments of the dataset that do not affect evaluations
 
 
 class RunRecord(ModelCheckpoint):
     """Writes config.yaml and the checkpoints best (by val/mean_iou) and last into the Trainer's default_root_dir.
 
-    With `EvaluationRecord`, `Run`, ``validate`` and ``report`` then read the directory as one that ``fit`` created. Each
-    training needs a directory of its own, such as ``Run.create(Path("runs")).path``.
+    Together with `EvaluationRecord`, it makes the directory a run like those of ``fit``, for `Run`, ``validate`` and
+    ``report``. Each training needs a directory of its own, such as ``Run.create(Path("runs")).path``.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class RunRecord(ModelCheckpoint):
 
 
 def write_config(run: Run, trainer: Trainer, task: Any) -> None:  # noqa: ANN401 - a SegmentationTask, a layer above
-    """Write a run's config.yaml, from which `validate` rebuilds network and dataset; print why if they cannot be rebuilt."""
+    """Write a run's config.yaml, from which `validate` rebuilds network and dataset; or print why it cannot."""
     data, net = describe_data(trainer.datamodule), describe_network(task.model.net)  # type: ignore[attr-defined]
     if net is None or data is None:
         which = type(task.model.net if net is None else trainer.datamodule).__name__  # type: ignore[attr-defined]
@@ -78,8 +78,8 @@ def write_config(run: Run, trainer: Trainer, task: Any) -> None:  # noqa: ANN401
     write_text(run.config_file, HEADER + yaml.safe_dump(make_plain(content), sort_keys=False))
 
 
-def describe_data(data: Any) -> dict[str, Any] | None:  # noqa: ANN401 - whatever data module the Trainer has
-    """Return the class path and the arguments of a data module; None if one of these is an object."""
+def describe_data(data: Any) -> dict[str, Any] | None:  # noqa: ANN401 - any data module
+    """Return the class path and the arguments of a data module; None if these are unknown or not plain values."""
     kind, arguments = type(data), getattr(data, "arguments", None)
     if not isinstance(arguments, Mapping):
         return None
@@ -97,7 +97,7 @@ def is_plain(value: Any) -> bool:  # noqa: ANN401
 
 
 def make_plain(value: Any) -> Any:  # noqa: ANN401
-    """Return a value with lists instead of tuples, which YAML does not have."""
+    """Replace tuples, which YAML does not have, by lists."""
     if isinstance(value, Mapping):
         return {key: make_plain(inner) for key, inner in value.items()}
     return [make_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -148,7 +148,7 @@ def test_a_diverged_candidate_is_not_selected_and_the_report_names_the_split(tmp
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
     assert "SegNet: slow of slow " in result.stdout and "fast diverged" in result.stdout
-    assert "val is both: the score on the split of the selection is optimistic" in result.stdout
+    assert "networks were selected on val, their scores on it are optimistic" in result.stdout
     assert Run(tmp_path / "out/SegNet_slow/seed0").evaluation_names() == ["val", "val-best"]
     assert json.loads((tmp_path / "out/selection.json").read_text())["networks"]["SegNet"]["diverged"] == ["fast"]
     again = run_command(*command)
@@ -170,7 +170,7 @@ def test_a_rehearsal_that_evaluates_the_best_checkpoint_validates(tmp_path):
         (("by: val", "by: train"), "select.by train: choose val or test"),
         (("  over: {slow", "  over: {A: {}}\n# {slow"), "fewer than two candidates"),
         (("by: val", "evaluate: val"), "unknown key 'select.evaluate'"),
-        (("by: val", "seeds: 3"), "select.seeds 3: give how many of the 2 seeds try the candidates"),
+        (("by: val", "seeds: 3"), "select.seeds 3: give the number of seeds that try each candidate, 1 to 2"),
         (("seeds: [0, 1]", "seeds: [0, 1]\nevaluate: val"), "leave evaluate out"),
         (("seeds: [0, 1]", "seeds: [0, 1]\ncheckpoint: first"), "checkpoint first: choose last or best"),
         (("iterations: 2", "iteration: 2"), "DenseCRF has no argument iteration: did you mean iterations?"),

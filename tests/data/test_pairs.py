@@ -128,7 +128,7 @@ def test_masks_of_other_names_are_shown_with_the_names_expected(mine, listed):
     for i, path in enumerate(sorted((mine / "val/masks").iterdir())):
         path.rename(path.with_name(f"outline {i}.png"))
     said = refused(mine, "val")
-    assert f"has a mask of its name in {mine}/val/masks (4: outline 0.png, outline 1.png, outline 2.png, ...)" in said
+    assert f"has a mask with its name in {mine}/val/masks (4: outline 0.png, outline 1.png, outline 2.png, ...)" in said
     assert "rename the masks" in said
     for root, path in ((mine, "val/masks/outline 0.png"), (listed, "masks/photo 2.png")):
         convert(root / path, ".jpg")
