@@ -43,7 +43,10 @@ SUBJECTLESS = r"What|Whether|Where|When|How|Why|Who|Whose|Which|So|As|Of|That|Th
 # The first word of an argument's description that leaves its subject out ("seed: Of the run."): name what the argument is.
 FRAGMENTS = r"Of|With|Such|In|As|By|After|Before|From|Above|Another's|What|Where|How|Which|Whose|Who|Its|Their|That|These|At"
 # Variables that do not tell what they hold.
-VARIABLES = {"one", "own", "here", "said", "held", "taken", "mine", "gone", "it", "them", "thing"}
+VARIABLES = {
+    "one", "own", "here", "said", "held", "taken", "mine", "gone", "it", "them", "thing", "found", "given", "made", "what",
+    "which", "how", "why",
+}  # fmt: skip
 # Parts of names. "strata" stays there: `Evaluation.strata` is stored as NAME.strata.parquet.
 NAMES = {
     "picture": "image", "pictures": "images", "photograph": "image", "folder": "directory", "folders": "directories",

@@ -182,9 +182,9 @@ def show_status(ablation: Ablation) -> None:
                 status = "finished"
             elif now:
                 status, now = now, "queued"  # a later stage comes after this one
-            elif (why := explain_failure(run, chain)) or is_trained(run):
+            elif (failure := explain_failure(run, chain)) or is_trained(run):
                 done = len(run.evaluations) - len(run.missing())
-                status = why or f"trained{f', {done} of {len(run.evaluations)} evaluations' if done else ''}"
+                status = failure or f"trained{f', {done} of {len(run.evaluations)} evaluations' if done else ''}"
             else:
                 status = "begun" if Run(run.directory).is_run else "not begun"
             table.add_row(run.name, str(run.seed), run.stage, status, str(run.directory))

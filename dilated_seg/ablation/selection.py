@@ -191,10 +191,10 @@ def build_section(selection: Selection | None, choices: Sequence[Choice]) -> "Se
 def describe_selection(selection: Selection) -> str:
     """Describe in a sentence or two how networks were selected."""
     seeds = f"seed{'s' if len(selection.seeds) > 1 else ''} {', '.join(map(str, selection.seeds))}"
-    how = (
+    sentence = (
         f"Of each network {len(selection.candidates)} candidates were trained with {seeds}; the one with the highest mean IoU "
         f"on {selection.by} was trained with all seeds and scored on {selection.then}."
     )
     if selection.by != selection.then:
-        return how
-    return f"{how} **As networks were selected on {selection.by}, their scores on it are optimistic.**"
+        return sentence
+    return f"{sentence} **As networks were selected on {selection.by}, their scores on it are optimistic.**"

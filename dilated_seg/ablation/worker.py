@@ -103,11 +103,11 @@ def set_variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def note_failure(run: PlannedRun, why: str) -> None:
+def note_failure(run: PlannedRun, reason: str) -> None:
     """Write the reason of a failure as one line into the run's directory."""
     from dilated_seg.storage import write_text
 
-    write_text(run.directory / FAILED, " ".join(why.split())[:500] + "\n")
+    write_text(run.directory / FAILED, " ".join(reason.split())[:500] + "\n")
 
 
 @contextmanager

@@ -201,10 +201,10 @@ def draw_steps(
     with matplotlib.rc_context(PLOT_STYLE):
         for k, (name, intervals) in enumerate(series.items()):
             value, low, high = in_percent(intervals)
-            place = np.arange(len(groups)) + 0.6 * ((k + 0.5) / len(series) - 0.5)
+            positions = np.arange(len(groups)) + 0.6 * ((k + 0.5) / len(series) - 0.5)
             style = network_style(numbers[name])
-            panel.plot(place, value, label=VISIBLE_PREFIX + name, markersize=4.5, linewidth=0.8, **style)
-            panel.vlines(place, low, high, color=style["color"], linewidth=1.6)
+            panel.plot(positions, value, label=VISIBLE_PREFIX + name, markersize=4.5, linewidth=0.8, **style)
+            panel.vlines(positions, low, high, color=style["color"], linewidth=1.6)
         panel.set_xticks(range(len(groups)), groups)
         panel.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 100))
         add_legend(figure, panel)

@@ -140,10 +140,10 @@ def describe(net: nn.Module, size: tuple[int, int] = (500, 500)) -> Summary:
 
     The network stays as it is: a copy without values is traced.
     """
-    given = (build.describe_network(net) or {}).get("init_args", {})
+    arguments = (build.describe_network(net) or {}).get("init_args", {})
     defaults = inspect.signature(type(net)).parameters
-    changed = {name: value for name, value in given.items() if value != defaults[name].default}
-    name = build.format_call(type(net).__name__, **changed) if given else type(net).__name__
+    changed = {name: value for name, value in arguments.items() if value != defaults[name].default}
+    name = build.format_call(type(net).__name__, **changed) if arguments else type(net).__name__
     return summarize(copy.deepcopy(net).to("meta"), name, size)
 
 

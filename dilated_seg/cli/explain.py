@@ -110,8 +110,8 @@ def describe_unused(args: Sequence[str], arguments: Mapping[str, object], name: 
         name: The class of the dataset.
     """
     known = {*arguments, "class_path", "init_args", "dict_kwargs", "help"}
-    given = [setting.keys for setting in read_arguments(args) if setting.value not in (None, "null")]
-    unused = dict.fromkeys(keys[1] for keys in given if keys[0] == "data" and len(keys) == 2 and keys[1] not in known)
+    passed = [setting.keys for setting in read_arguments(args) if setting.value not in (None, "null")]
+    unused = dict.fromkeys(keys[1] for keys in passed if keys[0] == "data" and len(keys) == 2 and keys[1] not in known)
     return f"{name} has no option {', '.join(unused)}, given for another dataset: not used" if unused else None
 
 
@@ -184,31 +184,31 @@ def explain_value(sentence: str, settings: Sequence[Setting]) -> str:
     rest = sentence.rpartition('":')[2].strip()
     keys = key.split(".")
     setting = next((setting for setting in reversed(settings) if setting.keys[-len(keys) :] == keys), None)
-    place = str(setting or key)
+    location = str(setting or key)
     if no_class := NO_CLASS.search(rest):
-        return explain_class(no_class[1] or no_class[2] or "", rest, place, key)
+        return explain_class(no_class[1] or no_class[2] or "", rest, location, key)
     expected = [part for part in dict.fromkeys(EXPECTED.findall(rest)) if "NoneType" not in part]
     if not expected:
-        return f"{place}: {rest.partition(' Not a valid subclass')[0]}"
+        return f"{location}: {rest.partition(' Not a valid subclass')[0]}"
     text = " or ".join(f"a {part}" if not part.startswith("<") else part for part in expected)
     for pattern, name in TYPES.items():
         text = re.sub(pattern, name, text)
     value = setting.value if setting and isinstance(setting.value, str | int | float) else ""
-    return f"{f'{place} {value}'.strip()}: expected {text}"
+    return f"{f'{location} {value}'.strip()}: expected {text}"
 
 
-def explain_class(name: str, rest: str, place: str, key: str) -> str:
+def explain_class(name: str, rest: str, location: str, key: str) -> str:
     """Explain that a class cannot be found or imported."""
     if "." not in name:
         option = next((option for option in CHOICES if option == key or option.endswith(f".{key}")), key)
         lower = {choice.lower(): choice for choice in CHOICES.get(option, SHORT)}
         near = difflib.get_close_matches(name.lower(), lower, 1)
         hint = f"did you mean {lower[near[0]]}?" if near else f"choose one of {', '.join(lower.values())}, or an import path"
-        return f"{place} {name}: unknown class: {hint}"
+        return f"{location} {name}: unknown class: {hint}"
     if other := re.search(r"does not correspond to a subclass of (\w+)", rest):
-        return f"{place} {name}: not a subclass of {other[1]}; a function needs a return type, such as -> nn.Module"
+        return f"{location} {name}: not a subclass of {other[1]}; a function needs a return type, such as -> nn.Module"
     problem = re.search(r"Problem with given class_path '[^']*': (.*?)(?: Expected| Given value|$)", rest)
-    return f"{place} {name}: {problem[1] if problem else rest}"
+    return f"{location} {name}: {problem[1] if problem else rest}"
 
 
 def explain_refusal(kind: type, error: Exception) -> str:
@@ -216,6 +216,6 @@ def explain_refusal(kind: type, error: Exception) -> str:
     file = Path(str(inspect.getsourcefile(kind) or ""))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     installed = "site-packages" in file.parts or Path(models.__file__).parents[1] in file.parents
-    place = "" if installed or not lines else f" ({shorten(file)}, line {lines[-1]})"
+    location = "" if installed or not lines else f" ({shorten(file)}, line {lines[-1]})"
     message = format_error(error).removeprefix(f"{kind.__name__}: ")
-    return f"{kind.__name__}: {message}{place}"
+    return f"{kind.__name__}: {message}{location}"

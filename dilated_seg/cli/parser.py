@@ -206,11 +206,11 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
         hyperparameters = dumped["model"]
         for target, value in applied_instantiation_links.items():
             *path, name = target.removeprefix("model.").split(".")
-            place = hyperparameters
+            mapping = hyperparameters
             for key in path:
-                place = place[key] if place else None
-            if place and name in place:  # there may be no loss, and a network has one of CLASS_ARGUMENTS
-                place[name] = value
+                mapping = mapping[key] if mapping else None
+            if mapping and name in mapping:  # there may be no loss, and a network has one of CLASS_ARGUMENTS
+                mapping[name] = value
         task.save_hyperparameters(hyperparameters | {"_instantiator": "lightning.pytorch.cli.instantiate_module"})
         return task
 

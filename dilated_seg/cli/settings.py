@@ -132,11 +132,11 @@ class UniqueKeys(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
     """YAML in which a key that occurs twice in one mapping is an error; PyYAML silently takes the last value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:  # noqa: ANN401
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key, _ in node.value:
-            if key.value in seen and key.value != "<<":
+            if key.value in keys and key.value != "<<":
                 raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' occurs twice", problem_mark=key.start_mark)
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 

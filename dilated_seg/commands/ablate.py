@@ -19,9 +19,9 @@ def main(args: list[str]) -> int:
     if options.dry_run or options.status:
         (ablation.show_commands if options.dry_run else ablation.show_status)(study)
         return 0
-    how = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
+    settings = {"launcher": options.launcher, "jobs": options.jobs, "slurm": options.slurm, "retries": options.retries}
     again = shlex.join(["dilated-seg", "ablate", *args])
-    status = ablation.run(study, **how, again=again)
+    status = ablation.run(study, **settings, again=again)
     if options.dashboard and status != 143:
         from dilated_seg.ablation import dashboard
 
@@ -54,9 +54,9 @@ def build_parser() -> CommandParser:
         help="GPUs (or CPU processes) of each run, started by torchrun; as in the file",
     )
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="how often to try a failed run again")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry_run", action="store_true", help="only print the command of each run")
-    what.add_argument("--status", action="store_true", help="only print the status of each run")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--dry_run", action="store_true", help="only print the command of each run")
+    group.add_argument("--status", action="store_true", help="only print the status of each run")
     parser.add_argument("--dashboard", action="store_true", help="then a workspace and a report at W&B; files if it is offline")
     return parser
 

@@ -89,10 +89,10 @@ def check_hub(options: argparse.Namespace) -> int:
 
 def prepare_or_verify(options: argparse.Namespace) -> int:
     """Write or verify the shards of a dataset."""
-    given = {name: value for name in OPTIONS if (value := getattr(options, name))}
+    arguments = {name: value for name in OPTIONS if (value := getattr(options, name))}
     if options.dataset == "voc" and os.environ.get("DILATED_SEG_SBD"):
-        given.setdefault("sbd", os.environ["DILATED_SEG_SBD"])
-    if not options.verify and is_prepared(options, given):
+        arguments.setdefault("sbd", os.environ["DILATED_SEG_SBD"])
+    if not options.verify and is_prepared(options, arguments):
         out = os.path.abspath(options.out)
         print(f"{out} is prepared already: nothing to do. To read the data again, remove it; --verify checks its own files")
         return 0
@@ -107,7 +107,7 @@ def prepare_or_verify(options: argparse.Namespace) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(datasets)}"
         raise UserError(f"unknown dataset '{options.dataset}': {hint}")
     kind = datasets[options.dataset]
-    for name in given:
+    for name in arguments:
         accepting = [dataset for dataset, other in datasets.items() if name in inspect.signature(other).parameters]
         if options.dataset not in accepting:
             raise UserError(f"--{name} goes with {', '.join(accepting)}, not for {options.dataset}")
@@ -115,19 +115,19 @@ def prepare_or_verify(options: argparse.Namespace) -> int:
         raise UserError(f"prepare {options.dataset} needs the directory of its files: pass --root DIRECTORY")
     skip, counts = options.on_bad_image == "skip", options.other_counts
     prepare.prepare(
-        kind.__name__, options.root, options.out, options.store, options.splits, given, counts, skip, options.download
+        kind.__name__, options.root, options.out, options.store, options.splits, arguments, counts, skip, options.download
     )
     return 0
 
 
-def is_prepared(options: argparse.Namespace, given: dict[str, Any]) -> bool:
+def is_prepared(options: argparse.Namespace, arguments: dict[str, Any]) -> bool:
     """Return whether ``--out`` was written by the same request, without importing anything heavy."""
     splits = sorted(options.splits) if options.splits else None
     request = {
         "dataset": options.dataset,
         "store": options.store,
         "splits": splits,
-        "options": [*map(list, sorted(given.items()))],
+        "options": [*map(list, sorted(arguments.items()))],
     }
     try:
         asked = json.loads((options.out / "manifest.json").read_text())["asked"]

@@ -27,13 +27,13 @@ def main(args: list[str]) -> int:
     from dilated_seg.report.compare import compare
     from dilated_seg.report.saved import SavedComparison
 
-    found = SavedComparison.find(options.runs, options.evaluation)
-    runs, evaluation = options.runs, ("--evaluation", found.results[0].evaluation.name)
+    saved = SavedComparison.find(options.runs, options.evaluation)
+    runs, evaluation = options.runs, ("--evaluation", saved.results[0].evaluation.name)
     if options.save:
-        found = found.save(Path(options.save))
+        saved = saved.save(Path(options.save))
         runs = [options.save]
-    again = format_command("dilated-seg", "report", *runs, "--out", options.out, *(() if found.command else evaluation))
-    command = "\n".join(command for command in (found.command, again) if command)
+    again = format_command("dilated-seg", "report", *runs, "--out", options.out, *(() if saved.command else evaluation))
+    command = "\n".join(command for command in (saved.command, again) if command)
     selection = read_section(Path(runs[0]))
-    compare(found.results, options.out, found.missing, found.claims, command, found.title, [selection] if selection else [])
+    compare(saved.results, options.out, saved.missing, saved.claims, command, saved.title, [selection] if selection else [])
     return 0

@@ -51,14 +51,14 @@ def parse_crf(text: str | None) -> DenseCRF | None:
     return None if text is None else parse_object(text, {"DenseCRF": DenseCRF}, DenseCRF, "CRF", "DenseCRF(w1=5)")
 
 
-def parse_object(text: str, choices: Mapping[str, type[T]], base: type[T], what: str, example: str) -> T:
+def parse_object(text: str, choices: Mapping[str, type[T]], base: type[T], noun: str, example: str) -> T:
     """Build an object of a class in ``choices``, or at an import path; its arguments are literals or such objects.
 
     Raises:
         UserError: The text names another class, or the class rejects the arguments.
     """
-    name, args, kwargs = build.parse_call(text, what, example, lambda inner: parse_object(inner, choices, base, what, example))
-    kind = build.find_class(name, choices, base, what)
+    name, args, kwargs = build.parse_call(text, noun, example, lambda inner: parse_object(inner, choices, base, noun, example))
+    kind = build.find_class(name, choices, base, noun)
     try:
         return kind(*args, **kwargs)
     except UserError:

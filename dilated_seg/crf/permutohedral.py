@@ -169,9 +169,9 @@ def find_simplices(features: Tensor, scales: list[float], coding: Coding, codes:
     y, rank = find_remainder_0(x)  # y in units of d + 1
 
     # b, from the coordinates of (x - y) / (d + 1) in ascending order: b_0 = 1 + delta_0 - delta_d, b_k = delta_k - delta_(k-1)
-    place = (torch.arange(d, (d + 1) * pixels, d + 1, device=features.device) - rank.long()).flatten()
+    target = (torch.arange(d, (d + 1) * pixels, d + 1, device=features.device) - rank.long()).flatten()
     delta = ((x - y * (d + 1)) * features.new_tensor(1 / (d + 1))).flatten()
-    delta = torch.empty_like(delta).scatter_(0, place, delta).view(pixels, d + 1)
+    delta = torch.empty_like(delta).scatter_(0, target, delta).view(pixels, d + 1)
     weights[:, 0] = delta[:, 0] + (1 - delta[:, d])
     torch.sub(delta[:, 1:], delta[:, :-1], out=weights[:, 1:])
 
@@ -179,7 +179,7 @@ def find_simplices(features: Tensor, scales: list[float], coding: Coding, codes:
     strides = torch.tensor(coding.strides, dtype=codes.dtype, device=codes.device)[:, None]
     low = torch.tensor(coding.low, dtype=codes.dtype, device=codes.device)[:, None]
     steps = strides.repeat(1, pixels).flatten()
-    steps = torch.empty_like(steps).scatter_(0, place, steps).view(pixels, d + 1)
+    steps = torch.empty_like(steps).scatter_(0, target, steps).view(pixels, d + 1)
     codes[:, 0] = ((y - y[0]).to(codes.dtype) - low).mul_(strides).sum(0, dtype=codes.dtype)
     for k in range(d):
         torch.sub(codes[:, k], steps[:, k], out=codes[:, k + 1])

@@ -60,8 +60,8 @@ def match_pairs(
     sides = ((images, masks, "mask", mask_directory), (masks, images, "image", image_directory))
     check_no_problems(
         [
-            f"{files[name]} has no {what} in {directory}: add it or remove its partner"
-            for files, others, what, directory in sides
+            f"{files[name]} has no {kind} in {directory}: add it or remove its partner"
+            for files, others, kind, directory in sides
             for name in sorted(files.keys() - others.keys())
         ]
     )

@@ -24,7 +24,7 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
         UserError: The program fails, or gives other labels.
     """
     allowed = MOVED if any(isinstance(layer, nn.MaxUnpool2d) for layer in plain.modules()) else 0.0
-    seen, tied, moved, pixels = [], 0, 0, 0
+    checked, tied, moved, pixels = [], 0, 0, 0
     for size in sizes:
         image = create_images(*size)
         try:
@@ -34,17 +34,18 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
             continue
         theirs = run_program(run, image, ours.shape)
         best = ours.topk(min(2, ours.shape[1]), 1).values
-        other = ours.argmax(1) != theirs.argmax(1)
+        differs = ours.argmax(1) != theirs.argmax(1)
         close = best[:, 0] - best[:, -1] <= TIE * ours.abs().max()
-        tied, moved, pixels = tied + int((other & close).sum()), moved + int((other & ~close).sum()), pixels + other.numel()
-        seen.append(f"{size[1]} x {size[2]}")
-    if not seen:
+        tied, moved = tied + int((differs & close).sum()), moved + int((differs & ~close).sum())
+        pixels += differs.numel()
+        checked.append(f"{size[1]} x {size[2]}")
+    if not checked:
         raise UserError("the network accepts no size that the export is checked on: fix one with --size HEIGHT WIDTH")
     if moved > allowed * pixels:
         raise UserError(f"the exported program labels {moved:,} of {pixels:,} pixels differently from torch: it is not kept")
     others = [f"{tied} where two classes tie"] * bool(tied) + [f"{moved} where a pooling's maxima do"] * bool(moved)
     exception = f", but for {' and '.join(others)}" if others else ""
-    return f"checked on {', '.join(dict.fromkeys(seen))}: the labels are torch's{exception}"
+    return f"checked on {', '.join(dict.fromkeys(checked))}: the labels are torch's{exception}"
 
 
 def run_program(run: Callable[[Tensor], Tensor], image: Tensor, shape: torch.Size) -> Tensor:

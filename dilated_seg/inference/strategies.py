@@ -88,18 +88,18 @@ class Tiles(Inference):
         """Return the blended probabilities (B, C, H, W) of a strip of the image that is as high as a tile."""
         band: Tensor | None = None
         for left, widths in columns:
-            place = slice(left, left + len(widths))
-            tile = model(image[..., place]).softmax(1)
+            span = slice(left, left + len(widths))
+            tile = model(image[..., span]).softmax(1)
             band = tile.new_zeros(*tile.shape[:3], image.shape[-1]) if band is None else band
-            band[..., place] += tile * widths
+            band[..., span] += tile * widths
         assert band is not None  # an image has at least one column
         return band
 
     def place_tiles(self, length: int, size: int, device: torch.device) -> list[tuple[int, Tensor]]:
         """Return the first pixel of each tile along one side of an image, and its weights; at each pixel they add up to 1."""
         count = max(math.ceil((length - self.overlap) / ((size - self.overlap) // GRID * GRID)), 1) if length > size else 1
-        places = [number * (length - size) // max(count - 1, 1) // GRID * GRID for number in range(count)]
-        starts = list(dict.fromkeys(places))
+        offsets = [number * (length - size) // max(count - 1, 1) // GRID * GRID for number in range(count)]
+        starts = list(dict.fromkeys(offsets))
         ends = [start + size for start in starts[:-1]] + [length]
         total, shares = torch.zeros(length, device=device), []
         for start, end in zip(starts, ends, strict=True):

@@ -81,14 +81,14 @@ def find_network(path: str) -> Callable[..., nn.Module]:
     return find_class(path, {name: getattr(models, name) for name in models.__all__}, nn.Module, "network")
 
 
-def find_class(path: str, choices: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:
+def find_class(path: str, choices: Mapping[str, type[T]], base: type[T], noun: str) -> type[T]:
     """Return the class of a short name or at an import path.
 
     Args:
         path: The name or the import path.
         choices: Classes by short name.
         base: Required base class.
-        what: The kind of object, for the message.
+        noun: The kind of object, for the message.
 
     Raises:
         UserError: The module cannot be imported, or there is no such subclass of ``base``.
@@ -104,18 +104,18 @@ def find_class(path: str, choices: Mapping[str, type[T]], base: type[T], what: s
         lower = {each.lower(): each for each in choices}
         matches = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, 1)]
         hint = f"did you mean {matches[0]}?" if matches else f"choose one of {', '.join(choices)}"
-        raise UserError(f"there is no {what} {path}: {hint}")
+        raise UserError(f"there is no {noun} {path}: {hint}")
     return kind
 
 
 def parse_call(
-    text: str, what: str, example: str, parse_inner: Callable[[str], Any] | None = None
+    text: str, noun: str, example: str, parse_inner: Callable[[str], Any] | None = None
 ) -> tuple[str, list[Any], dict[str, Any]]:
     """Return the class name, positional arguments and keyword arguments of a constructor call; nothing is executed.
 
     Args:
         text: The call, whose arguments are literals; without parentheses, a class alone.
-        what: The kind of object that it should build, for the message.
+        noun: The kind of object that it should build, for the message.
         example: An example of a call, for the message.
         parse_inner: Converts a call among the arguments; without it there may be none.
 
@@ -131,7 +131,7 @@ def parse_call(
         kwargs = {str(keyword.arg): parse_value(keyword.value, parse_inner) for keyword in keywords}
         return path, [parse_value(node, parse_inner) for node in args], kwargs
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise UserError(f"cannot parse {what} '{text}': write its class and its arguments, such as '{example}'") from error
+        raise UserError(f"cannot parse {noun} '{text}': write its class and its arguments, such as '{example}'") from error
 
 
 def parse_value(node: ast.expr, parse_inner: Callable[[str], Any] | None = None) -> Any:  # noqa: ANN401

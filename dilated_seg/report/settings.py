@@ -51,11 +51,11 @@ def flatten_settings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:  
         for key, entry in value.items():
             yield from flatten_settings(entry, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and value and all(isinstance(entry, dict) and "class_path" in entry for entry in value):
-        seen: list[str] = []
+        classes: list[str] = []
         for entry in value:
-            seen.append(str(entry["class_path"]).rpartition(".")[2])
-            number = f" {seen.count(seen[-1])}" if seen.count(seen[-1]) > 1 else ""
-            yield from flatten_settings(entry, f"{name}.{seen[-1]}{number}")
+            classes.append(str(entry["class_path"]).rpartition(".")[2])
+            number = f" {classes.count(classes[-1])}" if classes.count(classes[-1]) > 1 else ""
+            yield from flatten_settings(entry, f"{name}.{classes[-1]}{number}")
     else:
         yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 

@@ -46,8 +46,8 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
             f"model.weights {task.weights}: the input normalization of these weights is unknown: "
             "set model.mean and model.std (RGB, 0 to 255), or port the file with --mean"
         )
-    for ours, theirs, given in zip((task.model.mean, task.model.std), (mean, std), task.normalization, strict=True):
-        if theirs and not given:
+    for ours, theirs, option in zip((task.model.mean, task.model.std), (mean, std), task.normalization, strict=True):
+        if theirs and not option:
             ours.copy_(torch.tensor(theirs).view(3, 1, 1))
     if task.trainer.is_global_zero:
         print(f"{file}: {result}", flush=True)

@@ -61,8 +61,8 @@ def write_config(run: Run, trainer: Trainer, task: Any) -> None:  # noqa: ANN401
     """Write a run's config.yaml, from which `validate` rebuilds network and dataset; or print why it cannot."""
     data, net = describe_data(trainer.datamodule), describe_network(task.model.net)  # type: ignore[attr-defined]
     if net is None or data is None:
-        which = type(task.model.net if net is None else trainer.datamodule).__name__  # type: ignore[attr-defined]
-        print(f"{run} has no config.yaml: the arguments of {which} are unknown, so `validate {run}` cannot rebuild it")
+        kind = type(task.model.net if net is None else trainer.datamodule).__name__  # type: ignore[attr-defined]
+        print(f"{run} has no config.yaml: the arguments of {kind} are unknown, so `validate {run}` cannot rebuild it")
         return
     model = {
         "net": net,

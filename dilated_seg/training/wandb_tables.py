@@ -83,8 +83,8 @@ def tabulate_images(images: Sequence[GalleryImage], classes: Sequence[str], igno
     rows = []
     for image in images:
         masks = {
-            what: {"mask_data": ids, "class_labels": names}
-            for what, ids in (("truth", image.truth), ("prediction", image.prediction))
+            kind: {"mask_data": ids, "class_labels": names}
+            for kind, ids in (("truth", image.truth), ("prediction", image.prediction))
         }
         values = compute_metrics(torch.from_numpy(image.matrix))
         overlay = wandb.Image(image.image, masks=masks, classes=class_list)

@@ -99,7 +99,7 @@ def check_shapes(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor], source
         "the network has no": [name for name in saved if name not in ours],
         "of another size is": [f"{name} ({format_shape(saved[name])}, here {format_shape(ours[name])})" for name in wrong],
     }
-    if clauses := [f"{what} {format_names(names)}" for what, names in problems.items() if names]:
+    if clauses := [f"{problem} {format_names(names)}" for problem, names in problems.items() if names]:
         raise UserError(f"{source} does not fit the network: {'; '.join(clauses)}")
 
 

@@ -115,12 +115,12 @@ def predict_within(
     reach = np.array([-1 if r is None else r for r in radii])
     farthest = np.maximum.reduce([row, column, height - 1 - row, width - 1 - column])
     views = np.argwhere((reach >= 0) & (farthest[:, None] > reach))
-    most = max(1, MAX_PIXELS // (height * width))
-    for start in range(0, len(views), most):
-        which, how = views[start : start + most].T
-        y, x, radius = (torch.as_tensor(values, device=image.device) for values in (row[which], column[which], reach[how]))
+    count = max(1, MAX_PIXELS // (height * width))
+    for start in range(0, len(views), count):
+        pixel, size = views[start : start + count].T
+        y, x, radius = (torch.as_tensor(values, device=image.device) for values in (row[pixel], column[pixel], reach[size]))
         logits = model(fill_beyond(image, y, x, radius, model.mean))
-        predicted[which, how] = logits[torch.arange(len(which), device=image.device), :, y, x].argmax(1).cpu().numpy()
+        predicted[pixel, size] = logits[torch.arange(len(pixel), device=image.device), :, y, x].argmax(1).cpu().numpy()
     return predicted
 
 

@@ -23,7 +23,7 @@ def build_object_section(comparison: Comparison) -> Section | None:
     figure = plots.draw_steps(
         [format_bin_start(k) for k in bins], series, comparison.numbers, "pixels of the object, from", "mean IoU, %"
     )
-    how = (
+    note = (
         "An object is a connected region of one class, background excluded. False positives belong to no object, so "
         "those of a class are shared among sizes in proportion to its ground-truth pixels. The mean is over classes with "
         f"objects of a size; sizes that occur in fewer than {MIN_IMAGES_PER_BIN} images are left out. Objects of "
@@ -32,7 +32,7 @@ def build_object_section(comparison: Comparison) -> Section | None:
     )
     alt = "Mean IoU by the size of objects, a line for each network"
     table = tabulate_intervals("objects", labels, series)
-    return Section("By object size", [Plot("objects", alt, figure), table, how])
+    return Section("By object size", [Plot("objects", alt, figure), table, note])
 
 
 def format_bin_start(k: int) -> str:
@@ -62,7 +62,7 @@ def build_boundary_section(comparison: Comparison) -> Section | None:
         name: [interval for interval, w in zip(intervals, BAND_WIDTHS, strict=True) if w in widths] + band[name]
         for name, intervals in series.items()
     }
-    how = (
+    note = (
         "A band contains the pixels within a chessboard distance of a change of value in the ground truth, unlabelled pixels "
         "included. Thin objects are inside narrow bands as a whole. The mean is over the classes that have pixels in the band. "
         "Boundary IoU compares the inner rims of ground-truth and predicted regions, 2 % of the image's diagonal wide; the "
@@ -71,7 +71,7 @@ def build_boundary_section(comparison: Comparison) -> Section | None:
     )
     header = [*(f"within {w}" for w in widths), "Boundary IoU"]
     alt = "Mean IoU within bands around the true boundaries, a line for each network"
-    return Section("Near boundaries", [Plot("boundaries", alt, figure), tabulate_intervals("boundaries", header, table), how])
+    return Section("Near boundaries", [Plot("boundaries", alt, figure), tabulate_intervals("boundaries", header, table), note])
 
 
 def build_difficulty_section(comparison: Comparison) -> Section | None:
@@ -81,14 +81,14 @@ def build_difficulty_section(comparison: Comparison) -> Section | None:
         return None
     labels = ["easiest", *([""] * (groups - 2)), "hardest"]
     figure = plots.draw_steps(labels, series, comparison.numbers, f"{groups} groups of images", "mean IoU, %")
-    how = (
+    note = (
         "Images are ordered by the share of their pixels that these runs get wrong on average, and cut into groups of "
         "equal size. Groups contain different classes as well, so their means are not over the same ones. "
         f"Lines and brackets: 95 % intervals ({comparison.kind})."
     )
     table = tabulate_intervals("difficulty", ["easiest", *(f"group {k + 1}" for k in range(1, groups - 1)), "hardest"], series)
     alt = "Mean IoU on easy and on hard images, a line for each network"
-    return Section("By image difficulty", [Plot("difficulty", alt, figure), table, how])
+    return Section("By image difficulty", [Plot("difficulty", alt, figure), table, note])
 
 
 def tabulate_intervals(name: str, header: Sequence[str], series: Mapping[str, Sequence[Interval]]) -> ReportTable:
