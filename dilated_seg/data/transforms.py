@@ -29,10 +29,10 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
         flip: Whether to mirror half of the images left to right.
         rotate: Largest angle in degrees, to either side.
         jitter: Largest relative change of brightness, contrast and saturation.
-        cat_max_ratio: A crop is drawn again, at most ten times, while one class has at least this part of its labelled pixels;
-            1 accepts every crop. Others use 0.75.
-        rare_classes: Class ids. A part of the crops, ``rare_share``, has a pixel of one of them that the image holds.
-        rare_share: This part.
+        cat_max_ratio: A crop is drawn again, at most ten times, while one class has at least this share of its labelled
+            pixels; 1 accepts every crop. MMSegmentation uses 0.75.
+        rare_classes: Ids of the classes of ``rare_share``.
+        rare_share: Share of the crops of an image with rare classes that are drawn around a pixel of one of them.
         ignore_index: Mask value of the padding.
     """
 
@@ -50,7 +50,7 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
     ) -> None:
         for name, value in (("cat_max_ratio", cat_max_ratio), ("rare_share", rare_share)):
             if not 0 < value <= 1:
-                raise UserError(f"data.augmentation.{name} is {value:g}: give a part above 0 and at most 1")
+                raise UserError(f"data.augmentation.{name} is {value:g}: give a number above 0 and at most 1")
         if crop_size is None and (cat_max_ratio < 1 or rare_classes):
             raise UserError("data.augmentation: cat_max_ratio and rare_classes choose crops, so set crop_size too")
         if not 0 < scale[0] <= scale[1]:
@@ -81,9 +81,9 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
         scale: Range of the factor.
         crop_size: (height, width) of the crop; None for the whole image.
         ignore_index: Mask value of the padding.
-        cat_max_ratio: See ScaleAndCrop, as the next two.
-        rare_classes: Class ids.
-        rare_share: Part of the crops.
+        cat_max_ratio: See ScaleAndCrop.
+        rare_classes: See ScaleAndCrop.
+        rare_share: See ScaleAndCrop.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
         return params
 
     def draw_rare_pixel(self, mask: Tensor) -> tuple[int, int] | None:
-        """Return row and column of a random pixel of a random rare class of a mask; None in other crops, or if it has none."""
+        """Draw a pixel (row, column) of a rare class with probability ``rare_share``, else None; None without rare classes."""
         if torch.rand(()).item() >= self.rare_share:
             return None
         present = [k for k in self.rare_classes if (mask == k).any()]

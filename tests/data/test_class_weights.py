@@ -158,8 +158,8 @@ def test_chosen_crops_are_a_function_of_the_seed_and_others_are_as_before():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cat_max_ratio": 0.0, "crop_size": (8, 8)}, r"cat_max_ratio is 0: give a part above 0"),
-        ({"rare_share": 2.0, "crop_size": (8, 8)}, r"rare_share is 2: give a part"),
+        ({"cat_max_ratio": 0.0, "crop_size": (8, 8)}, r"cat_max_ratio is 0: give a number above 0"),
+        ({"rare_share": 2.0, "crop_size": (8, 8)}, r"rare_share is 2: give a number above 0"),
         ({"rare_classes": [1]}, "so set crop_size too"),
     ],
 )

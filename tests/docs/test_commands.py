@@ -21,6 +21,7 @@ NOT_RUN = {
     r"git clone|cd ": "there is no address",
     r"pip install|source ": "it changes the environment: tests/test_installation.py runs what the wheel holds",
     r"pip download|python -m zipfile ": "it needs a package index, for a package of 55 MB",
+    r"python experiments/benchmarks/": "it trains for half an hour: tests/analysis/test_replication.py computes the tables",
     r"make ": "its targets are what runs the tests; that they exist is tested below",
     r"export [A-Z_]+=": "a variable of the reader's shell",
     r"torchrun ": "it needs two machines",
@@ -62,7 +63,19 @@ def run_kind(command: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_a_page_are_in_shell_blocks(page):
-    assert not re.findall(r"^    (?:dilated-seg|make|pip) .*", page.read_text(), re.M)
+    assert not re.findall(r"^ +(?:dilated-seg|make|pip|python|torchrun|wandb) .*", page.read_text(), re.M)
+
+
+def list_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_within_sentences_exist(page):
+    known = {"dilated-seg": VERBS.keys(), "make": list_targets()}
+    commands = [shlex.split(line) for line in re.findall(r"`((?:dilated-seg|make|python) [^`]+)`", page.read_text())]
+    assert [words for words in commands if words[0] in known and words[1] not in known[words[0]]] == []
+    assert [words for words in commands if words[0] == "python" and not (ROOT / words[1]).is_file()] == []
 
 
 def test_every_reason_and_every_command_is_needed():
@@ -71,8 +84,7 @@ def test_every_reason_and_every_command_is_needed():
     assert [pattern for pattern in (*NOT_RUN, PARSED, DRY_RUN) if not any(re.match(pattern, line) for line in commands)] == []
     assert [line for line in commands if run_kind(line) and not line.startswith("dilated-seg ")] == []
     assert {line.split()[1] for line in commands if line.startswith("dilated-seg ")} <= VERBS.keys()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert {name for line in commands if line.startswith("make ") for name in line.split()[1:]} <= targets
+    assert {name for line in commands if line.startswith("make ") for name in line.split()[1:]} <= list_targets()
 
 
 @pytest.mark.parametrize("command", matching(PARSED))
