@@ -63,7 +63,7 @@ def find_index(root: str) -> Path:
 
 
 def read_index(root: str) -> tuple[dict[str, tuple[int, str]], dict[str, ParquetFile]]:
-    """Return what `write_index` wrote; nothing if there is no index or its checksum differs."""
+    """Read the index of `write_index`: names and Parquet files, both empty if it is missing or its checksum differs."""
     try:
         checksum, _, text = find_index(root).read_text().partition("\n")
         if checksum != hashlib.sha256(text.encode()).hexdigest():
@@ -77,7 +77,7 @@ def read_index(root: str) -> tuple[dict[str, tuple[int, str]], dict[str, Parquet
 
 
 def write_index(root: str, names: Mapping[str, tuple[int, str]], files: Mapping[str, ParquetFile]) -> None:
-    """Write names and footers to the cache, after their SHA-256."""
+    """Write names and footers to the cache, preceded by their SHA-256."""
     footers = {name: base64.b64encode(pack_footer(file.footer)).decode() for name, file in files.items()}
     text = json.dumps({"root": root, "names": [(name, *state) for name, state in names.items()], "footers": footers})
     storage.write_text(find_index(root), f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")

@@ -94,7 +94,7 @@ def map_files(files: Sequence[ParquetFile], columns: Sequence[str]) -> Any:  # n
 
 
 def read_names(files: Sequence[ParquetFile], columns: Columns) -> list[str] | None:
-    """Return the names of images: a column, or the names of their files; None if they are missing or not different."""
+    """Return the names of images, from a column or from their files; None if names are missing or occur twice."""
     leaf = columns.name or f"{columns.image}.path"
     if leaf not in {files[0].footer.schema.column(i).path for i in range(files[0].footer.num_columns)}:
         return None

@@ -39,7 +39,7 @@ class ValueTable:
 
 
 def make_table(classes: Mapping[int, int]) -> ValueTable:
-    """Return the table of a mapping from values to class ids; other values must not occur."""
+    """Return the table for a mapping from values to class ids; values that it lacks must not occur."""
     unknown = None if len(classes) == 256 else next(k for k in (254, 255, *range(254)) if k not in classes.values())
     return ValueTable(bytes(classes.get(value, unknown or 0) for value in range(256)), unknown)
 
@@ -47,12 +47,12 @@ def make_table(classes: Mapping[int, int]) -> ValueTable:
 def read_mask(
     path: Source, classes: ValueTable, palette: Palette = (), copies: bool = False, remedy: str = "correct the mask"
 ) -> Tensor:
-    """Return a mask's file of one channel, or with a palette, as class ids (H, W): value v becomes ``classes[v]``.
+    """Read a mask of one channel, or with a palette, as class ids (H, W): value v becomes ``classes[v]``.
 
-    White of a file of one bit is value 1, or 255 if 1 must not occur.
+    In a file of one bit, white is value 1, or 255 if 1 must not occur.
 
-    A file whose palette assigns the classes to other values is read by color instead: a value that occurs has the color of
-    another class of the dataset, and every value that occurs has the color of exactly one class. Other palettes are ignored.
+    A file is read by color instead if its palette assigns the classes to other values: one of the values that occur has the
+    color of another class, and each has the color of exactly one class. Other palettes are ignored.
 
     Args:
         path: The file, of one channel.
@@ -84,12 +84,12 @@ def read_mask(
 
 
 def read_values(image: Image.Image, name: str, copies: bool = False) -> bytes:
-    """Return the values of a mask of one channel, or with a palette, row by row.
+    """Return the values of a mask of one channel, or with a palette, in row-major order.
 
     Args:
         image: The mask.
         name: The name of the mask in messages.
-        copies: Whether several channels that are copies of one are accepted.
+        copies: Whether to accept several channels with equal values.
 
     Raises:
         UserError: It has several channels, or more than 8 bits.

@@ -1,4 +1,4 @@
-"""Names of images and masks in directories, and how they pair: NAME.jpg with NAME.png, or with NAME_mask.png."""
+"""Names of images and masks in directories, and how they are paired: NAME.jpg with NAME.png, or with NAME_mask.png."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from dilated_seg.data.directories import (
 from dilated_seg.data.workers import print_once
 from dilated_seg.errors import UserError
 
-# What masks have before or after the name of their image, such as NAME_mask; other affixes must be the same for all of them.
+# Known affixes of mask names, before or after the image's name, such as NAME_mask; other ones must be equal for all masks.
 AFFIXES = (
     "mask", "masks", "gt", "label", "labels", "labelids", "seg", "segmentation", "groundtruth", "ground_truth", "annotation",
 )  # fmt: skip
@@ -65,9 +65,9 @@ def index_names(directory: Path, paths: Sequence[Path], pattern: str = "{name}")
 
 
 def pair_names(images: Mapping[str, Path], masks: Mapping[str, Path], any_affix: bool = True) -> dict[str, Path]:
-    """Return the mask of each image that has one: of its name, or with an affix such as in NAME_mask.
+    """Return the masks by image: masks that have the image's name, or its name and an affix, such as NAME_mask.
 
-    Affixes are those of `AFFIXES`. If ``any_affix`` and no mask has the name of an image, the most frequent one is taken too.
+    Affixes are those of `AFFIXES`; or the most frequent affix, if ``any_affix`` and no mask has a known one or the image's name.
 
     Raises:
         UserError: An image has two masks.
@@ -84,9 +84,9 @@ def pair_names(images: Mapping[str, Path], masks: Mapping[str, Path], any_affix:
 
 
 def list_affixes(mask: str, images: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """Return the images whose names a mask's name begins or ends with, and the rest of it.
+    """Return the images with whose names a mask's name begins or ends, and the affix that remains of it.
 
-    The rest has letters but no digits, and begins or ends at a word: photo_1 is not the mask of photo.
+    An affix has letters but no digits, and is separate from the name: photo_1 is not the mask of photo.
     """
     parent, slash, stem = mask.rpartition("/")
     matches = []
@@ -106,9 +106,9 @@ def list_affixes(mask: str, images: Mapping[str, Path]) -> list[tuple[str, str]]
 def divide_directory(
     directory: Path, paths: Sequence[Path], image_name: str, mask_name: str
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return the images of a directory, and the masks that are in it too, by the name of their image.
+    """Return the images and the masks of one directory that holds both, by the names of the images.
 
-    Masks of ``{name}_mask`` may have any affix of `AFFIXES`, or be PNGs that have the names of JPEGs.
+    If the mask's pattern is ``{name}_mask``, masks may have any affix of `AFFIXES`; or NAME.png is the mask of NAME.jpg.
 
     Raises:
         UserError: Two images have one name, or an image has two masks.
@@ -129,10 +129,10 @@ def divide_directory(
 
 
 def require_readable(directory: Path, paths: Sequence[Path], used: set[Path], suffixes: Sequence[str]) -> None:
-    """Check that no image of a directory is left out, and print once which other files are.
+    """Check that every image of a directory is read, and print once the other files, which are ignored.
 
     Raises:
-        UserError: There are images that are not read, and whose names are not those of others.
+        UserError: An image is not read, nor is a file with the same name and another suffix.
     """
     read = {path.with_suffix("") for path in used}
     others = [path for path in paths if path not in used]
@@ -181,7 +181,7 @@ def read_names(path: Path, images: Mapping[str, Path], directory: Path) -> list[
 
 
 def hint_at_image(lines: Sequence[str], images: Path) -> str:
-    """Return a clause on the probable mistake in the first of some lines without an image; empty if there is none."""
+    """Return a clause on the probable mistake in the first of the lines that match no image; empty if it is unknown."""
     if not lines:
         return ""
     if len(parts := re.split(r"[\s,;]+", lines[0])) > 1 and all(Path(part).suffix for part in parts):

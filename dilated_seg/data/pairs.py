@@ -30,7 +30,7 @@ class Pairs(Split):
     """Images with their masks, in the order of the list.
 
     Args:
-        pairs: Each image's name, its file, and its mask's file; None where there is no mask, as of test images.
+        pairs: Name, file and mask's file of each image; None in place of a missing mask, as for test images.
         mask_reader: Reads a mask's file as class ids (H, W).
         expected: If images have no masks, a clause for messages that names the expected files.
 
@@ -70,7 +70,7 @@ class Pairs(Split):
 
     @cached_property
     def headers(self) -> list[Headers | str]:
-        """The headers of each image and its mask, or why they cannot be read."""
+        """The headers of each image and its mask, or the reason why they cannot be read."""
         modes: dict[str, bool] = {}
         return [read_headers(image, mask, self.mask_reader, modes) for _, image, mask in self.pairs]
 

@@ -90,10 +90,10 @@ def order_by_row_groups(
     """Return an order of an epoch's images for streamed data, in which the images of a row group are close together.
 
     The groups are shuffled and each is appended to the shortest queue; in a queue, images are shuffled within WINDOW
-    consecutive groups. Batch b of process r comes from queue ``(b * world + r) % queues``. So a process reads its own queues,
-    and so does a worker if there are 1, 2, 4 or 8, each of which loads every n-th batch: hardly any group is read twice. With
-    another number of workers several read the same groups; batches never depend on it. A split of at most ``limit``
-    groups is shuffled completely. With one process, two queues and batches of 2::
+    consecutive groups. Batch b of process r comes from queue ``(b * world + r) % queues``, so each process has its own queues.
+    One of n workers loads every n-th batch, so with 1, 2, 4 or 8 workers each has its own queues too, and hardly any group is
+    read twice. Batches are the same with another number of workers, but several of them read the same groups. A split of at
+    most ``limit`` groups is shuffled completely. With one process, two queues and batches of 2::
 
         row groups        {0 1 2} {3 4 5} {6 7 8} {9 10 11}
         queue 0           2 7 0 6 8 1          queue 1           11 3 9 5 10 4
@@ -105,7 +105,7 @@ def order_by_row_groups(
         epoch: Counts from 0.
         batch_size: Images of one process in one step.
         world: Number of processes.
-        limit: Row groups in memory per process: there are fewer queues and shorter windows if it is below ``CACHED_GROUPS``.
+        limit: Row groups in memory per process; below ``CACHED_GROUPS`` there are fewer queues and shorter windows.
     """
     random = np.random.default_rng([seed, epoch])
     starts = np.cumsum([0, *sizes])

@@ -164,13 +164,13 @@ class Canvas:
         slope = np.linspace(0, 1, 5)[:, None, None]
         grid = top * (1 - slope) + bottom * slope + rng.normal(0, 9, (5, 8, 1))
         soft = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
-        self.picture = soft.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
+        self.image = soft.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
         self.mask = Image.new("L", (2 * width, 2 * height), 0)
-        self.on_image, self.on_mask = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.mask)
+        self.on_image, self.on_mask = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Halve the image (by averaging) and the mask (by taking every second pixel), and add sensor noise."""
-        image = np.asarray(self.picture.reduce(2), dtype=np.int16)
+        image = np.asarray(self.image.reduce(2), dtype=np.int16)
         noise = self.rng.integers(-9, 10, image.shape, dtype=np.int8)
         return np.clip(image + noise, 0, 255).astype(np.uint8), np.array(self.mask)[::2, ::2].copy()
 
