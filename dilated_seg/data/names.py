@@ -67,7 +67,7 @@ def index_names(directory: Path, paths: Sequence[Path], pattern: str = "{name}")
 def pair_names(images: Mapping[str, Path], masks: Mapping[str, Path], any_affix: bool = True) -> dict[str, Path]:
     """Return the masks by image: masks that have the image's name, or its name and an affix, such as NAME_mask.
 
-    Affixes are those of `AFFIXES`; or the most frequent affix, if ``any_affix`` and no mask has a known one or the image's name.
+    Affixes are those of `AFFIXES`; with ``any_affix`` also the most frequent, if masks have neither these nor an image's name.
 
     Raises:
         UserError: An image has two masks.
