@@ -136,9 +136,9 @@ def summarize(net: nn.Module, name: str, size: tuple[int, int] = (500, 500)) -> 
 
 
 def describe(net: nn.Module, size: tuple[int, int] = (500, 500)) -> Summary:
-    """Return the summary of any network that maps an image to logits; print it for its sums, ``layers`` has the rest.
+    """Return the summary of any network that maps an image to logits; printed, it shows the sums; ``layers`` has the details.
 
-    The network stays as it is: a copy without values is traced.
+    A copy on the meta device is traced, so the network does not change.
     """
     arguments = (build.describe_network(net) or {}).get("init_args", {})
     defaults = inspect.signature(type(net)).parameters

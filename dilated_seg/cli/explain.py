@@ -124,7 +124,7 @@ def explain_missing(sentence: str, required: str) -> str:
 
 
 def explain_key(name: str, settings: Sequence[Setting], options: Sequence[str]) -> str:
-    """Explain an unknown key: its place and the nearest match; return "" if no setting has it."""
+    """Explain an unknown key: the setting that has it and the nearest match; return "" if no setting has it."""
     wanted = tuple(name.split("."))
     setting = next((s for s in reversed(settings) if s.path[-len(wanted) :] == wanted), None)
     setting = setting or next((s for s in reversed(settings) if wanted[0] in s.path), None)

@@ -1,4 +1,4 @@
-"""The values of configuration files and the command line, each with its place, and the short names of classes."""
+"""The values of configuration files and the command line, each with its file or option, and the short names of classes."""
 
 import difflib
 import json
@@ -112,7 +112,7 @@ def expand_class(text: str) -> Any:  # noqa: ANN401
 
 @dataclass
 class Setting:
-    """One value of a file or option, and its place."""
+    """One value, and the file or option that sets it."""
 
     file: str  # empty on the command line
     path: tuple[str, ...]

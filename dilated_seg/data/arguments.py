@@ -7,7 +7,7 @@ from typing import Any
 def collect_arguments(built: object) -> dict[str, Any]:
     """Return the arguments of an object by name; to be called in its constructor.
 
-    Those of a base class's constructor count if the constructors of its subclasses accept them, by ``**options``.
+    Includes arguments that its constructor passes on to a base class by ``**options``.
     """
     arguments: dict[str, Any] = {}
     frame = inspect.currentframe()

@@ -32,7 +32,7 @@ def check_no_problems(problems: Sequence[str]) -> None:
 
 
 def list_pairs(images: Path, masks: Path, endings: tuple[str, str] = ("", "")) -> list[tuple[str, Path, Path | None]]:
-    """Return the images of a directory with the masks of the same names in another; names are compared without the endings.
+    """Return the images of a directory with the masks of the same names in another, after removing the endings of names.
 
     Raises:
         UserError: A directory is missing or holds images that cannot be used, an image has no mask or a mask no image.
@@ -43,7 +43,7 @@ def list_pairs(images: Path, masks: Path, endings: tuple[str, str] = ("", "")) -
             content = "images" if directory == images else "masks"
             raise UserError(f"{directory} is not a directory: it should hold the {content}")
         suffixes = SUFFIXES if directory == images else (MASK_SUFFIX,)
-        indices.append(index_files(directory, ending, suffixes))
+        indices.append(index_names(directory, select(list_visible(directory), suffixes), f"{{name}}{ending}"))
         require_usable(directory, indices[-1], suffixes)
     return match_pairs(indices[0], indices[1], images, masks)
 
@@ -68,20 +68,27 @@ def match_pairs(
     return [(name, path, masks[name]) for name, path in images.items()]
 
 
-def index_files(directory: Path, ending: str = "", suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
-    """Return the files with these suffixes, without hidden ones, by their names before ``ending`` and suffix.
+def select(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """Return the files with one of these suffixes."""
+    return [path for path in paths if path.suffix.lower() in suffixes]
+
+
+def index_names(directory: Path, paths: Sequence[Path], pattern: str = "{name}") -> dict[str, Path]:
+    """Return the files whose names match a pattern, by ``{name}`` with the directories above them.
 
     Raises:
         UserError: Two files have one name.
     """
-    files: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix.lower() in suffixes and path.stem.endswith(ending) and not path.name.startswith("."):
-            name = path.stem.removesuffix(ending)
-            if name in files:
-                raise UserError(f"{files[name]} and {path.name} have one name: remove one of them")
-            files[name] = path
-    return files
+    before, _, after = pattern.partition("{name}")
+    index: dict[str, Path] = {}
+    for path in paths:
+        if path.stem.startswith(before) and path.stem.endswith(after) and len(path.stem) > len(before) + len(after):
+            stem = path.stem.removeprefix(before).removesuffix(after)
+            name = path.relative_to(directory).with_name(stem).as_posix()
+            if name in index:
+                raise UserError(f"{index[name]} and {path.name} have one name: remove one of them")
+            index[name] = path
+    return index
 
 
 def list_visible(directory: Path) -> list[Path]:
@@ -90,9 +97,9 @@ def list_visible(directory: Path) -> list[Path]:
 
 
 def require_usable(directory: Path, used: Mapping[str, Path], suffixes: Sequence[str]) -> None:
-    """Check that no image of a directory is ignored, and print once which other files are.
+    """Check that every image of a directory is read, and print once the other files, which are ignored.
 
-    An image that has the name of a used file and another suffix is only printed.
+    An image is also ignored if a file with its name and another suffix is read.
 
     Args:
         directory: The directory.

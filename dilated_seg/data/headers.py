@@ -52,7 +52,7 @@ def read_headers(image: Path, mask: Path | None, mask_reader: MaskReader, modes:
 def find_size_problem(image: Path, mask: Path | None, headers: Headers | str, as_stored: bool | None = None) -> str | None:
     """Return the problem of an image and its mask according to their headers, or None.
 
-    ``as_stored`` tells whether the mask must have the size of the image as stored, or upright; either is right if None.
+    ``as_stored`` tells whether the mask must have the size of the image as stored, or else upright; None accepts both.
     """
     if isinstance(headers, str):
         return headers

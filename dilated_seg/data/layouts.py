@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dilated_seg.data.directories import IMAGE_SUFFIXES, MASK_SUFFIXES, list_visible, show_names
-from dilated_seg.data.names import divide_directory, index_names, list_files, pair_names, require_readable, select
+from dilated_seg.data.directories import IMAGE_SUFFIXES, MASK_SUFFIXES, index_names, list_visible, select, show_names
+from dilated_seg.data.names import divide_directory, list_files, pair_names, require_readable
 from dilated_seg.errors import UserError
 
 # Accepted names of directories and splits, in capitals or not.

@@ -11,9 +11,11 @@ from dilated_seg.data.directories import (
     MASK_SUFFIXES,
     SYSTEM_FILES,
     check_no_problems,
+    index_names,
     is_image,
     list_visible,
     read_list,
+    select,
     show_names,
 )
 from dilated_seg.data.workers import print_once
@@ -39,29 +41,6 @@ def list_files(directory: Path, skip: Path | None = None) -> Iterator[Path]:
             names[:] = sorted(name for name in names if name[0] != "." and name.lower() not in SYSTEM_FILES)
         directories[:] = [name for name in directories if Path(parent, name) != skip]
         yield from (Path(parent, name) for name in files)
-
-
-def select(paths: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
-    """Return the files with one of these suffixes."""
-    return [path for path in paths if path.suffix.lower() in suffixes]
-
-
-def index_names(directory: Path, paths: Sequence[Path], pattern: str = "{name}") -> dict[str, Path]:
-    """Return the files whose names match a pattern, by ``{name}`` with the directories above them.
-
-    Raises:
-        UserError: Two files have one name.
-    """
-    before, _, after = pattern.partition("{name}")
-    index: dict[str, Path] = {}
-    for path in paths:
-        if path.stem.startswith(before) and path.stem.endswith(after) and len(path.stem) > len(before) + len(after):
-            stem = path.stem.removeprefix(before).removesuffix(after)
-            name = path.relative_to(directory).with_name(stem).as_posix()
-            if name in index:
-                raise UserError(f"{index[name]} and {path.name} have one name: remove one of them")
-            index[name] = path
-    return index
 
 
 def pair_names(images: Mapping[str, Path], masks: Mapping[str, Path], any_affix: bool = True) -> dict[str, Path]:

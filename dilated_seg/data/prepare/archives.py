@@ -63,7 +63,7 @@ def check_published(archive: Path) -> None:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpack an archive into a directory; into one of the archive's name below it if its files are in no directory.
+    """Unpack an archive into a directory; if its files are in no directory, into a subdirectory with the archive's name.
 
     Raises:
         UserError: The archive is damaged, holds links, devices or paths outside of it, or is larger than ``MAX_BYTES``.
