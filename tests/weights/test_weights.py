@@ -604,7 +604,7 @@ WRONG = {
     "executable pickle": (pickle.dumps(Harmful(), 2), "would have to be executed"),
     "executable torch file": (torch_saved({"a": Harmful()}), "would have to be executed"),
     "old torch file": (torch_saved({"a": Harmful()}, _use_new_zipfile_serialization=False), "would have to be executed"),
-    "a torch list": (torch_saved([torch.ones(3)]), "holds no state dict"),
+    "a torch list": (torch_saved([torch.ones(3)]), "is not a state dict"),
     "a torch file cut short": (torch_saved({"a": torch.ones(300)})[:-200], "is damaged"),
     "npz with objects": (npz(conv1_1=np.array([Harmful()], dtype=object)), "nothing is executed"),
     "npz of another shape": (zipped("conv1_1.npy", HEADER + bytes(400)), "does not match its header"),
