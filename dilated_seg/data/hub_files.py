@@ -1,4 +1,4 @@
-"""The Parquet files of a dataset: found in a directory, behind a URL or at the Hugging Face Hub, with footers and splits."""
+"""Find the Parquet files of a dataset in a directory, behind a URL or at the Hugging Face Hub; read footers and splits."""
 
 import fnmatch
 import re
@@ -19,7 +19,7 @@ from dilated_seg.errors import UserError, explain_system_error, explain_url_erro
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# Other names of splits, also as the beginning of a file's name or the name of a directory.
+# Other names of splits, which may also begin the name of a file or be that of a directory.
 ALIASES = {
     "train": ("train", "training"), "val": ("val", "validation", "valid", "dev"), "test": ("test", "testing"),
 }  # fmt: skip
@@ -75,7 +75,7 @@ def open_files(repo: str, revision: str | None, subset: str | None) -> dict[str,
 def list_files(root: str, fixed: bool) -> tuple[dict[str, tuple[int, str]], dict[str, ParquetFile]]:
     """Return size and version of all files by relative path, and the Parquet files whose footers are in the cache.
 
-    Nothing is requested if the content cannot change (``fixed``) and the cache has it.
+    If the content cannot change (``fixed``), a cached index is used without a request.
     """
     names, known = read_index(root) if storage.is_url(root) else ({}, {})
     if not (fixed and names):
@@ -92,7 +92,7 @@ def find_files(root: str) -> Iterator[tuple[str, tuple[int, str]]]:
     single = base.partition("?")[0].endswith(".parquet")
     paths = [base] if single else system.find(base)
     if not paths:
-        system.ls(base)  # raises the error that `find` ignores, if there is one
+        system.ls(base)  # raises the error that `find` ignores, if any
     for path in paths:
         name = path.rpartition("/")[2] if single else path[len(base) + 1 :]
         if re.search(r"(^|/)\.", name) or not name.partition("?")[0].endswith((".parquet", "README.md")):
@@ -156,7 +156,7 @@ def divide_splits(names: Sequence[str], card: Mapping[str, Any], subset: str | N
 
 
 def find_split(name: str) -> str:
-    """Return the split of a file, from its name or its nearest directory that names one; "train" if none does."""
+    """Return the split that a file's name or its nearest directory with a split's name states; "train" if neither does."""
     *directories, file = name.split("/")
     if numbered := NUMBERED.match(file):
         return numbered[1]
