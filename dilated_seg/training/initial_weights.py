@@ -13,6 +13,7 @@ from dilated_seg.runs.find import newest_checkpoint
 from dilated_seg.training.scale_features import scale_features
 from dilated_seg.weights import LoadResult, fetch, fetch_imagenet, load
 from dilated_seg.weights.check import check_shapes
+from dilated_seg.weights.match import is_left_out
 from dilated_seg.weights.readers import find_class_names
 
 
@@ -69,7 +70,7 @@ def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None: 
     channels = {name: tuple(tensor.shape[:1]) for name, tensor in task.model.net.state_dict().items()}
     scoring = [ours for _, _, ours, _ in result.loaded if channels[ours] == (task.num_classes,)]
     missing = [name for name, _ in result.missing if channels[name] == (task.num_classes,)]
-    intended = any(not set(name.split(".")).isdisjoint(task.weights_without) for name in missing)
+    intended = any(is_left_out(name, task.weights_without) for name in missing)
     if scoring and not intended and (difference := find_class_difference(task, result.classes, file)):
         layer = scoring[-1].split(".")[-2]
         raise UserError(

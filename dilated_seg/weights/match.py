@@ -1,5 +1,6 @@
 """Match the tensors of a file to those of a network: rename, match, convert, check."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -73,12 +74,14 @@ def map_tensors(
         file: The file.
         net: The network; it may be on the meta device, since only names and shapes are used.
         channels: Channel order of the file's first convolution, "bgr" or "rgb"; None to infer it from the names.
-        without: Layers or parts of the network that are not loaded, by name ("score_fr", "context").
+        without: Layers or parts of the network that are not loaded, by name or path ("score_fr", "net.decoder", "context").
 
     Raises:
-        UserError: No tensor matches, a shape differs, a tensor has values that are not finite real numbers, two tensors match
-            one of ours, or a layer or an indivisible part of the network is in the file only partly or with further layers.
+        UserError: ``without`` names no part, no tensor matches, a shape differs, a tensor has values that are not finite real
+            numbers, two tensors match one of ours, or a layer or an indivisible part of the network is in the file only partly
+            or with further layers.
     """
+    check_left_out(without, net)
     tensors = TensorMap(file, net, channels, without)
     tensors.add_layers()
     tensors.check()
@@ -104,7 +107,7 @@ class TensorMap:
         published_names = [pair for part in self.net.modules() for pair in getattr(part, "published_names", ())]
         for layer, renamed in rename_torchvision(self.file.layers).items():
             path = find_layer(renamed, self.ours, published_names)
-            left_out = path is not None and not set(path.split(".")).isdisjoint(self.without)
+            left_out = path is not None and is_left_out(path, self.without)
             # VGG's fc8 scores ImageNet's 1,000 classes; DeepLab's layer of that name scores those of the dataset.
             imagenet = renamed == "fc8" and any(1000 in tensor.shape for tensor in self.file.layers[layer].values())
             if path is None or left_out or imagenet:
@@ -164,6 +167,25 @@ class TensorMap:
             for kind, tensor in kinds.items()
             if f"{path}.{kind}" not in self.state.keys() | fixed and kind != "num_batches_tracked"
         ]
+
+
+def is_left_out(path: str, without: Sequence[str]) -> bool:
+    """Return whether a tensor or layer of the network is in one of the parts ``without``, given by name or path."""
+    return any(f".{name.removeprefix('net.')}." in f".{path}." for name in without)
+
+
+def check_left_out(without: Sequence[str], net: nn.Module) -> None:
+    """Require that every name in ``without`` is a part of the network.
+
+    Raises:
+        UserError: A name is not.
+    """
+    paths = [path for path, _ in net.named_modules() if path]
+    for name in without:
+        if not any(is_left_out(path, [name]) for path in paths):
+            near = difflib.get_close_matches(name.removeprefix("net."), [*paths, *map(get_last_name, paths)], 1)
+            hint = f"did you mean {near[0]}?" if near else f"its parts are {format_names([p for p in paths if '.' not in p])}"
+            raise UserError(f"model.weights_without (port --without): the network has no {name}: {hint}")
 
 
 def find_image_layers(net: nn.Module) -> list[str]:

@@ -21,7 +21,7 @@ def load(net: nn.Module, source: str | Path, without: Sequence[str] = ()) -> tup
     Args:
         net: The network; tensors that are not in the file keep their values.
         source: A file, its URL, or "imagenet" for torchvision's weights, or timm's of an encoder of timm.
-        without: Layers or parts of the network that are not loaded, by name.
+        without: Layers or parts of the network that are not loaded, by name or path.
 
     Returns:
         What was loaded, and the mean and standard deviation of the normalization (RGB, 0 to 255), None where unknown.

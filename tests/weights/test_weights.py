@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -209,6 +210,7 @@ def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, t
     ("call", "without"),
     [
         ("FCN({}, 8, width=1/64)", ["score_fr", "score_pool4", "score_pool3"]),
+        ("FCN({}, 8, width=1/64)", ["net.score_fr", "net.decoder"]),
         ("SegNet({}, width=1/64)", ["conv1_1_D"]),
         ("DilatedNet({}, width=1/64)", ["final", "context"]),
     ],
@@ -219,7 +221,23 @@ def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_p
     with pytest.raises(UserError, match=r"from its initial values, as for other classes, name it in model\.weights_without"):
         weights.load(net, tmp_path / "five.pth")
     result, _, _ = weights.load(net, tmp_path / "five.pth", without)
-    assert result.missing and all(any(w in name for w in without) for name, _ in result.missing)
+    parts = [name.removeprefix("net.") for name in without]
+    assert result.missing and all(any(part in name for part in parts) for name, _ in result.missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("net.score_f", "did you mean score_fr?"),
+        ("fc7x", "did you mean fc7?"),
+        ("zzz", "its parts are encoder, classifier, "),
+    ],
+)
+def test_a_part_left_out_that_the_network_does_not_have_is_named(name, hint, tmp_path):
+    net = parse_network("FCN(5, 8, width=1/64)", "cpu")
+    torch.save(net.state_dict(), tmp_path / "five.pth")
+    with pytest.raises(UserError, match=re.escape(f"(port --without): the network has no {name}: {hint}")):
+        weights.load(net, tmp_path / "five.pth", [name])
 
 
 def test_the_release_for_cityscapes_goes_into_the_padded_form_without_its_upsampling(tmp_path):
