@@ -41,6 +41,7 @@ def train(directory, net=None, **options):
     return trainer, task, data
 
 
+@pytest.mark.slow
 def test_a_notebook_trains_evaluates_and_reports_without_yaml(tmp_path):
     directory = Run.create(tmp_path).path
     trainer, task, data = train(directory, class_weights=[0.5, 1, 1, 1, 1])

@@ -100,6 +100,7 @@ def test_an_interrupted_ablation_continues_to_the_same_table(study, tmp_path, ki
     assert results(tmp_path / "out").equals(results(folder / "out"))
 
 
+@pytest.mark.slow
 def test_a_finished_ablation_only_writes_its_report_again(study):
     folder, _ = study
     weights = list((folder / "out").glob("*/*/checkpoints/last.ckpt"))
@@ -122,6 +123,7 @@ def test_dry_run_prints_the_commands_and_status_the_state_of_each_run(study, tmp
     assert run_command("ablate", file, "--out", folder / "out", "--status").stdout.count(" finished ") == 4
 
 
+@pytest.mark.slow
 def test_a_rehearsal_trains_every_run_for_a_few_steps_in_its_own_directory(study, tmp_path):
     folder, _ = study
     expanded = ablation.read(folder / "study.yaml", max_steps=2)
@@ -143,6 +145,7 @@ common:
 """
 
 
+@pytest.mark.slow
 def test_each_stage_starts_from_the_weights_of_the_last_and_a_chain_resumes_in_the_middle(tmp_path):
     (tmp_path / "study.yaml").write_text(STAGED.replace("EXPERIMENTS", str(ROOT / "experiments")))
     stop = KILL.replace("{step}", "{step} and 'stage2' in str(self.trainer.default_root_dir)")

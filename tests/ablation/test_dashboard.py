@@ -9,6 +9,8 @@ from tests.support.wandb_log import sessions
 from tests.support.wandb_server import Server
 from tests.training.test_wandb import nobody, somebody
 
+pytestmark = pytest.mark.slow
+
 FILE = """
 experiments: {front end: EXPERIMENTS/shapes/frontend.yaml}
 common:

@@ -133,6 +133,7 @@ def status(folder, study, out, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_run_prints_why_and_does_not_stop_the_others(folder, serial, capsys):
     assert "**Not in this comparison: late, seed 0, stage 2 of 2; wrong, seed 0.**" in (serial / "report.md").read_text()
     assert (serial / "wrong/seed0/failed").read_text() == "AdamW: Invalid learning rate: -1.0\n"
@@ -146,6 +147,7 @@ def test_a_failed_run_prints_why_and_does_not_stop_the_others(folder, serial, ca
         assert said.count(text) == 1
 
 
+@pytest.mark.slow
 def test_failed_runs_are_retried_by_the_next_call(folder, serial, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     out = tmp_path / "out"

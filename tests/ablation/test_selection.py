@@ -71,6 +71,7 @@ def selected(folder):
     return {network: max(("slow", "fast"), key=lambda candidate: scores[network, candidate]) for network in NETWORKS}, scores
 
 
+@pytest.mark.slow
 def test_the_best_candidate_on_val_is_trained_with_all_seeds_and_evaluated_on_test(study):
     folder, trained, _, printed = study
     chosen, scores = selected(folder)
@@ -109,6 +110,7 @@ def test_an_interrupted_selection_continues_and_prints_the_remaining_runs(study)
     assert printed.count("run directory: ") == 1  # SegNet's second seed
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_selection_and_a_claim_can_name_a_protocol(study):
     folder, _, _, _ = study
     markdown = (folder / "out/report.md").read_text()

@@ -32,21 +32,25 @@ def mean_rate(rates, word):
     return np.mean([row[word] for row in rates.values()])
 
 
+@pytest.mark.slow
 def test_intervals_of_three_seeds_hold_the_difference_of_three_others_in_93_of_100_comparisons(rates):
     assert mean_rate(rates, "repeat") >= 0.93
     assert mean_rate(rates, "foreign") >= 0.93  # of groups without an environment in common
 
 
+@pytest.mark.slow
 def test_no_groups_of_seeds_tell_different_networks_apart_in_opposite_directions(rates):
     different = {pair: row for pair, row in rates.items() if set(pair) != COPIES}
     assert len(different) == 9 and mean_rate(different, "opposite") == 0
     assert mean_rate(different, "apart") > 0.5  # or there is little to contradict
 
 
+@pytest.mark.slow
 def test_copies_of_one_network_are_told_apart_in_at_most_5_of_100_draws(copies):
     assert copies <= 0.05
 
 
+@pytest.mark.slow
 def test_intervals_of_one_seed_do_not_hold_for_another(rates):
     assert mean_rate(rates, "one seed") < 0.5
 
@@ -79,6 +83,7 @@ def test_collected_counts_equal_those_of_the_trained_runs(tmp_path):
         assert seeds.shape == (1, 3, 3, 6) and (seeds[0] == count_pixels(matrices)).all()
 
 
+@pytest.mark.slow
 def test_the_protocol_prints_the_tables_of_the_committed_evaluations(counts, rates, copies):
     page = (ROOT / "docs/protocol.md").read_text().splitlines()
     assert [line for line in STUDY["tabulate"](counts, rates, copies) if line not in page] == []

@@ -89,6 +89,7 @@ def test_json_holds_every_layer(capsys):
     assert {layer["type"] for layer in found["layers"]} == {"conv", "bn", "relu", "maxpool", "max_unpool"}
 
 
+@pytest.mark.slow
 def test_the_page_of_the_family_is_what_describe_writes(capsys):
     assert main(["describe", "--markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / "docs/networks.md").read_text()

@@ -100,7 +100,7 @@ def succeed(*args):
     return result.stdout
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name if name == "own" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS])
 def test_a_network_of_any_package_goes_all_the_way(name, experiment, tmp_path):
     path, arguments = NETWORKS[name]
     module = path.rpartition(".")[0]

@@ -245,6 +245,7 @@ class MyNet(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_class_in_the_current_directory_is_found_and_hides_nothing_that_is_installed(tmp_path):
     """By the console's command, whose first place to look is not the current directory."""
     (tmp_path / "mynet.py").write_text(OWN)
@@ -266,6 +267,7 @@ def test_a_class_in_the_current_directory_is_found_and_hides_nothing_that_is_ins
     assert "dilated-seg: MyNet: an odd kernel is needed (mynet.py, line 8)" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "unbuffered"),
     [("describe --json", ""), ("describe FCN", ""), ("--help", ""), ("--help", "1"), ("prepare --help", "")],

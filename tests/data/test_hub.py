@@ -162,6 +162,7 @@ def read_epoch(url, workers, rank, world, epoch=0):
     return [batch["id"] for batch in data._loader(data.open_training_images(), order, lambda x: {"id": [s["id"] for s in x]})]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (1, 1), (3, 1), (1, 2), (3, 2)])
 def test_an_epoch_reads_each_byte_of_the_files_about_once(large, workers, world):
@@ -177,6 +178,7 @@ def test_an_epoch_reads_each_byte_of_the_files_about_once(large, workers, world)
         assert sum(sent.values()) == before  # the cache has all row groups and footers
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_read_each_byte_once(large):
     total = sum(path.stat().st_size for path in large.rglob("*.parquet"))
     with serve(large) as (url, sent), multiprocessing.get_context("spawn").Pool(2) as pool:

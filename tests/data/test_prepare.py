@@ -140,7 +140,8 @@ def test_preparing_with_other_options_into_the_same_directory_is_an_error(tmp_pa
     assert "did not write" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [1, 2, 4])
 def test_a_killed_call_is_continued(kill_at, tmp_path):
     root = fake_datasets.folder(tmp_path / "mine", images=12)
     out = tmp_path / "out"
@@ -407,6 +408,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
         assert said.startswith("dilated-seg: ") and str(out) in said
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_same_command_continues(tmp_path):
     root = fake_datasets.folder(tmp_path / "mine", images=12)
     code = """

@@ -382,6 +382,7 @@ print("exits with a worker left")
 """
 
 
+@pytest.mark.slow
 def test_a_process_exits_though_a_worker_is_left():
     done = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "exits with a worker left\n"), done.stderr

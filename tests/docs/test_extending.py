@@ -46,9 +46,8 @@ def apply(recipe: str, root: Path) -> None:
         file.write_text(edited(before[:-2], text) if how == "In" else before + text)
 
 
-@pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=[] if name.startswith("An experiment") else pytest.mark.slow) for name in RECIPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_does_what_the_page_says(recipe, tmp_path):
     root = copied(tmp_path / "copy")
     apply(RECIPES[recipe], root)

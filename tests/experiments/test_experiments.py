@@ -144,6 +144,7 @@ def test_every_ablation_expands_to_runs_that_parse(file):
 STUDIES = ["architectures", "architectures_narrow", "voc_architectures", "cityscapes_architectures"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
 def test_architectures_are_compared_under_one_protocol(study):
     file = ROOT / f"experiments/ablations/{study}.yaml"

@@ -13,6 +13,7 @@ from tests.support.commands import ROOT, process_environment
 SMALL = ["--width", "0.03", "--size", "32", "48", "--batch", "2", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_throughput_is_measured_without_the_packages_of_data_and_logging(tmp_path):
     """torch and jaxtyping are enough, so that any machine with a GPU can run it."""
     missing = [

@@ -47,6 +47,7 @@ def rehearse(dataset, folder, out, *words, **changes):
         return {row["network"]: row["seeds"] for row in csv.DictReader(file) if not row["network"].startswith("(")}
 
 
+@pytest.mark.slow
 def test_a_network_of_each_comparison_is_streamed_selected_and_scored_with_its_crf(rehearsal):
     dataset, folder = rehearsal
     network = {"DeepLab-LargeFOV": "../architectures/deeplab.yaml"}

@@ -402,6 +402,7 @@ def can_mount(folder):
     return shutil.which("unshare") and subprocess.run([*MOUNT, folder, "true"], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", ["small disk", "largest file"])
 def test_a_full_disk_stops_and_leaves_only_complete_results(disk, trained, tmp_path):
     """On a disk of 100 KB; and by a limit on the size of files, which the system refuses in another way."""

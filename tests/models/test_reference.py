@@ -303,6 +303,7 @@ def test_zeros_around_every_convolution_change_nothing_far_from_the_border():
     close(other[..., : inside.shape[-2], : inside.shape[-1]], inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "build", "size", "cut"),
     [

@@ -53,6 +53,7 @@ def build_all(name, dilated):
     return networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_logits_of_the_size_of_the_image(name):
     with torch.device("meta"), torch.no_grad():
@@ -86,6 +87,7 @@ def test_an_unsuitable_encoder_is_refused_in_one_sentence(name):
         FCN(3, 8, encoder=name)
 
 
+@pytest.mark.slow
 def test_the_suggested_encoders_fit_every_network():
     with torch.device("meta"):
         for name in timm_encoder.SUGGESTED.replace(" or ", ", ").split(", "):
@@ -166,6 +168,7 @@ def hub(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first"),
     [
@@ -213,6 +216,7 @@ def test_the_task_normalizes_as_the_encoder():
     assert task.model.mean.flatten().tolist() == task.model.std.flatten().tolist() == [127.5] * 3
 
 
+@pytest.mark.slow
 def test_describe_states_a_receptive_field_where_it_can_be_derived(capsys):
     for name, derived in (("resnet10t", True), ("convnext_atto", False)):
         call = f"FCN(3, stride=8, encoder='{name}')"
@@ -236,6 +240,7 @@ trainer: {max_steps: 2, val_check_interval: 2}
 """
 
 
+@pytest.mark.slow
 def test_a_run_with_an_encoder_of_timm_is_trained_segmented_with_and_exported(tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(EXPERIMENT)

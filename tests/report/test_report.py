@@ -411,6 +411,7 @@ def test_plots_take_the_color_of_the_pages_text(report):
     assert "#17191d" not in page and "prefers-color-scheme: dark" in page
 
 
+@pytest.mark.slow
 def test_the_same_evaluations_give_the_same_page(report, tmp_path):
     runs = [report.parent / name for name in ("good", "blind", "same")]
     pages = [compare(find_results(runs), tmp_path / "out").read_text() for _ in range(2)]

@@ -246,6 +246,7 @@ def test_a_run_that_continues_remembers_its_best_and_one_without_validation_says
     assert main(commands(printed)[0][1:]) == 0
 
 
+@pytest.mark.slow
 def test_an_ablation_prints_a_line_for_each_validation_and_no_table_for_each_run(tmp_path, capsys):
     over = {"data": {"init_args": {"images": [4, 3, 2], "size": [16, 24], "batch_size": 2, "eval_batch_size": 1}}}
     over |= {"model": {"net": {"init_args": {"width": 0.02}}}, "trainer": {"accelerator": "cpu", "limit_val_batches": 2}}

@@ -215,6 +215,7 @@ def test_an_ablations_tables_show_the_names_of_its_file(tmp_path, capsys, monkey
     assert all(name in shown for name in experiments)
 
 
+@pytest.mark.slow
 def test_classes_runs_and_directories_of_any_name_are_trained_evaluated_and_compared(tmp_path, capsys, monkeypatch):
     """The whole way, W&B offline as it is for a user without a key."""
     monkeypatch.setenv("WANDB_MODE", "offline")

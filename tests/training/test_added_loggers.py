@@ -85,6 +85,7 @@ def test_checkpoints_and_metrics_csv_are_in_the_run_directory_with_any_loggers(
         assert {0, 1, 2, 3} <= set(seen[str(run)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

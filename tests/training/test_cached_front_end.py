@@ -111,6 +111,7 @@ def test_training_on_cached_features_does_not_change_the_front_end(stages, front
     assert losses(tmp_path / "run")[2] != losses(stages / "cached")[2]
 
 
+@pytest.mark.slow
 def test_only_the_features_that_a_short_run_reads_are_computed(tmp_path, front_end, capsys):
     two = ["--trainer.max_steps=2", "--data.init_args.images=[2000,2,2]"]
     CLI([*STAGE, front_end, cached(tmp_path / "scores"), *two, "--run_dir", str(tmp_path / "run")])
@@ -143,6 +144,7 @@ def test_stored_variants_equal_the_augmented_images_of_training(stages, monkeypa
     assert any(not torch.equal(scores[0, i]["features"], scores[1, i]["features"]) for i in range(20))  # mirrored or not
 
 
+@pytest.mark.slow
 def test_features_are_reused_by_a_second_run_and_recomputed_for_other_weights(stages, front_end, tmp_path, capsys):
     folder = first(stages)
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
@@ -164,6 +166,7 @@ def test_features_are_reused_by_a_second_run_and_recomputed_for_other_weights(st
         assert len(list((stages / "scores").iterdir())) == 2 + number
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_removed_and_computed_again(stages, front_end, tmp_path, capsys):
     copy = tmp_path / "scores"
     shutil.copytree(stages / "scores", copy)
@@ -246,6 +249,7 @@ with FileLock(f"{sys.argv[2]}/lock"):
 """
 
 
+@pytest.mark.slow
 def test_a_run_waits_while_another_run_computes_the_same_features(tmp_path, front_end, capsys, stages):
     folder = tmp_path / "scores" / first(stages).name
     folder.mkdir(parents=True)

@@ -49,6 +49,7 @@ def test_throughput_and_memory_are_logged_at_every_step(plain):
     assert 0.1 < memory[0] <= memory[-1] < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 3])
 def test_throughput_counts_all_images_between_two_logged_steps_without_validation_time(monkeypatch, tmp_path, passes):
     """On a clock that goes on by a second whenever it is looked at: once when counting begins, once a logged step."""
@@ -86,6 +87,7 @@ def test_a_killed_run_with_averaged_weights_resumes_to_the_same_weights(tmp_path
         assert torch.equal(killed["state_dict"][name], value), name
 
 
+@pytest.mark.slow
 def test_an_offline_run_leaves_later_runs_of_the_process_online(tmp_path):
     """In a process of its own: W&B's variables stay set in it."""
     code = (

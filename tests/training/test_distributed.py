@@ -87,6 +87,7 @@ LOSSES = (
 )
 
 
+@pytest.mark.slow
 def test_every_loss_of_two_processes_is_that_of_one_with_the_joined_batch(tmp_path):
     loss = f"--model.loss=WeightedSum(losses=[{LOSSES}, Dice(over='batch'), Jaccard(over='batch')])"
     steps = [*RUN, DOUBLE, loss, "--trainer.max_steps=5", "--trainer.val_check_interval=5"]
@@ -97,6 +98,7 @@ def test_every_loss_of_two_processes_is_that_of_one_with_the_joined_batch(tmp_pa
     assert_same_training(tmp_path / "two", tmp_path / "one", steps=5)
 
 
+@pytest.mark.slow
 def test_every_loss_of_accumulated_batches_is_that_of_the_joined_batch(tmp_path):
     steps = [*RUN, DOUBLE, f"--model.loss=WeightedSum(losses=[{LOSSES}])", "--trainer.max_steps=5"]
     for name, options in (("one", []), ("four", ["--trainer.accumulate_grad_batches=4"])):
@@ -187,7 +189,8 @@ def lose(tmp_path, rank, number, *flags):
                 os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_ends_soon_after_one_of_its_processes_is_killed(tmp_path, rank):
     said, status, seconds = lose(tmp_path, rank, signal.SIGKILL)
     assert status != 0

@@ -63,6 +63,7 @@ def evaluated(data, tmp_path, options, all_ways):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_confusion_matrices_with_a_crf_are_equal_for_any_batch_size_storage_and_number_of_processes(data, tmp_path):
     options = ["--inference=Tiles", "--inference.size=[64,64]", "--inference.overlap=32", "--crf.iterations=3"]
     plain, refined, *others = evaluated(data, tmp_path, options, [(1, 0, 1, "folder"), (2, 0, 5, "mapped")])

@@ -38,6 +38,7 @@ def evaluation(run, name):
     return {key: content[key] for key in ("ids", "matrix", "matrices") if key in content}
 
 
+@pytest.mark.slow
 def test_one_word_streams_an_experiment_from_the_hub_with_the_numbers_of_the_release(data, tmp_path):
     with serve(data / "hub", handler=HubHandler) as (url, _):
         variables = {"HF_ENDPOINT": url, "DILATED_SEG_CACHE": str(tmp_path / "cache")}

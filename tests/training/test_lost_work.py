@@ -142,6 +142,7 @@ def test_ctrl_c_ends_the_step_saves_a_checkpoint_and_prints_how_to_continue(
     assert same(state(tmp_path), state(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hook", "before", "saved"), [("on_before_optimizer_step", False, 4), ("validation_step", True, 3)])
 def test_a_second_ctrl_c_waits_only_for_the_update_of_the_weights(whole, tmp_path, monkeypatch, capsys, hook, before, saved):
     with monkeypatch.context() as patch:
@@ -187,6 +188,7 @@ def test_a_user_s_trainer_restores_the_signal_handlers(tmp_path):
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.mark.slow
 def test_after_an_error_during_gradient_accumulation_the_step_starts_again(tmp_path, monkeypatch, capsys):
     flags = [*RUN, "--trainer.accumulate_grad_batches=2", "--data.init_args.batch_size=1"]
     assert main([*flags, "--run_dir", str(tmp_path / "whole")]) == 0
@@ -206,6 +208,7 @@ def test_after_an_error_during_gradient_accumulation_the_step_starts_again(tmp_p
     assert same(state(run), state(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_run_continues_without_lost_steps_after_a_damaged_mask_is_repaired(tmp_path, monkeypatch, capsys, split):
     """It becomes bad when training has begun, and is found by one of two workers, or in the first validation."""
@@ -259,6 +262,7 @@ def test_parameters_that_are_not_finite_never_replace_a_checkpoint(tmp_path, mon
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_an_error_during_validation_does_not_save_averaged_weights_as_trained_weights(tmp_path, monkeypatch, capsys):
     flags = [*RUN, AVERAGE, "--run_dir"]
     assert main([*flags, str(tmp_path / "whole")]) == 0

@@ -193,6 +193,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_two_intact_checkpoints(tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {name + end for name in (LAST, PREVIOUS) for end in ("", ".sha256")}
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoint_and_is_an_error(tmp_path):
     """A limit on the size of files stands for the disk: the system refuses the write in the same way."""
     saved(tmp_path, [1])
@@ -226,7 +227,8 @@ def test_a_checkpoint_that_reads_back_differently_is_not_kept(tmp_path, monkeypa
     assert step_of(tmp_path / LAST) == 1
 
 
-@pytest.mark.parametrize("scontrol", ["there", pytest.param("missing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scontrol", ["there", "missing"])
 def test_under_slurm_sigusr1_queues_the_job_again(shards, tmp_path, scontrol):
     if scontrol == "there":
         (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/asked\n")

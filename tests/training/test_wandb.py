@@ -144,6 +144,7 @@ def test_two_processes_are_one_wandb_run_with_the_same_images(offline, tmp_path)
         assert one[1]["masks"]["truth"]["sha256"] == other[1]["masks"]["truth"]["sha256"]
 
 
+@pytest.mark.slow
 def test_evaluating_a_checkpoint_is_a_wandb_run_of_its_own(offline):
     args = ["--config", offline / "config.yaml", "--ckpt_path", offline / "checkpoints/best.ckpt"]
     # in a process of its own, at whose end W&B's log is complete
@@ -178,6 +179,7 @@ KILL_WANDB = (
 )
 
 
+@pytest.mark.slow
 def test_losing_the_wandb_server_during_a_run_changes_nothing_and_its_data_are_on_disk(alone, tmp_path):
     with Server() as server:
         environment = somebody(tmp_path, server.url)
@@ -194,6 +196,7 @@ def test_losing_the_wandb_server_during_a_run_changes_nothing_and_its_data_are_o
     assert equal(weights(alone), weights(tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_training_continues_when_the_process_of_wandb_dies(alone, tmp_path):
     result = run_process(
@@ -204,6 +207,7 @@ def test_training_continues_when_the_process_of_wandb_dies(alone, tmp_path):
     assert equal(weights(alone), weights(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_an_artifact_and_a_rejected_upload_does_no_harm(alone, tmp_path):
     with Server() as server:
         result = run_process("fit", *TINY, "--run_dir", tmp_path / "run", **somebody(tmp_path, server.url))

@@ -689,6 +689,7 @@ def test_weights_of_unknown_normalization_need_a_mean(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_damaged_files_of_every_kind_are_refused_or_read_and_never_crash(tmp_path):
     rng, file = np.random.default_rng(0), tmp_path / "w"
     net = parse_network(TINY)
