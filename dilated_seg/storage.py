@@ -58,6 +58,12 @@ def is_url(root: str) -> bool:
     return "://" in root
 
 
+def make_relative(path: Path) -> Path:
+    """Return a path relative to the working directory if it is inside it."""
+    absolute, working = Path(os.path.abspath(path)), Path.cwd()
+    return absolute.relative_to(working) if working in absolute.parents else path
+
+
 def join(root: str, name: str) -> str:
     """Return the path or URL of a file in a directory or below a URL."""
     return f"{root.rstrip('/')}/{name}"

@@ -9,9 +9,10 @@ from importlib import import_module
 from pathlib import Path
 
 from dilated_seg import models
-from dilated_seg.cli.settings import CHOICES, SHORT, STRATEGIES, Setting, read_arguments, shorten
+from dilated_seg.cli.settings import CHOICES, SHORT, STRATEGIES, Setting, read_arguments
 from dilated_seg.crf import DenseCRF
 from dilated_seg.errors import format_error
+from dilated_seg.storage import make_relative
 
 EVALUATIONS = ("validate", "test", "predict")
 
@@ -211,11 +212,11 @@ def explain_class(name: str, rest: str, location: str, key: str) -> str:
     return f"{location} {name}: {problem[1] if problem else rest}"
 
 
-def explain_refusal(kind: type, error: Exception) -> str:
+def explain_rejection(kind: type, error: Exception) -> str:
     """Return a constructor's message about its arguments, with the line that raised it if the class is a user's."""
     file = Path(str(inspect.getsourcefile(kind) or ""))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     installed = "site-packages" in file.parts or Path(models.__file__).parents[1] in file.parents
-    location = "" if installed or not lines else f" ({shorten(file)}, line {lines[-1]})"
+    location = "" if installed or not lines else f" ({make_relative(file)}, line {lines[-1]})"
     message = format_error(error).removeprefix(f"{kind.__name__}: ")
     return f"{kind.__name__}: {message}{location}"

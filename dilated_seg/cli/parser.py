@@ -12,7 +12,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-from dilated_seg.cli.explain import EVALUATIONS, USAGE, explain, explain_refusal
+from dilated_seg.cli.explain import EVALUATIONS, USAGE, explain, explain_rejection
 from dilated_seg.cli.network import expand_network
 from dilated_seg.cli.settings import CHOICES, STRATEGIES, expand_class, load_yaml, read_arguments, read_file
 from dilated_seg.crf import DenseCRF
@@ -29,7 +29,7 @@ MODE = "dilated_seg"  # YAML in which a short name is our class, whoever else ha
 CLASS_ARGUMENTS = ("num_classes", "classes", "num_labels")  # of networks, here and in other packages
 DEFAULTS = EXPERIMENTS / "defaults.yaml"
 
-# Errors by which a constructor refuses its arguments; others are defects of the class, which need the traceback.
+# Errors by which a constructor rejects its arguments; others are defects of the class, which need the traceback.
 REFUSALS = (ValueError, TypeError, AssertionError, OverflowError, RuntimeError)
 
 
@@ -197,7 +197,7 @@ def instantiate(parser: Parser, config: Namespace) -> Namespace:
     The task's hyperparameters are the YAML that it was built from, as load_from_checkpoint needs them.
 
     Raises:
-        UserError: A class of the configuration refuses its arguments.
+        UserError: A class of the configuration rejects its arguments.
     """
     dumped = yaml.safe_load(parser.dump(config, skip_link_targets=False, skip_none=False))
 
@@ -235,4 +235,4 @@ def construct(kind: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -
     except MisconfigurationException:
         raise
     except REFUSALS as error:
-        raise UserError(explain_refusal(kind, error)) from error
+        raise UserError(explain_rejection(kind, error)) from error

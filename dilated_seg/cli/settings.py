@@ -24,6 +24,7 @@ from dilated_seg.errors import UserError, format_error
 from dilated_seg.inference import strategies
 from dilated_seg.models.build import parse_call
 from dilated_seg.runs.experiments import EXPERIMENTS
+from dilated_seg.storage import make_relative
 
 STRATEGIES = [kind.__name__ for kind in strategies.Inference.__subclasses__()]
 
@@ -179,13 +180,8 @@ def explain_missing_file(name: str) -> str:
         return f"{name} is a directory: --config takes a file{f', such as {inside}' if inside.is_file() else ''}"
     files = [*path.parent.glob("*.y*ml")] or [*EXPERIMENTS.glob("**/*.yaml")]
     near = difflib.get_close_matches(path.name, [file.name for file in files], 1, 0.75)
-    hint = next((f": did you mean {shorten(file)}?" for file in files if [file.name] == near), ": see experiments/")
+    hint = next((f": did you mean {make_relative(file)}?" for file in files if [file.name] == near), ": see experiments/")
     return f"there is no file {name}{hint}"
-
-
-def shorten(file: Path) -> Path:
-    """Return a path relative to the current directory, if it is in it."""
-    return file.relative_to(Path.cwd()) if file.is_absolute() and file.is_relative_to(Path.cwd()) else file
 
 
 def flatten(value: Any, file: str, directory: Path, path: tuple[str, ...]) -> Iterator[Setting]:  # noqa: ANN401

@@ -1,6 +1,5 @@
 """The summary that ``fit`` prints at its end: metrics, the best checkpoint, and the commands that come next."""
 
-import os
 from pathlib import Path
 
 from lightning import Trainer
@@ -9,6 +8,7 @@ from dilated_seg.errors import format_command
 from dilated_seg.metrics.confusion import percent
 from dilated_seg.report.terminal import show_evaluation
 from dilated_seg.runs import Checkpoint, Evaluation, Run
+from dilated_seg.storage import make_relative
 from dilated_seg.training.evaluation import get_evaluations
 from dilated_seg.training.loggers import SafeWandbLogger
 from dilated_seg.training.progress import find_best
@@ -25,7 +25,7 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
         return
     checkpoint = run.last_checkpoint.path
     if best and best.best_model_path and Path(best.best_model_path).is_file():
-        checkpoint = shorten(Path(best.best_model_path))
+        checkpoint = make_relative(Path(best.best_model_path))
         step = Checkpoint(checkpoint).step
         score = "" if best.best_model_score is None else f", validation mean IoU {percent(best.best_model_score)} %"
         print(f"best checkpoint: {checkpoint}, step {step}{score}")
@@ -36,7 +36,7 @@ def show_training(trainer: Trainer, run_dir: Path) -> None:
         print(f"  {command}")
     for logger in trainer.loggers:
         if isinstance(logger, SafeWandbLogger) and (logger.failed or logger.experiment.offline):
-            print(f"  {format_command('wandb', 'sync', shorten(Path(logger.experiment.settings.sync_dir)))}", flush=True)
+            print(f"  {format_command('wandb', 'sync', make_relative(Path(logger.experiment.settings.sync_dir)))}", flush=True)
 
 
 def list_commands(run: Run, checkpoint: Path, evaluation: Evaluation | None) -> list[str]:
@@ -52,9 +52,3 @@ def list_commands(run: Run, checkpoint: Path, evaluation: Evaluation | None) -> 
     if evaluation or run.evaluation_dir.is_dir():
         commands.append(format_command("dilated-seg", "report", run.path, "--out", run.path / "report", *options))
     return commands
-
-
-def shorten(path: Path) -> Path:
-    """Return a path relative to the working directory if it is inside it."""
-    absolute, working = Path(os.path.abspath(path)), Path.cwd()
-    return absolute.relative_to(working) if working in absolute.parents else path
