@@ -16,11 +16,17 @@ from dilated_seg.inference.strategies import FullImage, Inference
 from dilated_seg.losses import prepare_loss, weigh_heads
 from dilated_seg.metrics import SegmentationMetrics
 from dilated_seg.metrics.confusion import compute_metrics
-from dilated_seg.models.release import RGB
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask
 from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, read_safely
-from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters, read_classes, require_numbers
+from dilated_seg.training.checks import (
+    check_arguments,
+    check_gradient,
+    check_parameters,
+    read_classes,
+    require_normalization,
+    require_numbers,
+)  # fmt: skip
 from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.param_groups import configure
@@ -59,7 +65,8 @@ class SegmentationTask(LightningModule):
         weights_without: Layers that keep their random values, such as the last layer if the weights have other classes.
         compile: Whether to compile the network with torch, once per image size: faster on GPUs, not on CPUs.
         crf: A CRF that is trained with the network (CRF-RNN if ``learnable``). ``--crf`` is for networks without one.
-        mean: Mean of each channel (RGB, 0 to 255). If None, that of ``weights``, else of an encoder of timm, else VGG-16's.
+        mean: Mean of each channel (RGB, 0 to 255). If None, that of ``weights``, else of an encoder of timm, else VGG-16's; of
+            images that are not RGB, ``fit`` measures it in the training images.
         std: Standard deviation of each channel. If None, likewise, or else ImageNet's.
         data: Data module whose classes and ignore index the task takes; for Python, as YAML needs none.
     """
@@ -82,8 +89,8 @@ class SegmentationTask(LightningModule):
         weights_without: Sequence[str] = (),
         compile: bool = False,
         crf: DenseCRF | None = None,
-        mean: RGB | None = None,
-        std: RGB | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         data: Any = None,  # noqa: ANN401 - a SegmentationDataModule, or any other with these attributes
     ) -> None:
         super().__init__()
@@ -93,6 +100,7 @@ class SegmentationTask(LightningModule):
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
         numbers = require_numbers(class_weights)
+        require_normalization(data, mean, std)
         check_arguments(self.classes, numbers, {"bias_lr": bias_lr, "bias_decay": bias_decay}, lr_factors or {}, mean, std)
         if crf and crf.learnable and crf.num_classes is None:
             crf.add_parameters(num_classes)

@@ -6,12 +6,12 @@ from jaxtyping import Float, Integer, Num
 from torch import Tensor
 
 Image = Float[Tensor, "batch 3 height width"]  # RGB, normalized
+Planes = Float[Tensor, "batch {self.in_channels} height width"]  # likewise, of a network's ``in_channels``: 3 for RGB
 Mask = Integer[Tensor, "batch height width"]  # class ids, and ignore_index where unlabelled
 Logits = Float[Tensor, "batch classes height width"]  # one map per class, at the image's size
 Probabilities = Float[Tensor, "batch classes height width"]  # softmax of logits, or the marginals of a CRF
-Pixels = Num[Tensor, "_ 3 _ _"]  # plain RGB, 0 to 255, of any dtype
+Pixels = Num[Tensor, "_ _ _ _"]  # plain images, 0 to 255, of any dtype
 Maps = Float[Tensor, "batch _ _ _"]  # features inside a network, of any channels and size
-Planes = Float[Tensor, "batch {self.in_channels} height width"]  # an image with `self.in_channels` channels
 
 PIXELS = 1 << 12  # pixels whose logits of all classes fit into a core's cache
 

@@ -12,7 +12,7 @@ from lightning import Trainer, seed_everything
 from dilated_seg.cli.explain import EVALUATIONS, describe_unused
 from dilated_seg.cli.network import choose_checkpoint
 from dilated_seg.cli.parser import TIMEOUT, build_parser, expand_arguments, format_config, instantiate, parse
-from dilated_seg.cli.resolve import resolve_class_weights
+from dilated_seg.cli.resolve import resolve_options
 from dilated_seg.cli.run_directory import RUN_DIR, choose_run, keep_drawn_split, pin_dataset
 from dilated_seg.data.checks import check_labels, require_labels, warn_of_shared_images
 from dilated_seg.errors import LostProcessError, UserError
@@ -97,7 +97,7 @@ class CLI:
             Checkpoint.at(config.ckpt_path)
         if self.command == "fit":
             pin_dataset(config, self.run)
-        resolve_class_weights(self.parser, config)
+        resolve_options(self.parser, config)
         self.text = format_config(self.parser, config)
         if self.command == "fit" and (checkpoint := find_resumed_checkpoint(self.run, self.text, config.ckpt_path)):
             config.ckpt_path, self.resumed = str(checkpoint), True

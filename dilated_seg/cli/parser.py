@@ -27,6 +27,7 @@ from dilated_seg.training.processes import find_mistake
 TIMEOUT = 120.0  # seconds; torch's own half hour is long for a job of many machines
 MODE = "dilated_seg"  # YAML in which a short name is our class, whoever else has one of that name
 CLASS_ARGUMENTS = ("num_classes", "classes", "num_labels")  # of networks, here and in other packages
+CHANNEL_ARGUMENTS = ("in_channels", "in_chans")  # likewise
 DEFAULTS = EXPERIMENTS / "defaults.yaml"
 
 # Errors by which a constructor rejects its arguments; others are defects of the class, which need the traceback.
@@ -87,6 +88,7 @@ def build_parser(command: str | None, args: Sequence[str] = ()) -> Parser:
     for source, target in (
         ("data.num_classes", "model.num_classes"),
         *(("data.num_classes", f"model.net.init_args.{name}") for name in CLASS_ARGUMENTS),
+        *(("data.in_channels", f"model.net.init_args.{name}") for name in CHANNEL_ARGUMENTS),
         ("data.ignore_index", "model.ignore_index"),
         ("data.ignore_index", "model.loss.init_args.ignore_index"),
         ("data.classes", "model.classes"),

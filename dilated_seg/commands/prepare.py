@@ -40,6 +40,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--dry_run", action="store_true", help="folder: only show what would be read: files, and values of masks with shares"
     )
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE.png", help="with --dry_run: write images with their masks in colors"
+    )
     parser.add_argument("--download", action="store_true", help="voc: download the archives of VOC and SBD into --root first")
     parser.add_argument("--other_counts", action="store_true", help="accept splits whose size differs from the published one")
     parser.add_argument(
@@ -60,6 +63,10 @@ def main(args: list[str]) -> int:
         from dilated_seg.data.prepare.dry_run import show_files
 
         show_files(options.root)
+        if options.sheet:
+            from dilated_seg.data.prepare.contact_sheet import write_sheet
+
+            write_sheet(options.root, options.sheet)
         return 0
     if options.dataset == "hub":
         return check_hub(options)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dilated_seg.crf.permutohedral import Lattice, build_lattice, split_pixels
+from dilated_seg.errors import UserError
 from dilated_seg.tensors import Pixels, Probabilities
 
 MIN_PROBABILITY = 1e-5  # lower bound of the input, as in pydensecrf's unary_from_softmax
@@ -122,7 +123,10 @@ class DenseCRF(nn.Module):
         Raises:
             ValueError: The image has another size, there are not ``num_classes`` classes, or ``num_classes`` is not given for a
                 learnable one.
+            UserError: The image is not RGB.
         """
+        if image.shape[1] != 3:
+            raise UserError(f"a dense CRF compares colors (RGB), but images have {image.shape[1]} channels: leave the CRF out")
         if self.learnable and self.num_classes is None:
             raise ValueError("DenseCRF: a learnable CRF has parameters for each class: give num_classes too")
         count, classes, *size = probabilities.shape

@@ -34,22 +34,26 @@ class Chain:
             check_fill(transform)
 
     def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[Tensor, Tensor]:
-        """Return the transformed image (uint8) and mask.
+        """Return the transformed image and mask. Images of 16 bits are floats: the transforms get them as 0 to 1.
 
         Raises:
             UserError: A transform does not return an image and a mask of equal size, or interpolates the mask.
         """
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask)
+        deep = image.is_floating_point()
+        image = tv_tensors.Image(image / 255) if deep else image
         for transform in self.transforms:
             shift = self.ignore_index if isinstance(transform, v2.Transform) else 0
             before = mask - shift  # modulo 256, since masks are uint8
-            image, moved = self.require_pair(transform, transform(image, tv_tensors.Mask(before)))
+            image, moved = self.require_pair(transform, transform(image, tv_tensors.Mask(before)), image.dtype)
             mask = tv_tensors.Mask(moved + shift)
             self.require_same_values(transform, before, moved, 0 if shift else self.ignore_index)
-        return image, mask
+        return image * 255 if deep else image, mask
 
-    def require_pair(self, transform: Callable[..., Any], result: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def require_pair(
+        self, transform: Callable[..., Any], result: Any, dtype: torch.dtype  # noqa: ANN401
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Return an image and a mask; raise UserError if a transform returned anything else."""
         if not (isinstance(result, tuple | list) and len(result) == 2 and all(isinstance(part, Tensor) for part in result)):
             raise UserError(f"data.transforms: {name_transform(transform)} does not return an image and a mask")
@@ -59,10 +63,10 @@ class Chain:
             raise UserError(
                 f"data.transforms: {name_transform(transform)} returns {shapes}: both must have one height and width"
             )
-        if image.dtype != torch.uint8 or mask.dtype != torch.uint8:
+        if image.dtype != dtype or mask.dtype != torch.uint8:
             raise UserError(
                 f"data.transforms: {name_transform(transform)} returns an image of {image.dtype} and a mask of {mask.dtype}: "
-                "both must stay uint8, since the network normalizes images itself"
+                "both must keep their type, since the network normalizes images itself"
             )
         return image, mask
 

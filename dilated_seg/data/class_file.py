@@ -15,7 +15,7 @@ from dilated_seg.data.masks import MaskReader, make_table, read_colors, read_mas
 from dilated_seg.errors import UserError, format_error
 
 NAME = "classes.yaml"
-KEYS = ("classes", "values", "colors", "ignore", "palette", "images", "masks")
+KEYS = ("classes", "values", "colors", "ignore", "palette", "images", "masks", "channels")
 MAX_CLASSES = 255  # class ids are bytes, and 255 is the ignore index
 Color = tuple[int, int, int]
 
@@ -31,6 +31,7 @@ class ClassFile:
         colors: The class id of each color, 255 if it is ignored; None if masks have values.
         palette: The stated color of each class; empty if there is none.
         layouts: The possible layouts of images and masks.
+        channels: The number of channels of the images.
     """
 
     path: str
@@ -39,6 +40,7 @@ class ClassFile:
     colors: Mapping[Color, int] | None
     palette: tuple[Color, ...]
     layouts: tuple[Layout, ...]
+    channels: int = 3
 
     @property
     def mask_reader(self) -> MaskReader:
@@ -81,7 +83,7 @@ def read_classes(root: str) -> ClassFile:
         else:
             values = read_value_map(content, as_text.get("values"), names)
         palette = read_palette(content.get("palette"), names, colors)
-        return ClassFile(path, names, values, colors, palette, read_layouts(content))
+        return ClassFile(path, names, values, colors, palette, read_layouts(content), read_channels(content))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -202,6 +204,14 @@ def read_layouts(content: Mapping[str, Any]) -> tuple[Layout, ...]:
                 "images: '{split}/rgb/{name}' and masks: '{split}/truth/{name}_mask'"
             )
     return (Layout(str(paths[0]), str(paths[1])),)
+
+
+def read_channels(content: Mapping[str, Any]) -> int:
+    """Return the stated number of channels of images, or 3; raise UserError if it is not a number above 0."""
+    channels = content.get("channels", 3)
+    if type(channels) is not int or channels < 1:
+        raise UserError(f"channels is {channels}: give the number of channels of the images, such as 1 for gray images")
+    return channels
 
 
 def is_color(value: Any) -> bool:  # noqa: ANN401 - from YAML

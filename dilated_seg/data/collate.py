@@ -1,12 +1,13 @@
 """Load the images of a split, augment them and stack them to batches, in any process."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from dilated_seg.data.samplers import Key, fix_seed, mix_seeds
@@ -56,6 +57,22 @@ class Images(Dataset[dict[str, Any]]):
             except UserError as problem:
                 problems.append(str(problem))
         raise UserError(f"no image of the training split can be read: {problems[0]}")
+
+
+class TimedLoader(DataLoader[Any]):
+    """A DataLoader that adds up the seconds in ``waited`` for which its caller waits for batches."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # DataLoader states its own iterator
+        batches, end = super().__iter__(), object()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, end)
+            self.waited += time.perf_counter() - start
+            if batch is end:
+                return
+            yield batch
 
 
 def stack(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dilated_seg.data.arguments import collect_arguments
 from dilated_seg.data.chain import Chain
 from dilated_seg.data.checks import LabelCounts, require_labels, warn_of_other_count
-from dilated_seg.data.collate import Images, pad, stack
+from dilated_seg.data.collate import Images, TimedLoader, pad, stack
 from dilated_seg.data.masks import MaskReader
 from dilated_seg.data.pairs import Pairs, find_masks_as_stored
 from dilated_seg.data.prepared import open_prepared
@@ -53,6 +53,7 @@ class SegmentationDataModule(LightningDataModule):
     classes: Sequence[str]
     palette: Sequence[tuple[int, int, int]]
     ignore_index = 255
+    in_channels: int = 3  # of images: RGB
 
     root: str | None = None  # the directory or URL of a stored dataset
     variable: ClassVar[str] = ""  # the environment variable of the root, if ``root`` is None
@@ -216,7 +217,7 @@ class SegmentationDataModule(LightningDataModule):
         return self._loader(Images(split), EvaluationOrder(len(split), self.eval_batch_size, rank, self._world), pad)
 
     def _loader(self, images: Dataset[Any], order: Sampler[list[Key]], collate: Callable[..., Any]) -> DataLoader[Any]:
-        return DataLoader(
+        return TimedLoader(
             images,
             batch_sampler=order,
             num_workers=self.num_workers,

@@ -78,10 +78,9 @@ def convert_to_rgb(image: Image.Image, name: str = "the image", upright: bool = 
     Raises:
         UserError: The image has more than 8 bits per channel, of a range that Pillow does not scale to 8 bits.
     """
-    deep = any(";16" in str(args) for *_, args in getattr(image, "tile", ()))  # Pillow drops the lower 8 of 16 bits of colors
-    with suppress(Exception):  # damaged EXIF raises any error: the image is then used as stored
-        if upright:
-            ImageOps.exif_transpose(image, in_place=True)
+    deep = is_deep(image)
+    if upright:
+        apply_exif(image)
     if image.mode == "F" or image.mode.startswith("I"):
         raise UserError(f"{name} has mode {image.mode}, more than 8 bits a pixel: {TO_8_BITS}")
     rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -89,6 +88,17 @@ def convert_to_rgb(image: Image.Image, name: str = "the image", upright: bool = 
     if deep and 0 < (highest := max(content)) < MIN_BRIGHTNESS:
         raise UserError(f"{name} holds 16-bit values up to about {256 * highest:,}, which is nearly black: {TO_8_BITS}")
     return make_tensor(content, rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image that is not decoded yet has 16 bits a channel; Pillow drops the lower 8 of colors."""
+    return any(";16" in str(args) for *_, args in getattr(image, "tile", ()))
+
+
+def apply_exif(image: Image.Image) -> None:
+    """Turn an image upright, as its EXIF says; if that is damaged, the image stays as stored."""
+    with suppress(Exception):  # damaged EXIF raises any error
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def make_tensor(content: bytearray, *shape: int) -> Tensor:
@@ -104,7 +114,7 @@ def decode_image(path: Source, use: Callable[[Image.Image], T]) -> T:
     """
     try:
         with lift_pixel_limit(), path.open("rb") as file, Image.open(file) as image:
-            check_pixels(path, image)
+            check_pixels(path, image.width, image.height)
             return use(image)
     except UnidentifiedImageError:
         raise UserError(f"{path} cannot be read as an image (no format that Pillow knows): replace the file") from None
@@ -132,11 +142,11 @@ def explain_unreadable(path: Source, error: BaseException, kind: str) -> UserErr
     return problem or UserError(f"{path} cannot be read as {kind} ({format_error(error)}): replace the file")
 
 
-def check_pixels(path: Source, image: Image.Image) -> None:
+def check_pixels(path: Source, width: int, height: int) -> None:
     """Raise UserError if an image that is not decoded yet has more pixels than ``DILATED_SEG_MAX_PIXELS``."""
-    if image.width * image.height > get_max_pixels():
+    if width * height > get_max_pixels():
         raise UserError(
-            f"{path} has {image.height} x {image.width} pixels, more than the limit: if that is intended, set the environment "
+            f"{path} has {height} x {width} pixels, more than the limit: if that is intended, set the environment "
             f"variable {MAX_PIXELS}"
         )
 

@@ -31,6 +31,7 @@ class Folder(SegmentationDataModule):
         palette: [[0, 0, 0], [128, 64, 128], [0, 0, 142]]   # optional: for plots
         images: '{split}/rgb/{name}'                        # optional: paths of the files, if the layout is not a known one
         masks: '{split}/truth/{name}_mask'
+        channels: 4                                         # optional: of images as stored; 3 by default, RGB of 8 bits
 
     A split without masks can be predicted, not evaluated.
 
@@ -62,7 +63,7 @@ class Folder(SegmentationDataModule):
         self.root, self.mask_orientation = root, mask_orientation
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.class_file = read_classes(root)
-        self.classes = self.class_file.classes
+        self.classes, self.in_channels = self.class_file.classes, self.class_file.channels
         self.palette = self.class_file.palette or make_colors(len(self.classes))
 
     def split(self, name: str) -> Pairs:
@@ -80,7 +81,7 @@ class Folder(SegmentationDataModule):
             pairs, expected = self.pool
             drawn = draw_names([pair[0] for pair in pairs], self.val_fraction, self.split_seed)
             pairs = [pair for pair in pairs if (pair[0] in drawn) == (name == "val")]
-        return Pairs(pairs, self.mask_reader, expected)
+        return Pairs(pairs, self.mask_reader, expected, self.in_channels)
 
     @cached_property
     def pool(self) -> tuple[list[Pair], str]:

@@ -3,8 +3,9 @@
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from dilated_seg.data.bands import TIFF, read_tiff_size
 from dilated_seg.data.directories import MASK_SUFFIXES
 from dilated_seg.data.masks import ID_MODES, MaskReader
 from dilated_seg.data.orientation import SIDEWAYS, read_orientation
@@ -14,8 +15,10 @@ Size = tuple[int, int]  # width, height
 Headers = tuple[Size, int, Size | None]  # an image's size as stored, its orientation, its mask's size
 
 
-def read_header(path: Path) -> tuple[Size, str, int]:
+def read_header(path: Path, in_channels: int = 3) -> tuple[Size, str, int]:
     """Return an image file's width and height as stored, its mode in Pillow, and its EXIF orientation, 1 if it has none.
+
+    A TIFF that Pillow does not know, as there are with other ``in_channels`` than 3, has no mode.
 
     Raises:
         UserError: The file cannot be read.
@@ -24,16 +27,22 @@ def read_header(path: Path) -> tuple[Size, str, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return image.size, image.mode, read_orientation(image)
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace the file") from None
+        tiff = isinstance(error, UnidentifiedImageError) and path.suffix.lower() in TIFF
+        if tiff and in_channels != 3:
+            return read_tiff_size(path), "", 1
+        remedy = ", or state its channels, such as channels: 4 in classes.yaml" if tiff else ""
+        raise UserError(f"{path} cannot be read as an image ({error}): replace the file{remedy}") from None
 
 
-def read_headers(image: Path, mask: Path | None, mask_reader: MaskReader, modes: dict[str, bool]) -> Headers | str:
+def read_headers(
+    image: Path, mask: Path | None, mask_reader: MaskReader, modes: dict[str, bool], in_channels: int = 3
+) -> Headers | str:
     """Return an image's size as stored, its orientation, and its mask's size; or why they cannot be read.
 
     ``mask_reader`` is tried with the first mask of each mode; ``modes`` stores whether it accepts the mode.
     """
     try:
-        size, _, orientation = read_header(image)
+        size, _, orientation = read_header(image, in_channels)
         if mask is None or mask.suffix.lower() not in MASK_SUFFIXES:  # SBD's masks have no such header
             return size, orientation, None
         mask_size, mode, _ = read_header(mask)

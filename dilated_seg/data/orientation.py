@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dilated_seg.data.decode import Source, lift_pixel_limit
@@ -33,7 +33,8 @@ def read_orientation(image: Image.Image) -> int:
 
 def apply_exif_orientation(mask: Tensor, image: Source) -> Tensor:
     """Return a mask (H, W) that is stored as its image's file, transposed as the image's EXIF demands."""
-    with lift_pixel_limit(), image.open("rb") as file, Image.open(file) as header:
+    method = None
+    with suppress(UnidentifiedImageError), lift_pixel_limit(), image.open("rb") as file, Image.open(file) as header:
         method = TURNS.get(read_orientation(header))
     return mask if method is None else torch.from_numpy(np.array(Image.fromarray(mask.numpy()).transpose(method)))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dilated_seg.data.bands import read_bands
 from dilated_seg.data.decode import Source, read_image
 from dilated_seg.data.directories import check_no_problems
 from dilated_seg.data.headers import Headers, find_size_problem, read_headers
@@ -33,6 +34,7 @@ class Pairs(Split):
         pairs: Name, file and mask's file of each image; None in place of a missing mask, as for test images.
         mask_reader: Reads a mask's file as class ids (H, W).
         expected: If images have no masks, a clause for messages that names the expected files.
+        in_channels: Channels of the images: 3 for RGB, or as they are stored; see `bands.read_bands`.
 
     Raises:
         UserError: Two images have one name.
@@ -40,8 +42,8 @@ class Pairs(Split):
 
     countable = True
 
-    def __init__(self, pairs: Sequence[Pair], mask_reader: MaskReader, expected: str = "") -> None:
-        self.pairs, self.mask_reader, self.expected = list(pairs), mask_reader, expected
+    def __init__(self, pairs: Sequence[Pair], mask_reader: MaskReader, expected: str = "", in_channels: int = 3) -> None:
+        self.pairs, self.mask_reader, self.expected, self.in_channels = list(pairs), mask_reader, expected, in_channels
         self.as_stored: bool | None = None  # whether masks are stored as their images' files; None: infer it from the sizes
         self.labelled = all(mask for *_, mask in self.pairs)
         counts = Counter(name for name, *_ in self.pairs)
@@ -72,13 +74,13 @@ class Pairs(Split):
     def headers(self) -> list[Headers | str]:
         """The headers of each image and its mask, or the reason why they cannot be read."""
         modes: dict[str, bool] = {}
-        return [read_headers(image, mask, self.mask_reader, modes) for _, image, mask in self.pairs]
+        return [read_headers(image, mask, self.mask_reader, modes, self.in_channels) for _, image, mask in self.pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        return read_pair(*self.pairs[index], self.mask_reader, self.as_stored)
+        return read_pair(*self.pairs[index], self.mask_reader, self.as_stored, self.in_channels)
 
     def read_mask(self, index: int) -> Tensor:
         """Return the mask of an image (H, W), without decoding the image."""
@@ -90,7 +92,14 @@ class Pairs(Split):
         return sum(mask is not None for *_, mask in self.pairs)
 
 
-def read_pair(name: str, image: Source, mask: Source | None, mask_reader: MaskReader, as_stored: bool | None = None) -> Sample:
+def read_pair(
+    name: str,
+    image: Source,
+    mask: Source | None,
+    mask_reader: MaskReader,
+    as_stored: bool | None = None,
+    in_channels: int = 3,
+) -> Sample:
     """Return an image and its mask; without a mask's file, a mask that is ignored everywhere.
 
     Args:
@@ -99,11 +108,12 @@ def read_pair(name: str, image: Source, mask: Source | None, mask_reader: MaskRe
         mask: The mask's file, if there is one.
         mask_reader: Reads a mask's file as class ids (H, W).
         as_stored: Whether EXIF applies to the mask too; None: only if that gives it the image's size.
+        in_channels: Channels of the image; see `Pairs`.
 
     Raises:
         UserError: A file is missing or damaged, a mask holds a value that is not a class, or the two differ in size.
     """
-    pixels = read_image(image)
+    pixels = read_image(image) if in_channels == 3 else read_bands(image, in_channels)
     ids = mask_reader(mask) if mask else torch.full(pixels.shape[1:], 255, dtype=torch.uint8)
     if mask and (as_stored or (as_stored is None and ids.shape != pixels.shape[1:])):
         ids = apply_exif_orientation(ids, image)

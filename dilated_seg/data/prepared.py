@@ -24,7 +24,7 @@ def open_prepared(dataset: "SegmentationDataModule", name: str) -> Shards | None
             raise UserError(f"{root} holds no shards to stream: make them with dilated-seg prepare, or remove data.streaming")
         return None
     check_prepared(dataset, root, record, name)
-    shards = Shards(root, record, name, dataset.mask_reader, dataset.streaming)
+    shards = Shards(root, record, name, dataset.mask_reader, dataset.streaming, dataset.in_channels)
     prepared = record.get("mask_orientation", dataset.mask_orientation)
     shards.as_stored = {"auto": None, "upright": False, "as_stored": True}[prepared]
     return shards

@@ -31,12 +31,15 @@ class Shards(Split):
         name: The name of the split.
         mask_reader: Converts a mask's file to class ids; not used for a raw store, which contains class ids.
         streaming: Read row groups on demand, from a disk or URL, instead of mapping the shards into memory.
+        in_channels: Channels of the images; see `pairs.Pairs`.
 
     Raises:
         UserError: There is no such split, or a shard is missing or damaged.
     """
 
-    def __init__(self, root: str, record: dict[str, Any], name: str, mask_reader: MaskReader, streaming: bool) -> None:
+    def __init__(
+        self, root: str, record: dict[str, Any], name: str, mask_reader: MaskReader, streaming: bool, in_channels: int = 3
+    ) -> None:
         if name not in record["splits"]:
             raise UserError(f"{root} has no split '{name}', only {', '.join(record['splits'])}: prepare it as well")
         self.labelled = record["splits"][name]["labelled"]
@@ -47,7 +50,7 @@ class Shards(Split):
         self.mask_reader, self.raw = mask_reader, record["store"] == "raw"
         self.entries = manifest.list_shards(record, name)
         self.paths = [storage.join(root, entry["file"]) for entry in self.entries]
-        self.streaming = streaming
+        self.streaming, self.in_channels = streaming, in_channels
         if self.raw and (streaming or storage.is_url(root)):
             remedy = "to stream it, prepare it with --store files"
             raise UserError(f"{root} is a raw store, which can only be mapped into memory: {remedy}")
@@ -71,7 +74,8 @@ class Shards(Split):
             return self.read_raw(row)
         cells = (row["image"][0], row["label"][0])
         image, mask = (Stored(path, cell["path"].as_py(), cell["bytes"].as_py()) for cell in cells)
-        return read_pair(row["id"][0].as_py(), image, mask if mask.name else None, self.mask_reader, self.as_stored)
+        label = mask if mask.name else None
+        return read_pair(row["id"][0].as_py(), image, label, self.mask_reader, self.as_stored, self.in_channels)
 
     @staticmethod
     def read_raw(row: pa.Table) -> Sample:

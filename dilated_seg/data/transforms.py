@@ -28,7 +28,7 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
         scale: Range of the factor, drawn uniformly, by which images are resized before cropping.
         flip: Whether to mirror half of the images left to right.
         rotate: Largest angle in degrees, to either side.
-        jitter: Largest relative change of brightness, contrast and saturation.
+        jitter: Largest relative change of brightness, contrast and, of RGB images, saturation.
         cat_max_ratio: A crop is drawn again, at most ten times, while one class has at least this share of its labelled
             pixels; 1 accepts every crop. MMSegmentation uses 0.75.
         rare_classes: Ids of the classes of ``rare_share``.
@@ -64,18 +64,57 @@ class ScaleAndCrop(v2.Compose):  # type: ignore[misc] # torchvision has no types
         if flip:
             steps.append(v2.RandomHorizontalFlip())
         if rotate:
-            fill = {tv_tensors.Image: list(GREY), tv_tensors.Mask: ignore_index}
-            steps.append(v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill))
+            steps.append(Rotation(rotate, ignore_index))
         if jitter:
-            steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+            steps.append(Jitter(brightness=jitter, contrast=jitter, saturation=jitter))
         super().__init__(steps)
+
+
+class Rotation(v2.RandomRotation):  # type: ignore[misc] # torchvision has no types
+    """Rotate image and mask by an angle drawn uniformly; what comes in from outside is padding.
+
+    Args:
+        degrees: The largest angle, to either side.
+        ignore_index: Mask value of the padding.
+    """
+
+    def __init__(self, degrees: float, ignore_index: int) -> None:
+        super().__init__(degrees)
+        self.ignore_index = ignore_index
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
+        """Interpolate an image bilinearly, a mask by the nearest neighbor."""
+        fill = self.ignore_index if isinstance(inpt, tv_tensors.Mask) else find_fill(inpt)
+        return v2.functional.rotate(inpt, **params, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+
+
+class Jitter(v2.ColorJitter):  # type: ignore[misc] # torchvision has no types
+    """torchvision's jitter of color for RGB; of other images, brightness and contrast of all channels together."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
+        """Change an image by factors of brightness and contrast, and of saturation if it is RGB."""
+        if isinstance(inpt, tv_tensors.Mask) or inpt.shape[-3] == 3:
+            return super().transform(inpt, params)
+        pixels = inpt.float() * params["brightness_factor"]
+        pixels = pixels.mean() + params["contrast_factor"] * (pixels - pixels.mean())
+        pixels = pixels.clamp(0, 255)
+        return tv_tensors.Image(pixels.round().to(torch.uint8) if inpt.dtype == torch.uint8 else pixels)
+
+
+def find_fill(image: Tensor) -> list[float]:
+    """Return the padding of an image: `GREY` for RGB, otherwise the mean of each of its channels."""
+    if len(image) == 3:
+        return list(GREY)
+    means = image.float().mean((-2, -1))
+    return (means.round() if image.dtype == torch.uint8 else means).tolist()
 
 
 class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no types
     """Resize image and mask by a factor drawn uniformly from a range, and crop the result at random.
 
     Only the part in the crop is resized. A resized image that is smaller than the crop gets a random position in it; the
-    padding is gray and ignored. v2.ScaleJitter with v2.RandomCrop would resize the whole image and shift masks by half a pixel.
+    padding is gray (see `find_fill`) and ignored. v2.ScaleJitter with v2.RandomCrop would resize the whole image and shift
+    masks by half a pixel.
 
     Args:
         scale: Range of the factor.
@@ -145,12 +184,13 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc] # torchvision has no
             if mask:
                 part = tv_tensors.Mask(F.interpolate(part[None, None], params["size"], mode="nearest-exact")[0, 0])
             elif params["size"] == [1, 1]:  # torch 2.15's kernel for bytes fails on one pixel
-                part = tv_tensors.Image(part.float().mean((-2, -1), keepdim=True).round().to(torch.uint8))
+                mean = part.float().mean((-2, -1), keepdim=True)
+                part = tv_tensors.Image(mean.round().to(torch.uint8) if part.dtype == torch.uint8 else mean)
             else:
                 part = v2.functional.resize(part, params["size"], antialias=True)
         if not any(params["border"]):
             return part
-        return v2.functional.pad(part, params["border"], fill=self.ignore_index if mask else list(GREY))
+        return v2.functional.pad(part, params["border"], fill=self.ignore_index if mask else find_fill(inpt))
 
 
 def draw_side(side: int, factor: float, crop: int | None, pixel: int | None = None) -> tuple[int, int, int, int, int]:

@@ -25,8 +25,9 @@ def compare(plain: nn.Module, run: Callable[[Tensor], Tensor], sizes: tuple[Size
     """
     allowed = MOVED if any(isinstance(layer, nn.MaxUnpool2d) for layer in plain.modules()) else 0.0
     checked, tied, moved, pixels = [], 0, 0, 0
+    channels = next((len(buffer) for name, buffer in plain.named_buffers() if name == "mean"), 3)
     for size in sizes:
-        image = create_images(*size)
+        image = create_images(*size, channels)
         try:
             with torch.no_grad():
                 ours = plain(image)
@@ -64,8 +65,9 @@ def run_program(run: Callable[[Tensor], Tensor], image: Tensor, shape: torch.Siz
     return logits
 
 
-def create_images(batch: int, height: int, width: int) -> Tensor:
-    """Return uint8 images (B, 3, H, W) with areas of color and noise, the same at every call."""
+def create_images(batch: int, height: int, width: int, channels: int = 3) -> Tensor:
+    """Return images (B, C, H, W) with areas of color and noise, the same at every call: uint8 RGB, others in float32."""
     random = torch.Generator().manual_seed(0)
-    areas = F.interpolate(torch.rand(batch, 3, 5, 7, generator=random), (height, width), mode="bilinear")
-    return (200 * areas + 55 * torch.rand(batch, 3, height, width, generator=random)).to(torch.uint8)
+    areas = F.interpolate(torch.rand(batch, channels, 5, 7, generator=random), (height, width), mode="bilinear")
+    images = 200 * areas + 55 * torch.rand(batch, channels, height, width, generator=random)
+    return images.to(torch.uint8) if channels == 3 else images

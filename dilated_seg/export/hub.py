@@ -26,16 +26,24 @@ if TYPE_CHECKING:
 
 USE = """\
 ```python
-import numpy as np, torch
-from PIL import Image
+import torch
+{imports}
 from dilated_seg.inference import load
 
 segmenter = load("{name}")  # this directory, or OWNER/NAME at the Hub
-image = torch.from_numpy(np.array(Image.open("image.jpg").convert("RGB"))).permute(2, 0, 1)[None]
+image = {image}[None]
 with torch.no_grad():
     ids = segmenter(image).argmax(1)[0]  # class ids; segmenter.classes and segmenter.palette name and color them
 ```
 """
+
+
+# How the example reads an image: of RGB, and of other channels.
+READ_RGB = (
+    "import numpy as np\nfrom PIL import Image",
+    'torch.from_numpy(np.array(Image.open("image.jpg").convert("RGB"))).permute(2, 0, 1)',
+)
+READ_BANDS = ("from pathlib import Path\nfrom dilated_seg.data.bands import read_bands", 'read_bands(Path("image.tif"), {})')
 
 
 def save(segmenter: Segmenter, directory: Path, licence: str | None = None) -> None:
@@ -115,7 +123,9 @@ def format_card(segmenter: Segmenter, name: str, licence: str | None = None) -> 
         license=licence, library_name="dilated_seg", pipeline_tag="image-segmentation", tags=["semantic-segmentation"],
         model_name=" ".join(name.split()), eval_results=results or None,
     )  # fmt: skip
-    use = USE.format(name=name.replace("\\", "/").replace('"', "'"))
+    channels = len(segmenter.mean)
+    imports, image = READ_RGB if channels == 3 else (READ_BANDS[0], READ_BANDS[1].format(channels))
+    use = USE.format(name=name.replace("\\", "/").replace('"', "'"), imports=imports, image=image)
     return "\n".join(["---", header.to_yaml(), "---", "", f"# {escape(name)}", "", *format_body(segmenter, licence), "", use])
 
 
@@ -148,7 +158,9 @@ def format_body(segmenter: Segmenter, licence: str | None) -> Iterator[str]:
     if segmenter.crf:
         learned = ", its weights and compatibility learned with the network (CRF-RNN)" if segmenter.crf.learnable else ""
         yield f"Its probabilities are refined by a {segmenter.crf}{learned}."
-    yield "It maps plain RGB (0 to 255), of any size that the network accepts, to logits; normalization is part of it."
+    channels = len(segmenter.mean)
+    kind = "plain RGB (0 to 255)" if channels == 3 else f"images of {channels} channels (0 to 255; 16-bit values / 257)"
+    yield f"It maps {kind}, of any size that the network accepts, to logits; normalization is part of it."
     yield ""
     if "checkpoint" in facts:
         yield f"From `{facts['checkpoint']}`, step {facts['step']}, SHA-256 `{facts['sha256']}`; written at commit {commit()}."

@@ -1,8 +1,8 @@
 """Export a trained network as ONNX or torch.export's pt2, for programs without this package, or as a directory for the Hub.
 
 A file maps ``image``, plain RGB (B, 3, H, W) in uint8, to ``logits`` (B, C, H, W) in float32: normalization is part of it,
-softmax and argmax are not. B, H and W are free unless a size is given. Every file is loaded and its labels are compared with
-torch's before it replaces ``--out``.
+softmax and argmax are not. Images of other than three channels are float32, 0 to 255. B, H and W are free unless a size is
+given. Every file is loaded and its labels are compared with torch's before it replaces ``--out``.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def export_network(
         raise UserError(f"--out {out}: cannot write it: {error.strerror or error}") from error
     height, width = size or ("H", "W")
     channels = len(segmenter.classes)
-    print(f"image: uint8 RGB (B, 3, {height}, {width}); logits: float32 (B, {channels}, {height}, {width})")
+    print(f"{describe_input(segmenter, height, width)}; logits: float32 (B, {channels}, {height}, {width})")
     print(f"{agreement}\nwritten: {path} ({path.stat().st_size / 1e6:,.1f} MB)")
 
 
@@ -128,7 +128,7 @@ def trace(plain: Plain, size: tuple[int, int] | None = None) -> ExportedProgram:
     axes = {0: Dim.DYNAMIC} if size else {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     failed: Exception | None = None
     for example in [(2, *size)] if size else TRACED:
-        image = create_images(*example)
+        image = create_images(*example, len(plain.mean))
         try:
             with silence_exporters(), torch.no_grad(), trace_with_free_sizes():
                 plain(image)
@@ -176,11 +176,17 @@ def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 
 
+def describe_input(segmenter: Segmenter, height: int | str = "H", width: int | str = "W") -> str:
+    """Return type and shape of a program's images: bytes of RGB, or floats of other channels, which may have had 16 bits."""
+    channels = len(segmenter.mean)
+    return f"image: {'uint8 RGB' if channels == 3 else 'float32'} (B, {channels}, {height}, {width})"
+
+
 def describe_segmenter(segmenter: Segmenter) -> dict[str, Any]:
     """Return the description of a file, for ONNX's metadata and a .pt2's extra file."""
     kept: dict[str, Any] = {key: segmenter.facts[key] for key in ("checkpoint", "sha256", "step") if key in segmenter.facts}
     return {
-        "input": "image: uint8 RGB (B, 3, H, W), 0 to 255",
+        "input": f"{describe_input(segmenter)}, 0 to 255",
         "output": "logits: float32 (B, classes, H, W); the highest is the class",
         "classes": segmenter.classes, "palette": segmenter.palette, "ignore_index": segmenter.ignore_index,
         "submitted": segmenter.submitted, "dataset": segmenter.dataset, "net": segmenter.built, **kept, "commit": commit(),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dilated_seg import tensors
 from dilated_seg.crf import DenseCRF
+from dilated_seg.data.bands import blend, read_bands, split_bands
 from dilated_seg.data.decode import convert_to_rgb, read_image
 from dilated_seg.data.masks import paint_mask
 from dilated_seg.errors import UserError, format_error
@@ -25,7 +26,7 @@ class Segmentation:
     """The segmentation of an image.
 
     Args:
-        image: RGB, uint8 (3, H, W).
+        image: The image (3, H, W), 0 to 255: uint8 RGB, or as the network was trained on.
         ids: Class ids, uint8 (H, W).
         classes: Class names.
         palette: A color per class.
@@ -46,7 +47,7 @@ class Segmentation:
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """Return the classes' colors blended with the image."""
-        return Image.blend(Image.fromarray(self.image.permute(1, 2, 0).numpy()), self.mask().convert("RGB"), opacity)
+        return blend(self.image, self.mask(), opacity)
 
     def shares(self) -> dict[str, float]:
         """Return the fraction of pixels of each class that occurs, largest first."""
@@ -72,7 +73,8 @@ def segment_image(
 
     Args:
         model: The model that `dilated_seg.inference.load.load` returns.
-        image: A file of any mode, to which its EXIF orientation is applied; a Pillow image; or uint8 RGB (3, H, W).
+        image: A file of any mode, to which its EXIF orientation is applied; a Pillow image; or uint8 RGB (3, H, W). Images of a
+            network with other channels are read as `data.bands.read_bands` does, or are (C, H, W), 0 to 255, uint8 or float32.
         inference: The strategy; by default FullImage, or Tiles above 4 megapixels.
         crf: Refines the probabilities.
         probabilities: Whether to return the probabilities too, which need memory for all classes.
@@ -80,9 +82,11 @@ def segment_image(
     Raises:
         UserError: The image cannot be read, or the network cannot process it.
     """
-    pixels = open_image(image)
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != torch.uint8 or not pixels.numel():
-        raise UserError(f"an image must be uint8 RGB (3, height, width), not {pixels.dtype} {tuple(pixels.shape)}")
+    channels = len(model.mean)
+    pixels = open_image(image, channels)
+    dtypes, kind = ((torch.uint8,), "uint8 RGB") if channels == 3 else ((torch.uint8, torch.float32), "uint8 or float32")
+    if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.dtype not in dtypes or not pixels.numel():
+        raise UserError(f"an image must be {kind} ({channels}, height, width), not {pixels.dtype} {tuple(pixels.shape)}")
     inference = inference or (Tiles() if pixels[0].numel() > LARGE else FullImage())
     protocol = f"{inference}, then {crf}" if crf else str(inference)
     result: Tensor | None = None
@@ -98,8 +102,8 @@ def segment_image(
     return Segmentation(pixels, ids.cpu(), model.classes, model.palette, protocol, kept)
 
 
-def open_image(image: str | Path | Image.Image | Tensor) -> Tensor:
-    """Return a file or a Pillow image as RGB, uint8 (3, H, W); a tensor unchanged.
+def open_image(image: str | Path | Image.Image | Tensor, channels: int = 3) -> Tensor:
+    """Return a file or a Pillow image as RGB, uint8 (3, H, W), or with other ``channels`` as stored; a tensor unchanged.
 
     Raises:
         UserError: The image is missing or damaged.
@@ -108,11 +112,11 @@ def open_image(image: str | Path | Image.Image | Tensor) -> Tensor:
         return image
     if isinstance(image, Image.Image):
         try:
-            return convert_to_rgb(image.copy())
+            return convert_to_rgb(image.copy()) if channels == 3 else split_bands(image.copy())
         except UserError:
             raise
         except Exception as error:  # every format raises its own for damaged files
             raise UserError(f"Pillow cannot read this image: {format_error(error)}") from error
     if not Path(image).is_file():
         raise UserError(f"{image} is not a file" if Path(image).exists() else f"there is no image {image}")
-    return read_image(Path(image))
+    return read_image(Path(image)) if channels == 3 else read_bands(Path(image), channels)

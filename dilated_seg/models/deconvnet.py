@@ -26,7 +26,7 @@ from dilated_seg.models.layers import (
     use_caffe_batch_norm,
 )
 from dilated_seg.models.release import ILSVRC_MEAN, PublishedNames, Release
-from dilated_seg.tensors import Image, Logits
+from dilated_seg.tensors import Logits, Planes
 
 # Table 2, lower half: channels of each deconvolution, stage 5 to 1.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64, 64))
@@ -42,6 +42,7 @@ class DeconvNet(nn.Module):
         form: The released layers, or the same with padding for any size; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         fc_channels: Channels of fc6 and fc7, before ``width``; the published weights have 4096.
+        in_channels: Channels of the image.
     """
 
     output_stride = 1
@@ -58,11 +59,14 @@ class DeconvNet(nn.Module):
         width: float = 1.0,
         *,
         fc_channels: int = vgg.FC,
+        in_channels: int = 3,
     ) -> None:
         check_arguments(DeconvNet, locals())
         super().__init__()
+        self.in_channels = in_channels
         padding, self.smallest = (0, SMALLEST) if form == "authors" else (3, 1)
-        self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="bn{}")
+        pool = partial(vgg.pool2x2, return_indices=True)
+        self.encoder = vgg.Encoder(width, pool=pool, batch_norm="bn{}", in_channels=in_channels)
         pool5, fc = self.encoder.channels[4], scale_channels(fc_channels, width)
         self.bottleneck = nn.Sequential(
             conv_relu("fc6", pool5, fc, 7, batch_norm="bnfc6", padding=padding)
@@ -70,17 +74,17 @@ class DeconvNet(nn.Module):
             | conv_relu("fc6-deconv", fc, pool5, 7, batch_norm="fc6-deconv-bn", deconvolution=True, padding=padding)
         )
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
-        in_channels = pool5
+        inputs = pool5
         for stage, row in zip((5, 4, 3, 2, 1), DECODER, strict=True):
             self.unpools[f"unpool{stage}"] = Unpool()
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for i, channels in enumerate(row, start=1):
                 out_channels, number = scale_channels(channels, width), f"{stage}_{i}"
                 norm = f"debn{number}"
-                layers |= conv_relu(f"deconv{number}", in_channels, out_channels, batch_norm=norm, deconvolution=True)
-                in_channels = out_channels
+                layers |= conv_relu(f"deconv{number}", inputs, out_channels, batch_norm=norm, deconvolution=True)
+                inputs = out_channels
             self.decoder.append(nn.Sequential(layers))
-        self.score = nn.Conv2d(in_channels, num_classes, 1)  # seg-score-voc in the release
+        self.score = nn.Conv2d(inputs, num_classes, 1)  # seg-score-voc in the release
         initialize(self)
         if form == "authors":
             use_caffe_batch_norm(self)
@@ -88,7 +92,7 @@ class DeconvNet(nn.Module):
                 if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:
                     nn.init.normal_(layer.get_parameter("weight"), std=0.01)
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         check_size(image, self.smallest, "DeconvNet in its authors' form")
         maps, pool_indices = image, []
         for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):

@@ -21,7 +21,7 @@ from dilated_seg.models import timm_encoder, vgg
 from dilated_seg.models.layers import build_dropout, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.models.upsampling import Upsampling, build_upsampling
-from dilated_seg.tensors import Image, Logits, Maps
+from dilated_seg.tensors import Logits, Maps, Planes
 
 # Section 3.1: the last two poolings keep the size, and stage 5 is dilated instead; so is fc6, over fewer taps.
 #                 1  2  3  4  5
@@ -54,6 +54,7 @@ class DeepLabV1(nn.Module):
         pool5a: Whether an average pooling (3 x 3, stride 1) follows pool5, as in the release.
         fc6_dilation: Dilation of fc6, whose kernel is 3 x 3. LargeFOV has 12; Table 2 compares it with kernels of 7 x 7 with
             dilation 4 and of 4 x 4 with 4 and 8, and DeepLab v2 (2016) combines 6, 12, 18 and 24.
+        in_channels: Channels of the image.
     """
 
     output_stride = 8
@@ -76,18 +77,20 @@ class DeepLabV1(nn.Module):
         pooling: vgg.Pooling = "max",
         pool5a: bool = True,
         fc6_dilation: int = FC6_DILATION,
+        in_channels: int = 3,
     ) -> None:
         check_arguments(DeepLabV1, locals())
         super().__init__()
+        self.in_channels = in_channels
         other = None
         if encoder is not None:
             timm_encoder.require_vgg(msc, "msc=True", pooling)
-            other = timm_encoder.Encoder(encoder, (8,), 8)
-        self.encoder = other or vgg.Encoder(width, DILATION, partial(pool3x3, pooling=pooling))
+            other = timm_encoder.Encoder(encoder, (8,), 8, in_channels)
+        self.encoder = other or vgg.Encoder(width, DILATION, partial(pool3x3, pooling=pooling), in_channels=in_channels)
         # The padding counts in its mean, as in Caffe.
         self.pool5a = nn.AvgPool2d(3, 1, padding=1, ceil_mode=True) if pool5a else nn.Identity()
-        fc, in_channels = scale_channels(FC, width), self.encoder.channels[-1]
-        classifier = vgg.classifier(in_channels, fc, FC6_KERNEL, fc6_dilation, dropout, spatial=spatial_dropout)
+        fc, pool5 = scale_channels(FC, width), self.encoder.channels[-1]
+        classifier = vgg.classifier(pool5, fc, FC6_KERNEL, fc6_dilation, dropout, spatial=spatial_dropout)
         self.classifier = nn.Sequential(classifier)
         self.fc8 = nn.Conv2d(fc, num_classes, 1)
         self.branches = nn.ModuleDict()
@@ -95,15 +98,15 @@ class DeepLabV1(nn.Module):
         nn.init.normal_(self.fc8.weight, std=0.01)
         if msc:
             sources = ("image", "pool1", "pool2", "pool3", "pool4")
-            channels = (3, *self.encoder.channels[:4])
-            for source, in_channels, stride in zip(sources, channels, MSC_STRIDE, strict=True):
-                layers = branch(source, in_channels, scale_channels(MSC, width), num_classes, stride, dropout, spatial_dropout)
+            channels = (in_channels, *self.encoder.channels[:4])
+            for source, inputs, stride in zip(sources, channels, MSC_STRIDE, strict=True):
+                layers = branch(source, inputs, scale_channels(MSC, width), num_classes, stride, dropout, spatial_dropout)
                 self.branches[source] = layers
         self.upsample = build_upsampling(
             upsampling or (other.upsampling if other else "aligned"), num_classes, self.output_stride
         )
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         padded = pad_to_multiple(image) if self.branches else image
         pooled = self.encoder(padded)
         scores = self.fc8(self.classifier(self.pool5a(pooled[-1])))
@@ -134,7 +137,7 @@ def branch(
     return network
 
 
-def pad_to_multiple(image: Image) -> Maps:
+def pad_to_multiple(image: Maps) -> Maps:
     """Return the image padded with zeros, the mean color, at its right and bottom to 8 n + 1 pixels a side."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, (1 - width) % 8, 0, (1 - height) % 8))

@@ -21,7 +21,7 @@ from dilated_seg.models.context import CONTEXT_LAYERS, Arrangement, ContextModul
 from dilated_seg.models.layers import check_arguments, check_size, initialize, reflect, scale_channels
 from dilated_seg.models.release import PublishedNames, Release, Variants
 from dilated_seg.models.upsampling import Upsampling, build_upsampling
-from dilated_seg.tensors import Image, Logits, Maps
+from dilated_seg.tensors import Logits, Maps, Planes
 
 # Section 4: pool4 and pool5 are removed; after each removed pooling, the dilation doubles.
 #                1     2     3      4      5
@@ -71,6 +71,7 @@ class DilatedNet(nn.Module):
         dilations: Dilations of the context module's 3 x 3 layers, a free sequence; see `ContextModule`.
         arrangement: Arrangement of the context module's layers: "sequential" or "parallel"; see `ContextModule`.
         context_noise: Standard deviation of the context module's weights around the identity; see ``noise`` of `ContextModule`.
+        in_channels: Channels of the image.
     """
 
     output_stride = 8
@@ -102,9 +103,11 @@ class DilatedNet(nn.Module):
         dilations: Sequence[int] | None = None,
         arrangement: Arrangement = "sequential",
         context_noise: float | None = None,
+        in_channels: int = 3,
     ) -> None:
         check_arguments(DilatedNet, locals())
         super().__init__()
+        self.in_channels = in_channels
         reflected = padding == "reflect"
         self.margin = MARGIN if reflected else 0
         self.front_end = FrontEnd(
@@ -117,6 +120,7 @@ class DilatedNet(nn.Module):
             encoder=encoder,
             spatial_dropout=spatial_dropout,
             pooling=pooling,
+            in_channels=in_channels,
         )
         self.context: nn.Module = nn.Identity()
         nn.init.constant_(self.front_end.final.get_parameter("bias"), HEADROOM)
@@ -137,7 +141,7 @@ class DilatedNet(nn.Module):
             kind = "fixed"
         self.ctx_upsample = build_upsampling(upsampling or kind, num_classes, self.output_stride)
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         features = self.front_end(reflect(image, self.margin) if self.margin else image)
         return self.ctx_upsample(self.context(features))[..., : image.shape[-2], : image.shape[-1]]
 
@@ -158,6 +162,7 @@ class FrontEnd(nn.Module):
         encoder: timm's name of an encoder that replaces VGG-16, likewise.
         spatial_dropout: Whether dropout drops whole maps.
         pooling: VGG-16's poolings: "max" or "average".
+        in_channels: Channels of the image.
     """
 
     output_stride = 8
@@ -176,20 +181,23 @@ class FrontEnd(nn.Module):
         encoder: str | None = None,
         spatial_dropout: bool = False,
         pooling: vgg.Pooling = "max",
+        in_channels: int = 3,
     ) -> None:
         check_arguments(FrontEnd, locals())
         super().__init__()
+        self.in_channels = in_channels
         self.smallest = 2 * MARGIN + 1 if padding == "valid" else 1
         self.upsampling: Upsampling = "bilinear"  # that fits the encoder
         if resnet is None and encoder is None:
             pad, fc = 0 if padding == "valid" else None, scale_channels(fc_channels or vgg.FC, width)
-            vgg16 = vgg.Encoder(width, DILATION, partial(pool2x2_or_none, pooling=pooling), padding=pad)
+            pool = partial(pool2x2_or_none, pooling=pooling)
+            vgg16 = vgg.Encoder(width, DILATION, pool, padding=pad, in_channels=in_channels)
             layers = vgg.classifier(vgg16.channels[4], fc, 7, FC6_DILATION, dropout, pad, spatial_dropout)
             self.encoder: nn.Module = vgg16
             self.classifier = nn.Sequential(layers)
         else:
             timm_encoder.require_vgg(padding == "valid", "padding='reflect' or 'valid'", pooling)
-            other = timm_encoder.replace_vgg(resnet, encoder, width, (8,))
+            other = timm_encoder.replace_vgg(resnet, encoder, width, (8,), in_channels)
             self.encoder, self.upsampling = other, other.upsampling
             self.classifier, fc = timm_encoder.build_classifier(
                 other, width, fc_channels, FC6_DILATION, dropout, spatial_dropout
@@ -198,7 +206,7 @@ class FrontEnd(nn.Module):
         initialize(self)
         nn.init.normal_(self.final.weight, std=0.001)
 
-    def forward(self, image: Image) -> Maps:
+    def forward(self, image: Planes) -> Maps:
         check_size(image, self.smallest, "the front end without padding")
         return self.final(self.classifier(self.encoder(image)[-1]))
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from dilated_seg.models.layers import BatchNorm, check_arguments, crop, initialize, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS, Variants
-from dilated_seg.tensors import Image, Logits, Maps
+from dilated_seg.tensors import Logits, Maps, Planes
 
 # Section 4.1 and Table 2.       layers of the blocks down, of the bottleneck, of the blocks up; growth: new maps a layer
 DEPTHS = {
@@ -39,6 +39,7 @@ class FCDenseNet(nn.Module):
         width: Multiplies the first channels and the growth; 1 is the paper's network.
         dropout: Probability of dropout after every convolution of the blocks and of the transitions down.
         batch_statistics: Whether to normalize by the batch's statistics in evaluation too, as the authors' code does.
+        in_channels: Channels of the image.
     """
 
     output_stride = 1
@@ -53,12 +54,14 @@ class FCDenseNet(nn.Module):
         *,
         dropout: float = 0.2,
         batch_statistics: bool = False,
+        in_channels: int = 3,
     ) -> None:
         check_arguments(FCDenseNet, locals())
         super().__init__()
+        self.in_channels = in_channels
         down, middle, up, growth = DEPTHS[depth]
         channels, growth = scale_channels(FIRST, width), scale_channels(growth, width)
-        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.first = nn.Conv2d(in_channels, channels, 3, padding=1)
         skips = []
         for level, layers in enumerate(down):
             self.add_module(f"down{level}", DenseBlock(channels, layers, growth, dropout))
@@ -77,7 +80,7 @@ class FCDenseNet(nn.Module):
             if isinstance(layer, BatchNorm) and batch_statistics:
                 layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         height, width = image.shape[-2:]
         maps, skips = self.first(F.pad(image, (0, max(0, 32 - width), 0, max(0, 32 - height)))), []
         for level in range(5):

@@ -28,7 +28,7 @@ from dilated_seg.models.layers import (
 from dilated_seg.models.release import ENCODER_LAYERS, ILSVRC_MEAN, PublishedNames, Release, Variants
 from dilated_seg.models.resnet import Encoder as ResNet
 from dilated_seg.models.upsampling import Upsampling, build_upsampling
-from dilated_seg.tensors import Image, Logits, Maps
+from dilated_seg.tensors import Logits, Maps, Planes
 
 # Figure 3, coarse to fine, by the stride of the last scores: upsampling, and the pooling whose scores are added to it.
 SKIPS = {32: (), 16: (("upscore2", "pool4"),), 8: (("upscore2", "pool4"), ("upscore_pool4", "pool3"))}
@@ -77,6 +77,7 @@ class FCN(nn.Module):
         spatial_dropout: Whether dropout drops whole maps; see `models.layers.build_dropout`.
         pooling: VGG-16's poolings: "max" or "average" (compared by Boureau, Ponce and LeCun, "A Theoretical Analysis of Feature
             Pooling in Visual Recognition", ICML 2010).
+        in_channels: Channels of the image.
     """
 
     output_stride = 32
@@ -99,20 +100,22 @@ class FCN(nn.Module):
         upsampling: Upsampling | None = None,
         spatial_dropout: bool = False,
         pooling: vgg.Pooling = "max",
+        in_channels: int = 3,
     ) -> None:
         check_arguments(FCN, locals())
         super().__init__()
-        self.output_stride = stride
+        self.output_stride, self.in_channels = stride, in_channels
         self.crop = CROP if form == "authors" else dict.fromkeys(CROP, 0)
         authors = form == "authors"
         self.encoder: vgg.Encoder | ResNet | timm_encoder.Encoder
         if resnet is None and encoder is None:
-            self.encoder, self.classifier, fc = build_vgg(width, fc_channels, dropout, authors, spatial_dropout, pooling)
+            vgg16 = build_vgg(width, fc_channels, dropout, authors, spatial_dropout, pooling, in_channels)
+            self.encoder, self.classifier, fc = vgg16
             kind = upsampling or ("fixed" if authors else "bilinear")
         else:
             timm_encoder.require_vgg(authors, "form='authors'", pooling)
             strides = (32, 16, 8)[len(SKIPS[stride]) :: -1]
-            other = timm_encoder.replace_vgg(resnet, encoder, width, strides)
+            other = timm_encoder.replace_vgg(resnet, encoder, width, strides, in_channels)
             self.encoder = other
             self.classifier, fc = timm_encoder.build_classifier(other, width, fc_channels, 1, dropout, spatial_dropout)
             kind = upsampling or other.upsampling
@@ -129,7 +132,7 @@ class FCN(nn.Module):
             nn.init.zeros_(score.get_parameter("weight"))  # Section 4.3: zero, so the sum starts as the coarse scores
             nn.init.zeros_(score.get_parameter("bias"))
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         pooled = self.encoder(image)
         scores = self.score_fr(self.classifier(pooled[-1]))
         if self.output_stride <= 16:
@@ -161,11 +164,18 @@ class FCN(nn.Module):
 
 
 def build_vgg(
-    width: float, fc_channels: int | None, dropout: float, authors: bool, spatial_dropout: bool, pooling: vgg.Pooling
+    width: float,
+    fc_channels: int | None,
+    dropout: float,
+    authors: bool,
+    spatial_dropout: bool,
+    pooling: vgg.Pooling,
+    in_channels: int,
 ) -> tuple[vgg.Encoder, nn.Sequential, int]:
     """Return VGG-16, fc6 and fc7, and the number of their output channels."""
     fc, padding = scale_channels(fc_channels or vgg.FC, width), 0 if authors else None
-    encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, pooling=pooling), border=BORDER if authors else None)
+    pool, border = partial(vgg.pool2x2, pooling=pooling), BORDER if authors else None
+    encoder = vgg.Encoder(width, pool=pool, border=border, in_channels=in_channels)
     return encoder, nn.Sequential(vgg.classifier(encoder.channels[4], fc, 7, 1, dropout, padding, spatial_dropout)), fc
 
 
@@ -178,6 +188,7 @@ class FCNAlexNet(nn.Module):
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
         dropout: Probability of dropout after fc6 and fc7.
         one_tower: AlexNet without groups and without local response normalization, whose weights torchvision publishes.
+        in_channels: Channels of the image.
     """
 
     output_stride = 32
@@ -193,13 +204,14 @@ class FCNAlexNet(nn.Module):
         *,
         dropout: float = 0.5,
         one_tower: bool = False,
+        in_channels: int = 3,
     ) -> None:
         check_arguments(FCNAlexNet, locals())
         super().__init__()
+        self.in_channels = in_channels
         authors = form == "authors"
         self.imagenet = "AlexNet_Weights.IMAGENET1K_V1" if one_tower else None
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        in_channels = 3
         for (name, kernel, stride, channels, groups, pooled), single in zip(ALEXNET, ONE_TOWER, strict=True):
             # with two towers every layer has two halves, whether or not its filters are split between them
             groups, out_channels = (
@@ -224,5 +236,5 @@ class FCNAlexNet(nn.Module):
         self.upscore = bilinear_deconvolution(num_classes, 63, 32) if authors else Upsample(32)
         self.offset = 18 if authors else 0
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         return crop(self.upscore(self.score_fr(self.layers(image))), self.offset, image)

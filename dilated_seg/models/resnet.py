@@ -15,7 +15,7 @@ from torch import nn
 from dilated_seg.models.layers import BatchNorm, check_arguments, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS
 from dilated_seg.models.upsampling import Upsampling
-from dilated_seg.tensors import Image, Maps
+from dilated_seg.tensors import Maps, Planes
 
 Depth = Literal[18, 34, 50, 101, 152]
 
@@ -31,17 +31,19 @@ class Encoder(nn.Module):
         depth: Layers, as Table 1 counts them; 50 and more have bottlenecks.
         width: Multiplies the channels.
         output_stride: 32, or 8 to dilate the last two stages by 2 and 4 instead of halving.
+        in_channels: Channels of the image.
     """
 
     indivisible: ClassVar[str] = ENCODER_LAYERS
     upsampling: ClassVar[Upsampling] = "aligned"  # a cell is centered on its first pixel
 
-    def __init__(self, depth: Depth, width: float = 1.0, output_stride: Literal[32, 8] = 32) -> None:
+    def __init__(self, depth: Depth, width: float = 1.0, output_stride: Literal[32, 8] = 32, in_channels: int = 3) -> None:
         check_arguments(Encoder, locals())
         super().__init__()
+        self.in_channels = in_channels
         block: type[Basic] | type[Bottleneck] = Bottleneck if depth >= 50 else Basic
         in_channels = scale_channels(64, width)
-        self.conv1 = nn.Conv2d(3, in_channels, 7, 2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(self.in_channels, in_channels, 7, 2, padding=3, bias=False)
         self.bn1 = BatchNorm(in_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
@@ -63,7 +65,7 @@ class Encoder(nn.Module):
             self.channels.append(in_channels)
         self.channels = [self.channels[0], *self.channels[2:]]
 
-    def forward(self, image: Image) -> list[Maps]:
+    def forward(self, image: Planes) -> list[Maps]:
         maps = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         pooled = [maps]
         for stage in (1, 2, 3, 4):

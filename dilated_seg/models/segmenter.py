@@ -10,14 +10,22 @@ from dilated_seg.crf import DenseCRF
 from dilated_seg.errors import UserError
 from dilated_seg.models.layers import promote
 from dilated_seg.models.outputs import check_logits, resize_to_image, resizes, split_outputs
-from dilated_seg.tensors import Image, Logits, Maps
+from dilated_seg.tensors import Logits, Maps
 
-CHANNELS = torch.Size((3, 1, 1))
 MAX_CLASSES = 255  # class ids are bytes, and 255 is ignore_index
 
 
-def normalize(image: Tensor, mean: Tensor, std: Tensor) -> Image:
-    """Return the input of a network from plain RGB (B, 3, H, W), 0 to 255, of any dtype: (image - mean) / std in float32."""
+def normalize(image: Tensor, mean: Tensor, std: Tensor) -> Maps:
+    """Return the input of a network from plain RGB (B, 3, H, W), 0 to 255, of any dtype: (image - mean) / std in float32.
+
+    Raises:
+        UserError: The image has another number of channels than the mean.
+    """
+    if image.shape[1] != len(mean):
+        raise UserError(
+            f"images have {image.shape[1]} channels, but the network's normalization (model.mean, model.std) has {len(mean)}: "
+            "use images as those it was trained on, or give a value for each channel"
+        )
     return (image.float() - mean) / std
 
 
@@ -25,10 +33,10 @@ class Segmenter(nn.Module):
     """A trained network with its normalization, class names and colors: plain RGB in, logits out.
 
     Args:
-        net: Maps normalized RGB (B, 3, H, W) to logits (B, C, H, W), in one of the forms of `models.outputs`; of networks
+        net: Maps normalized images (B, 3, H, W) to logits (B, C, H, W), in one of the forms of `models.outputs`; of networks
             of other packages, logits of another size are resized bilinearly to the image's.
         classes: The names of the C classes.
-        mean: The mean of each channel (RGB, 0 to 255), for normalization.
+        mean: The mean of each channel (RGB, 0 to 255), for normalization. Its length is the images' number of channels.
         std: The standard deviation of each channel, for normalization.
         palette: A color (RGB, 0 to 255) for each class; VOC's if None.
         ignore_index: The mask value of unlabelled pixels.
@@ -69,8 +77,8 @@ class Segmenter(nn.Module):
         self.ignore_index, self.dataset = ignore_index, dataset
         self.submitted = list(submitted) if submitted else None
         self.built, self.facts = built, facts or {}
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(CHANNELS))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(CHANNELS))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         for name, values in (("colors", self.palette), ("submitted values", self.submitted)):
             if values and len(values) != len(self.classes):
                 raise UserError(f"there are {len(self.classes)} classes, but {len(values)} {name}")
@@ -78,6 +86,8 @@ class Segmenter(nn.Module):
             raise UserError(f"{len(self.classes)} classes are too many: masks of bytes hold {MAX_CLASSES} and ignore_index")
         if not all(0 <= value <= 255 for value in (*(c for color in self.palette for c in color), *(self.submitted or ()))):
             raise UserError("colors and submitted values must be integers from 0 to 255")
+        if len(self.mean) != len(self.std):
+            raise UserError(f"the normalization has {len(self.mean)} means and {len(self.std)} standard deviations")
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
             raise UserError("mean and std of the normalization must be finite, std above 0")
 
@@ -95,7 +105,7 @@ class Segmenter(nn.Module):
         """Return logits in float32; those of networks of other packages at the image's size."""
         return resize_to_image(logits, image) if resizes(self.net, logits, image) else promote(logits)
 
-    def normalize(self, image: Tensor) -> Image:
+    def normalize(self, image: Tensor) -> Maps:
         """Return the network's input from plain RGB (B, 3, H, W), 0 to 255."""
         return normalize(image, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 

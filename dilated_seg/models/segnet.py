@@ -19,7 +19,7 @@ from torch import nn
 from dilated_seg.models import vgg
 from dilated_seg.models.layers import Unpool, check_arguments, conv_relu, initialize, scale_channels, use_caffe_batch_norm
 from dilated_seg.models.release import ENCODER_LAYERS, Release
-from dilated_seg.tensors import Image, Logits
+from dilated_seg.tensors import Logits, Planes
 
 # Section 3: the decoder is the encoder reversed.  Channels of each convolution, stage 5 to 1; the last one scores.
 DECODER = ((512, 512, 512), (512, 512, 256), (256, 256, 128), (128, 64), (64,))
@@ -37,33 +37,43 @@ class SegNet(nn.Module):
         num_classes: C, not counting the ignored label.
         form: The release's batch norm, or torch's; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
+        in_channels: Channels of the image.
     """
 
     output_stride = 1
     releases: ClassVar[tuple[Release, ...]] = RELEASES
     imagenet: ClassVar[str] = "VGG16_Weights.IMAGENET1K_FEATURES"  # the authors' own convolutions, without a classifier
 
-    def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["any_size", "authors"] = "any_size",
+        width: float = 1.0,
+        *,
+        in_channels: int = 3,
+    ) -> None:
         check_arguments(SegNet, locals())
         super().__init__()
-        self.encoder = vgg.Encoder(width, pool=partial(vgg.pool2x2, return_indices=True), batch_norm="conv{}_bn")
+        self.in_channels = in_channels
+        pool = partial(vgg.pool2x2, return_indices=True)
+        self.encoder = vgg.Encoder(width, pool=pool, batch_norm="conv{}_bn", in_channels=in_channels)
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
-        in_channels = self.encoder.channels[4]
+        inputs = self.encoder.channels[4]
         for stage, row in zip((5, 4, 3, 2, 1), DECODER, strict=True):
             self.unpools[f"upsample{stage}"] = Unpool()
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             last = vgg.VGG16[stage - 1][1]
             for number, out_channels in zip(range(last, 0, -1), (scale_channels(c, width) for c in row), strict=False):
                 name = f"conv{stage}_{number}_D"
-                layers |= conv_relu(name, in_channels, out_channels, batch_norm=f"{name}_bn")
-                in_channels = out_channels
+                layers |= conv_relu(name, inputs, out_channels, batch_norm=f"{name}_bn")
+                inputs = out_channels
             self.decoder.append(nn.Sequential(layers))
-        self.conv1_1_D = nn.Conv2d(in_channels, num_classes, 3, padding=1)
+        self.conv1_1_D = nn.Conv2d(inputs, num_classes, 3, padding=1)
         initialize(self)
         if form == "authors":
             use_caffe_batch_norm(self)
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         maps, pool_indices = image, []
         for stage, pool in zip(self.encoder.stages, self.encoder.pools.values(), strict=True):
             maps = stage(maps)
@@ -83,20 +93,29 @@ class SegNetBasic(nn.Module):
         num_classes: C, not counting the ignored label.
         form: The release's batch norm and normalization of the image, or torch's and none; see the module.
         width: Multiplies the channels of all hidden layers; 1 is the paper's network.
+        in_channels: Channels of the image.
     """
 
     output_stride = 1
     releases: ClassVar[tuple[Release, ...]] = RELEASES
     indivisible: ClassVar[str] = ENCODER_LAYERS
 
-    def __init__(self, num_classes: int, form: Literal["any_size", "authors"] = "any_size", width: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        form: Literal["any_size", "authors"] = "any_size",
+        width: float = 1.0,
+        *,
+        in_channels: int = 3,
+    ) -> None:
         check_arguments(SegNetBasic, locals())
         super().__init__()
+        self.in_channels = in_channels
         authors, channels = form == "authors", scale_channels(BASIC, width)
         self.norm = nn.LocalResponseNorm(5, 1e-4, 0.75, 1.0) if authors else nn.Identity()
         self.encoder, self.pools = nn.ModuleList(), nn.ModuleDict()
-        for stage, in_channels in zip((1, 2, 3, 4), (3, channels, channels, channels), strict=True):
-            layers = conv_relu(f"conv{stage}", in_channels, channels, 7, batch_norm=f"conv{stage}_bn")
+        for stage, inputs in zip((1, 2, 3, 4), (in_channels, channels, channels, channels), strict=True):
+            layers = conv_relu(f"conv{stage}", inputs, channels, 7, batch_norm=f"conv{stage}_bn")
             self.encoder.append(nn.Sequential(layers))
             self.pools[f"pool{stage}"] = vgg.pool2x2(stage, return_indices=True)
         self.decoder, self.unpools = nn.ModuleList(), nn.ModuleDict()
@@ -108,7 +127,7 @@ class SegNetBasic(nn.Module):
         if authors:
             use_caffe_batch_norm(self)
 
-    def forward(self, image: Image) -> Logits:
+    def forward(self, image: Planes) -> Logits:
         maps, pool_indices = self.norm(image), []
         for stage, pool in zip(self.encoder, self.pools.values(), strict=True):
             maps = stage(maps)

@@ -16,7 +16,7 @@ from dilated_seg.errors import format_error, require_extra
 from dilated_seg.models import resnet, vgg
 from dilated_seg.models.layers import build_dropout, scale_channels
 from dilated_seg.models.upsampling import Upsampling
-from dilated_seg.tensors import Image, Maps
+from dilated_seg.tensors import Maps, Planes
 
 # Suggestions for messages, from five families: each has all strides that the networks need.
 SUGGESTED = "resnet50, regnety_016, convnext_tiny, efficientnet_b0 or mobilenetv3_large_100"
@@ -32,6 +32,7 @@ class Encoder(nn.Module):
         name: timm's name of the network and, after a dot, of its weights: ``convnext_tiny.fb_in1k``.
         strides: Strides of the features, in increasing order; all strides of the encoder if None.
         output_stride: 32, or 8 for dilation instead of stride in the last two stages, which some encoders of timm support.
+        in_channels: Channels of the image.
 
     Raises:
         UserError: timm is not installed.
@@ -40,10 +41,14 @@ class Encoder(nn.Module):
 
     initialized = True  # by timm: `layers.initialize` skips it
 
-    def __init__(self, name: str, strides: Sequence[int] | None = None, output_stride: Literal[32, 8] = 32) -> None:
+    def __init__(
+        self, name: str, strides: Sequence[int] | None = None, output_stride: Literal[32, 8] = 32, in_channels: int = 3
+    ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         require_extra(f"encoder={name!r}", "timm", "timm")
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+        options |= {} if in_channels == 3 else {"in_chans": in_channels}
         with torch.device("meta"):
             sketch = build(name, options)
         index = {stride: number for number, stride in enumerate(sketch.feature_info.reduction())}  # last of a stride
@@ -59,22 +64,22 @@ class Encoder(nn.Module):
                 sketch = build(name, options)
         self.name, self.strides = name, wanted
         self.channels = [sketch.feature_info.channels()[index[stride]] for stride in wanted]
-        check_any_size(name, sketch, [index[stride] for stride in wanted], wanted, self.channels)
+        check_any_size(name, sketch, [index[stride] for stride in wanted], wanted, self.channels, in_channels)
         self.upsampling: Upsampling = "aligned" if starts_at_corners(sketch) else "bilinear"
         self.net = build(name, options | {"out_indices": tuple(index[stride] for stride in wanted)})
         weights = self.net.pretrained_cfg
         self.hub = weights.get("hf_hub_id")
         mean, std = weights.get("mean"), weights.get("std")
-        self.normalization = (scale_to_bytes(mean), scale_to_bytes(std)) if mean and std else None
+        self.normalization = (scale_to_bytes(mean), scale_to_bytes(std)) if mean and std and in_channels == 3 else None
 
-    def forward(self, image: Image) -> list[Maps]:
+    def forward(self, image: Planes) -> list[Maps]:
         height, width = image.shape[-2:]
         multiple = self.strides[-1]
         return get_features(self.net, F.pad(image, (0, -width % multiple, 0, -height % multiple)))
 
 
 def replace_vgg(
-    depth: resnet.Depth | None, encoder: str | None, width: float, strides: Sequence[int]
+    depth: resnet.Depth | None, encoder: str | None, width: float, strides: Sequence[int], in_channels: int = 3
 ) -> resnet.Encoder | Encoder:
     """Return the encoder in place of VGG-16: a ResNet of this package or an encoder of timm; dilated if ``strides`` are (8,).
 
@@ -83,10 +88,10 @@ def replace_vgg(
     """
     output_stride: Literal[32, 8] = 8 if strides[-1] == 8 else 32
     if encoder is None:
-        return resnet.Encoder(depth or 50, width, output_stride)
+        return resnet.Encoder(depth or 50, width, output_stride, in_channels)
     if depth is not None:
         raise ValueError(f"resnet={depth} and encoder={encoder!r} both replace VGG-16: give one of them")
-    return Encoder(encoder, strides, output_stride)
+    return Encoder(encoder, strides, output_stride, in_channels)
 
 
 def build_classifier(
@@ -141,7 +146,9 @@ def get_features(net: Any, image: torch.Tensor) -> list[torch.Tensor]:  # noqa: 
     return [maps.permute(0, 3, 1, 2) if last else maps for maps in net(image)]
 
 
-def check_any_size(name: str, sketch: Any, indices: Sequence[int], strides: Sequence[int], channels: Sequence[int]) -> None:  # noqa: ANN401
+def check_any_size(
+    name: str, sketch: Any, indices: Sequence[int], strides: Sequence[int], channels: Sequence[int], in_channels: int  # noqa: ANN401
+) -> None:  # fmt: skip
     """Check that an image of unusual size gives features of these strides and channels.
 
     Args:
@@ -150,6 +157,7 @@ def check_any_size(name: str, sketch: Any, indices: Sequence[int], strides: Sequ
         indices: Indices of the features among all of the network's.
         strides: Strides of the features.
         channels: Channels of the features.
+        in_channels: Channels of the image.
 
     Raises:
         ValueError: The network needs images of a certain size, or rounds sizes so that the features do not align.
@@ -157,7 +165,7 @@ def check_any_size(name: str, sketch: Any, indices: Sequence[int], strides: Sequ
     size = 3 * strides[-1], 5 * strides[-1]
     try:
         with torch.no_grad(), torch.device("meta"):
-            features = get_features(sketch.eval(), torch.empty(1, 3, *size))
+            features = get_features(sketch.eval(), torch.empty(1, in_channels, *size))
         shapes: Any = [tuple(features[index].shape[1:]) for index in indices]
     except Exception as error:  # of timm's network
         shapes = format_error(error)

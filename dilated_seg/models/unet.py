@@ -60,9 +60,9 @@ class UNet(nn.Module):
         self.down, self.pools, self.up = nn.ModuleList(), nn.ModuleDict(), nn.ModuleList()
         self.encoder = None
         if encoder is not None:
-            if self.valid or in_channels != 3:
-                raise ValueError("encoder replaces the convolutions of form='authors' and those of other than 3 in_channels")
-            self.encoder = timm_encoder.Encoder(encoder)
+            if self.valid:
+                raise ValueError("encoder replaces the convolutions of form='authors': leave one of the two out")
+            self.encoder = timm_encoder.Encoder(encoder, in_channels=in_channels)
             of_stride = dict(zip(self.encoder.strides, self.encoder.channels, strict=True))
             self.skips = [of_stride.get(2**level, 0) for level in range(len(LEVELS))]
             channels = [*channels, self.encoder.channels[-1]]

@@ -12,7 +12,7 @@ from torch import nn
 
 from dilated_seg.models.layers import build_dropout, conv_relu, scale_channels
 from dilated_seg.models.release import ENCODER_LAYERS, PublishedNames
-from dilated_seg.tensors import Image, Maps
+from dilated_seg.tensors import Maps, Planes
 
 # Table 1, column D, one pair a stage: channels, 3x3 convolutions.  A pooling follows each stage.
 VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -44,6 +44,7 @@ class Encoder(nn.Module):
         batch_norm: The paper's name of its batch norms, with ``{}`` for the layer's number ("bn{}": bn1_1); none if empty.
         padding: Padding of every convolution; None keeps the size.
         border: Padding of the first convolution, if it differs.
+        in_channels: Channels of the image.
     """
 
     indivisible: ClassVar[str] = ENCODER_LAYERS
@@ -62,11 +63,12 @@ class Encoder(nn.Module):
         batch_norm: str = "",
         padding: int | None = None,
         border: int | None = None,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.channels = [scale_channels(channels, width) for channels, _ in VGG16]
         self.stages, self.pools = nn.ModuleList(), nn.ModuleDict()
-        in_channels = 3
         for stage, (out_channels, (_, convolutions)) in enumerate(zip(self.channels, VGG16, strict=True), start=1):
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for number in (f"{stage}_{i}" for i in range(1, convolutions + 1)):
@@ -76,7 +78,7 @@ class Encoder(nn.Module):
             self.stages.append(nn.Sequential(layers))
             self.pools[f"pool{stage}"] = pool(stage)
 
-    def forward(self, image: Image) -> list[Maps]:
+    def forward(self, image: Planes) -> list[Maps]:
         maps, pooled = image, []
         for stage, pool in zip(self.stages, self.pools.values(), strict=True):
             maps = pool(stage(maps))

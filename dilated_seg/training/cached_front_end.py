@@ -123,7 +123,7 @@ class CachedFrontEnd(Freeze):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         features, front_end = batch.pop("features"), pl_module.model.net.front_end
         batch["image"] = torch.zeros((), dtype=torch.uint8, device=features.device).expand(
-            len(features), 3, *batch["mask"].shape[1:]
+            len(features), len(pl_module.model.mean), *batch["mask"].shape[1:]
         )
         front_end.forward = lambda image: features
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dilated_seg.errors import UserError
 
-LOGGED = ("train/loss", "train/gradient_norm", "train/images_per_second", "train/memory_gb")
+LOGGED = ("train/loss", "train/gradient_norm", "train/images_per_second", "train/memory_gb", "train/waiting")
 
 
 def check_monitors(trainer: Trainer, metrics: Sequence[str]) -> None:
@@ -60,6 +60,16 @@ def require_numbers(class_weights: Sequence[float] | str | None) -> Sequence[flo
     return class_weights
 
 
+def require_normalization(data: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:  # noqa: ANN401
+    """Raise UserError if a task for images of a data module that are not RGB is built without mean and deviation."""
+    channels = getattr(data, "in_channels", 3)
+    if channels != 3 and None in (mean, std):
+        raise UserError(
+            f"model.mean and model.std of {channels} channels are measured by fit: in Python, give the task those of "
+            "dilated_seg.data.normalization.measure_normalization(data)"
+        )
+
+
 def check_arguments(
     classes: Sequence[str],
     class_weights: Sequence[float] | None,
@@ -88,9 +98,9 @@ def check_arguments(
         if not 0 <= factor < math.inf:
             raise UserError(f"model.{name} {factor:g} is not a finite number of at least 0")
     if mean and not all(math.isfinite(value) for value in mean):
-        raise UserError(f"model.mean {list(mean)}: three finite values are required (RGB, 0 to 255)")
+        raise UserError(f"model.mean {list(mean)}: finite values are required, one for each channel (RGB, 0 to 255)")
     if std and not all(0 < value < math.inf for value in std):
-        raise UserError(f"model.std {list(std)}: three finite values above 0 are required (RGB, 0 to 255)")
+        raise UserError(f"model.std {list(std)}: finite values above 0 are required, one for each channel (RGB, 0 to 255)")
 
 
 def read_classes(

@@ -8,6 +8,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
+from dilated_seg.data.bands import show_rgb
 from dilated_seg.data.masks import paint_mask
 from dilated_seg.runs.files import PROTOCOL
 from dilated_seg.runs.gallery import write_gallery_images
@@ -49,7 +50,7 @@ class Gallery(Callback):
             index = (batch_idx * loaders.batch_sampler.batch_size + i) * trainer.world_size + trainer.global_rank
             if name and index in wanted:
                 height, width = batch["size"][i]
-                maps = (batch["image"][i].permute(1, 2, 0), batch["mask"][i], outputs["prediction"][i])
+                maps = (show_rgb(batch["image"][i]).permute(1, 2, 0), batch["mask"][i], outputs["prediction"][i])
                 image, truth, prediction = (m[:height, :width].cpu().numpy().astype(np.uint8) for m in maps)
                 matrix = outputs["matrices"][i].cpu().numpy()
                 self.kept.append(GalleryImage(index, name, image, truth, prediction, matrix))

@@ -49,14 +49,15 @@ def load_initial_weights(task: Any, stage: str) -> None:  # noqa: ANN401 - a Seg
         )
     for ours, theirs, option in zip((task.model.mean, task.model.std), (mean, std), task.normalization, strict=True):
         if theirs and not option:
-            ours.copy_(torch.tensor(theirs).view(3, 1, 1))
+            ours.copy_(torch.tensor(theirs).view(-1, 1, 1))
     if task.trainer.is_global_zero:
         print(f"{file}: {result}", flush=True)
     if stage == "fit":
         scale_features(task, [name for name, _ in result.missing])
     if task.trainer.is_global_zero:
         mean, std = (tuple(round(n, 3) for n in values.flatten().tolist()) for values in (task.model.mean, task.model.std))
-        print(f"input: RGB from 0 to 255, minus {mean}, over {std}", flush=True)
+        kind = "RGB" if len(mean) == 3 else f"{len(mean)} channels"
+        print(f"input: {kind} from 0 to 255, minus {mean}, over {std}", flush=True)
 
 
 def check_classes_of_weights(task: Any, result: LoadResult, file: str) -> None:  # noqa: ANN401 - a SegmentationTask

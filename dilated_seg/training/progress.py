@@ -23,18 +23,20 @@ except ImportError:  # not on Windows
 
 
 class Throughput(Callback):
-    """Prints the size of a step, and logs images/s of all processes and the peak memory in GB.
+    """Prints the size of a step, and logs images/s of all processes, the peak memory in GB and the share of time without data.
 
-    The time is that between logged steps, including reading but not validation and checkpoints. Memory is the GPU's, or this
-    process's on a CPU.
+    The time is that between logged steps, including reading but not validation and checkpoints. ``train/waiting`` is the part
+    of it, 0 to 1, in which this process waited for a batch; without workers, it reads the images itself in that time. Memory
+    is the GPU's, or this process's on a CPU.
     """
 
     def __init__(self) -> None:
         self.batches, self.started = 0, 0.0  # since the rate was last logged
         self.rate = 0.0  # images/s, as last logged
+        self.waited = self.waiting = 0.0  # seconds waited for data until ``started``; the part of the time, as last logged
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.batches, self.started, self.rate = 0, 0.0, 0.0
+        self.batches, self.started, self.rate, self.waiting = 0, 0.0, 0.0, 0.0
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and isinstance(data, SegmentationDataModule):
             batch, world, passes = data.get_batch_size(), trainer.world_size, data.passes
@@ -46,23 +48,30 @@ class Throughput(Callback):
             rate = trainer.optimizers[0].defaults["lr"]
             print(f"{batch * world * passes} images a step{parts}{unused}, learning rate {rate:g}", flush=True)
 
-    def on_train_batch_start(self, *args: Any) -> None:  # noqa: ANN401
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:  # noqa: ANN401
         if not self.started:
-            self.started = time.perf_counter()
+            self.started, self.waited = time.perf_counter(), sum_waiting(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, task: Any, outputs: Any, batch: Any, *args: Any) -> None:  # noqa: ANN401
         self.batches += 1
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and trainer.global_step % every == 0 and not task.accumulating:
-            now = time.perf_counter()
+            now, waited = time.perf_counter(), sum_waiting(trainer)
             images = len(batch["id"]) * trainer.world_size
             self.rate = images * self.batches / (now - self.started)
-            task.log_dict({"train/images_per_second": self.rate, "train/memory_gb": measure_memory(task.device)})
-            self.started, self.batches = now, 0
+            self.waiting = min(1.0, (waited - self.waited) / (now - self.started))
+            memory = measure_memory(task.device)
+            task.log_dict({"train/images_per_second": self.rate, "train/memory_gb": memory, "train/waiting": self.waiting})
+            self.started, self.waited, self.batches = now, waited, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count again from the next step on."""
         self.started, self.batches = 0.0, 0
+
+
+def sum_waiting(trainer: Trainer) -> float:
+    """Return the seconds for which the training has waited for data; 0 with loaders of other data modules."""
+    return float(getattr(trainer.train_dataloader, "waited", 0.0))
 
 
 class ValidationLines(Callback):
@@ -131,6 +140,7 @@ class Progress(EpochProgressBar):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Throughput) and callback.rate:
                 metrics["img/s"] = f"{callback.rate:.3g}"
+                metrics["waiting"] = f"{callback.waiting:.0%}"
         step, start = self.start
         if trainer.max_steps > 0 and trainer.global_step > step:
             seconds = (time.perf_counter() - start) / (trainer.global_step - step)

@@ -15,10 +15,13 @@ from dilated_seg.weights.readers import Weights
 PRETRAINED = {"encoder_weights", "weights_backbone", "pretrained", "pretrained_backbone"}
 
 
-def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str]) -> None:
+def check_parts(
+    file: Weights, net: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str], left_out: Collection[str] = ()
+) -> None:
     """Check that layers and indivisible parts of the network are loaded completely or keep all their initial values.
 
-    ``state`` has the loaded tensors, ``unmatched`` the layers of the file that match none of the network's.
+    ``state`` has the loaded tensors, ``unmatched`` the layers of the file that match none of the network's, ``left_out`` the
+    convolutions that may keep their initial values, since they read images of other channels than published networks.
 
     Raises:
         UserError: A layer or a part is loaded only partly, or the file has further layers of the part.
@@ -33,7 +36,7 @@ def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unma
             )
     for name, part in net.named_modules():
         if getattr(part, "indivisible", ""):
-            check_indivisible(file, name, part, state, unmatched)
+            check_indivisible(file, name, part, state, unmatched, left_out)
         if hasattr(part, "check_weights"):
             layers = [get_last_name(key.rpartition(".")[0]) for key in state]
             if problem := part.check_weights(list(map(get_last_name, file.layers)), layers):
@@ -41,7 +44,12 @@ def check_parts(file: Weights, net: nn.Module, state: Mapping[str, Tensor], unma
 
 
 def check_indivisible(
-    file: Weights, name: str, part: nn.Module, state: Mapping[str, Tensor], unmatched: Collection[str]
+    file: Weights,
+    name: str,
+    part: nn.Module,
+    state: Mapping[str, Tensor],
+    unmatched: Collection[str],
+    left_out: Collection[str] = (),
 ) -> None:
     """Raise UserError if only some convolutions of a part are loaded, but for those that score classes.
 
@@ -55,7 +63,7 @@ def check_indivisible(
     loaded = [path for path in convolutions if f"{path}.weight" in state]
     if not loaded:
         return
-    if missing := [path for path in convolutions if path not in loaded]:
+    if missing := [path for path in convolutions if path not in loaded and path not in left_out]:
         raise UserError(
             f"{file.path} has {loaded[0]} and no {format_names(missing)}: it is of another network, or only part of one"
         )

@@ -153,13 +153,15 @@ class TensorMap:
             problems, layer = format_names([problem for _, problem in self.misfits]), self.misfits[0][0]
             raise UserError(
                 f"{file.path} does not fit the network: {problems}; to train {layer} from its initial values, as for other "
-                "classes, name it in model.weights_without (port --without)"
+                "classes or channels of images, name it in model.weights_without (port --without)"
             )
         if not self.result.loaded:
             ours = format_names([get_last_name(path) for path in self.ours])
             theirs = format_names(list(file.layers))
             raise UserError(f"{file.path} has no layer of this network: its layers are {theirs}, ours {ours}")
-        check_parts(file, self.net, self.state, self.unmatched)
+        bands = [path for path in self.image_layers if self.ours[path]["weight"].shape[1] != 3]
+        left_out = [path for path in bands if is_left_out(path, self.without)]
+        check_parts(file, self.net, self.state, self.unmatched, left_out)
         fixed = {name for name, parameter in self.net.named_parameters() if not parameter.requires_grad}
         self.result.missing = [
             (f"{path}.{kind}", tuple(tensor.shape))

@@ -75,7 +75,7 @@ def interpolate(image, mask):
     ("transform", "sentence"),
     [
         (interpolate, "interpolate gives masks values that they did not have"),
-        (v2.ToDtype(torch.float32), r"returns an image of torch\.float32 and a mask of .*: both must stay uint8"),
+        (v2.ToDtype(torch.float32), r"returns an image of torch\.float32 and a mask of .*: both must keep their type"),
         (lambda image, mask: image, "does not return an image and a mask"),
         (lambda image, mask: (image[:, 1:], mask), "both must have one height and width"),
         (v2.RandomRotation(9, fill=124), "fills masks with 124: leave fill at 0"),

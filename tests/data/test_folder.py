@@ -12,6 +12,7 @@ from dilated_seg.data import Folder
 from dilated_seg.data.class_file import read_classes
 from dilated_seg.data.folder import draw_names
 from dilated_seg.data.names import list_affixes
+from dilated_seg.data.prepare.contact_sheet import LINE, SIDE
 from dilated_seg.errors import UserError
 from dilated_seg.runs import Run
 
@@ -340,6 +341,22 @@ def test_a_dry_run_shows_files_and_values(tmp_path, capsys):
     save_mask(tmp_path / "val/masks/0.png", np.full((4, 6), 7, np.uint8))
     assert main(call) == 2
     assert "masks hold 7, which" in capsys.readouterr().err
+
+
+def test_a_contact_sheet_shows_images_in_the_colors_of_their_classes(tmp_path, capsys):
+    data = make(tmp_path, "{split}/images/{n}.png", "{split}/masks/{n}.png")
+    call = ["prepare", "folder", "--root", str(tmp_path), "--dry_run", "--sheet"]
+    assert main([*call, str(tmp_path / "sheet.png")]) == 0
+    assert "sheet.png (6 images)" in capsys.readouterr().out
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * (SIDE + LINE) + LINE, 4 * SIDE, 3)  # six images in two rows, three entries of the legend in one
+    image, mask = (data.open_split("train")[0][key].numpy() for key in ("image", "mask"))
+    first, pixel = sheet[20, 20], image[:, 0, 0] / 2 + np.array(data.palette[mask[0, 0]]) / 2
+    assert np.abs(first - pixel).max() <= 1
+    assert (sheet[-LINE + 5, SIDE + 6] == data.palette[1]).all()
+    for wrong in ("sheet.jpg", "nowhere/sheet.png"):
+        assert main([*call, str(tmp_path / wrong)]) == 2
+        assert "give the name of a .png in a directory that exists" in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_colors_and_images_without_splits(tmp_path, capsys):

@@ -100,7 +100,6 @@ def test_the_suggested_encoders_fit_every_network():
         (lambda: FCN(2, form="authors", encoder="resnet18"), "needs VGG-16"),
         (lambda: DilatedNet(2, padding="reflect", encoder="resnet18"), "needs VGG-16"),
         (lambda: UNet(2, form="authors", encoder="resnet18"), "form='authors'"),
-        (lambda: UNet(2, in_channels=1, encoder="resnet18"), "3 in_channels"),
         (lambda: DeepLabV1(2, msc=True, encoder="resnet18"), "needs VGG-16"),
         (lambda: FCN(2, resnet=18, encoder="resnet18"), "both replace VGG-16"),
     ],
@@ -108,6 +107,14 @@ def test_the_suggested_encoders_fit_every_network():
 def test_arguments_that_need_vgg_are_refused(build, sentence):
     with pytest.raises(ValueError, match=sentence):
         build()
+
+
+@pytest.mark.parametrize("build", [UNet, FCN, DeepLabV1])
+def test_encoders_take_images_of_other_channels(build):
+    net = build(2, encoder="resnet18", in_channels=4)
+    with torch.no_grad():
+        assert net.eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 2, 64, 64)
+    assert net.encoder.normalization is None
 
 
 def test_without_timm_the_message_names_the_extra(monkeypatch):

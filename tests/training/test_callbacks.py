@@ -4,12 +4,14 @@ import csv
 import itertools
 import os
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dilated_seg.cli import CLI
+from dilated_seg.data.collate import TimedLoader
 from dilated_seg.errors import UserError
 from dilated_seg.training.progress import format_duration
 from tests.support.commands import ROOT, run_process
@@ -47,6 +49,23 @@ def test_throughput_and_memory_are_logged_at_every_step(plain):
     assert len(rates) == len(memory) == 12
     assert all(0 < rate < 1e5 for rate in rates)
     assert 0.1 < memory[0] <= memory[-1] < 100
+
+
+def test_the_share_of_time_without_data_is_logged_at_every_step(plain):
+    shares = rows(plain, "train/waiting")
+    assert len(shares) == 12 and any(shares) and all(0 <= share < 1 for share in shares)
+
+
+def test_a_loader_adds_up_the_seconds_in_which_its_caller_waits():
+    class Slow(list):
+        def __getitem__(self, index):
+            time.sleep(0.05)
+            return index
+
+    loader, start = TimedLoader(Slow(range(4))), time.perf_counter()
+    for _ in loader:
+        time.sleep(0.05)
+    assert 0.2 <= loader.waited <= time.perf_counter() - start - 0.2
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def line(field: Field) -> tuple[float, float] | None:
 
 def of_logits(net: nn.Module, width: int) -> Field:
     """Return the field of the logits in an image of this width."""
-    image = torch.empty(1, 3, width, width, device="meta")
+    image = torch.empty(1, getattr(net, "in_channels", 3), width, width, device="meta")
     with torch.no_grad(), Trace(image) as trace:
         logits, _ = split_outputs(copy.deepcopy(net).to("meta")(image))
         logits = resize_to_image(logits, image) if resizes(net, logits, image) else logits

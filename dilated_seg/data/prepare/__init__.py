@@ -68,6 +68,8 @@ def prepare(
             if fetch:
                 root, options["sbd"] = download(name, root, out, options.get("sbd"))
             dataset = open_dataset(name, root, options, tree, check=not other_counts)
+            if store == "raw" and dataset.in_channels != 3:
+                raise UserError(f"--store raw holds RGB, not {dataset.in_channels} channels: leave it out")
             pairs = list_pairs_of_splits(dataset, splits, other_counts)
             record = write_dataset(dataset, partial, pairs, asked, skip_bad)
             finish(dataset, partial, out, record)

@@ -40,7 +40,7 @@ def show_files(root: str) -> None:
             raise explain_missing_split(Path(root), "train", layouts) from None
     total = Counter[int | Color]()
     for split, pairs in listed.items():
-        print(f"{split}: {describe_files(pairs)}")
+        print(f"{split}: {describe_files(pairs, stated.channels if stated else 3)}")
         counts, masks = count_values(pairs, colored=bool(stated and stated.colors is not None))
         if counts:
             print(f"  pixels of {masks:,} masks by value:")
@@ -61,12 +61,12 @@ def show_files(root: str) -> None:
         )
 
 
-def describe_files(pairs: Sequence[Pair]) -> str:
+def describe_files(pairs: Sequence[Pair], in_channels: int) -> str:
     """Return the number of images and masks of a split, by format, and their sizes."""
     images, masks = (
         [path for path in paths if path] for paths in zip(*((image, mask) for _, image, mask in pairs), strict=True)
     )
-    sizes = sorted({read_header(path)[0][::-1] for path in images})
+    sizes = sorted({read_header(path, in_channels)[0][::-1] for path in images})
     (h1, w1), (h2, w2) = sizes[0], sizes[-1]
     size = f"{h1} x {w1}" if len(sizes) == 1 else f"{h1} x {w1} to {h2} x {w2}"
     parts = [f"{len(images):,} images of {size} ({count_formats(images)})"]

@@ -51,7 +51,7 @@ def write_parts(
                 entry = read_note(path, source := fingerprint(dataset, shard, store, as_stored))
                 if entry is None:
                     rows = []
-                    for row in pool.map(bind(encode_row, dataset.mask_reader, store, as_stored), shard):
+                    for row in pool.map(bind(encode_row, dataset.mask_reader, store, as_stored, dataset.in_channels), shard):
                         rows.append(row)
                         bar.advance(progress)
                     entry = write_rows(path, rows, store, source)
@@ -104,11 +104,13 @@ def divide_shards(pairs: Sequence[Pair], store: str) -> Iterator[list[Pair]]:
         yield shard
 
 
-def encode_row(mask_reader: Any, store: str, as_stored: bool | None, pair: Pair) -> dict[str, Any] | str:  # noqa: ANN401
+def encode_row(
+    mask_reader: Any, store: str, as_stored: bool | None, in_channels: int, pair: Pair  # noqa: ANN401
+) -> dict[str, Any] | str:  # fmt: skip
     """Return an image and its mask as a row of a shard, or the problem with them, after decoding both."""
     name, image, mask = pair
     try:
-        sample = read_pair(name, image, mask, mask_reader, as_stored)
+        sample = read_pair(name, image, mask, mask_reader, as_stored, in_channels)
         counts = enumerate(count_pixels(sample["mask"]).tolist()) if mask else ()
         pixels = {str(value): count for value, count in counts if count}
         if store == "raw":
