@@ -1,7 +1,7 @@
 """Execute notebooks and keep their outputs.  make notebooks
 
-Images are reduced to 64 colors, temporary paths to /tmp/NOTEBOOK, and warnings and logs on stderr are dropped. The metadata
-``executed`` is the SHA-256 of the code that produced the outputs: a test compares it with the code.
+Images are reduced to 64 colors, temporary paths to /tmp/NOTEBOOK; progress bars, and warnings and logs on stderr, are dropped.
+The metadata ``executed`` is the SHA-256 of the code that produced the outputs: a test compares it with the code.
 """
 
 import argparse
@@ -38,9 +38,10 @@ def clean_outputs(cell: Any, name: str) -> list[Any]:
     """Return a cell's outputs without stderr, with smaller images and without random paths."""
     outputs = []
     for output in cell.outputs:
-        if output.get("name") == "stderr":
-            continue
         data = output.get("data", {})
+        bar = data.get("text/plain") == "" or "ipywidgets" in data.get("text/plain", "")  # of a progress bar
+        if output.get("name") == "stderr" or bar:
+            continue
         if "image/png" in data:
             data["image/png"] = reduce_image(data["image/png"])
             data.pop("text/html", None)
