@@ -21,13 +21,18 @@ NETWORKS = {
     "DilatedNet, 10 layers": lambda **kw: DilatedNet(5, context_layers=10, padding="reflect", **TINY, **kw),
     "front end, ResNet": lambda **kw: DilatedNet(5, None, resnet=18, **TINY, **kw),
 }
+WITH_TIMM = {
+    "FCN-8s, timm": lambda **kw: FCN(5, 8, encoder="convnext_atto", dropout=0.0, **kw),
+    "front end, timm": lambda **kw: DilatedNet(5, None, encoder="resnet18", dropout=0.0, **kw),
+    "DeepLab, timm": lambda **kw: DeepLabV1(5, encoder="resnet18", dropout=0.0, **kw),
+}
 KINDS = ("bilinear", "aligned", "transposed", "transposed_full", "fixed")
 
 
 def build(name, like=None, **kwargs):
     """A network whose scores are not zero, with the weights of another one where both have them."""
     torch.manual_seed(0)
-    net = NETWORKS[name](**kwargs).eval()
+    net = (NETWORKS | WITH_TIMM)[name](**kwargs).eval()
     for path, layer in net.named_modules():
         if "score" in path and isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.1)
@@ -37,9 +42,11 @@ def build(name, like=None, **kwargs):
     return net
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS | WITH_TIMM)
 @pytest.mark.parametrize("kind", ["transposed", "transposed_full", "fixed"])
 def test_transposed_convolutions_start_as_bilinear_interpolation(name, kind):
+    if name in WITH_TIMM:
+        pytest.importorskip("timm")
     interpolated = build(name, upsampling="bilinear")
     transposed = build(name, like=interpolated, upsampling=kind)
     image = torch.randn(1, 3, 256, 288)
@@ -50,6 +57,16 @@ def test_transposed_convolutions_start_as_bilinear_interpolation(name, kind):
     assert expected[inside].std() > 1e-3
     assert (logits - expected)[inside].abs().max() < 1e-6 * max(1.0, expected.abs().max().item())
     assert not logits.equal(expected)  # the border differs
+
+
+@pytest.mark.parametrize("name", WITH_TIMM)
+def test_encoders_of_timm_take_spatial_dropout_and_refuse_pooling(name):
+    pytest.importorskip("timm")
+    modules = WITH_TIMM[name](spatial_dropout=True).named_modules()
+    layers = [type(layer) for path, layer in modules if "encoder" not in path]
+    assert nn.Dropout2d in layers and nn.Dropout not in layers
+    with pytest.raises(ValueError, match="pooling='average' needs VGG-16"):
+        WITH_TIMM[name](pooling="average")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
