@@ -12,9 +12,9 @@ from dilated_seg.ablation.file import read as read
 from dilated_seg.ablation.job_process import shares_cores
 from dilated_seg.ablation.launchers import Launcher, Local, check_device_count
 from dilated_seg.ablation.plan import Ablation, Chain, explain_failure, has_lost, is_finished, is_trained, join_parts
-from dilated_seg.ablation.processes import list_torchrun_arguments
 from dilated_seg.ablation.selection import advance, build_section, describe_selection, read_choices, write_selection
 from dilated_seg.ablation.slurm import Slurm, format_scancel, list_slurm_jobs
+from dilated_seg.ablation.torchrun import list_torchrun_arguments
 from dilated_seg.ablation.worker import carry_out, claim, is_claimed
 from dilated_seg.errors import UserError, open_console
 from dilated_seg.runs import Run

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from rich.rule import Rule
 
 from dilated_seg.ablation.plan import FAILED, Ablation, Chain, PlannedRun, explain_failure, is_finished, is_trained, join_parts
-from dilated_seg.ablation.processes import run_processes
+from dilated_seg.ablation.torchrun import run_processes
 from dilated_seg.errors import UserError, open_console
 
 

@@ -41,7 +41,7 @@ def main(args: list[str]) -> int:
     if min(options.size) < 1:
         raise UserError(f"--size {options.size[0]} {options.size[1]}: an image has at least 1 x 1 pixels")
     from dilated_seg.analysis.summary import list_family, summarize
-    from dilated_seg.commands.text import parse_network
+    from dilated_seg.commands.objects import parse_network
 
     calls = [options.network] if options.network is not None else list_family()
     summaries = [summarize(parse_network(call), call, tuple(options.size)) for call in calls]

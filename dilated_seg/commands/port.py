@@ -27,7 +27,7 @@ def main(args: list[str]) -> int:
     """Run ``dilated-seg port``."""
     options = build_parser().parse_args(args)
     from dilated_seg import weights
-    from dilated_seg.commands.text import parse_network
+    from dilated_seg.commands.objects import parse_network
 
     normalization = options.mean, options.std
     net, name = parse_network(options.net), options.net

@@ -36,15 +36,15 @@ def build_parser() -> CommandParser:
 def main(args: list[str]) -> int:
     """Run ``dilated-seg segment``."""
     options = build_parser().parse_args(args)
-    from dilated_seg.commands import text
+    from dilated_seg.commands import objects
     from dilated_seg.inference.folder import segment_files
 
     return segment_files(
         options.images,
         options.checkpoint,
         options.out,
-        text.parse_strategy(options.inference),
-        text.parse_crf(options.crf),
+        objects.parse_strategy(options.inference),
+        objects.parse_crf(options.crf),
         probabilities=options.probabilities,
         submission=options.submission,
         overwrite=options.overwrite,

@@ -25,7 +25,7 @@ def build_parser() -> CommandParser:
 def main(args: list[str]) -> int:
     """Run ``dilated-seg tune``."""
     options = build_parser().parse_args(args)
-    from dilated_seg.commands.text import parse_strategy
+    from dilated_seg.commands.objects import parse_strategy
     from dilated_seg.inference.tune_crf import tune
 
     tune(

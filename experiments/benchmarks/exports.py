@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dilated_seg.analysis.summary import list_family
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.export.program import Plain, write
 from dilated_seg.models.segmenter import Segmenter

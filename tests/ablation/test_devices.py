@@ -8,8 +8,8 @@ import torch
 
 from dilated_seg.__main__ import main
 from dilated_seg.ablation import Local, read
-from dilated_seg.ablation.processes import launch_command
 from dilated_seg.ablation.slurm import request_devices
+from dilated_seg.ablation.torchrun import launch_command
 from dilated_seg.errors import UserError
 from tests.support import tolerance
 from tests.support.commands import ROOT, THREADS

@@ -15,7 +15,7 @@ from dilated_seg.analysis.intervals import Interval
 from dilated_seg.analysis.receptive_field import grey
 from dilated_seg.analysis.receptive_field import plots as field_plots
 from dilated_seg.analysis.receptive_field.trace import NOTHING
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.models import DilatedNet
 from dilated_seg.models.layers import Upsample

@@ -10,7 +10,7 @@ from dilated_seg import models
 from dilated_seg.__main__ import main
 from dilated_seg.analysis.summary import Summary, find_citation, list_family, summarize
 from dilated_seg.commands.describe import format_citation
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from tests.conftest import ROOT
 
 

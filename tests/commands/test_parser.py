@@ -9,7 +9,7 @@ import pytest
 from dilated_seg.__main__ import main
 from dilated_seg.commands import COMMANDS, LIGHTNING
 from dilated_seg.commands.completion import format_cases, list_options
-from dilated_seg.commands.text import parse_crf, parse_strategy
+from dilated_seg.commands.objects import parse_crf, parse_strategy
 from dilated_seg.errors import UserError
 
 OURS = [command for command in COMMANDS if command not in LIGHTNING]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.models import ContextModule, DilatedNet, FrontEnd
 from dilated_seg.models.layers import reflect
 from tests.support.released_layers import AUTHORS, PUBLISHED, rows

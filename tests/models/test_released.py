@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dilated_seg.analysis import summary
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.models import ContextModule, FrontEnd
 from tests.support.released_layers import AUTHORS, PUBLISHED, rows
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dilated_seg import weights
 from dilated_seg.__main__ import main
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.models.release import VGG_MEAN
 from dilated_seg.weights import readers

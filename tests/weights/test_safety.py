@@ -18,7 +18,7 @@ from lightning import Trainer
 
 from dilated_seg import weights
 from dilated_seg.__main__ import main
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.data import Shapes
 from dilated_seg.data.shards import map_arrow
 from dilated_seg.errors import UserError

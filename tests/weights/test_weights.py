@@ -18,7 +18,7 @@ from torch import nn
 
 from dilated_seg import weights
 from dilated_seg.__main__ import main
-from dilated_seg.commands.text import parse_network
+from dilated_seg.commands.objects import parse_network
 from dilated_seg.errors import UserError
 from dilated_seg.models import FCN, DeepLabV1, DilatedNet, FCNAlexNet, SegNet
 from dilated_seg.models.release import ILSVRC_MEAN

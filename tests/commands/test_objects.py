@@ -2,7 +2,7 @@
 
 import pytest
 
-from dilated_seg.commands.text import parse_crf, parse_network, parse_strategy
+from dilated_seg.commands.objects import parse_crf, parse_network, parse_strategy
 from dilated_seg.errors import UserError
 from dilated_seg.inference.strategies import MultiScale, Tiles
 from dilated_seg.models import FCN
