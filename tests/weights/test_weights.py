@@ -218,7 +218,10 @@ def test_a_file_of_ours_for_another_network_is_refused(theirs, ours, sentence, t
 def test_other_classes_start_from_a_file_without_its_scores(call, without, tmp_path):
     torch.save(parse_network(call.format(5), "cpu").state_dict(), tmp_path / "five.pth")
     net = parse_network(call.format(3), "cpu")
-    with pytest.raises(UserError, match=r"from its initial values, as for other classes, name it in model\.weights_without"):
+    with pytest.raises(
+        UserError,
+        match=r"from its initial values, as for other classes or channels of images, name it in model\.weights_without",
+    ):
         weights.load(net, tmp_path / "five.pth")
     result, _, _ = weights.load(net, tmp_path / "five.pth", without)
     parts = [name.removeprefix("net.") for name in without]
