@@ -53,7 +53,7 @@ def draw_sheet(cells: list[tuple[str, Image.Image]], legend: list[tuple[str, tup
         sheet.paste(
             image.resize((size[0], size[1]), Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST), (left, top)
         )
-        draw.text((left, top + SIDE - 2), name[-40:], "black", font)
+        draw.text((left, top + size[1]), name[-40:], "black", font)
     for number, (name, color) in enumerate(legend):
         left, top = number % COLUMNS * SIDE, rows * (SIDE + LINE) + number // COLUMNS * LINE
         draw.rectangle((left + 2, top + 2, left + LINE, top + LINE - 3), color, "black")
