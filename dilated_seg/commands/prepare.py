@@ -57,6 +57,8 @@ def build_parser() -> CommandParser:
 def main(args: list[str]) -> int:
     """Run ``dilated-seg prepare``."""
     options = build_parser().parse_args(args)
+    if options.sheet and not options.dry_run:
+        raise UserError("--sheet goes with --dry_run")
     if options.dry_run:
         if options.dataset != "folder" or not options.root:
             raise UserError("--dry_run goes with folder and --root DIRECTORY")

@@ -348,6 +348,8 @@ def test_a_contact_sheet_shows_images_in_the_colors_of_their_classes(tmp_path, c
     call = ["prepare", "folder", "--root", str(tmp_path), "--dry_run", "--sheet"]
     assert main([*call, str(tmp_path / "sheet.png")]) == 0
     assert "sheet.png (6 images)" in capsys.readouterr().out
+    assert main([*call[:4], "--sheet", str(tmp_path / "sheet.png")]) == 2
+    assert "--sheet goes with --dry_run" in capsys.readouterr().err
     sheet = np.array(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (2 * (SIDE + LINE) + LINE, 4 * SIDE, 3)  # six images in two rows, three entries of the legend in one
     image, mask = (data.open_split("train")[0][key].numpy() for key in ("image", "mask"))
