@@ -153,4 +153,4 @@ def fix_seed(seed: int) -> Iterator[None]:
 
 def mix_seeds(*numbers: int) -> int:
     """Return a seed of 63 bits from several integers; similar ones give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1  # uint64 >> int is an error in NumPy 1
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
