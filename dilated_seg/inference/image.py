@@ -26,7 +26,7 @@ class Segmentation:
     """The segmentation of an image.
 
     Args:
-        image: The image (3, H, W), 0 to 255: uint8 RGB, or as the network was trained on.
+        image: The image (C, H, W), 0 to 255: uint8 RGB, or the channels that the network was trained on.
         ids: Class ids, uint8 (H, W).
         classes: Class names.
         palette: A color per class.
