@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.request import Request
 
 from dilated_seg.errors import UserError, explain_url_error, format_error
 
 TIMEOUT = 20.0  # seconds without a byte, after which a download fails
+SYSTEMS: dict[int, Any] = {}  # the file systems of `find_system`, by identity
 
 
 @contextmanager
@@ -69,6 +71,19 @@ def join(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
 
+def find_system(url: str) -> tuple[Any, str]:
+    """Return the file system of fsspec for a URL, and the path in it.
+
+    The file system is never released. In a forked worker that would close the connections of its parent, whose event loop
+    shares its epoll object with the worker: the parent would wait for answers until the time limit.
+    """
+    import fsspec  # comes with datasets
+
+    system, path = fsspec.core.url_to_fs(url)
+    SYSTEMS[id(system)] = system
+    return system, path
+
+
 def read_text(root: str, name: str) -> str:
     """Read a small text file in a directory or behind a URL.
 
@@ -79,10 +94,8 @@ def read_text(root: str, name: str) -> str:
     try:
         if not is_url(root):
             return Path(location).read_text("utf-8-sig")
-        import fsspec  # comes with datasets
-
-        with fsspec.open(location, encoding="utf-8-sig", mode="rt") as file:
-            return str(file.read())
+        system, path = find_system(location)
+        return str(system.cat_file(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{location} is not UTF-8 text: save it as UTF-8") from error
     except ImportError as error:  # fsspec names the package that this kind of URL needs

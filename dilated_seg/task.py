@@ -15,18 +15,11 @@ from dilated_seg.inference.batch import Place, segment_batch
 from dilated_seg.inference.strategies import FullImage, Inference
 from dilated_seg.losses import prepare_loss, weigh_heads
 from dilated_seg.metrics import SegmentationMetrics
-from dilated_seg.metrics.confusion import compute_metrics
+from dilated_seg.metrics.confusion import compute_metrics, name_metrics
 from dilated_seg.models.segmenter import Segmenter
 from dilated_seg.tensors import Logits, Mask
 from dilated_seg.training.checkpoint_io import describe_task, open_checkpoint, read_safely
-from dilated_seg.training.checks import (
-    check_arguments,
-    check_gradient,
-    check_parameters,
-    read_classes,
-    require_normalization,
-    require_numbers,
-)  # fmt: skip
+from dilated_seg.training.checks import check_arguments, check_gradient, check_parameters, read_classes, require_measured
 from dilated_seg.training.initial_weights import check_checkpoint, fetch_initial_weights, load_initial_weights
 from dilated_seg.training.labels import RequireLabels
 from dilated_seg.training.param_groups import configure
@@ -99,8 +92,7 @@ class SegmentationTask(LightningModule):
         self.save_hyperparameters(ignore=["net", "loss", "optimizer", "lr_scheduler", "crf", "data"])
         self.classes = list(classes) if classes else [str(k) for k in range(num_classes)]
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        numbers = require_numbers(class_weights)
-        require_normalization(data, mean, std)
+        numbers = require_measured(data, class_weights, mean, std)
         check_arguments(self.classes, numbers, {"bias_lr": bias_lr, "bias_decay": bias_decay}, lr_factors or {}, mean, std)
         if crf and crf.learnable and crf.num_classes is None:
             crf.add_parameters(num_classes)
@@ -238,15 +230,12 @@ class SegmentationTask(LightningModule):
         self.log(f"{split}/loss", self.mean_loss.compute())
         for metrics, name in ((self.metrics, split), (self.crf_metrics, f"{split}/crf")):
             if metrics is self.metrics or self.evaluation_crf:
-                values = metrics.compute()
-                named = {key: value for key, value in values.items() if value.ndim == 0}
-                named |= {f"iou/{key}": value for key, value in zip(self.classes, values["iou"], strict=True)}
-                self.log_dict({f"{name}/{key}": value for key, value in named.items()})
+                self.log_dict({f"{name}/{key}": value for key, value in name_metrics(metrics.compute(), self.classes).items()})
 
     def metric_names(self, split: str) -> list[str]:
         """Return the names of the metrics that an evaluation of a split logs."""
-        values = [name for name, value in compute_metrics(self.metrics.matrix).items() if value.ndim == 0]
-        return [f"{split}/{name}" for name in ("loss", *values, *(f"iou/{name}" for name in self.classes))]
+        values = name_metrics(compute_metrics(self.metrics.matrix), self.classes)
+        return [f"{split}/{name}" for name in ("loss", *values)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"accumulated": self.accumulated, **describe_task(self)}

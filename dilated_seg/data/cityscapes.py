@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dilated_seg.data.datamodule import SegmentationDataModule
-from dilated_seg.data.directories import is_image, match_pairs, show_names
+from dilated_seg.data.directories import is_image, list_visible, match_pairs, show_names
 from dilated_seg.data.masks import MaskReader, make_table, read_mask
 from dilated_seg.data.pairs import Pairs
 from dilated_seg.errors import UserError
@@ -107,7 +107,9 @@ def index_frames(directory: Path, ending: str) -> dict[str, Path]:
             f"{directory} is not a directory: Cityscapes is leftImg8bit/ and gtFine/ (or gtCoarse/) as its archives have it"
         )
     frames: dict[str, Path] = {}
-    for path in sorted(directory.glob(f"*/[!.]*{ending}"), key=lambda path: path.name):
+    cities = [path for path in list_visible(directory) if path.is_dir()]  # unlike glob, fails if one cannot be listed
+    files = [path for city in cities for path in list_visible(city) if path.name.endswith(ending)]
+    for path in sorted(files, key=lambda path: path.name):
         frame = path.name.removesuffix(ending)
         if frame in frames:
             raise UserError(f"{frames[frame]} and {path} are of one frame: remove one of them")

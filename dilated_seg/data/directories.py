@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from PIL import Image
 
 from dilated_seg.data.workers import print_once
-from dilated_seg.errors import UserError
+from dilated_seg.errors import UserError, explain_system_error
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")  # created by operating systems in any directory
@@ -92,8 +93,21 @@ def index_names(directory: Path, paths: Sequence[Path], pattern: str = "{name}")
 
 
 def list_visible(directory: Path) -> list[Path]:
-    """Return the content of a directory, without hidden files and `SYSTEM_FILES`."""
-    return [path for path in sorted(directory.iterdir()) if path.name[0] != "." and path.name.lower() not in SYSTEM_FILES]
+    """Return the content of a directory, without hidden files and `SYSTEM_FILES`.
+
+    Raises:
+        UserError: The directory cannot be listed.
+    """
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise_unreadable(error)
+    return [path for path in paths if path.name[0] != "." and path.name.lower() not in SYSTEM_FILES]
+
+
+def raise_unreadable(error: OSError) -> NoReturn:
+    """Raise UserError for a directory that cannot be listed; to leave it out would leave out a part of the dataset."""
+    raise explain_system_error(error.filename, error) or error from error
 
 
 def require_usable(directory: Path, used: Mapping[str, Path], suffixes: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from dilated_seg import storage
 from dilated_seg.data.hub_index import ParquetFile, locate, read_index, write_index
-from dilated_seg.data.row_groups import open_file
+from dilated_seg.data.row_groups import open_file, retry
 from dilated_seg.errors import UserError, explain_system_error, explain_url_error, format_error
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
@@ -85,30 +86,38 @@ def list_files(root: str, fixed: bool) -> tuple[dict[str, tuple[int, str]], dict
 
 def find_files(root: str) -> Iterator[tuple[str, tuple[int, str]]]:
     """Yield relative path, size and version of each Parquet file and of the card."""
-    import fsspec  # comes with datasets
-
-    system, base = fsspec.core.url_to_fs(root)
+    system, base = storage.find_system(root)
     base = base.rstrip("/")
     single = base.partition("?")[0].endswith(".parquet")
-    paths = [base] if single else system.find(base)
-    if not paths:
-        system.ls(base)  # raises the error that `find` ignores, if any
-    for path in paths:
+    for path in [base] if single else list_paths(system, base):
         name = path.rpartition("/")[2] if single else path[len(base) + 1 :]
         if re.search(r"(^|/)\.", name) or not name.partition("?")[0].endswith((".parquet", "README.md")):
             continue
-        info = system.info(path)
+        info = retry(partial(system.info, path))
         if info.get("size") is None or not info.get("partial", True):
             raise UserError(f"the server of {path} does not serve parts of files (HTTP Range): copy the dataset to a directory")
         marks = (info.get(key) for key in ("ETag", "Last-Modified", "blob_id", "mtime", "LastModified"))
         yield name.partition("?")[0], (info["size"], next((str(mark) for mark in marks if mark), ""))
 
 
+def list_paths(system: Any, directory: str) -> Iterator[str]:  # noqa: ANN401 - a file system of fsspec
+    """Yield the paths of the files in and below a directory.
+
+    fsspec's ``find`` leaves out directories that it cannot list, and so a part of the dataset; here that is an error.
+    """
+    for entry in sorted(retry(partial(system.ls, directory, detail=True)), key=lambda entry: str(entry["name"])):
+        path = entry["name"].rstrip("/")
+        if entry["type"] != "directory":
+            yield path
+        elif path != directory:
+            yield from list_paths(system, path)
+
+
 def read_footer(root: str, name: str, size: int, version: str) -> ParquetFile:
     """Read the footer of a Parquet file."""
     path = locate(root, name)
     try:
-        with pq.ParquetFile(open_file(path)) as file:
+        with retry(lambda: pq.ParquetFile(open_file(path))) as file:
             return ParquetFile(path, size, version, file.metadata, name)
     except (pa.ArrowException, OSError) as error:
         if storage.is_url(path) and not isinstance(error, pa.ArrowException):

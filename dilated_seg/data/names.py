@@ -14,6 +14,7 @@ from dilated_seg.data.directories import (
     index_names,
     is_image,
     list_visible,
+    raise_unreadable,
     read_list,
     select,
     show_names,
@@ -30,9 +31,13 @@ JPEG = "JPEG changes the values of masks: export them again as .png"
 
 
 def list_files(directory: Path, skip: Path | None = None) -> Iterator[Path]:
-    """Yield the files in and below a directory in alphabetical order, without hidden ones and those of operating systems."""
+    """Yield the files in and below a directory in alphabetical order, without hidden ones and those of operating systems.
+
+    Raises:
+        UserError: A directory cannot be listed.
+    """
     entered = set()
-    for parent, directories, files in os.walk(directory, followlinks=True):
+    for parent, directories, files in os.walk(directory, onerror=raise_unreadable, followlinks=True):
         if (real := os.path.realpath(parent)) in entered:  # a link to a directory above
             directories.clear()
             continue

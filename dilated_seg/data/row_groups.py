@@ -4,10 +4,10 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ CACHE = "DILATED_SEG_CACHE"  # environment variable: directory of the disk cache
 CACHE_GB = "DILATED_SEG_CACHE_GB"  # environment variable: size of the disk cache in GB, 10 by default
 MEMORY = 512 << 20  # bytes of row groups that a process keeps
 PAUSES = (1.0, 4.0)  # seconds before a failed request is sent again
+
+T = TypeVar("T")
 
 
 class RowGroups:
@@ -94,16 +96,16 @@ class RowGroups:
         return table
 
     def fetch(self, file: int, group: int) -> pa.Table:
-        """Download a row group; if the connection fails, try again after each of `PAUSES`."""
-        for pause in PAUSES:
+        """Download a row group."""
+
+        def read() -> pa.Table:
             try:
                 return self.open(file).read_row_group(group, self.columns)
-            except (FileNotFoundError, PermissionError, pa.ArrowInvalid):
-                raise
-            except Exception:  # of any storage library; the last attempt raises
+            except Exception:  # the next attempt opens the file again
                 self.files.pop(file, None)
-                time.sleep(pause)
-        return self.open(file).read_row_group(group, self.columns)
+                raise
+
+        return retry(read)
 
     def open(self, file: int) -> pq.ParquetFile:
         """Open a file, or return it if it is open; the footer is read only if it was not given."""
@@ -117,13 +119,23 @@ class RowGroups:
         return self.__dict__ | {"process": 0, "files": {}, "groups": OrderedDict()}
 
 
+def retry(request: Callable[[], T]) -> T:
+    """Return the result of a request; if the connection fails, send it again after each of `PAUSES`."""
+    for pause in PAUSES:
+        try:
+            return request()
+        except (FileNotFoundError, PermissionError, ImportError, pa.ArrowInvalid, UserError):
+            raise
+        except Exception:  # of any storage library; the last attempt raises
+            time.sleep(pause)
+    return request()
+
+
 def open_file(path: str) -> Any:  # noqa: ANN401 - a path, or a file of fsspec's
     """Return a path unchanged; open a URL as a file that requests only the bytes that are read."""
     if not storage.is_url(path):
         return path
-    import fsspec  # comes with datasets
-
-    system, name = fsspec.core.url_to_fs(path)
+    system, name = storage.find_system(path)
     return system.open(name, "rb", cache_type="none")
 
 

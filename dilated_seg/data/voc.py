@@ -11,7 +11,7 @@ from torch import Tensor
 from dilated_seg.data import manifest
 from dilated_seg.data.datamodule import SegmentationDataModule
 from dilated_seg.data.decode import Source
-from dilated_seg.data.directories import check_no_problems, read_list, show_names
+from dilated_seg.data.directories import check_no_problems, list_visible, read_list, show_names
 from dilated_seg.data.masks import MaskReader, make_table, read_mask
 from dilated_seg.data.pairs import Pair, Pairs
 from dilated_seg.data.split import Split
@@ -125,7 +125,8 @@ class VOC(SegmentationDataModule):
             raise UserError("SBD's directory is unknown: set the environment variable DILATED_SEG_SBD, or data.sbd")
         for subdirectory in SBD_DIRECTORIES:
             for directory in (Path(start) / subdirectory / "cls", Path(start) / subdirectory):
-                masks = [p for p in sorted(directory.glob("*_*")) if p.suffix in (".mat", ".png") and p.name[0] != "."]
+                files = list_visible(directory) if directory.is_dir() else []
+                masks = [path for path in files if "_" in path.name and path.suffix in (".mat", ".png")]
                 if masks:
                     return masks
         raise UserError(f"{start} has no cls/*.mat and no masks as PNGs, also not in {', '.join(SBD_DIRECTORIES[1:])}")

@@ -1,6 +1,7 @@
 """The confusion matrix of a split and the metrics computed from it."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ def compute_metrics(matrix: Tensor) -> dict[str, Tensor]:
         "iou": iou,
         "accuracy": accuracy,
     }
+
+
+def name_metrics(values: Mapping[str, Tensor], classes: Sequence[str]) -> dict[str, Tensor]:
+    """Return what is logged of `compute_metrics`: the metrics of one value, and the IoU of each class as ``iou/CLASS``."""
+    named = {name: value for name, value in values.items() if value.ndim == 0}
+    return named | {f"iou/{name}": value for name, value in zip(classes, values["iou"], strict=True)}
 
 
 def percent(value: Any) -> str:  # noqa: ANN401 - a float or a tensor of one

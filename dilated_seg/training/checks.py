@@ -50,24 +50,26 @@ def check_monitor(name: str, monitor: str, mode: str | None, metrics: Sequence[s
         raise UserError(f"{name}: {monitor} is better the {better} it is, but mode is {mode}: set mode {best}")
 
 
-def require_numbers(class_weights: Sequence[float] | str | None) -> Sequence[float] | None:
-    """Return class weights; raise UserError if they are the name of a method, which the command line replaces by numbers."""
+def require_measured(
+    data: Any, class_weights: Sequence[float] | str | None, mean: Sequence[float] | None, std: Sequence[float] | None  # noqa: ANN401
+) -> Sequence[float] | None:  # fmt: skip
+    """Return the class weights, after checking that nothing is missing which ``fit`` measures on the command line.
+
+    Raises:
+        UserError: The class weights are the name of a method, or the images are not RGB and there is no mean or deviation.
+    """
     if isinstance(class_weights, str):
         raise UserError(
             f"model.class_weights {class_weights} is counted by fit: in Python, give the weights of "
             f"dilated_seg.data.class_weights.count_class_weights(data, '{class_weights}')"
         )
-    return class_weights
-
-
-def require_normalization(data: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:  # noqa: ANN401
-    """Raise UserError if a task for images of a data module that are not RGB is built without mean and deviation."""
     channels = getattr(data, "in_channels", 3)
     if channels != 3 and None in (mean, std):
         raise UserError(
             f"model.mean and model.std of {channels} channels are measured by fit: in Python, give the task those of "
             "dilated_seg.data.normalization.measure_normalization(data)"
         )
+    return class_weights
 
 
 def check_arguments(

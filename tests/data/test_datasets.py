@@ -1,5 +1,8 @@
 """Each dataset in its official layout: names, splits, label values, and every way a copy of it can be broken."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +122,39 @@ def test_label_ids_of_cityscapes_become_train_ids(cityscapes):
     row = split[0]["mask"][0]
     assert row[list(LABEL_IDS)].tolist() == list(range(19))
     assert set(row[[i for i in range(34) if i not in LABEL_IDS]].tolist()) == {255}
+
+
+def forbid(monkeypatch, directory):
+    """Let the system refuse to list a directory, as it does without permission (of which root has always enough)."""
+
+    def refuse(listed):
+        def list_directory(path="."):
+            if os.fspath(path) == os.fspath(directory):
+                raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+            return listed(path)
+
+        return list_directory
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+
+
+@pytest.mark.parametrize("directory", ["leftImg8bit/train/bochum", "gtFine/train/bochum"])
+def test_a_city_that_cannot_be_listed_is_an_error_and_not_a_smaller_dataset(cityscapes, directory, monkeypatch):
+    forbid(monkeypatch, cityscapes / directory)
+    with pytest.raises(UserError, match=r"bochum cannot be opened \(Permission denied\): change its permissions"):
+        Cityscapes(root=str(cityscapes)).split("train")
+
+
+def test_a_directory_of_a_folder_that_cannot_be_listed_is_an_error(folder, monkeypatch):
+    for name in ("images", "masks"):
+        (folder / name / "day").mkdir()
+        (folder / name / "photo 0.png").rename(folder / name / "day/photo 0.png")
+    (folder / "train.txt").unlink()
+    (folder / "val.txt").unlink()
+    forbid(monkeypatch, folder / "images/day")
+    with pytest.raises(UserError, match=r"day cannot be opened \(Permission denied\): change its permissions"):
+        Folder(root=str(folder), val_fraction=0.3).split("train")
 
 
 def test_cityscapes_has_coarse_masks_and_no_masks_of_test(cityscapes):

@@ -1,9 +1,11 @@
 """Parquet datasets as people publish them: what is found in them, what is read of them, and what is said of misfits."""
 
+import gc
 import io
 import json
 import multiprocessing
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from datasets.features import List
 from huggingface_hub import HfApi, HfFileSystem
 from PIL import Image
 
+from dilated_seg import storage
 from dilated_seg.__main__ import main
 from dilated_seg.cli.resolve import resolve_experiment
 from dilated_seg.data import VOC, Cityscapes, Hub
@@ -30,7 +33,7 @@ from dilated_seg.errors import UserError
 from dilated_seg.runs.config import build_dataset
 from tests.support import parquet_datasets
 from tests.support.parquet_datasets import draw, png, voc_row, write
-from tests.support.range_server import COMMIT, REPO, HubHandler, serve
+from tests.support.range_server import COMMIT, REPO, DroppingHandler, HubHandler, serve
 
 IMAGE = ImageFeature()
 
@@ -204,6 +207,51 @@ def test_a_damaged_index_or_row_group_in_the_cache_is_read_again(large, cache):
         before = sum(sent.values())
         again = Hub(url, classes=["a", "b", "c"]).open_split("train")[5]
         assert sum(sent.values()) > before and torch.equal(again["image"], first["image"])
+
+
+@pytest.mark.parametrize("dropped", ["/", "/data", ".parquet"])
+def test_a_lost_connection_is_retried_and_never_makes_a_dataset_smaller(large, dropped, monkeypatch):
+    monkeypatch.setattr(row_groups_module, "PAUSES", (0.0,) * 3)
+    monkeypatch.setattr(DroppingHandler, "dropped", dropped)
+    monkeypatch.setattr(DroppingHandler, "drops", 3)
+    with serve(large, handler=DroppingHandler) as (url, _):
+        assert len(Hub(url, classes=["a", "b", "c"]).open_split("train")) == 48
+    monkeypatch.setattr(DroppingHandler, "drops", 10**6)
+    with (
+        serve(large, handler=DroppingHandler) as (url, _),
+        pytest.raises(UserError, match=r"cannot read .*: check .* connection"),
+    ):
+        Hub(url, classes=["a", "b", "c"]).open_split("train")
+
+
+def list_names(url):
+    system, path = storage.find_system(url)
+    names = system.ls(path, detail=False)
+    del system
+    gc.collect()  # as happens sooner or later in a worker
+    return names
+
+
+def test_a_forked_worker_leaves_the_connections_of_its_parent_alone(large):
+    with serve(large) as (url, _):
+        before = list_names(url)
+        worker = multiprocessing.get_context("fork").Process(target=list_names, args=(url,))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+        system, path = storage.find_system(url)
+        answer = ThreadPoolExecutor(1).submit(system.ls, path, detail=False)
+        assert answer.result(timeout=30) == before  # it would wait for fsspec's limit of 300 s
+
+
+def test_a_directory_whose_listing_fails_is_an_error_beside_one_that_can_be_listed(tmp_path, large, monkeypatch):
+    for name, source in zip(("one", "two"), sorted((large / "data").iterdir()), strict=True):
+        (tmp_path / name).mkdir()
+        shutil.copy(source, tmp_path / name)
+    monkeypatch.setattr(DroppingHandler, "dropped", "/two")
+    monkeypatch.setattr(DroppingHandler, "drops", 10**6)
+    with serve(tmp_path, handler=DroppingHandler) as (url, _), pytest.raises(UserError, match="cannot read"):
+        Hub(url, classes=["a", "b", "c"]).open_split("train")
 
 
 def test_the_cache_keeps_to_its_size(tmp_path, monkeypatch):

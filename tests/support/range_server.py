@@ -57,6 +57,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class DroppingHandler(Handler):
+    """Closes the connection, without an answer, at the first ``drops`` requests of each path that ends in ``dropped``."""
+
+    drops, dropped = 0, ""
+
+    def do_GET(self, body=True):
+        self.server.requests[self.path] += 1
+        if self.path.endswith(self.dropped) and self.server.requests[self.path] <= self.drops:
+            self.close_connection = True
+        else:
+            super().do_GET(body)
+
+
 REPO, COMMIT = "owner/name", "0123456789abcdef0123456789abcdef01234567"
 
 REVISIONS = ("", "/revision/main", f"/revision/{COMMIT}")
