@@ -59,14 +59,14 @@ def split_bands(image: Image.Image, name: str = "the image") -> Tensor:
 def read_tiff(path: Source) -> Tensor:
     """Return all channels of a TIFF (C, H, W), interleaved, one after the other, or one a page; see `read_bands`."""
     require_extra("a .tif of several channels", "tiff", "tifffile", "imagecodecs")
-    from tifffile import TiffFile
+    from tifffile import TiffFile, TiffFileError
 
     logging.getLogger("tifffile").disabled = True  # of damaged files, which raise too
     try:
         with path.open("rb") as file, TiffFile(file) as tiff:
             check_pixels(path, tiff.pages.first.imagewidth, tiff.pages.first.imagelength)
             values, axes = tiff.series[0].asarray(), tiff.series[0].axes
-    except DAMAGE as error:
+    except (*DAMAGE, TiffFileError) as error:
         if is_own_error(error):
             raise
         raise explain_unreadable(path, error, "an image") from None
@@ -89,12 +89,12 @@ def scale_bands(values: np.ndarray, name: str) -> Tensor:
 def read_tiff_size(path: Source) -> tuple[int, int]:
     """Return width and height of a TIFF that Pillow does not know; raise UserError if tifffile does not either."""
     require_extra("a .tif of several channels", "tiff", "tifffile", "imagecodecs")
-    from tifffile import TiffFile
+    from tifffile import TiffFile, TiffFileError
 
     try:
         with path.open("rb") as file, TiffFile(file) as tiff:
             return int(tiff.pages.first.imagewidth), int(tiff.pages.first.imagelength)
-    except DAMAGE as error:
+    except (*DAMAGE, TiffFileError) as error:
         raise explain_unreadable(path, error, "an image") from None
 
 
