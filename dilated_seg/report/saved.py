@@ -60,10 +60,11 @@ class SavedComparison:
             content = json.loads(file.read_text("utf-8"))
             rows = [(row["network"], Run(directory / row["run"]), row["evaluation"]) for row in content["rows"]]
             title, command, claims, missing = (content[key] for key in ("title", "command", "claims", "missing"))
+            claimed = {claim[role] for claim in claims for role in ("better", "worse")}  # also of runs that failed
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} cannot be read as a comparison: run the ablation again, which writes it") from error
         results = [Result(name, run, run.evaluation(evaluation)) for name, run, evaluation in rows]
-        return cls(title, command, results, read_claims(file, claims, {name for name, _, _ in rows}), missing)
+        return cls(title, command, results, read_claims(file, claims, claimed), missing)
 
     def write(self, directory: Path) -> None:
         """Write COMPARISON into the directory that the runs are below."""

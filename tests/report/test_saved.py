@@ -29,7 +29,7 @@ def study(tmp_path_factory):
     (other / "checkpoints/last.ckpt").write_bytes(b"weights")
     (other / "checkpoints/last.ckpt.sha256").write_text("0123  last.ckpt\n")
     results = find_results([second, other], names=["staged, all", "blind"])
-    claims = [Claim("details are kept", "staged, all", "blind", objects=16)]
+    claims = [Claim("details are kept", "staged, all", "blind", objects=16), Claim("patience pays", "late", "blind")]
     command = f"dilated-seg ablate x.yaml --out {folder} --jobs 2"
     SavedComparison("Comparison: x", command, results, claims, ["late, seed 0"]).write(folder)
     return folder
@@ -65,6 +65,7 @@ def test_the_page_of_saved_results_has_names_claims_and_a_sentence_in_place_of_i
     text = (saved / "page/report.md").read_text()
     assert text.startswith("# Comparison: x") and "Not in this comparison: late, seed 0" in text
     assert "staged, all minus blind" in text and "## Receptive fields" in text
+    assert "**patience pays: not measured.** Late is not in this comparison." in text
     assert "Images are not shown: these are saved results, without images and weights." in text
     assert f"    dilated-seg ablate x.yaml --jobs 2\n    dilated-seg report {saved / 'x'} --out" in text
 
