@@ -49,7 +49,7 @@ def measure_claim(comparison: Comparison, claim: Claim) -> Verdict:
         UserError: The comparison lacks one of the networks, or the classes or counts that the claim names.
     """
     if missing := [name for name in (claim.better, claim.worse) if name not in comparison.groups]:
-        raise UserError(f"{join_names(missing)} is not in this comparison")
+        raise UserError(f"{join_names(missing)} {'is' if len(missing) == 1 else 'are'} not in this comparison")
     return comparison.verdict(claim)
 
 
